@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -8,10 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrows.plan.cost import Scales, evaluation_seconds, step_seconds
-from narrows.plan.layouts import Layouts, Shapes
+from narrows.plan.cost import (
+    Scales,
+    block_factor,
+    evaluation_seconds,
+    operation_seconds,
+    step_seconds,
+    sum_seconds,
+)
+from narrows.plan.curves import Curves
+from narrows.plan.layouts import Layouts, Setting, Shapes
+from narrows.plan.operations import block_operations, step_operations
 from narrows.spec.layout import Layout
-from narrows.spec.machine import Machine
+from narrows.spec.machine import BlockCurve, BlockPoint, Machine
 from narrows.spec.model import gpt2, llama
 
 MakeMachine = Callable[..., Machine]
@@ -92,3 +102,44 @@ def test_evaluation_takes_about_a_third_of_a_step(machine: Machine) -> None:
     forward = evaluation_seconds(Shapes.of([GPT2]), layouts, machine)[0, 0]
     step = step_seconds(Shapes.of([GPT2]), layouts, machine)[0, 0]
     assert 0.2 < forward / step < 0.4
+
+
+def _with_blocks(machine: Machine, ratio: float) -> Machine:
+    """The machine, with blocks measured to take `ratio` of what their operations add up to."""
+    points = []
+    for width, sequences in ((64, 4), (512, 16)):
+        spec = llama(layers=1, width=width, heads=width // 32, vocabulary=1, context=128)
+        alone = Layouts.of(LAYOUT)
+        alone = replace(alone, micro_batch=np.array([float(sequences)]), accumulation=np.ones(1))
+        operations = block_operations(Shapes.of([spec]), alone)
+        seconds = float(sum_seconds(operations, alone, machine, Scales())[0, 0])
+        points.append(
+            BlockPoint(width=width, head_width=32, sequences=sequences, positions=128,
+                       seconds=ratio * seconds)
+        )  # fmt: skip
+    curve = BlockCurve(kind="llama", kernels="native", precision="bf16", points=tuple(points))
+    device = msgspec.structs.replace(machine.device, blocks=(curve,))
+    return msgspec.structs.replace(machine, device=device)
+
+
+def test_blocks_measured_whole_scale_what_is_in_blocks(machine: Machine) -> None:
+    layouts = Layouts.of(LAYOUT)
+    shapes = Shapes.of([LLAMA])
+    plain = float(step_seconds(shapes, layouts, machine)[0, 0])
+    same = float(step_seconds(shapes, layouts, _with_blocks(machine, 1.0))[0, 0])
+    twice = float(step_seconds(shapes, layouts, _with_blocks(machine, 2.0))[0, 0])
+    inside = sum(
+        float(operation_seconds(each, layouts, machine, Curves.of(machine, layouts.setting))[0, 0])
+        for each in step_operations(shapes, layouts)
+        if each.in_block
+    )
+    assert same == pytest.approx(plain)
+    assert twice == pytest.approx(plain + inside)
+
+
+def test_blocks_of_another_kernel_set_say_nothing(machine: Machine) -> None:
+    other = replace(
+        Layouts.of(LAYOUT), setting=Setting(precision="bf16", kernels="torch", compile=False)
+    )
+    shapes = Shapes.of([LLAMA])
+    assert block_factor(shapes, other, _with_blocks(machine, 2.0)) == pytest.approx(1.0)

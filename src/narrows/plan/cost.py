@@ -7,8 +7,8 @@ is none. `Scales` multiplies a resource: the roofline says what part of a body t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,10 +21,12 @@ from narrows.plan.operations import (
     Pointwise,
     Product,
     Transfer,
+    block_operations,
     evaluation_operations,
     step_operations,
 )
-from narrows.spec.machine import Machine
+from narrows.spec.machine import BlockPoint, Machine
+from narrows.spec.model import ModelSpec, gpt2, llama
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +46,75 @@ def step_seconds(
     model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_IS
 ) -> Array:
     """Seconds of one optimizer step, [models, layouts]."""
+    factor = block_factor(model, layouts, machine)
     operations = step_operations(model, layouts)
-    return sum_seconds(operations, layouts, machine, scales)
+    return sum_seconds(operations, layouts, machine, scales, block=factor)
 
 
 def evaluation_seconds(model: Shapes, layouts: Layouts, machine: Machine) -> Array:
     """Seconds of the forward pass of one micro-batch, [models, layouts]."""
-    return sum_seconds(evaluation_operations(model, layouts), layouts, machine, AS_IS)
+    factor = block_factor(model, layouts, machine)
+    operations = evaluation_operations(model, layouts)
+    return sum_seconds(operations, layouts, machine, AS_IS, block=factor)
 
 
 def sum_seconds(
-    operations: Sequence[Operation], layouts: Layouts, machine: Machine, scales: Scales
-) -> Array:
-    """Seconds of all calls of all operations."""
+    operations: Iterable[Operation], layouts: Layouts, machine: Machine, scales: Scales,
+    *, block: Array | float = 1.0,
+) -> Array:  # fmt: skip
+    """Seconds of all calls of all operations; those in a block times `block`."""
     curves = Curves.of(machine, layouts.setting)
     total: Array = np.zeros((1, layouts.micro_batch.size))
     for operation in operations:
-        total = total + operation_seconds(operation, layouts, machine, curves, scales=scales)
+        seconds = operation_seconds(operation, layouts, machine, curves, scales=scales)
+        total = total + seconds * (block if operation.in_block else 1.0)
     return total
+
+
+def block_factor(model: Shapes, layouts: Layouts, machine: Machine) -> Array:
+    """What a whole block takes over the sum of its operations, [models, layouts]: interpolated
+    between the blocks that `machine` has measured, by the logarithm of the stream's elements; one
+    where it has measured none.
+    """
+    sizes, ratios = [], []
+    for point, spec in _measured_blocks(model, layouts, machine):
+        alone = replace(
+            layouts, micro_batch=np.array([float(point.sequences)]), accumulation=np.ones(1),
+            recompute=np.zeros(1), threads=np.array([float(machine.device.threads)]),
+            loss_chunk=np.ones(1),
+        )  # fmt: skip
+        operations = block_operations(Shapes.of([spec]), alone)
+        expected = sum_seconds(operations, alone, machine, AS_IS)
+        sizes.append(point.sequences * point.positions * point.width)
+        ratios.append(point.seconds / float(expected[0, 0]))
+    if not sizes:
+        return np.ones((1, 1))
+    order = np.argsort(sizes)
+    wanted = np.log(layouts.micro_batch * model.context * model.width)
+    logs = np.interp(wanted, np.log(sizes)[order], np.log(ratios)[order])
+    return np.asarray(np.exp(logs))
+
+
+def _measured_blocks(
+    model: Shapes, layouts: Layouts, machine: Machine
+) -> list[tuple[BlockPoint, ModelSpec]]:
+    """Points of the curve nearest in kind, each with the model whose blocks it measured."""
+    setting = layouts.setting
+    curves = [
+        curve
+        for curve in machine.device.blocks
+        if (curve.kernels, curve.precision) == (setting.kernels, setting.precision)
+    ]
+    if not curves:
+        return []
+    kind = "llama" if model.gated else "gpt2"
+    curve = max(curves, key=lambda each: each.kind == kind)
+    make = llama if curve.kind == "llama" else gpt2
+    return [
+        (point, make(layers=1, width=point.width, heads=point.width // point.head_width,
+                     vocabulary=1, context=point.positions))
+        for point in curve.points
+    ]  # fmt: skip
 
 
 def operation_seconds(

@@ -16,12 +16,17 @@ from narrows.spec.ledger import MemoryPeak
 
 # What torch takes once it computes: thread pools, oneDNN's primitives and their code; and what its
 # compiler's own modules take beside. Measured by benchmarks/truth.py on models of 0.5M to 124M.
-RUNTIME_BYTES = 45e6
+RUNTIME_BYTES = 48e6
 COMPILER_BYTES = 160e6
 # What comes and goes within a step wears the allocator: glibc's heap grew by this over the bytes in
 # use. A machine's calibration "activations" multiplies it by what its own allocator took.
 TRANSIENT = ("activations", "logits", "workspace")
 WEAR = 1.12
+# A heap that serves whatever fits leaves holes where gradients come and go, in parts of their size,
+# and between the streams that recomputing keeps, each too small for a block's activations again.
+# Both measured as resident set over malloc's bytes in use, 0.5M to 124M parameters.
+HOLES_GRADIENTS = 0.5
+HOLES_RECOMPUTE = 3.0
 _FP32 = 4
 _TOKEN = 8
 
@@ -56,7 +61,7 @@ def memory_bytes(
     model: Shapes, layouts: Layouts, calibration: dict[str, float] | None = None
 ) -> MemoryBytes:
     """Peak memory of a step under each layout; `calibration` is the machine's."""
-    factors = calibration or {}
+    worn = (calibration or {}).get("activations", 1.0)
     value = layouts.setting.value_bytes
     tokens = layouts.micro_batch * model.context
     nothing = 0.0 * (tokens * model.layers)
@@ -66,9 +71,10 @@ def memory_bytes(
     worst = totals.argmax(axis=0)
     at_peak = {
         kind: np.choose(worst, [moment[kind] + nothing for moment in moments])
-        * (WEAR * factors.get("activations", 1.0) if kind in TRANSIENT else 1.0)
+        * (WEAR * worn if kind in TRANSIENT else 1.0)
         for kind in moments[0]
     }
+    at_peak["workspace"] = at_peak["workspace"] + worn * _holes(model, layouts)
     return MemoryBytes(
         weights=value * parameters,
         masters=_FP32 * parameters if value < _FP32 else nothing,
@@ -107,6 +113,14 @@ def saved_bytes(model: Shapes, setting: Setting) -> Array:
     if model.dropout:
         saved["masks of two dropouts"] = 2 * stream
     return np.asarray(sum(saved.values()))
+
+
+def _holes(model: Shapes, layouts: Layouts) -> Array:
+    """Bytes that the heap holds and nobody uses."""
+    tokens = layouts.micro_batch * model.context
+    block = tokens * saved_bytes(model, layouts.setting)
+    again = np.where(layouts.recompute > 0, HOLES_RECOMPUTE * block, 0.0)
+    return HOLES_GRADIENTS * layouts.setting.value_bytes * model.parameters + again
 
 
 def _moments(model: Shapes, layouts: Layouts) -> tuple[Moment, Moment, Moment]:

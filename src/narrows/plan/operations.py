@@ -102,7 +102,7 @@ def step_operations(model: Shapes, layouts: Layouts) -> tuple[Operation, ...]:
         *_blocks(model, layouts),
         *_head(model, layouts),
         *_optimizer(model, layouts),
-        *_host(model, layouts),
+        *_besides(model, layouts),
     )
 
 
@@ -128,10 +128,17 @@ def _embedding(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     yield _kernel("embedding_gradient", ("backward", "pointwise"), table, count, moved)
 
 
+def block_operations(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
+    """One block's operations, forward and backward, once; the host's work beside them included."""
+    once = np.ones_like(layouts.micro_batch * model.context)
+    for each in (*_block(model, layouts, once), _host(once * _HOST_CALLS_BLOCK)):
+        yield replace(each, in_block=True)
+
+
 def _blocks(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     count = model.layers * layouts.accumulation
-    for each in _block(model, layouts, count):
-        operation = replace(each, in_block=True)
+    for each in block_operations(model, layouts):
+        operation = replace(each, count=each.count * count)
         yield operation
         if operation.phase == "forward" and layouts.recompute.any():
             yield _again(operation, operation.count * layouts.recompute)
@@ -188,18 +195,21 @@ def _optimizer(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     yield _kernel("clear", ("optimizer", "optimizer"), elements, several, elements * 4)
 
 
-def _host(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
+def _besides(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     tokens = layouts.micro_batch * model.context
     count = layouts.accumulation + 0 * tokens
-    zero = 0 * tokens
-    chunks = np.ceil(tokens / layouts.loss_chunk)
     yield Operation(
-        name="batch", phase="data", kind="data", count=count, flop=zero,
+        name="batch", phase="data", kind="data", count=count, flop=0 * tokens,
         memory_bytes=tokens * _TOKEN_BYTES, work=Transfer(),
     )  # fmt: skip
-    yield Operation(
-        name="host", phase="other", kind="launch", flop=zero, memory_bytes=zero, work=Launch(),
-        count=count * (model.layers * _HOST_CALLS_BLOCK + chunks * _HOST_CALLS_CHUNK),
+    chunks = np.ceil(tokens / layouts.loss_chunk)
+    yield _host(count * chunks * _HOST_CALLS_CHUNK)
+
+
+def _host(calls: Array) -> Operation:
+    return Operation(
+        name="host", phase="other", kind="launch", count=calls, flop=0 * calls,
+        memory_bytes=0 * calls, work=Launch(),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from narrows.plan.cost import operation_seconds
+from narrows.plan.cost import block_factor, operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
 from narrows.plan.layouts import Layouts, Shapes
 from narrows.plan.operations import Operation, step_operations
@@ -32,7 +32,8 @@ class Run:
 def predict(model: ModelSpec, layout: Layout, machine: Machine, run: Run) -> Ledger:
     """Rows by operation and phase, the memory peak and the whole run."""
     shapes, layouts = Shapes.of([model]), Layouts.of(layout)
-    rows = _rows(step_operations(shapes, layouts), layouts, machine)
+    block = _only(block_factor(shapes, layouts, machine))
+    rows = _rows(step_operations(shapes, layouts), layouts, machine, block)
     step = sum(row.seconds for row in rows)
     tokens = run.batch_sequences * model.context
     peak = matmul_peak(machine, layouts.setting)
@@ -54,7 +55,9 @@ def total_seconds(steps: int, step_seconds: float, seconds_start: float, cadence
     return seconds_start + steps * step_seconds + auxiliary
 
 
-def _rows(operations: tuple[Operation, ...], layouts: Layouts, machine: Machine) -> tuple[Row, ...]:
+def _rows(
+    operations: tuple[Operation, ...], layouts: Layouts, machine: Machine, block: float
+) -> tuple[Row, ...]:
     curves = Curves.of(machine, layouts.setting)
     sums: dict[tuple[str, Phase, Kind], list[float]] = {}
     for operation in operations:
@@ -62,6 +65,7 @@ def _rows(operations: tuple[Operation, ...], layouts: Layouts, machine: Machine)
         if count == 0:
             continue
         seconds = _only(operation_seconds(operation, layouts, machine, curves))
+        seconds *= block if operation.in_block else 1.0
         key = (operation.name, operation.phase, operation.kind)
         entry = sums.setdefault(key, [0.0, 0.0, 0.0, 0.0])
         adding = (

@@ -19,6 +19,7 @@ Basis = Literal["measured", "datasheet", "fitted", "estimated", "assumed"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 KernelSet = Literal["torch", "native"]
 Direction = Literal["forward", "dgrad", "wgrad"]
+BlockKind = Literal["gpt2", "llama"]
 Q = TypeVar("Q")
 
 
@@ -96,6 +97,28 @@ class KernelCurve(Record):
     points: tuple[KernelPoint, ...]
 
 
+class BlockPoint(Record):
+    """Median seconds of one block, forward and backward, run in a stack as a model runs it.
+
+    The stream is [sequences, positions, width]; the rest are the habits of the curve's kind.
+    """
+
+    width: int
+    head_width: int
+    sequences: int
+    positions: int
+    seconds: float
+
+
+class BlockCurve(Record):
+    """Whole blocks of one kind by one kernel set: what single operations leave out shows here."""
+
+    kind: BlockKind
+    kernels: KernelSet
+    precision: Precision
+    points: tuple[BlockPoint, ...]
+
+
 class BandwidthPoint(Record):
     """Rate at which a working set of this size is read and written."""
 
@@ -123,6 +146,7 @@ class Device(Record):
     matmul: tuple[MatmulCurve, ...] = ()
     attention: tuple[AttentionCurve, ...] = ()
     kernels: tuple[KernelCurve, ...] = ()
+    blocks: tuple[BlockCurve, ...] = ()
     launch: Fact[Seconds] | None = None
     power_idle: Fact[Watts] | None = None
     power_full: Fact[Watts] | None = None

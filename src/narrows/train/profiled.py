@@ -27,9 +27,16 @@ _SPANS: dict[str, tuple[str, Phase, Kind]] = {
     "narrows::accumulate": ("accumulate", "optimizer", "optimizer"),
 }
 _POINTWISE = (
-    ("norm", "norm"), ("ctivat", "activation"), ("gelu", "activation"), ("silu", "activation"),
+    ("orm", "norm"), ("ctivat", "activation"), ("gelu", "activation"), ("silu", "activation"),
     ("LinearBackward", "column_sum"), ("aten::sum", "column_sum"), ("embedding", "embedding"),
     ("ropout", "dropout"), ("bernoulli", "dropout"),
+)  # fmt: skip
+# What computes nothing: finding memory, and other views of it.
+_HOST = (
+    "empty", "empty_like", "empty_strided", "view", "_unsafe_view", "reshape", "t", "transpose",
+    "detach", "slice", "split", "narrow", "as_strided", "flatten", "chunk", "unsqueeze", "expand",
+    "linear", "matmul", "resolve_conj", "item", "_local_scalar_dense", "_Linear",
+    "torch::autograd::AccumulateGrad",
 )  # fmt: skip
 
 
@@ -120,6 +127,8 @@ def _place(names: list[str], plan: Plan) -> tuple[str, Phase, Kind]:
             gated = isinstance(plan.model.feed_forward, SwiGLU)
             activation = "swiglu" if gated else "gelu"
             return activation if operation == "activation" else operation, phase, "pointwise"
+    if name.removeprefix("aten::") in _HOST:
+        return _SPANS["narrows::step"]
     return name, phase, "pointwise"
 
 

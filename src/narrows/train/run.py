@@ -24,7 +24,7 @@ from narrows.spec.ledger import Ledger
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
-from narrows.train.account import Account
+from narrows.train.account import LOOKS, Account
 from narrows.train.checkpoint import Checkpoints, State, read_tensors
 from narrows.train.health import LossWatch, refuse_non_finite
 from narrows.train.meter import MemoryMeter
@@ -147,7 +147,7 @@ class _Session:
         with self.account.timing_wait():
             self.checkpoints.wait()
         result: StepResult
-        if profiled and not self.account.rows:
+        if profiled and self.account.looks < LOOKS:
             result = self.account.profiled_step(self.trainer, number, self.training)
         else:
             with self.account.timing_step():

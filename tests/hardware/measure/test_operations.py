@@ -24,10 +24,13 @@ def test_attention_forward_and_backward_by_every_set(monkeypatch: pytest.MonkeyP
 
 def test_every_operation_by_every_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "_ELEMENTS", (1 << 14, 1 << 16))
+    monkeypatch.setattr(operations, "_ELEMENTS_PARAMETERS", 1 << 17)
     curves, _ = operations.pointwise(target(), available(), seconds=0.9, memory_bytes=1e10)
     assert {curve.operation for curve in curves} == set(OPERATIONS)
     for curve in curves:
-        assert [point.elements for point in curve.points] == [1 << 14, 1 << 16]
+        parameters = curve.operation in ("adamw", "accumulate", "squared_norm")
+        sizes = [1 << 14, 1 << 16, *([1 << 17] if parameters else [])]
+        assert [point.elements for point in curve.points] == sizes
         assert all(point.forward > 0 for point in curve.points)
         has_backward = curve.operation in ("norm", "gelu", "swiglu", "embedding")
         assert all((point.backward > 0) == has_backward for point in curve.points)
@@ -40,6 +43,6 @@ def test_little_memory_leaves_the_large_sizes_out(monkeypatch: pytest.MonkeyPatc
 
 
 def test_native_kernels_are_measured_in_what_they_train() -> None:
-    assert operations._pairs(("torch", "native")) == [
+    assert operations.trained(("torch", "native")) == [
         ("torch", "fp32"), ("torch", "bf16"), ("native", "bf16"),
     ]  # fmt: skip

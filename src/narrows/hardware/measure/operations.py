@@ -26,6 +26,9 @@ Trained = Literal["fp32", "bf16"]
 _PRECISIONS: dict[KernelSet, tuple[Trained, ...]] = {"torch": ("fp32", "bf16"), "native": ("bf16",)}
 """What each kernel set can be trained in."""
 _ELEMENTS = (1 << 14, 1 << 17, 1 << 20, 1 << 23)
+_ELEMENTS_PARAMETERS = 1 << 24
+"""Of a whole model's parameters, which no cache holds."""
+_ON_PARAMETERS = ("adamw", "accumulate", "squared_norm")
 _ATTENTION = (
     (48, 128, 64), (48, 256, 64), (24, 512, 64), (12, 1024, 64), (4, 2048, 64),
     (48, 256, 32), (24, 256, 128),
@@ -61,7 +64,7 @@ def attention(
 ) -> tuple[list[AttentionCurve], list[Sample]]:
     """Causal attention by each kernel set and precision."""
     trials: dict[object, Trial] = {}
-    pairs = _pairs(sets)
+    pairs = trained(sets)
     for (kernels, precision), shape in itertools.product(pairs, _ATTENTION):
         rows, positions, width = shape
         with torch.device(where.torch_name):
@@ -98,12 +101,13 @@ def pointwise(
 
     One operation at a time, since the operands of all together would fill a small memory.
     """
-    sizes = tuple(size for size in _ELEMENTS if size * _BYTES_AN_ELEMENT < memory_bytes)
     curves: list[KernelCurve] = []
     samples: list[Sample] = []
     for operation in OPERATIONS:
         trials: dict[object, Trial] = {}
-        for (kernels, precision), size in itertools.product(_pairs(sets), sizes):
+        sizes = (*_ELEMENTS, *((_ELEMENTS_PARAMETERS,) if operation in _ON_PARAMETERS else ()))
+        sizes = tuple(size for size in sizes if size * _BYTES_AN_ELEMENT < memory_bytes)
+        for (kernels, precision), size in itertools.product(trained(sets), sizes):
             with torch.device(where.torch_name):
                 both = trial(operation, kernels=kernels, precision=precision, elements=size)
             for direction, run in enumerate(both):
@@ -121,7 +125,8 @@ def prepare(sets: tuple[KernelSet, ...]) -> None:
         trial("squared_norm", kernels=kernels, precision="bf16", elements=64)[0]()
 
 
-def _pairs(sets: tuple[KernelSet, ...]) -> list[tuple[KernelSet, Trained]]:
+def trained(sets: tuple[KernelSet, ...]) -> list[tuple[KernelSet, Trained]]:
+    """Each kernel set with each precision that it trains in."""
     return [(kernels, precision) for kernels in sets for precision in _PRECISIONS[kernels]]
 
 
@@ -132,7 +137,7 @@ def _curves(
     sizes: tuple[int, ...],
 ) -> list[KernelCurve]:
     curves: list[KernelCurve] = []
-    for kernels, precision in _pairs(sets):
+    for kernels, precision in trained(sets):
         points = tuple(
             KernelPoint(
                 elements=size,

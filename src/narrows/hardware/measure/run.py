@@ -11,7 +11,7 @@ import torch
 
 from narrows.hardware import disk, find, power
 from narrows.hardware.load import LoadWatch
-from narrows.hardware.measure import compiling, links, matmul, memory, operations
+from narrows.hardware.measure import blocks, compiling, links, matmul, memory, operations
 from narrows.hardware.measure.device import Target, memory_bytes, target
 from narrows.hardware.measure.sampling import Sample
 from narrows.hardware.measurement import Measurement, Request, Spot
@@ -92,17 +92,19 @@ def _device(
     keep_pages()
     launch = operations.launch(where, seconds=0.02 * seconds)
     _tell("products of matrices")
-    curves, taken = matmul.curves(where, seconds=0.33 * seconds)
+    curves, taken = matmul.curves(where, seconds=0.28 * seconds)
     samples += taken
     _tell("attention")
-    attended, taken = operations.attention(where, sets, seconds=0.15 * seconds)
+    attended, taken = operations.attention(where, sets, seconds=0.13 * seconds)
     samples += taken
     _tell("memory-bound operations")
     capacity, free = _capacity(where)
     kernels, taken = operations.pointwise(
-        where, sets, seconds=0.3 * seconds, memory_bytes=float(free.value)
+        where, sets, seconds=0.2 * seconds, memory_bytes=float(free.value)
     )
     samples += taken
+    _tell("whole blocks")
+    stacked = blocks.curves(where, sets, seconds=0.25 * seconds)
     idle, full = _power(where, curves, threads)
     found = Device(
         kind=where.kind,
@@ -112,6 +114,7 @@ def _device(
         matmul=tuple(curves),
         attention=tuple(attended),
         kernels=tuple(kernels),
+        blocks=stacked,
         launch=launch,
         power_idle=idle,
         power_full=full,
