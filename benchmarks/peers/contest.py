@@ -97,6 +97,6 @@ def take_turn(
     command = [str(python), str(HERE / contestant.script), json.dumps(task)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        talk(f"{contestant.name} failed:\n{done.stderr[-1500:]}")
+        talk(f"{contestant.label} ended with {done.returncode}:\n{done.stderr[-1500:]}")
         return None
     return json.loads(done.stdout.strip().splitlines()[-1])
