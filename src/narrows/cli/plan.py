@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from narrows.cli import intent, speak
+from narrows.cli import fleet, intent, speak
 from narrows.spec.errors import BadInput
 
 SUMMARY = "Settle every value of a run, and predict its time, memory, energy and cost."
@@ -13,13 +13,19 @@ EXAMPLES = """\
 narrows plan --budget 5min --corpus shakespeare     the best model for five minutes here
 narrows plan job.toml -o plan.toml                  keep the plan, to train it later
 narrows plan job.toml --set model.layers=12         what if
-narrows plan job.toml --machine other.toml          on a machine probed elsewhere"""
+narrows plan job.toml --machine other.toml          on a machine probed elsewhere
+narrows plan --machine 16x8xh100-sxm --model llama-3.1-70b --budget "2T tokens"
+                                                    on machines that one may rent"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     intent.arguments(parser, file="job.toml")
-    parser.add_argument("--machine", metavar="FILE", help="plan for this one (narrows probe -o)")
+    parser.add_argument(
+        "--machine", metavar="FILE|NAME",
+        help="here, a probed one (narrows probe -o), or [NODESx][DEVICESx]ACCELERATOR",
+    )  # fmt: skip
+    fleet.arguments(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="write the plan here")
 
 
@@ -28,13 +34,19 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.spec.plan import Plan
     from narrows.spec.record import save
 
+    if fleet.is_fleet(chosen.machine):
+        return _for_a_fleet(chosen)
     job = intent.read(chosen)
     if isinstance(job, Plan):
         raise BadInput(f"{chosen.file} is a plan already", hint=f"narrows train {chosen.file}")
     from narrows.plan.plan import make_plan
     from narrows.plan.render import text
 
-    plan = make_plan(job, intent.machine(chosen.machine), intent.dataset(job))
+    plan = make_plan(
+        job,
+        intent.machine(None if chosen.machine == "here" else chosen.machine),
+        intent.dataset(job),
+    )
     if chosen.output:
         save(plan, chosen.output)
         speak.talk(f"wrote {chosen.output}")
@@ -44,4 +56,20 @@ def run(chosen: argparse.Namespace) -> int:
         speak.answer(text(plan))
     after = f"narrows train {shlex.quote(chosen.output)}" if chosen.output else None
     speak.next_step(after or intent.command("train", chosen))
+    return 0
+
+
+def _for_a_fleet(chosen: argparse.Namespace) -> int:
+    from narrows.plan.fleet.forecast import forecast
+    from narrows.plan.fleet.render import text
+    from narrows.spec.record import save
+
+    found = forecast(fleet.question(chosen))
+    if chosen.output:
+        save(found, chosen.output)
+        speak.talk(f"wrote {chosen.output}")
+    if chosen.json:
+        speak.answer_json(found)
+    else:
+        speak.answer(text(found))
     return 0

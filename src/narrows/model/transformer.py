@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from narrows.kernels.interface import Activation, Heads, Kernels, Rotation
 from narrows.kernels.loss import linear_cross_entropy
 from narrows.kernels.reference import rotate, split_heads
-from narrows.spec.model import GELU, LayerNorm, Learned, ModelSpec, Rotary
+from narrows.spec.errors import BadInput
+from narrows.spec.model import GELU, LayerNorm, Learned, ModelSpec, Rotary, SwiGLU
 
 Wrapper = Callable[[Callable[..., "Stream"]], Callable[..., "Stream"]]
 
@@ -43,6 +44,7 @@ class Transformer(nn.Module):
 
     def __init__(self, spec: ModelSpec, kernels: Kernels, *, wrap: Wrapper | None = None) -> None:
         super().__init__()
+        _refuse_unbuildable(spec)
         self.spec, self.kernels = spec, kernels
         self.tokens = Weights(spec.vocabulary, spec.width)
         learned = isinstance(spec.positions, Learned)
@@ -159,6 +161,29 @@ class Block(nn.Module):
 
     def _dropped(self, x_BTD: Tensor) -> Tensor:
         return F.dropout(x_BTD, self.spec.dropout, self.training) if self.spec.dropout else x_BTD
+
+
+def _refuse_unbuildable(spec: ModelSpec) -> None:
+    """Raise BadInput where the spec says what can be planned and not yet built here."""
+    norm = spec.norm
+    absent = (
+        "experts", "latent", "window", "qkv_biases", "head_bias", "query_norm", "embedding_norm",
+        "token_types", "pooler", "sinks", "encoder_layers",
+    )  # fmt: skip
+    buildable = {
+        "positions": isinstance(spec.positions, Rotary) or spec.positions == Learned(),
+        "norm": not isinstance(norm, LayerNorm)
+        or (norm.scale and norm.biases in (None, spec.biases)),
+        "feed_forward": isinstance(spec.feed_forward, GELU | SwiGLU),
+        "block_norms": spec.block_norms == 2,
+        "final_norm": spec.final_norm,
+        "causal": spec.causal,
+        **{name: not getattr(spec, name) for name in absent},
+    }
+    for name, fine in buildable.items():
+        if not fine:
+            what = f"model.{name} = {getattr(spec, name)} cannot be built yet"
+            raise BadInput(what, hint="narrows plan can plan such a model")
 
 
 def _attend(q_BNTH: Tensor, past: Cache, start: int) -> Tensor:

@@ -51,6 +51,8 @@ KINDS = {
     "optimizer": Phrase("optimizer", "优化器"),
     "data": Phrase("data", "读数据"),
     "launch": Phrase("launching", "启动开销"),
+    "link": Phrase("links", "通信"),
+    "idle": Phrase("idle", "空闲"),
     "other": Phrase("other", "其他"),
 }
 

@@ -7,9 +7,12 @@ from typing import Literal
 from narrows.spec.record import Record
 
 Phase = Literal["forward", "backward", "optimizer", "data", "other"]
-Kind = Literal["gemm", "attention", "pointwise", "loss", "optimizer", "data", "launch", "other"]
+Kind = Literal[
+    "gemm", "attention", "pointwise", "loss", "optimizer", "data", "launch", "link", "idle", "other"
+]
 KINDS: tuple[Kind, ...] = (
-    "gemm", "attention", "pointwise", "loss", "optimizer", "data", "launch", "other",
+    "gemm", "attention", "pointwise", "loss", "optimizer", "data", "launch", "link", "idle",
+    "other",
 )  # fmt: skip
 
 

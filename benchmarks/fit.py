@@ -1,0 +1,208 @@
+"""Fit the cost model's constants to published training runs, and judge them on what was left out.
+
+    python benchmarks/fit.py FILE.csv [--cross]
+
+Levenberg and Marquardt on the logarithms of the constants, each held near what physics expects by a
+prior, on robustly weighted errors of the logarithm of the step's seconds. `--cross` leaves out one
+whole source at a time and prints the errors on it: those are the figures to quote. The last line
+is JSON: the constants, or the cross-validated errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from rows import Asked, Row, asked, measured_seconds, read_rows
+
+from narrows.plan.fleet import constants
+from narrows.plan.fleet.spreads import Spreads
+from narrows.plan.fleet.time import step
+from narrows.spec.errors import BadInput
+
+# What each constant is expected to be, and by which factor (log) it may differ.
+PRIORS: dict[str, tuple[float, float]] = {
+    "PASSES_WIDTH": (80.0, 0.3), "PASSES_FEED_FORWARD": (8.0, 0.5), "FUSED": (0.5, 0.3),
+    "SCORE_PASSES": (14.0, 0.3), "MISALIGNED": (12.0, 0.6), "HEAD_WIDTH_POWER": (0.2, 0.5),
+    "ALIBI": (1.5, 0.2), "LINK": (0.75, 0.1), "NETWORK": (0.7, 0.15), "OVERLAP": (0.85, 0.08),
+    "JITTER": (1.04, 0.02), "TENSOR_OVERLAP": (0.5, 0.2),
+}  # fmt: skip
+REACH: dict[str, dict[str, tuple[float, float]]] = {
+    "ampere": {"matmul": (0.78, 0.05), "attention_forward": (0.6, 0.1)},
+    "hopper": {"matmul": (0.65, 0.08), "attention_forward": (0.42, 0.15)},
+    "blackwell": {"matmul": (0.62, 0.1), "attention_forward": (0.42, 0.15), "narrow": (0.7, 0.1)},
+    "tpu": {"matmul": (0.85, 0.08), "attention_forward": (0.5, 0.2)},
+}
+HOPPER_NARROW = ("hopper", "narrow", (0.75, 0.1))
+BACKWARD = 0.83
+SIGMA = 0.05
+STEPS = 25
+
+
+class Case(NamedTuple):
+    """A row, what it asks, its layouts and the logarithm of what was measured."""
+
+    row: Row
+    question: Asked
+    spreads: Spreads
+    seconds: float
+
+
+def main() -> None:
+    """Fit, or cross-validate."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--cross", action="store_true")
+    chosen = parser.parse_args()
+    cases = [case for row in read_rows(chosen.file) if (case := case_of(row)) is not None]
+    if chosen.cross:
+        print(json.dumps(cross(cases)))
+        return
+    names, values = fit(cases)
+    apply(names, values)
+    print_errors(cases)
+    print(json.dumps({name: float(f"{np.exp(v):.4g}") for name, v in zip(names, values,
+                                                                        strict=True)}))  # fmt: skip
+
+
+def case_of(row: Row) -> Case | None:
+    """None where nothing was measured or the row cannot be asked."""
+    try:
+        question = asked(row)
+        measured = measured_seconds(row, question.model)
+    except BadInput:
+        return None
+    if measured is None or "uncertain" in row["notes"]:
+        return None
+    return Case(row, question, Spreads.of([question.spread]), float(np.log(measured)))
+
+
+def keys() -> list[str]:
+    """Names of all constants, in the order of the vector."""
+    return [*PRIORS, *(f"{a}.{n}" for a, each in REACH.items() for n in each), "hopper.narrow"]
+
+
+def expected() -> tuple[np.ndarray, np.ndarray]:
+    """The priors' logarithms and their widths."""
+    pairs = [*PRIORS.values(), *(p for each in REACH.values() for p in each.values()),
+             HOPPER_NARROW[2]]  # fmt: skip
+    return np.log([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+
+
+_reaches: dict[str, dict[str, float]] = {}
+
+
+def apply(names: list[str], values: np.ndarray) -> None:
+    """Make the cost model use these values."""
+    _reaches.clear()
+    for name, value in zip(names, np.exp(values), strict=True):
+        if "." in name:
+            architecture, field = name.split(".")
+            _reaches.setdefault(architecture, {})[field] = float(value)
+        else:
+            setattr(constants, name, float(value))
+
+
+def log_errors(cases: list[Case]) -> np.ndarray:
+    """log(predicted / measured) of each case."""
+    return np.array([_predicted(case) - case.seconds for case in cases])
+
+
+def _predicted(case: Case) -> float:
+    fleet = case.question.fleet
+    key = "tpu" if fleet.kind == "tpu" else fleet.architecture.replace("-ultra", "")
+    changes = dict(_reaches.get(key, {}))
+    if "attention_forward" in changes:
+        changes["attention_backward"] = BACKWARD * changes["attention_forward"]
+    fleet = msgspec.structs.replace(fleet, reach=msgspec.structs.replace(fleet.reach, **changes))
+    return float(np.log(step(case.question.work, case.spreads, fleet).seconds[0]))
+
+
+def fit(cases: list[Case]) -> tuple[list[str], np.ndarray]:
+    """The constants' logarithms."""
+    names, (centre, width) = keys(), expected()
+
+    def residuals(values: np.ndarray) -> np.ndarray:
+        apply(names, values)
+        errors = log_errors(cases)
+        weight = 1.0 / np.sqrt(1.0 + np.minimum(np.abs(errors) / SIGMA, 50.0))
+        return np.concatenate([errors * weight / SIGMA, (values - centre) / width])
+
+    return names, _minimize(residuals, centre.copy())
+
+
+def _minimize(residuals: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    found, damping = residuals(x), 1.0
+    for _ in range(STEPS):
+        jacobian = np.empty((found.size, x.size))
+        for i in range(x.size):
+            moved = x.copy()
+            moved[i] += 1e-3
+            jacobian[:, i] = (residuals(moved) - found) / 1e-3
+        for _ in range(6):
+            normal = jacobian.T @ jacobian + damping * np.eye(x.size)
+            change = np.clip(-np.linalg.solve(normal, jacobian.T @ found), -0.3, 0.3)
+            tried = residuals(x + change)
+            if (tried**2).sum() < (found**2).sum():
+                gained = (found**2).sum() - (tried**2).sum()
+                x, found, damping = x + change, tried, damping / 3
+                if gained < 1e-3:
+                    return x
+                break
+            damping *= 3
+        else:
+            break
+    return x
+
+
+def cross(cases: list[Case]) -> dict[str, object]:
+    """Fit without each source in turn, and judge on it."""
+    sources = sorted({source(case) for case in cases})
+    errors: list[np.ndarray] = []
+    for left_out in sources:
+        others = [case for case in cases if source(case) != left_out]
+        judged = [case for case in cases if source(case) == left_out]
+        apply(*fit(others))
+        found = np.exp(log_errors(judged)) - 1.0
+        errors.append(found)
+        print(f"{left_out:44}{len(judged):5}{np.median(np.abs(found)):9.1%}"
+              f"{np.quantile(np.abs(found), 0.9):9.1%}{np.median(found):+9.1%}", flush=True)  # fmt: skip
+    every = np.concatenate(errors)
+    return {
+        "median": round(float(np.median(np.abs(every))), 4),
+        "p90": round(float(np.quantile(np.abs(every), 0.9)), 4),
+        "bias": round(float(np.median(every)), 4), "rows": int(every.size),
+    }  # fmt: skip
+
+
+def source(case: Case) -> str:
+    """The publication that the row is from, and the machine: one series of measurements."""
+    first = case.row["source"].split("/")[0]
+    return f"{first[:28]} {case.row['accelerator']}"
+
+
+def print_errors(cases: list[Case]) -> None:
+    """By source, and of dense 16-bit rows."""
+    errors = np.exp(log_errors(cases)) - 1.0
+    for name in sorted({source(case) for case in cases}):
+        mine = np.array([e for e, case in zip(errors, cases, strict=True) if source(case) == name])
+        print(f"{name:44}{mine.size:5}{np.median(np.abs(mine)):9.1%}"
+              f"{np.quantile(np.abs(mine), 0.9):9.1%}{np.median(mine):+9.1%}")  # fmt: skip
+    dense = np.array([
+        e for e, case in zip(errors, cases, strict=True)
+        if case.row["precision"] in ("bf16", "fp16") and "moe" not in case.row["ffn_kind"]
+    ])  # fmt: skip
+    print(f"dense, 16 bits: {dense.size} rows, median {np.median(np.abs(dense)):.1%}, "
+          f"90th percentile {np.quantile(np.abs(dense), 0.9):.1%}")  # fmt: skip
+    print(
+        f"all: median {np.median(np.abs(errors)):.1%}, p90 {np.quantile(np.abs(errors), 0.9):.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Published measurements beside what the cost model says of them.
+
+    python benchmarks/published.py FILE.csv [--memory] [--rows]
+
+Each row is predicted from its own facts alone (see rows.py). Prints the errors by source and
+machine, worst rows with --rows, and as the last line their median, 90th percentile and bias as
+JSON. A row that cannot be predicted is named, and counts as an error of 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rows import Row, asked, measured_seconds, number, read_rows
+
+from narrows.plan.fleet.memory import memory
+from narrows.plan.fleet.spreads import Spreads
+from narrows.plan.fleet.time import step
+from narrows.spec.errors import BadInput
+
+
+class Verdict(NamedTuple):
+    """A row's relative error, or why there is none."""
+
+    row: Row
+    error: float | None
+    said: str
+
+
+def main() -> None:
+    """Judge the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of step time")
+    parser.add_argument("--rows", action="store_true", help="print every row")
+    chosen = parser.parse_args()
+    judge = memory_verdict if chosen.memory else time_verdict
+    verdicts = [v for row in read_rows(chosen.file) if (v := judge(row)) is not None]
+    for title, key in (("source", _source), ("machine", _machine), ("kind", _kind)):
+        _print_groups(title, verdicts, key)
+    for verdict in verdicts:
+        if verdict.error is None or chosen.rows:
+            error = "unpredicted" if verdict.error is None else f"{verdict.error:+.1%}"
+            print(f"{error:>12}  {_name(verdict.row)}  {verdict.said}")
+    print(json.dumps(summary(verdicts)))
+
+
+def time_verdict(row: Row) -> Verdict | None:
+    """The error of the step's seconds; None where the row has no measured time."""
+    try:
+        question = asked(row)
+        measured = measured_seconds(row, question.model)
+        if measured is None:
+            return None
+        seconds = float(
+            step(question.work, Spreads.of([question.spread]), question.fleet).seconds[0]
+        )
+    except BadInput as refusal:
+        return Verdict(row, None, refusal.what)
+    return Verdict(row, seconds / measured - 1.0, f"{seconds:.3f} s for {measured:.3f} s")
+
+
+def memory_verdict(row: Row) -> Verdict | None:
+    """The error of a device's peak bytes; None where the row has no measured peak."""
+    measured = number(row, "peak_memory_GB")
+    if measured is None:
+        return None
+    try:
+        question = asked(row)
+        held = memory(question.work, Spreads.of([question.spread]))
+        peak = float(held.peak[0])
+        if row.get("kind") in ("finetune", "inference"):
+            # Such tables print what torch's allocator held, the runtime's own memory left out.
+            peak -= float(held.runtime[0])
+    except BadInput as refusal:
+        return Verdict(row, None, refusal.what)
+    unit = 2.0**30 if row.get("unit_printed", "") in ("GiB", "MiB") else 1e9
+    return Verdict(row, peak / (measured * unit) - 1.0, f"{peak / 1e9:.1f} GB for {measured} GB")
+
+
+def summary(verdicts: list[Verdict]) -> dict[str, object]:
+    """The last line."""
+    errors = np.array([1.0 if v.error is None else v.error for v in verdicts])
+    if not errors.size:
+        sys.exit("error: no row has a measurement of that kind")
+    return {
+        "median": round(float(np.median(np.abs(errors))), 4),
+        "p90": round(float(np.quantile(np.abs(errors), 0.9)), 4),
+        "bias": round(float(np.median(errors)), 4),
+        "rows": len(verdicts),
+        "unpredicted": sum(v.error is None for v in verdicts),
+    }
+
+
+def _print_groups(title: str, verdicts: list[Verdict], key: object) -> None:
+    groups: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        groups[key(verdict.row)].append(verdict)  # type: ignore[operator]
+    print(f"{title:44}{'rows':>6}{'median':>9}{'p90':>9}{'bias':>9}")
+    for name, members in sorted(groups.items()):
+        line = summary(members)
+        print(f"{name:44}{len(members):6}{line['median']:9.1%}{line['p90']:9.1%}"
+              f"{line['bias']:+9.1%}")  # fmt: skip
+    print()
+
+
+def _source(row: Row) -> str:
+    return " ".join(row["source"].split()[:2])[:43]
+
+
+def _machine(row: Row) -> str:
+    return row["accelerator"]
+
+
+def _kind(row: Row) -> str:
+    experts = "experts" if "moe" in row.get("ffn_kind", "") else "dense"
+    return f"{experts}, {row['precision']}"
+
+
+def _name(row: Row) -> str:
+    layout = " ".join(f"{c}{row[c]}" for c in ("tp", "pp", "dp", "cp", "ep") if row.get(c))
+    return (f"{row['model']} on {row['n_devices']} x {row['accelerator']}, {layout}, micro-batch "
+            f"{row['micro_batch']}, {row['seq_len']} tokens, {row['precision']}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""Rows of published measurements as what the cost model is asked: a model, a layout, a fleet.
+
+Only a row's own facts are read: never its outcome, and never the name of its source.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from narrows.hardware.accelerators import accelerator
+from narrows.hardware.fleet import fleet_of
+from narrows.model.presets import preset
+from narrows.plan.fleet.memory import memory
+from narrows.plan.fleet.spreads import Spreads
+from narrows.plan.fleet.work import Work
+from narrows.spec.errors import BadInput
+from narrows.spec.fleet import Fleet, Recompute, Sharding, Spread
+from narrows.spec.model import Alibi, Experts, ModelSpec, gpt2, llama
+
+Row = dict[str, str]
+_VOCABULARY = 50304
+_FITS = 0.94
+_SIZES = {"n_layers": "L", "d_model": "d", "n_heads": "heads", "vocab": "vocab"}
+_COLUMNS = (
+    "n_kv_heads", "d_ff", "ffn_kind", "ep", "vpp", "fsdp", "sequence_parallel", "compile",
+    "inferred", "step_time_s", "tokens_per_s_per_device", "model_tflops_per_device", "unit_printed",
+)  # fmt: skip
+_PRECISIONS = {"mxfp8": "fp8", "nvfp4": "fp4"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row as a question."""
+
+    model: ModelSpec
+    positions: int
+    spread: Spread
+    fleet: Fleet
+
+    @property
+    def work(self) -> Work:
+        """The model's work on the row's sequences."""
+        return Work.of(self.model, self.positions)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a table; what only its notes say of a model's sizes stands in the columns too."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [_completed(row) for row in csv.DictReader(file)]
+
+
+def _completed(row: Row) -> Row:
+    sizes = dict(re.findall(r"\b(L|d|heads|vocab)=(\d+)", row["notes"]))
+    told = {name: sizes.get(short, "") for name, short in _SIZES.items()}
+    return {
+        **dict.fromkeys(_COLUMNS, ""),
+        **told,
+        **{k: v for k, v in row.items() if v or k not in told},
+    }
+
+
+def asked(row: Row) -> Asked:
+    """What the row says was run; where it is silent, what one would choose."""
+    model = model_of(row)
+    positions = int(number(row, "seq_len") or model.context)
+    devices = int(number(row, "n_devices") or 1)
+    fleet = _fleet(row, devices)
+    spread = _spread(row, devices, model)
+    if row["recompute"].startswith(("none", "selective", "full")):
+        return Asked(model, positions, spread, fleet)
+    work = Work.of(model, positions)
+    choices: tuple[Recompute, ...] = ("none", "selective", "full")
+    for recompute in choices:
+        spread = msgspec.structs.replace(spread, recompute=recompute)
+        peak = float(memory(work, Spreads.of([spread])).peak[0])
+        if peak < _FITS * float(fleet.memory_capacity.value):
+            break
+    return Asked(model, positions, spread, fleet)
+
+
+def model_of(row: Row) -> ModelSpec:
+    """The model by its name where it is a known one, else by the sizes that the row gives."""
+    context = int(number(row, "seq_len") or 2048)
+    try:
+        name = row["model"]
+        if row.get("kind") in ("finetune", "inference"):
+            name += f"-{row['params_B']}b"
+        known = preset(name).spec
+        same = (number(row, "n_layers") or known.layers) == known.layers
+        if same and (number(row, "d_model") or known.width) == known.width:
+            vocabulary = int(number(row, "vocab") or known.vocabulary)
+            return msgspec.structs.replace(known, context=context, vocabulary=vocabulary)
+    except BadInput:
+        pass
+    gated = "glu" in row["ffn_kind"] or "llama" in row["model"].lower()
+    layers, width = number(row, "n_layers"), number(row, "d_model")
+    if layers is None or width is None:
+        named = re.search(r"(\d+(?:\.\d+)?)\s*[bB]\b", row["model"])
+        size = number(row, "params_B") or (float(named[1]) if named else None)
+        if size is None:
+            raise BadInput(
+                f"{row['model']} is not among the presets, and the row gives no sizes",
+                hint="add n_layers and d_model, or params_B",
+            )
+        # Of a model known by its size alone: 12 L D² parameters, 128 of width for each layer.
+        layers = round((1e9 * size / 12 / 128**2) ** (1 / 3))
+        width = 128 * layers
+    told = re.search(r"n_heads (\d+) unless", row.get("inferred", ""))
+    heads = number(row, "n_heads") or (float(told[1]) if told else max(1, round(width / 128)))
+    feed = number(row, "d_ff") or (4 * width if not gated else 8 / 3 * width)
+    make = llama if gated else gpt2
+    model = make(
+        layers=int(layers), width=int(width), heads=int(heads),
+        vocabulary=int(number(row, "vocab") or _VOCABULARY), context=context,
+    )  # fmt: skip
+    changes: dict[str, object] = {
+        "kv_heads": int(number(row, "n_kv_heads") or heads), "feed_forward_width": int(feed),
+    }  # fmt: skip
+    if row["model"].lower().startswith(("mpt", "bloom")):
+        changes["positions"] = Alibi()
+    experts = re.search(r"moe(\d+)top(\d+)(?:\+(\d+)sh)?", row["ffn_kind"])
+    if experts:
+        changes["experts"] = Experts(
+            count=int(experts[1]), chosen=int(experts[2]), width=int(feed),
+            shared=int(experts[3] or 0),
+        )  # fmt: skip
+    return msgspec.structs.replace(model, **changes)
+
+
+def measured_seconds(row: Row, model: ModelSpec) -> float | None:
+    """The step that was measured, or what the printed rate makes of it."""
+    seconds, devices = number(row, "step_time_s"), number(row, "n_devices") or 1.0
+    if seconds is not None:
+        return seconds
+    tokens = (number(row, "seq_len") or 0.0) * _batch(row, int(devices))
+    rate = number(row, "tokens_per_s_per_device")
+    if rate is not None:
+        return tokens / devices / rate
+    teraflops = number(row, "model_tflops_per_device")
+    if teraflops is None:
+        return None
+    attention = 12.0 * model.layers * model.heads * model.head_width * (number(row, "seq_len") or 0)
+    flop = 6.0 * model.product_parameters_active + attention
+    return flop * tokens / devices / (teraflops * 1e12)
+
+
+def number(row: Row, column: str) -> float | None:
+    """A cell as a number, or None."""
+    try:
+        return float(row.get(column, ""))
+    except ValueError:
+        return None
+
+
+def _fleet(row: Row, devices: int) -> Fleet:
+    known = accelerator(row["accelerator"])
+    told = re.search(r"(\d+)\s*x\s*(\d+)\s*Gb", row["notes"])
+    network = None
+    if told:
+        network = float(told[1]) * float(told[2]) * 1e9 / 8 / known.devices_per_node
+    return fleet_of(known, devices, name=row["accelerator"], network=network)
+
+
+def _batch(row: Row, devices: int) -> float:
+    ranks = devices / _ranks(row)
+    stages = number(row, "pp") or 1.0
+    # A pipeline that is not told of otherwise is kept busy.
+    often = 4.0 * stages if stages > 1 else 1.0
+    return number(row, "global_batch") or ranks * often * (number(row, "micro_batch") or 1.0)
+
+
+def _ranks(row: Row) -> float:
+    """Devices of one replica of the model as tensor, pipeline and context parallelism cut it."""
+    product = 1.0
+    for column in ("tp", "pp", "cp"):
+        product *= number(row, column) or 1.0
+    return product
+
+
+def _precision(row: Row) -> str:
+    told = row["precision"]
+    return "bf16" if told.startswith(("bf16", "bnb")) else _PRECISIONS.get(told, told)
+
+
+def _recompute(row: Row) -> Recompute:
+    found = re.match("selective|full", row["recompute"])
+    return "none" if found is None else found[0]  # type: ignore[return-value]
+
+
+def _sequence_parallel(row: Row) -> bool:
+    """As told; a layout that is told of otherwise, and without it, has none."""
+    told = row["sequence_parallel"]
+    if told or "seqpar" in row["recompute"]:
+        return told != "n"
+    return row["flash_attention"] != "n"
+
+
+def _fused(row: Row) -> bool:
+    """Compiled; or laid out, or in a format, that only stacks with kernels fused by hand offer."""
+    parallel = any((number(row, column) or 1.0) > 1 for column in ("tp", "pp", "ep"))
+    return row["compile"] == "y" or parallel or row["precision"] not in ("bf16", "fp16", "fp32")
+
+
+def _spread(row: Row, devices: int, model: ModelSpec) -> Spread:
+    ranks = max(1, round(devices / _ranks(row)))
+    stage = number(row, "zero_stage")
+    sharded = row["fsdp"] == "y"
+    data = int(number(row, "dp") or ranks)
+    replicas = 1
+    if sharded and data < ranks:
+        # What is not said to be replicated is sharded.
+        replicas, data = data, ranks // data
+    data = min(data, ranks)
+    sharding: Sharding = "optimizer"
+    if stage == 3 or (sharded and stage is None):
+        sharding = "parameters"
+    elif stage == 2:
+        sharding = "gradients"
+    elif stage == 0:
+        sharding = "none"
+    micro = int(number(row, "micro_batch") or 1)
+    batch = _batch(row, devices)
+    expert = int(number(row, "ep") or 1)
+    return Spread(
+        data=data,
+        replicas=replicas,
+        tensor=int(number(row, "tp") or 1),
+        pipeline=int(number(row, "pp") or 1),
+        interleave=int(number(row, "vpp") or 1),
+        context=int(number(row, "cp") or 1),
+        expert=expert,
+        micro_batch=micro,
+        accumulation=max(1, round(batch / (data * replicas * micro))),
+        sharding=sharding,
+        sequence_parallel=_sequence_parallel(row),
+        precision=_precision(row),
+        flash_attention=row["flash_attention"] != "n",
+        fused=_fused(row),
+        recompute=_recompute(row),
+        **_finetuning(row, model),
+    )  # type: ignore[arg-type]
+
+
+def _finetuning(row: Row, model: ModelSpec) -> dict[str, object]:
+    """What of the weights is trained, how the rest is stored, and what is kept elsewhere."""
+    found: dict[str, object] = {}
+    trainable = re.search(r"trainable=([\d,]+)", row["notes"])
+    if trainable:
+        found["trained"] = int(trainable[1].replace(",", "")) / model.parameters
+    if row.get("kind") == "inference":
+        found["trained"] = 0.0
+    if "nf4" in row["precision"]:
+        # 4 bits and a scale of 32 (or, quantized again, about 8) bits for each 64 weights.
+        found["stored_bits"] = 4.127 if row["precision"].endswith("dq") else 4.5
+    found["offload"] = "offload" in row["notes"] and "offload=False" not in row["notes"]
+    found["chunked_loss"] = "Liger" in row["notes"]
+    return found

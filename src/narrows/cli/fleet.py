@@ -1,0 +1,105 @@
+"""What somebody wants to know of machines that they do not have, read from the arguments."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from narrows.spec.errors import BadInput
+
+if TYPE_CHECKING:
+    from narrows.plan.fleet.forecast import Question
+    from narrows.spec.model import ModelSpec
+
+_BATCH_TOKENS = 4_194_304
+_CONTEXT = 8192
+"""What models are trained on first, however long the contexts that they learn in the end."""
+_LAYOUT = (
+    "precision", "tensor", "pipeline", "context", "expert", "micro_batch", "sharding", "recompute",
+)  # fmt: skip
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of a plan for a fleet."""
+    parser.add_argument("--model", metavar="NAME", help="a preset, or a folder with config.json")
+    parser.add_argument(
+        "--context", type=int, metavar="N", help="positions of a sequence (8192, or fewer)"
+    )
+    parser.add_argument("--batch", type=int, metavar="N", help="sequences of a step (4M tokens)")
+    parser.add_argument("--goal", choices=["time", "energy", "memory"], default="time",
+                        help="what the layout is best for")  # fmt: skip
+
+
+def is_fleet(machine: str | None) -> bool:
+    """Whether `machine` names devices of the catalogue, and no file or this machine."""
+    return machine is not None and machine != "here" and not Path(machine).exists()
+
+
+def question(chosen: argparse.Namespace) -> Question:
+    """The arguments as a question; raises BadInput where they contradict each other."""
+    from narrows.hardware.fleet import fleet
+    from narrows.plan.fleet.forecast import Question
+    from narrows.plan.fleet.search import Wanted
+
+    if chosen.machine.endswith(".toml"):
+        raise BadInput(f"{chosen.machine} does not exist", hint="narrows probe -o machine.toml")
+    known = fleet(chosen.machine)
+    if not chosen.model:
+        raise BadInput(
+            f"nothing says which model to train on {chosen.machine}",
+            hint=f"narrows plan --machine {chosen.machine} --model llama-3.1-8b",
+        )
+    spec = model(chosen.model, chosen.context)
+    batch = chosen.batch or max(1, _BATCH_TOKENS // spec.context)
+    if batch < 1:
+        raise BadInput(f"--batch is {batch}", hint="at least one sequence")
+    return Question(
+        name=chosen.model, model=spec, fleet=known, batch=batch, wanted=Wanted(**_wanted(chosen)),
+        goal=chosen.goal, tokens=_tokens(chosen),
+    )  # fmt: skip
+
+
+def model(name: str, context: int | None) -> ModelSpec:
+    """A preset by name, or the folder's config.json, with another context where given."""
+    import msgspec
+
+    from narrows.model.configuration import read_config
+    from narrows.model.presets import preset
+
+    if Path(name).is_dir() or name.endswith(".json"):
+        return read_config(name, context)
+    spec = preset(name).spec
+    return msgspec.structs.replace(spec, context=context or min(spec.context, _CONTEXT))
+
+
+def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:
+    from narrows.spec.errors import nearest
+
+    found: dict[str, Any] = {}
+    for assignment in chosen.overrides:
+        key, _, value = assignment.partition("=")
+        name = key.strip().removeprefix("layout.")
+        if name not in _LAYOUT or not value:
+            near = nearest(name, _LAYOUT) or "tensor"
+            raise BadInput(
+                f"--set {assignment} is no choice of a fleet's layout",
+                hint=f"did you mean --set layout.{near}=...? (known: {', '.join(_LAYOUT)})",
+            )
+        text = value.strip().strip("\"'")
+        found[name] = int(text) if text.isdigit() else text
+    return found
+
+
+def _tokens(chosen: argparse.Namespace) -> float | None:
+    from narrows.spec.job import budget
+
+    if not chosen.budget:
+        return None
+    limits = budget(*chosen.budget)
+    if limits.tokens is None:
+        raise BadInput(
+            "a fleet's plan takes a budget of tokens",
+            hint='such as --budget "15T tokens"',
+        )
+    return float(limits.tokens)

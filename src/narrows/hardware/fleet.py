@@ -1,0 +1,139 @@
+"""A fleet by name: "h100-sxm", "8xh100-sxm", "16x8xh100-sxm" (nodes x devices x accelerator)."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+
+from narrows.hardware.accelerators import Accelerator, accelerator
+from narrows.spec.errors import BadInput
+from narrows.spec.fleet import Domain, Fleet, Reach
+from narrows.spec.machine import Fact
+from narrows.spec.units import BytesPerSecond, FlopPerSecond, GramsPerKilowattHour, Seconds
+
+_CATALOGUE = Path(__file__).with_name("catalogue")
+_COUNTS = re.compile(r"^\s*(?:(\d+)\s*x\s*)?(?:(\d+)\s*x\s*)?(.+?)\s*$", re.IGNORECASE)
+# Microseconds of one message: within a node, across a switch, between hosts (NCCL's own model,
+# nccl/src/graph/tuning.cc: NVLink 0.6 to 1, network 2.7 to 14 by algorithm).
+_LATENCY_INSIDE, _LATENCY_OUTSIDE = Seconds(1e-6), Seconds(5e-6)
+_NO_NETWORK = BytesPerSecond(12.5e9)
+
+
+def fleet(name: str) -> Fleet:
+    """The fleet that `name` describes; raises BadInput with the nearest names it knows."""
+    match = _COUNTS.match(name)
+    assert match is not None
+    first, second, what = match.groups()
+    try:
+        known = accelerator(what)
+    except BadInput:
+        # A name may begin like a count: "3090 24GB" does not, "2x" of something may.
+        known, first, second = accelerator(name), None, None
+    devices = int(first or 1) * int(second or 1)
+    if devices < 1:
+        raise BadInput(f'"{name}" has no devices', hint='such as "8xh100-sxm"')
+    per_node = int(second) if second else None
+    return fleet_of(known, devices, name=name, per_node=per_node)
+
+
+def fleet_of(
+    known: Accelerator, devices: int, *, name: str, per_node: int | None = None,
+    network: float | None = None,
+) -> Fleet:  # fmt: skip
+    """`devices` of one accelerator; `network` bytes/s of a device where known to differ."""
+    inside = per_node or min(devices, known.devices_per_node)
+    assumed = tomllib.loads((_CATALOGUE / "electricity.toml").read_text(encoding="utf-8"))
+    return Fleet(
+        name=name,
+        accelerator=known.name,
+        kind=known.kind,
+        architecture=known.architecture,
+        devices=devices,
+        devices_per_node=inside,
+        peak=_peaks(known),
+        reach=reach(known),
+        memory_capacity=_fact(known, "memory_capacity", known.memory_capacity),
+        memory_bandwidth=_fact(known, "memory_bandwidth", known.memory_bandwidth),
+        domains=tuple(_domains(known, devices, inside, network)),
+        host_link=None if known.host_link is None else _fact(known, "host_link", known.host_link),
+        power_idle=None if known.power_idle is None
+        else _fact(known, "power_idle", known.power_idle),
+        power_full=None if known.power_full is None
+        else _fact(known, "power_full", known.power_full),
+        price=None if known.price is None
+        else Fact(value=known.price.value, basis="datasheet",
+                  source=f"{known.price.source}, {known.price.date}"),
+        carbon=Fact(
+            value=GramsPerKilowattHour.parse(assumed["carbon"]["value"]), basis="assumed",
+            source=assumed["carbon"]["source"],
+        ),
+        overhead=Fact(
+            value=float(assumed["overhead"]["rented"]), basis="assumed",
+            source=assumed["overhead"]["rented_source"],
+        ),
+    )  # fmt: skip
+
+
+@cache
+def _reaches() -> dict[str, Reach]:
+    table = tomllib.loads((_CATALOGUE / "reach.toml").read_text(encoding="utf-8"))
+    source = table.pop("source")
+    default = table["default"]
+    return {key: Reach(**{**default, **row}, source=source) for key, row in table.items()}
+
+
+def reach(known: Accelerator) -> Reach:
+    """By architecture, else by kind, else the default."""
+    reaches = _reaches()
+    return reaches.get(known.architecture) or reaches.get(known.kind) or reaches["default"]
+
+
+def _peaks(known: Accelerator) -> dict[str, Fact[FlopPerSecond]]:
+    formats = {
+        name: value
+        for name in known.peak.__struct_fields__
+        if (value := getattr(known.peak, name)) is not None
+    }
+    return {name: _fact(known, name, value) for name, value in formats.items()}
+
+
+def _domains(
+    known: Accelerator, devices: int, per_node: int, network: float | None
+) -> list[Domain]:
+    found: list[Domain] = []
+    if known.link is not None:
+        joined = min(devices, max(known.link.devices, 1))
+        found.append(
+            Domain(
+                name=known.link.name, devices=joined,
+                bandwidth=_fact(known, "link", known.link.bandwidth),
+                latency=Fact(value=_LATENCY_INSIDE, basis="assumed", source="NCCL's own model"),
+            )
+        )  # fmt: skip
+    elif known.host_link is not None:
+        found.append(
+            Domain(
+                name="PCIe", devices=min(devices, per_node),
+                bandwidth=_fact(known, "host_link", known.host_link),
+                latency=Fact(value=_LATENCY_INSIDE, basis="assumed", source="NCCL's own model"),
+            )
+        )  # fmt: skip
+    if not found or found[-1].devices < devices:
+        rate = known.network.bandwidth if known.network else _NO_NETWORK
+        bandwidth = _fact(known, "network", rate)
+        if network is not None:
+            bandwidth = Fact(value=BytesPerSecond(network), basis="datasheet", source="as given")
+        found.append(
+            Domain(
+                name=known.network.name if known.network else "100 Gbit/s a device, assumed",
+                devices=devices, bandwidth=bandwidth,
+                latency=Fact(value=_LATENCY_OUTSIDE, basis="assumed", source="NCCL's own model"),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _fact(known: Accelerator, name: str, value: object) -> Fact:  # type: ignore[type-arg]
+    return Fact(value=value, basis="datasheet", source=known.source_of.get(name, known.source))

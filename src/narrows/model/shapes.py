@@ -1,0 +1,114 @@
+"""Parts of a shape whose keys most families of config.json share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from narrows.model.settings import Settings
+from narrows.spec.model import RMSNorm, Rotary, Window
+
+Shape = dict[str, Any]
+
+
+def read_decoder(
+    config: Settings, *, head_width: int | None = None, epsilon: float = 1e-6,
+    activation: str = "silu", base: float = 10_000.0,
+) -> Shape:  # fmt: skip
+    """Llama's choices under transformers' usual keys."""
+    return {
+        **read_rotary(config, head_width=head_width, base=base),
+        "norm": RMSNorm(epsilon=config.number("rms_norm_eps", default=epsilon)),
+        "feed_forward": config.feed_forward(
+            "hidden_act", "hidden_activation", gated=True, default=activation
+        ),
+        "biases": False,
+    }
+
+
+def read_rotary(
+    config: Settings, *, head_width: int | None = None, base: float = 10_000.0
+) -> Shape:
+    """Sizes, and positions of the base that attention without a window has."""
+    base = config.number("rope_theta", default=base)
+    if parameters := config.table("rope_parameters"):
+        parameters = parameters.table("full_attention") or parameters
+        inner = parameters.number("rope_theta", default=base)
+        if config.has("rope_theta") and inner != base:
+            what = f"rope_theta is {base}, and within rope_parameters it is {inner}"
+            raise config.refusal(what, "they mean the same: delete one of them")
+        base = inner
+    return {
+        **read_sizes(config, head_width=head_width),
+        "positions": Rotary(base=base),
+        "tied_embeddings": config.flag("tie_word_embeddings", default=False),
+    }
+
+
+def read_sizes(
+    config: Settings, *, head_width: int | None = None, feed_forward: str = "intermediate_size"
+) -> Shape:
+    """Layers, widths, heads, vocabulary and context."""
+    return {
+        **read_heads(config, head_width=head_width),
+        "layers": config.count("num_hidden_layers"),
+        "feed_forward_width": config.count(feed_forward),
+        "vocabulary": config.count("vocab_size"),
+        "context": config.count("max_position_embeddings"),
+    }
+
+
+def read_heads(
+    config: Settings, *, width: tuple[str, ...] = ("hidden_size",),
+    heads: tuple[str, ...] = ("num_attention_heads",), head_width: int | None = None,
+) -> Shape:  # fmt: skip
+    """Width and heads, which must go together."""
+    D, N = config.count(*width), config.count(*heads)
+    if head_width is None and config.data.get("head_dim") is None and D % N:
+        what = f"{width[0]} is {D}, which {heads[0]} = {N} does not divide"
+        raise config.refusal(what, "correct one of them, or add head_dim")
+    H = config.count("head_dim", default=head_width or D // N)
+    K = config.count("num_key_value_heads", default=N)
+    if N % K:
+        what = f"num_key_value_heads is {K}, which does not divide {heads[0]} = {N}"
+        raise config.refusal(what, "correct one of them")
+    return {"width": D, "heads": N, "kv_heads": K, "head_width": H}
+
+
+def read_choice(config: Settings, *names: str) -> tuple[int, int]:
+    """How many experts there are, and how many of them a token goes through."""
+    count = config.count(*names)
+    chosen = config.count("num_experts_per_tok", "experts_per_token")
+    if chosen > count:
+        what = f"num_experts_per_tok is {chosen}, and {names[0]} is {count}"
+        raise config.refusal(what, f"use num_experts_per_tok <= {count}")
+    return count, chosen
+
+
+def read_window(
+    config: Settings, *, full_every: int | None = None, default: int | None = None
+) -> Window | None:
+    """The window of all layers, of all but every `full_every`-th, or of those that are listed."""
+    size = None if config.has("sliding_window") else default
+    if config.data.get("sliding_window") is not None:
+        size = config.count("sliding_window")
+    kinds = config.data.get("layer_types")
+    if kinds is None:
+        return None if size is None else Window(size=size, full_every=full_every)
+    layers = config.count("num_hidden_layers")
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise config.refusal(
+            f"layer_types does not list {layers} layers", "give as many as num_hidden_layers"
+        )
+    if unknown := [each for each in kinds if each not in ("full_attention", "sliding_attention")]:
+        what = f"layer_types has {unknown[0]!r}, which a ModelSpec cannot say"
+        raise config.refusal(what, "use full_attention and sliding_attention alone")
+    if "sliding_attention" not in kinds:
+        return None
+    every = kinds.index("full_attention") + 1 if "full_attention" in kinds else None
+    regular = [every is None or (layer + 1) % every != 0 for layer in range(layers)]
+    if [kind == "sliding_attention" for kind in kinds] != regular:
+        what = "layer_types is irregular, and a ModelSpec has full attention in every n-th layer"
+        raise config.refusal(what, "make every n-th layer full_attention for the nearest model")
+    if size is None:
+        raise config.refusal("sliding_window is missing", 'add "sliding_window": 4096')
+    return Window(size=size, full_every=every)

@@ -1,0 +1,53 @@
+"""Every number that was fitted, in one place: benchmarks/fit.py fits them to published runs.
+
+What differs between architectures is in the catalogue (`Reach`); these hold for all of them.
+"""
+
+from __future__ import annotations
+
+# Values that a block's memory-bound operations read and write per token, forward and backward
+# together, as multiples of the width and of the feed-forward width; and what of it remains where
+# kernels are fused by hand or by a compiler.
+PASSES_WIDTH = 97.3
+PASSES_FEED_FORWARD = 6.4
+FUSED = 0.945
+FORWARD_SHARE = 0.35
+# Reads and writes of each score where attention writes them to memory, forward and backward.
+SCORE_PASSES = 17.5
+SCORE_FORWARD_SHARE = 0.45
+# Products of scores: small and batched; and off the tensor cores where a head's width in 16 bits
+# is no multiple of 8 elements (NVIDIA, Matrix Multiplication Background, 2023).
+SCORE_REACH = 0.6
+MISALIGNED = 18.3
+# Attention's rate falls with the head's width below 128, and where a bias is added to the scores.
+HEAD_WIDTH_POWER = 0.268
+ALIBI = 1.06
+# Bytes a logit takes through the loss.
+LOGIT_BYTES = 20.0
+# Shares of the data sheet's bandwidth that a collective reaches inside a domain and between hosts.
+LINK = 0.7
+NETWORK = 0.71
+# What of a data-parallel collective can hide behind computation, and what of a plain all-reduce
+# of gradients, which starts only once the last micro-batch runs backward, cannot.
+OVERLAP = 0.85
+# What of tensor-parallel collectives stacks with sequence parallelism hide behind products.
+TENSOR_OVERLAP = 0.53
+EXPOSED_REDUCTION = 0.5
+# Bytes that the optimizer reads and writes for a parameter.
+OPTIMIZER_BYTES = 28.0
+# A step takes this times the sum of its parts: stragglers, host and data.
+JITTER = 1.065
+
+# Memory. What an allocator reserves over what is in use.
+ALLOCATOR = 1.06
+# Bytes of a gradient and of the optimizer's state for a parameter: fp32 sums, fp32 masters
+# and two moments beside 16-bit weights (arXiv:1910.02054).
+GRADIENT_BYTES = 4.0
+STATE_BYTES = 12.0
+# Streams of the width that a block keeps: before and behind both norms.
+STREAMS_KEPT = 5.0
+# Bytes of a logit while the loss is taken: fp32 and its gradient beside 16 bits.
+LOGIT_MEMORY = 10.0
+# Streams in flight beside what is kept; libraries, kernels and communication buffers.
+WORKSPACE_STREAMS = 6.0
+RUNTIME_BYTES = 2.2e9

@@ -1,0 +1,279 @@
+"""A model, a fleet and a batch → the best layout and what is to be known about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from narrows.plan.fleet.energy import joules
+from narrows.plan.fleet.memory import Memory, memory, weights_bytes
+from narrows.plan.fleet.search import Found, Goal, Wanted, evaluate, search
+from narrows.plan.fleet.spreads import Spreads
+from narrows.plan.fleet.time import Step, step
+from narrows.plan.fleet.work import Work
+from narrows.spec.errors import DoesNotFit
+from narrows.spec.fleet import Fleet, Spread
+from narrows.spec.forecast import Forecast, Goodput, Option
+from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
+from narrows.spec.machine import Fact
+from narrows.spec.model import ModelSpec
+from narrows.spec.plan import Doubling
+
+_MTBF_DEVICE_SECONDS = 50_000 * 3600.0
+"""Between failures of one device with its share of the node: 419 interruptions in 54 days of 16,384
+H100s (arXiv:2407.21783, section 3.3.4).
+"""
+_STORAGE_BYTES_PER_NODE = 2e9
+"""A second, into storage that all nodes share (arXiv:2407.21783, section 3.3.1: 2 TB/s for 7,500
+servers is far less a node; this is a common cluster's).
+"""
+_RESTART_SECONDS = 600.0
+_RUNNERS_UP = 5
+_PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
+    ("gemm", "products", "forward", "gemm"), ("attention", "attention", "forward", "attention"),
+    ("pointwise", "memory-bound operations", "forward", "pointwise"),
+    ("head", "head and loss", "forward", "loss"),
+    ("tensor", "tensor-parallel collectives", "other", "link"),
+    ("expert", "tokens to experts", "other", "link"),
+    ("context", "context-parallel ring", "other", "link"),
+    ("pipeline", "pipeline hops", "other", "link"),
+    ("bubble", "pipeline bubble", "other", "idle"),
+    ("data", "data-parallel collectives", "other", "link"),
+    ("optimizer", "optimizer", "optimizer", "optimizer"),
+    ("waiting", "stragglers, host and data", "other", "idle"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked; `tokens` of the whole training where known."""
+
+    name: str
+    model: ModelSpec
+    fleet: Fleet
+    batch: int
+    wanted: Wanted
+    goal: Goal = "time"
+    tokens: float | None = None
+
+
+def forecast(question: Question) -> Forecast:
+    """Raises BadInput where no layout is possible, DoesNotFit where none fits."""
+    work = Work.of(question.model, question.model.context)
+    found = search(work, question.fleet, question.batch, question.wanted)
+    chosen = found.best(question.goal)
+    if chosen is None:
+        raise _refusal(question, found)
+    spread = found.spreads.spread(chosen)
+    doubled = _doubling(work, spread, question, found)
+    return Forecast(
+        model_name=question.name,
+        model=question.model,
+        fleet=question.fleet,
+        positions=question.model.context,
+        batch_sequences=question.batch,
+        goal=question.goal,
+        spread=spread,
+        predicted=ledger(work, spread, question.fleet, question.batch, question.tokens),
+        memory_limit=found.limit,
+        layouts_evaluated=found.spreads.size,
+        layouts_fitting=int(found.fits.sum()),
+        bottleneck=doubled[0].resource,
+        doubling=doubled,
+        front=tuple(_option(found, i, "") for i in found.pareto()[:12]),
+        runners_up=tuple(_runners_up(found, chosen)),
+        techniques=tuple(_techniques(work, spread, question.fleet, found.limit)),
+        goodput=goodput(work, question.fleet),
+        tokens=question.tokens,
+    )
+
+
+def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float | None) -> Ledger:
+    """One layout's step by operation, its memory by kind, and the whole run where it has an end."""
+    spreads = Spreads.of([spread])
+    taken, held = step(work, spreads, fleet), memory(work, spreads)
+    seconds = float(taken.seconds[0])
+    energy = float(joules(taken, fleet)[0])
+    step_tokens = float(batch * work.positions)
+    peak = float(fleet.peak[_format(fleet, spread.precision)].value) * fleet.devices
+    flop = work.spec.flop_per_token * step_tokens
+    steps = math.ceil(tokens / step_tokens) if tokens else 1
+    price = float(fleet.price.value) if fleet.price else 0.0
+    total = steps * seconds
+    return Ledger(
+        basis="predicted",
+        energy_basis="estimated",
+        rows=tuple(_rows(taken, flop / fleet.devices, energy)),
+        step_seconds=seconds,
+        step_tokens=step_tokens,
+        mfu=flop / (seconds * peak),
+        memory=_peak(held),
+        total=Total(
+            steps=steps, tokens=steps * step_tokens, seconds=total, seconds_training=total,
+            seconds_start=0.0, seconds_evaluating=0.0, seconds_saving=0.0,
+            joules=steps * energy, dollars=total / 3600 * price * fleet.devices,
+            carbon_grams=steps * energy * fleet.overhead.value / 3.6e6
+            * float(fleet.carbon.value),
+        ),
+    )  # fmt: skip
+
+
+def goodput(work: Work, fleet: Fleet) -> Goodput:
+    """Of failures that come at random, and checkpoints that each cost their writing."""
+    between = _MTBF_DEVICE_SECONDS / fleet.devices
+    nodes = max(1.0, fleet.devices / fleet.devices_per_node)
+    # Weights, masters and moments: 14 bytes for each 2 of weights.
+    writing = 7.0 * weights_bytes(work) / (_STORAGE_BYTES_PER_NODE * nodes)
+    interval = math.sqrt(2.0 * writing * between)
+    lost = writing / interval + (interval / 2.0 + _RESTART_SECONDS) / between
+    return Goodput(
+        mean_time_between_failures_s=between, checkpoint_interval_s=interval,
+        checkpoint_seconds=writing, share=max(0.0, 1.0 - lost),
+    )  # fmt: skip
+
+
+def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:
+    seconds = float(taken.seconds[0])
+    for field, name, phase, kind in _PARTS:
+        value = float(getattr(taken, field)[0])
+        if value > 0.0:
+            yield Row(
+                operation=name, phase=phase, kind=kind, count=1.0,
+                flop=flop if field == "gemm" else 0.0, memory_bytes=0.0, network_bytes=0.0,
+                seconds=value, joules=energy * value / seconds,
+            )  # fmt: skip
+
+
+def _peak(held: Memory) -> MemoryPeak:
+    kinds = {
+        name: float(getattr(held, name)[0])
+        for name in ("weights", "gradients", "optimizer", "activations", "logits", "workspace",
+                     "runtime")
+    }  # fmt: skip
+    return MemoryPeak(**kinds, peak=sum(kinds.values()))
+
+
+def _format(fleet: Fleet, precision: str) -> str:
+    if precision in fleet.peak:
+        return precision
+    return "bf16" if "bf16" in fleet.peak else "fp16"
+
+
+def _option(found: Found, index: int, verdict: str) -> Option:
+    return Option(
+        spread=found.spreads.spread(index), step_seconds=float(found.seconds[index]),
+        memory_peak=float(found.bytes[index]), joules=float(found.joules[index]), verdict=verdict,
+    )  # fmt: skip
+
+
+def _runners_up(found: Found, chosen: int) -> Iterator[Option]:
+    """The next best of other tensor, pipeline, context or expert parallelism, and why they lose."""
+    spreads, best = found.spreads, found.seconds[chosen]
+    seen = {_structure(spreads, chosen)}
+    for index in np.argsort(np.where(found.fits, found.seconds, np.inf)):
+        if len(seen) > _RUNNERS_UP or not found.fits[index]:
+            return
+        key = _structure(spreads, int(index))
+        if key not in seen:
+            seen.add(key)
+            more = found.seconds[index] / best - 1.0
+            memory_ratio = found.bytes[index] / found.bytes[chosen]
+            yield _option(found, int(index), f"{more:.1%} slower, {memory_ratio:.2f}x the memory")
+
+
+def _structure(spreads: Spreads, index: int) -> tuple[int, ...]:
+    names = ("tensor", "pipeline", "context", "expert")
+    return tuple(int(getattr(spreads, name)[index]) for name in names)
+
+
+def _techniques(work: Work, spread: Spread, fleet: Fleet, limit: float) -> Iterator[Option]:
+    """The chosen layout with one technique changed, each alone."""
+    changes: list[tuple[str, dict[str, object]]] = [
+        (f"recompute {name}", {"recompute": name})
+        for name in ("none", "selective", "full")
+        if name != spread.recompute
+    ]
+    changes += [
+        (f"shard {name}", {"sharding": name})
+        for name in ("none", "optimizer", "gradients", "parameters")
+        if name != spread.sharding
+    ]
+    if spread.flash_attention:
+        changes.append(("attention through memory", {"flash_attention": False}))
+    if spread.fused:
+        changes.append(("unfused kernels", {"fused": False}))
+    if spread.sequence_parallel and spread.tensor > 1:
+        changes.append(("no sequence parallelism", {"sequence_parallel": False}))
+    now = evaluate(work, Spreads.of([spread]), fleet)
+    for what, change in changes:
+        other = msgspec.structs.replace(spread, **change)
+        found = evaluate(work, Spreads.of([other]), fleet)
+        times = float(found.seconds[0] / now.seconds[0])
+        verdict = f"{what}: {times:.2f}x the time, {float(found.bytes[0]) / 1e9:.1f} GB"
+        verdict += "" if float(found.bytes[0]) <= limit else ", does not fit"
+        yield _option(found, 0, verdict)
+
+
+def _doubling(work: Work, spread: Spread, question: Question, found: Found) -> tuple[Doubling, ...]:
+    """The chosen layout with twice of each resource; with twice the memory, the best of all."""
+    fleet = question.fleet
+    now = float(step(work, Spreads.of([spread]), fleet).seconds[0])
+    steps = {
+        name: float(step(work, Spreads.of([spread]), changed).seconds[0])
+        for name, changed in _doubled(fleet)
+    }
+    roomy = np.where(found.bytes <= 2.0 * found.limit, found.seconds, np.inf)
+    steps["memory capacity"] = min(now, float(roomy.min()))
+    rows = [
+        Doubling(resource=name, step_seconds=seconds, saving=1.0 - seconds / now)
+        for name, seconds in steps.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.saving))
+
+
+def _doubled(fleet: Fleet) -> Iterator[tuple[str, Fleet]]:
+    replace = msgspec.structs.replace
+    peak = {name: replace(fact, value=2.0 * fact.value) for name, fact in fleet.peak.items()}
+    yield "compute", replace(fleet, peak=peak)
+    bandwidth = replace(fleet.memory_bandwidth, value=2.0 * fleet.memory_bandwidth.value)
+    yield "memory bandwidth", replace(fleet, memory_bandwidth=bandwidth)
+
+    def scaled(fact: Fact, factor: float) -> Fact:  # type: ignore[type-arg]
+        return replace(fact, value=factor * fact.value)
+
+    inner, *outer = fleet.domains
+    for name, which in (("link bandwidth inside a node", 0), ("network bandwidth", 1)):
+        if which == 1 and not outer:
+            continue
+        domains = tuple(
+            replace(domain, bandwidth=scaled(domain.bandwidth, 2.0))
+            if (place == 0) == (which == 0) else domain
+            for place, domain in enumerate((inner, *outer))
+        )  # fmt: skip
+        yield name, replace(fleet, domains=domains)
+    quick = tuple(replace(each, latency=scaled(each.latency, 0.5)) for each in fleet.domains)
+    yield "link latency", replace(fleet, domains=quick)
+
+
+def _refusal(question: Question, found: Found) -> DoesNotFit:
+    least = int(found.bytes.argmin())
+    spreads = Spreads.of([found.spreads.spread(least)])
+    held = _peak(memory(Work.of(question.model, question.model.context), spreads))
+    kinds = sorted(
+        ((name, getattr(held, name)) for name in held.__struct_fields__ if name != "peak"),
+        key=lambda pair: -pair[1],
+    )
+    causes = ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in kinds[:3])
+    fleet = question.fleet
+    more = 2 ** math.ceil(math.log2(max(1.0, held.peak / found.limit))) * fleet.devices
+    return DoesNotFit(
+        f"the job does not fit: {held.peak / 1e9:.1f} GB needed by the leanest of "
+        f"{found.spreads.size:,} layouts, {found.limit / 1e9:.1f} GB free on each "
+        f"{fleet.accelerator}",
+        causes=(causes,),
+        hint=f"--machine {more}x{fleet.name.rpartition('x')[2] or fleet.name}, or a smaller batch",
+    )

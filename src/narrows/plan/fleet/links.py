@@ -1,0 +1,66 @@
+"""Collectives between ranks: α–β by ring, over the domain that a group of ranks spans.
+
+Ranks lie in the order tensor, context, expert and data, pipeline (innermost first), as Megatron
+places them. A ring over whole nodes leaves each by all of its devices' ports at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from narrows.plan.fleet import constants
+from narrows.plan.layouts import Array
+from narrows.spec.fleet import Fleet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """Bytes a second of one device inside its domain and beyond, and what a message waits."""
+
+    domain: float
+    inside: float
+    outside: float
+    latency_inside: float
+    latency_outside: float
+
+    @classmethod
+    def of(cls, fleet: Fleet) -> Links:
+        """The innermost domain and the outermost."""
+        inner, outer = fleet.domains[0], fleet.domains[-1]
+        alone = inner is outer
+        share = constants.LINK if alone or inner.devices > 1 else constants.NETWORK
+        return cls(
+            domain=float(inner.devices),
+            inside=float(inner.bandwidth.value) * share,
+            outside=float(outer.bandwidth.value) * (share if alone else constants.NETWORK),
+            latency_inside=float(inner.latency.value),
+            latency_outside=float(outer.latency.value),
+        )
+
+    def gather(self, moved: Array, ranks: Array, stride: Array) -> Array:
+        """Seconds to gather (or reduce and scatter) `moved` bytes in all over `ranks`, of which
+        neighbours are `stride` devices apart: (n-1)/n of the bytes at each rank's own rate.
+        """
+        beyond = ranks * stride > self.domain
+        members = np.clip(self.domain / stride, 1.0, ranks)
+        rate = np.where(beyond, np.minimum(self.inside, self.outside * members), self.inside)
+        wait = np.where(beyond, self.latency_outside / members + self.latency_inside,
+                        self.latency_inside)  # fmt: skip
+        return (ranks - 1.0) * (moved / (ranks * rate) + wait)
+
+    def exchange(self, moved: Array, ranks: Array, stride: Array) -> Array:
+        """Seconds of an all-to-all in which each rank sends `moved` bytes in all: what leaves the
+        domain goes by the rank's own port.
+        """
+        near = np.clip(self.domain / stride, 1.0, ranks)
+        far_share = 1.0 - near / ranks
+        near_share = near / ranks - 1.0 / ranks
+        beyond = moved * far_share / self.outside
+        return np.maximum(moved * near_share / self.inside, beyond) + self.latency_inside * ranks
+
+    def send(self, moved: Array, stride: Array) -> Array:
+        """Seconds to hand `moved` bytes to the rank `stride` devices further."""
+        far = stride >= self.domain
+        return moved / np.where(far, self.outside, self.inside) + self.latency_outside * far

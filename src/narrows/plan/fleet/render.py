@@ -1,0 +1,142 @@
+"""A forecast as text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from narrows.plan.render import model_line
+from narrows.spec.fleet import Spread
+from narrows.spec.forecast import Forecast, Option
+from narrows.spec.units import Bytes, Dollars, FlopPerSecond, Joules, Seconds, Tokens, Watts
+
+_SHARE_LEAST = 0.002
+
+
+def text(forecast: Forecast) -> str:
+    """The whole answer, in blocks parted by blank lines."""
+    blocks = (
+        _what(forecast), _predicted(forecast), _step(forecast), _memory(forecast),
+        _doubling(forecast), _options("runner-up layouts", forecast.runners_up),
+        _options("one technique changed", forecast.techniques, structure=False),
+        _options("fastest for its memory", forecast.front), _basis(forecast),
+    )  # fmt: skip
+    return "\n\n".join("\n".join(block) for block in (list(each) for each in blocks) if block)
+
+
+def described(spread: Spread) -> str:
+    """A layout in one line."""
+    words = [f"data {spread.data}"]
+    for name in ("tensor", "pipeline", "context", "expert"):
+        if (size := getattr(spread, name)) > 1:
+            words.append(f"{name} {size}")
+    if spread.interleave > 1:
+        words.append(f"{spread.interleave} pieces a stage")
+    words.append(f"micro-batch {spread.micro_batch} x {spread.accumulation}")
+    words.append(f"{spread.sharding} sharded" if spread.sharding != "none" else "nothing sharded")
+    if spread.recompute != "none":
+        words.append(f"recompute {spread.recompute}")
+    return ", ".join(words)
+
+
+def _what(forecast: Forecast) -> Iterator[str]:
+    fleet = forecast.fleet
+    yield f"{forecast.model_name} on {fleet.devices} x {fleet.accelerator}"
+    yield f"  model    {model_line(forecast.model)}"
+    tokens = forecast.batch_sequences * forecast.positions
+    yield (
+        f"  step     {forecast.batch_sequences:,} sequences of {forecast.positions:,} = "
+        f"{Tokens(tokens).text()}, {forecast.spread.precision}"
+    )
+    yield f"  layout   {described(forecast.spread)}"
+    yield (
+        f"           best for {forecast.goal} of {forecast.layouts_evaluated:,} layouts, of which "
+        f"{forecast.layouts_fitting:,} fit"
+    )
+
+
+def _predicted(forecast: Forecast) -> Iterator[str]:
+    ledger, fleet = forecast.predicted, forecast.fleet
+    rate = ledger.tokens_per_s
+    flop = forecast.model.flop_per_token * rate / fleet.devices
+    yield "predicted (datasheet figures, reach fitted to published runs)"
+    yield (
+        f"  step     {Seconds(ledger.step_seconds).text()}, {rate:,.0f} tokens/s, "
+        f"{rate / fleet.devices:,.0f} a device; {FlopPerSecond(flop).text()} of model work, "
+        f"{ledger.mfu:.0%} of the peak"
+    )
+    watts = sum(row.joules for row in ledger.rows) / ledger.step_seconds
+    yield f"  power    {Watts(watts).text()}, {Watts(watts / fleet.devices).text()} a device"
+    good = forecast.goodput
+    yield (
+        f"  failures one in {Seconds(good.mean_time_between_failures_s).text()}; a checkpoint of "
+        f"{Seconds(good.checkpoint_seconds).text()} each "
+        f"{Seconds(good.checkpoint_interval_s).text()} leaves {good.share:.1%} of the time"
+    )
+    if forecast.tokens is not None:
+        total = ledger.total
+        seconds = total.seconds / max(good.share, 1e-9)
+        money = f", {Dollars(total.dollars / good.share).text()}" if total.dollars else ""
+        carbon = total.carbon_grams / good.share / 1e6
+        yield (
+            f"  total    {Tokens(total.tokens).text()} in {total.steps:,} steps: "
+            f"{Seconds(seconds).text()}, {Joules(total.joules / good.share).text()}{money}, "
+            f"{carbon:.3g} t of CO2"
+        )
+
+
+def _step(forecast: Forecast) -> Iterator[str]:
+    ledger = forecast.predicted
+    yield "where a step goes"
+    for row in sorted(ledger.rows, key=lambda row: -row.seconds):
+        share = row.seconds / ledger.step_seconds
+        if share >= _SHARE_LEAST:
+            yield f"  {row.operation:30}{share:6.1%}  {Seconds(row.seconds).text()}"
+
+
+def _memory(forecast: Forecast) -> Iterator[str]:
+    peak = forecast.predicted.memory
+    limit = Bytes(forecast.memory_limit).text()
+    yield f"memory of the fullest device: {Bytes(peak.peak).text()} of {limit}"
+    kinds = {name: getattr(peak, name) for name in peak.__struct_fields__ if name != "peak"}
+    for name, value in sorted(kinds.items(), key=lambda pair: -pair[1]):
+        if value > 0.01 * peak.peak:
+            yield f"  {name:30}{value / peak.peak:6.1%}  {Bytes(value).text()}"
+
+
+def _doubling(forecast: Forecast) -> Iterator[str]:
+    yield f"bottleneck: {forecast.bottleneck}; a step with twice the"
+    for row in forecast.doubling:
+        told = f"-{row.saving:.1%}  {Seconds(row.step_seconds).text()}"
+        yield f"  {row.resource:30}{told if row.saving >= 0.0005 else 'no shorter'}"
+
+
+def _options(title: str, options: tuple[Option, ...], *, structure: bool = True) -> Iterator[str]:
+    if not options:
+        return
+    yield title
+    for option in options:
+        if not structure:
+            yield f"  {option.verdict}"
+            continue
+        yield f"  {described(option.spread)}"
+        verdict = f"; {option.verdict}" if option.verdict else ""
+        yield (
+            f"    {Seconds(option.step_seconds).text()} a step, "
+            f"{Bytes(option.memory_peak).text()}{verdict}"
+        )
+
+
+def _basis(forecast: Forecast) -> Iterator[str]:
+    fleet = forecast.fleet
+    yield "from"
+    known = [
+        (f"peak {name}", fact) for name, fact in fleet.peak.items()
+        if name in (forecast.spread.precision, "bf16")
+    ]  # fmt: skip
+    known += [("memory", fleet.memory_capacity), ("memory bandwidth", fleet.memory_bandwidth)]
+    known += [(domain.name, domain.bandwidth) for domain in fleet.domains]
+    if fleet.price is not None:
+        known.append(("price of a device", fleet.price))
+    for name, fact in known:
+        yield f"  {name}: {fact.value.text()} ({fact.basis}, {fact.source})"
+    yield f"  reach: {fleet.reach.source}"

@@ -1,0 +1,204 @@
+"""All layouts of a model over a fleet, each evaluated in full, and the best of them by a goal."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from narrows.plan.fleet.energy import joules
+from narrows.plan.fleet.memory import memory
+from narrows.plan.fleet.spreads import RECOMPUTES, SHARDINGS, Spreads
+from narrows.plan.fleet.time import step
+from narrows.plan.fleet.work import Work
+from narrows.plan.layouts import Array
+from narrows.spec.errors import BadInput
+from narrows.spec.fleet import Fleet, Spread
+
+Goal = Literal["time", "energy", "memory"]
+# Of a device's memory, what a plan may count on: the rest is the driver's and fragments'.
+MEMORY_SHARE = 0.94
+# Layouts at once: their arrays stay in the second-level cache.
+_CHUNK = 4096
+_TENSOR_MOST, _MICRO_MOST, _POSITIONS_LEAST = 64, 64, 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What of a layout is fixed; None is searched."""
+
+    precision: str = "bf16"
+    tensor: int | None = None
+    pipeline: int | None = None
+    context: int | None = None
+    expert: int | None = None
+    micro_batch: int | None = None
+    sharding: str | None = None
+    recompute: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Every layout with its step, its memory and its energy."""
+
+    spreads: Spreads
+    seconds: Array
+    bytes: Array
+    joules: Array
+    limit: float
+
+    @property
+    def fits(self) -> npt.NDArray[np.bool_]:
+        """Which of them fit a device's memory."""
+        return np.asarray(self.bytes <= self.limit)
+
+    def best(self, goal: Goal = "time") -> int | None:
+        """The best that fits, or None."""
+        values = {"time": self.seconds, "energy": self.joules, "memory": self.bytes}[goal]
+        held = np.where(self.fits, values, np.inf)
+        index = int(held.argmin())
+        return index if np.isfinite(held[index]) else None
+
+    def pareto(self) -> list[int]:
+        """Those that no other beats in both time and memory, fastest first."""
+        order = np.lexsort((self.bytes, self.seconds))
+        least, front = np.inf, []
+        for index in order:
+            if self.fits[index] and self.bytes[index] < 0.98 * least:
+                least = float(self.bytes[index])
+                front.append(int(index))
+        return front
+
+
+def search(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Found:
+    """Evaluate every layout of `batch` sequences a step.
+
+    Raises BadInput where there is none.
+    """
+    spreads = candidates(work, fleet, batch, wanted)
+    return evaluate(work, spreads, fleet)
+
+
+def evaluate(work: Work, spreads: Spreads, fleet: Fleet) -> Found:
+    """Time, memory and energy of each of `spreads`."""
+    seconds, peaks, energy = (np.empty(spreads.size) for _ in range(3))
+    for first in range(0, spreads.size, _CHUNK):
+        which = slice(first, first + _CHUNK)
+        part = spreads.part(which)
+        taken = step(work, part, fleet)
+        seconds[which] = taken.seconds
+        peaks[which] = memory(work, part).peak
+        energy[which] = joules(taken, fleet)
+    return Found(
+        spreads=spreads, seconds=seconds, bytes=peaks, joules=energy,
+        limit=MEMORY_SHARE * float(fleet.memory_capacity.value),
+    )  # fmt: skip
+
+
+def candidates(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Spreads:
+    """All layouts that the model's shape, the devices and the batch allow."""
+    rows = np.array(list(_structures(work, fleet, batch, wanted)), dtype=float)
+    if not rows.size:
+        raise _refusal(work, fleet, batch, wanted)
+    shardings = _named(wanted.sharding, SHARDINGS)
+    recomputes = _named(wanted.recompute, RECOMPUTES)
+    choices = np.array(list(itertools.product(shardings, recomputes)), dtype=float)
+    every = np.repeat(rows, len(choices), axis=0)
+    again = np.tile(choices, (len(rows), 1))
+    tensor, pipeline, context, expert, data, micro, accumulation, interleave = every.T
+    return Spreads(
+        shared=Spread(precision=wanted.precision),  # type: ignore[arg-type]
+        data=data, replicas=np.ones_like(data), tensor=tensor,
+        pipeline=pipeline, interleave=interleave, context=context, expert=expert,
+        micro_batch=micro, accumulation=accumulation, sharding=again[:, 0], recompute=again[:, 1],
+    )  # fmt: skip
+
+
+def _structures(
+    work: Work, fleet: Fleet, batch: int, wanted: Wanted
+) -> Iterator[tuple[int, int, int, int, int, int, int, int]]:
+    spec, devices = work.spec, fleet.devices
+    layers = spec.layers + spec.encoder_layers
+    tensors = _options(wanted.tensor, [t for t in _powers(min(_TENSOR_MOST, devices))
+                                       if spec.heads % t == 0 and t <= fleet.domains[0].devices])  # fmt: skip
+    contexts = _options(wanted.context, [c for c in _powers(devices)
+                                         if work.positions // c >= _POSITIONS_LEAST or c == 1])  # fmt: skip
+    experts = spec.experts.count if spec.experts else 1
+    for t, c in itertools.product(tensors, contexts):
+        left = devices // (t * c)
+        if t * c * left != devices or spec.heads % t:
+            continue
+        pipelines = _options(wanted.pipeline, [p for p in divisors(left) if p <= layers])
+        for p in pipelines:
+            if left % p or p > layers:
+                continue
+            data = left // p
+            if batch % data:
+                continue
+            spread = [e for e in divisors(experts) if data * t % e == 0]
+            pieces = [v for v in (1, 2, 3, 4, 5, 6, 8, 10, 12, 20)
+                      if p > 1 and layers % (p * v) == 0] or [1]  # fmt: skip
+            micros = [b for b in divisors(batch // data) if b <= _MICRO_MOST]
+            for e in _options(wanted.expert, spread):
+                for b in _options(wanted.micro_batch, micros):
+                    if batch % (data * b) or (e > 1 and data * t % e):
+                        continue
+                    for v in pieces:
+                        m = batch // (data * b)
+                        if v == 1 or m % p == 0:
+                            yield t, p, c, e, data, b, m, v
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors in ascending order."""
+    small = [each for each in range(1, int(number**0.5) + 1) if number % each == 0]
+    return sorted({*small, *(number // each for each in small)})
+
+
+def _powers(most: int) -> list[int]:
+    return [1 << power for power in range(most.bit_length())]
+
+
+def _options(fixed: int | None, free: list[int]) -> list[int]:
+    return free if fixed is None else [fixed]
+
+
+def _named(fixed: str | None, names: tuple[str, ...]) -> list[int]:
+    if fixed is None:
+        return list(range(len(names)))
+    return [names.index(fixed)]
+
+
+def _refusal(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> BadInput:
+    spec, t, p = work.spec, wanted.tensor, wanted.pipeline
+    if t is not None and spec.heads % t:
+        near = ", ".join(str(d) for d in divisors(spec.heads) if d <= fleet.devices)
+        return BadInput(
+            f"{spec.heads} heads cannot be divided among {t} tensor ranks",
+            hint=f"--set layout.tensor=N with N one of {near}",
+        )
+    if p is not None and p > spec.layers:
+        return BadInput(
+            f"{spec.layers} layers do not fill {p} pipeline stages",
+            hint=f"--set layout.pipeline=N with N at most {spec.layers}",
+        )
+    fixed = (t or 1) * (p or 1) * (wanted.context or 1)
+    if fleet.devices % fixed:
+        return BadInput(
+            f"{fleet.devices} devices cannot be divided into groups of {fixed}",
+            hint="choose tensor, pipeline and context whose product divides the devices",
+        )
+    ranks = fleet.devices // fixed
+    return BadInput(
+        f"a batch of {batch} sequences cannot be divided among {ranks} data ranks",
+        hint=f"a batch that is a multiple of {ranks}, or more tensor or pipeline ranks",
+    )
+
+
+def spread_of(found: Found, index: int) -> Spread:
+    """A candidate as a record."""
+    return found.spreads.spread(index)

@@ -1,0 +1,312 @@
+"""Seconds of one optimizer step under many layouts: roofline with ramps, rings, bubbles.
+
+The step of the busiest pipeline stage is followed: its products, attention, memory-bound work and
+collectives for each micro-batch; the bubble around them; then gradients, weights and optimizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from narrows.plan.fleet import constants
+from narrows.plan.fleet.links import Links
+from narrows.plan.fleet.spreads import Spreads
+from narrows.plan.fleet.work import Matrix, Work, halves, parameters
+from narrows.plan.layouts import Array
+from narrows.spec.errors import BadInput
+from narrows.spec.fleet import Fleet
+from narrows.spec.model import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What one device does, in FLOP and bytes a second."""
+
+    matmul: float
+    matmul_whole: float
+    half: float
+    attention_forward: float
+    attention_backward: float
+    memory: float
+    memory_bytes: float
+
+    @classmethod
+    def of(cls, fleet: Fleet, precision: str) -> Rates:
+        """Raises BadInput where the device does not compute in `precision`."""
+        reach = fleet.reach
+        known = {name: float(fact.value) for name, fact in fleet.peak.items()}
+        whole = known.get("bf16") or known.get("fp16") or known.get("fp32") or 0.0
+        peak = whole if precision in ("bf16", "fp16") else known.get(precision, 0.0)
+        if not peak:
+            raise BadInput(
+                f"{fleet.accelerator} has no {precision} figures",
+                hint=f"--set layout.precision=... with one of {', '.join(known)}",
+            )
+        narrow = reach.narrow if precision in ("fp8", "fp4") else 1.0
+        return cls(
+            matmul=peak * reach.matmul * narrow,
+            matmul_whole=whole * reach.matmul,
+            half=reach.half,
+            attention_forward=whole * reach.attention_forward,
+            attention_backward=whole * reach.attention_backward,
+            memory=float(fleet.memory_bandwidth.value) * reach.memory,
+            memory_bytes=float(fleet.memory_capacity.value),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Seconds by part, arrays [layouts]; `bubble` and `waiting` are the parts' losses."""
+
+    gemm: Array
+    attention: Array
+    pointwise: Array
+    head: Array
+    tensor: Array
+    expert: Array
+    context: Array
+    pipeline: Array
+    bubble: Array
+    data: Array
+    optimizer: Array
+    waiting: Array
+
+    @property
+    def seconds(self) -> Array:
+        """The whole step."""
+        parts = (
+            self.gemm, self.attention, self.pointwise, self.head, self.tensor, self.expert,
+            self.context, self.pipeline, self.bubble, self.data, self.optimizer, self.waiting,
+        )  # fmt: skip
+        return np.asarray(sum(parts))
+
+
+def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
+    """The step of `work` laid out as each of `spreads` over `fleet`."""
+    rates, links = Rates.of(fleet, spreads.shared.precision), Links.of(fleet)
+    T = spreads.micro_batch * (work.positions / spreads.context)
+    block = _block(work, spreads, rates, links, T)
+    head = _head(work.spec, spreads, rates, T)
+    p, m = spreads.pipeline, spreads.accumulation
+    each = work.layers / p
+    often = each * m
+    # The last stage has the head and the fewest blocks; with one stage, both are its own.
+    whole = block.forward + block.backward
+    worst = np.maximum(np.ceil(each) * whole, np.floor(each) * whole + head)
+    per_micro = worst + each * block.communicating
+    over = worst - each * whole
+    hops = _hops(work.spec, spreads, links, T)
+    pipeline = hops * (m + p - 1.0) * spreads.interleave
+    bubble = (p - 1.0) / spreads.interleave * per_micro + np.maximum(0.0, over - head) * m
+    data = _data(work, spreads, links, block, head)
+    optimizer = _optimizer(work, spreads, rates)
+    parts = {
+        "gemm": block.gemm * often, "attention": block.attention * often,
+        "pointwise": block.pointwise * often, "head": np.minimum(over, head) * m,
+        "tensor": block.tensor * often, "expert": block.expert * often,
+        "context": block.context * often, "pipeline": pipeline, "bubble": bubble, "data": data,
+        "optimizer": optimizer,
+    }  # fmt: skip
+    total = np.asarray(sum(parts.values()))
+    return Step(**parts, waiting=total * (constants.JITTER - 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """Seconds of one block for one micro-batch, forward and backward with what is done again."""
+
+    gemm: Array
+    attention: Array
+    pointwise: Array
+    tensor: Array
+    expert: Array
+    context: Array
+    forward: Array
+    backward: Array
+
+    @property
+    def communicating(self) -> Array:
+        return self.tensor + self.expert + self.context
+
+
+def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -> _Block:
+    full = spreads.recompute == 2
+    selective = spreads.recompute == 1
+    gemm = _products(work, spreads, rates, T)
+    forward_attention, backward_attention = _scores(work, spreads, rates, T)
+    memory_bound = _memory_bound(work, spreads, rates, T)
+    again_attention = full + selective
+    again_pointwise = full + 0.5 * selective
+    gemm_all = gemm * (3.0 + full)
+    attention = forward_attention * (1.0 + again_attention) + backward_attention
+    light = constants.FORWARD_SHARE * memory_bound
+    pointwise = memory_bound + light * again_pointwise
+    forward = gemm + forward_attention + light
+    backward = gemm_all + attention + pointwise - forward
+    D = work.spec.width
+    moved = T * D * spreads.value_bytes
+    ones = np.ones_like(T)
+    # Two all-reduces forward and two backward, each a gather and a scatter; again where recomputed.
+    shown = 1.0 - constants.TENSOR_OVERLAP if spreads.shared.sequence_parallel else 1.0
+    tensor = shown * 4.0 * (2.0 + full) * links.gather(moved, spreads.tensor, ones)
+    return _Block(
+        gemm=gemm_all, attention=attention, pointwise=pointwise, tensor=tensor,
+        expert=_experts_exchange(work, spreads, links, T) * (2.0 + full),
+        context=_ring(work, spreads, links, T, forward_attention, backward_attention),
+        forward=forward, backward=backward,
+    )  # fmt: skip
+
+
+def _products(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
+    """Forward products of an average block."""
+    t, half = spreads.tensor, rates.half
+    per_layer = halves(work.attention, half)
+    dense, routed = halves(work.dense, half), halves(work.routed, half)
+    share_dense, share_experts = work.layers_dense / work.layers, work.layers_experts / work.layers
+    whole = per_layer.whole + share_dense * dense.whole + share_experts * routed.whole
+    cut = per_layer.cut + share_dense * dense.cut + share_experts * routed.cut
+    seconds = 2.0 * (T + half) * (whole + cut / t) / rates.matmul
+    experts = work.spec.experts
+    if experts is None:
+        return np.asarray(seconds)
+    local = experts.count / spreads.expert
+    tokens = T / t * experts.chosen / local
+    each = halves(work.expert, half).whole
+    return np.asarray(seconds + share_experts * local * 2.0 * (tokens + half) * each / rates.matmul)
+
+
+def _scores(work: Work, spreads: Spreads, rates: Rates, T: Array) -> tuple[Array, Array]:
+    """Attention's forward and backward pass, by tiles or through memory."""
+    spec, t = work.spec, spreads.tensor
+    flop = T * work.score_flop / t
+    width = spec.head_width
+    if spreads.shared.flash_attention:
+        slower = max(1.0, 128.0 / width) ** constants.HEAD_WIDTH_POWER
+        slower *= constants.ALIBI if work.biased_scores else 1.0
+        return (
+            flop * slower / rates.attention_forward,
+            2.5 * flop * slower / rates.attention_backward,
+        )
+    # Without tiles the whole square is computed, and its scores travel.
+    whole = flop * (2.0 if spec.causal else 1.0)
+    misaligned = constants.MISALIGNED if width % 8 else 1.0
+    products = misaligned * whole / (rates.matmul_whole * constants.SCORE_REACH)
+    scores = spreads.micro_batch * spec.heads / t * work.positions**2 / spreads.context
+    moved = constants.SCORE_PASSES * scores * spreads.value_bytes / rates.memory
+    share = constants.SCORE_FORWARD_SHARE
+    return products + share * moved, 2.0 * products + (1.0 - share) * moved
+
+
+def _memory_bound(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
+    spec = work.spec
+    gates = 1.5 if spec.gated else 1.0
+    feed = work.layers_dense * spec.feed_forward_width
+    if spec.experts is not None:
+        each = spec.experts.chosen * spec.experts.width + spec.experts.shared_total
+        feed += work.layers_experts * each
+    fused = constants.FUSED if spreads.shared.fused else 1.0
+    divided = spreads.tensor if spreads.shared.sequence_parallel else 1.0
+    values = constants.PASSES_WIDTH * spec.width / divided
+    values = values + constants.PASSES_FEED_FORWARD * gates * feed / work.layers / spreads.tensor
+    return np.asarray(values * T * spreads.value_bytes * fused / rates.memory)
+
+
+def _head(spec: ModelSpec, spreads: Spreads, rates: Rates, T: Array) -> Array:
+    """The vocabulary's product, forward and backward, and the loss."""
+    matrix = (Matrix("head", float(spec.vocabulary), float(spec.width), "out"),)
+    whole, cut = halves(matrix, rates.half)
+    t = spreads.tensor
+    products = 6.0 * (T + rates.half) * (whole + cut / t) / rates.matmul_whole
+    return np.asarray(products + T * spec.vocabulary / t * constants.LOGIT_BYTES / rates.memory)
+
+
+def _experts_exchange(work: Work, spreads: Spreads, links: Links, T: Array) -> Array:
+    """Tokens to their experts and back, forward, of an average block."""
+    experts = work.spec.experts
+    if experts is None:
+        return np.zeros_like(T)
+    sent = T / spreads.tensor * experts.chosen * work.spec.width * spreads.value_bytes
+    share = work.layers_experts / work.layers
+    return 2.0 * share * links.exchange(sent, spreads.expert, np.ones_like(T))
+
+
+def _ring(
+    work: Work, spreads: Spreads, links: Links, T: Array, forward: Array, backward: Array
+) -> Array:
+    """Keys and values pass once around forward and twice backward (arXiv:2310.01889), hidden
+    behind the attention that needs them.
+    """
+    spec = work.spec
+    keys = 2.0 * spec.kv_heads * spec.head_width / spreads.tensor
+    once = links.gather(T * spreads.context * keys * spreads.value_bytes, spreads.context,
+                        spreads.tensor)  # fmt: skip
+    return np.maximum(0.0, once - forward) + np.maximum(0.0, 2.0 * once - backward)
+
+
+def _hops(spec: ModelSpec, spreads: Spreads, links: Links, T: Array) -> Array:
+    """An activation to the next stage and its gradient back, cut among the tensor ranks."""
+    moved = 2.0 * T * spec.width * spreads.value_bytes
+    stride = spreads.tensor * spreads.context * spreads.data * spreads.replicas
+    hop = links.send(moved / spreads.tensor, stride)
+    if not spreads.shared.sequence_parallel:
+        hop = hop + moved / links.inside
+    return np.where(spreads.pipeline > 1, hop, 0.0)
+
+
+def stage_parameters(work: Work, spreads: Spreads) -> tuple[Array, Array]:
+    """Parameters of one rank in the fullest stage: those that all data ranks share, and those of
+    its experts, which only data / expert ranks do.
+    """
+    spec, t, p = work.spec, spreads.tensor, spreads.pipeline
+    per_layer = parameters(work.attention)
+    dense, routed = parameters(work.dense), parameters(work.routed)
+    layers = work.layers / p
+    share_dense, share_experts = work.layers_dense / work.layers, work.layers_experts / work.layers
+    whole = per_layer.whole + share_dense * dense.whole + share_experts * routed.whole
+    cut = per_layer.cut + share_dense * dense.cut + share_experts * routed.cut
+    table = float(spec.vocabulary * spec.width)
+    tables = np.where(p > 1, 1.0, 1.0 if spec.tied_embeddings else 2.0) * table
+    common = layers * (whole + cut / t) + tables / t
+    own = np.zeros_like(common)
+    if spec.experts is not None:
+        each = spec.experts.count * parameters(work.expert).whole
+        own = layers * share_experts * each / spreads.expert
+    return np.asarray(common), np.asarray(own)
+
+
+def _data(work: Work, spreads: Spreads, links: Links, block: _Block, head: Array) -> Array:
+    """What data-parallel collectives add to the step, beyond what computing hides."""
+    common, own = stage_parameters(work, spreads)
+    value, d, m = spreads.value_bytes, spreads.shards, spreads.accumulation
+    stride = spreads.tensor * 1.0
+    few = np.maximum(1.0, d * spreads.tensor / spreads.expert)
+    layers = work.layers / spreads.pipeline
+
+    def gathered(width: float) -> Array:
+        return links.gather(common * width, d, stride) + links.gather(
+            own * width, np.minimum(few, d), stride * np.minimum(spreads.expert, d)
+        )
+
+    once = gathered(value)
+    forward = layers * block.forward + head / 3.0
+    backward = layers * block.backward + head * 2.0 / 3.0
+    hidden = constants.OVERLAP
+    every = np.maximum(0.0, once - hidden * forward)
+    every = every + np.maximum(0.0, 2.0 * once - hidden * backward) + 2.0 * once / layers
+    plain = constants.EXPOSED_REDUCTION * (gathered(4.0) + once)
+    exposed = np.where(spreads.sharding == 3, every * m, plain)
+    r = spreads.replicas
+    shard = (common + own) * value / np.where(spreads.sharding == 3, d, 1.0)
+    across = 2.0 * links.gather(shard, r, stride * d)
+    across = np.maximum(0.0, across - 0.5 * backward)
+    return np.where(d > 1, exposed, 0.0) + np.where(r > 1, across, 0.0)
+
+
+def _optimizer(work: Work, spreads: Spreads, rates: Rates) -> Array:
+    common, own = stage_parameters(work, spreads)
+    few = np.maximum(1.0, spreads.shards * spreads.tensor / spreads.expert)
+    sharded = spreads.sharding >= 1
+    mine = common / np.where(sharded, spreads.shards, 1.0) + own / np.where(sharded, few, 1.0)
+    return np.asarray(mine * constants.OPTIMIZER_BYTES / rates.memory)

@@ -1,0 +1,130 @@
+"""A model as what a layout divides: matrices, scores, elements. Pure numbers, one model at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from narrows.spec.model import Alibi, ModelSpec
+
+Cut = Literal["out", "in", "whole"]
+
+
+class Matrix(NamedTuple):
+    """A weight [out, in] that every token of its layer meets; `cut` is the side that tensor
+    parallelism divides (arXiv:1909.08053).
+    """
+
+    name: str
+    out: float
+    inner: float
+    cut: Cut
+
+    @property
+    def parameters(self) -> float:
+        """Its weights."""
+        return self.out * self.inner
+
+
+class Halves(NamedTuple):
+    """Σ (out' + h)(in' + h) over matrices as `whole` + `cut` / tensor."""
+
+    whole: float
+    cut: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one token costs, layer by layer; parameters by how they are divided."""
+
+    spec: ModelSpec
+    positions: int
+    attention: tuple[Matrix, ...]
+    dense: tuple[Matrix, ...]
+    routed: tuple[Matrix, ...]
+    expert: tuple[Matrix, ...]
+    layers: float
+    layers_dense: float
+    layers_experts: float
+    keys: float
+
+    @classmethod
+    def of(cls, spec: ModelSpec, positions: int) -> Work:
+        """`spec` on sequences of `positions`."""
+        keys = sum(spec.keys_mean(positions, layer) for layer in range(spec.layers)) / spec.layers
+        D, gates = float(spec.width), 2.0 if spec.gated else 1.0
+        routed: tuple[Matrix, ...] = ()
+        expert: tuple[Matrix, ...] = ()
+        if spec.experts is not None:
+            F = float(spec.experts.width)
+            expert = (Matrix("expert up", gates * F, D, "whole"),
+                      Matrix("expert down", D, F, "whole"))  # fmt: skip
+            routed = (Matrix("router", float(spec.experts.count), D, "whole"),)
+            if shared := float(spec.experts.shared_total):
+                routed += (Matrix("shared up", gates * shared, D, "out"),
+                           Matrix("shared down", D, shared, "in"))  # fmt: skip
+        return cls(
+            spec=spec,
+            positions=positions,
+            attention=tuple(_attention(spec)),
+            dense=(
+                Matrix("up", float(spec.up_width), D, "out"),
+                Matrix("down", D, float(spec.feed_forward_width), "in"),
+            ),
+            routed=routed,
+            expert=expert,
+            layers=float(spec.layers + spec.encoder_layers),
+            layers_dense=float(spec.layers - spec.layers_of_experts + spec.encoder_layers),
+            layers_experts=float(spec.layers_of_experts),
+            keys=keys,
+        )  # fmt: skip
+
+    @property
+    def score_flop(self) -> float:
+        """FLOP of a query's forward pass over its keys, all heads."""
+        spec = self.spec
+        return 2.0 * self.keys * spec.heads * (spec.score_width + spec.value_width)
+
+    @property
+    def biased_scores(self) -> bool:
+        """Whether a bias is added to the scores, which few attention kernels are fast at."""
+        return isinstance(self.spec.positions, Alibi)
+
+
+def halves(matrices: Iterable[Matrix], half: float) -> Halves:
+    """The products' sizes with their ramp, ready to be divided by any tensor parallelism."""
+    whole = cut = 0.0
+    for matrix in matrices:
+        if matrix.cut == "whole":
+            whole += (matrix.out + half) * (matrix.inner + half)
+            continue
+        divided, kept = matrix.out, matrix.inner
+        if matrix.cut == "in":
+            divided, kept = kept, divided
+        whole += half * (kept + half)
+        cut += divided * (kept + half)
+    return Halves(whole, cut)
+
+
+def parameters(matrices: Iterable[Matrix]) -> Halves:
+    """Weights that tensor parallelism leaves whole, and those that it divides."""
+    return halves(matrices, 0.0)
+
+
+def _attention(spec: ModelSpec) -> Iterable[Matrix]:
+    D, N = float(spec.width), float(spec.heads)
+    latent = spec.latent
+    if latent is None:
+        yield Matrix("qkv", float(spec.qkv_width), D, "out")
+    else:
+        wide = N * spec.score_width
+        if latent.query_rank is None:
+            yield Matrix("query", wide, D, "out")
+        else:
+            yield Matrix("query down", float(latent.query_rank), D, "whole")
+            yield Matrix("query up", wide, float(latent.query_rank), "out")
+        yield Matrix("key value down", float(latent.kv_rank + latent.rope_width), D, "whole")
+        up = N * (spec.head_width + latent.value_width)
+        yield Matrix("key value up", up, float(latent.kv_rank), "out")
+    yield Matrix("out", D, N * spec.value_width, "in")

@@ -1,0 +1,120 @@
+"""Many equal devices and what joins them, as published: what is planned for without having it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from narrows.spec.errors import BadInput
+from narrows.spec.machine import Fact
+from narrows.spec.record import Record
+from narrows.spec.units import (
+    Bytes,
+    BytesPerSecond,
+    DollarsPerHour,
+    FlopPerSecond,
+    GramsPerKilowattHour,
+    Seconds,
+    Watts,
+)
+
+Format = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int8", "int4"]
+Sharding = Literal["none", "optimizer", "gradients", "parameters"]
+Recompute = Literal["none", "selective", "full"]
+
+
+class Reach(Record):
+    """What a device keeps up in whole training steps, as shares of its data sheet.
+
+    A product of (m,k) @ (k,n) takes 2 (m+half)(n+half)(k+half) / (peak · matmul) seconds;
+    `narrow` multiplies `matmul` for formats below 16 bits.
+    """
+
+    matmul: float
+    half: float
+    narrow: float
+    attention_forward: float
+    attention_backward: float
+    memory: float
+    source: str
+
+
+class Domain(Record):
+    """What joins `devices`: bandwidth of one device in one direction over all its links."""
+
+    name: str
+    devices: int
+    bandwidth: Fact[BytesPerSecond]
+    latency: Fact[Seconds]
+
+
+class Fleet(Record):
+    """`devices` equal accelerators; `domains` from the innermost, the last joins all of them."""
+
+    name: str
+    accelerator: str
+    kind: str
+    architecture: str
+    devices: int
+    devices_per_node: int
+    peak: dict[str, Fact[FlopPerSecond]]
+    reach: Reach
+    memory_capacity: Fact[Bytes]
+    memory_bandwidth: Fact[BytesPerSecond]
+    domains: tuple[Domain, ...]
+    host_link: Fact[BytesPerSecond] | None = None
+    power_idle: Fact[Watts] | None = None
+    power_full: Fact[Watts] | None = None
+    price: Fact[DollarsPerHour] | None = None
+    carbon: Fact[GramsPerKilowattHour]
+    overhead: Fact[float]
+
+
+class Spread(Record):
+    """How one optimizer step is laid over a fleet: devices = replicas · data · tensor · pipeline ·
+    context. Experts are spread over `expert` of the data and tensor ranks.
+
+    `trained` is the share of parameters that have gradients; `stored_bits` those of a weight that
+    is kept narrower than it computes in. `offload` keeps gradients and optimizer in the host's
+    memory, `chunked_loss` never has all logits at once.
+
+    `sharding` says what of the data ranks' copies is kept once (ZeRO, arXiv:1910.02054), `replicas`
+    how often that set is repeated. `interleave` is the number of pieces of a pipeline stage.
+    """
+
+    data: int = 1
+    replicas: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    interleave: int = 1
+    context: int = 1
+    expert: int = 1
+    micro_batch: int = 1
+    accumulation: int = 1
+    sharding: Sharding = "optimizer"
+    recompute: Recompute = "none"
+    sequence_parallel: bool = True
+    precision: Literal["fp32", "bf16", "fp16", "fp8", "fp4"] = "bf16"
+    flash_attention: bool = True
+    fused: bool = True
+    trained: float = 1.0
+    stored_bits: float | None = None
+    offload: bool = False
+    chunked_loss: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "data", "replicas", "tensor", "pipeline", "interleave", "context", "expert",
+            "micro_batch", "accumulation",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise BadInput(f"layout.{name} is {getattr(self, name)}", hint="use at least 1")
+
+    @property
+    def devices(self) -> int:
+        """Devices that it takes."""
+        return self.replicas * self.data * self.tensor * self.pipeline * self.context
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences of one optimizer step."""
+        return self.replicas * self.data * self.micro_batch * self.accumulation

@@ -1,0 +1,57 @@
+"""What a plan says of a fleet: the best layout, what it takes, what holds it back, what comes next.
+
+A fleet is planned for before one has it, so nothing here can be run as it is: `plan.Plan` is what a
+run needs.
+"""
+
+from __future__ import annotations
+
+from narrows.spec.fleet import Fleet, Spread
+from narrows.spec.ledger import Ledger
+from narrows.spec.model import ModelSpec
+from narrows.spec.plan import Doubling
+from narrows.spec.record import Record
+
+
+class Option(Record):
+    """A layout that was evaluated: seconds of a step, bytes of a device, joules of the fleet."""
+
+    spread: Spread
+    step_seconds: float
+    memory_peak: float
+    joules: float
+    verdict: str
+
+
+class Goodput(Record):
+    """What failures leave of the time, at the best interval between checkpoints (Daly 2006,
+    doi:10.1016/j.future.2004.11.016).
+    """
+
+    mean_time_between_failures_s: float
+    checkpoint_interval_s: float
+    checkpoint_seconds: float
+    share: float
+
+
+class Forecast(Record):
+    """A model's training on a fleet, predicted; `tokens` None: no amount was given."""
+
+    model_name: str
+    model: ModelSpec
+    fleet: Fleet
+    positions: int
+    batch_sequences: int
+    goal: str
+    spread: Spread
+    predicted: Ledger
+    memory_limit: float
+    layouts_evaluated: int
+    layouts_fitting: int
+    bottleneck: str
+    doubling: tuple[Doubling, ...]
+    front: tuple[Option, ...]
+    runners_up: tuple[Option, ...]
+    techniques: tuple[Option, ...]
+    goodput: Goodput
+    tokens: float | None = None
