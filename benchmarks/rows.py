@@ -24,7 +24,7 @@ from narrows.spec.model import Alibi, Experts, ModelSpec, gpt2, llama
 
 Row = dict[str, str]
 _VOCABULARY = 50304
-_FITS = 0.94
+_FITS = 1.0
 _SIZES = {"n_layers": "L", "d_model": "d", "n_heads": "heads", "vocab": "vocab"}
 _COLUMNS = (
     "n_kv_heads", "d_ff", "ffn_kind", "ep", "vpp", "fsdp", "sequence_parallel", "compile",
@@ -203,7 +203,9 @@ def _sequence_parallel(row: Row) -> bool:
 def _fused(row: Row) -> bool:
     """Compiled; or laid out, or in a format, that only stacks with kernels fused by hand offer."""
     parallel = any((number(row, column) or 1.0) > 1 for column in ("tp", "pp", "ep"))
-    return row["compile"] == "y" or parallel or row["precision"] not in ("bf16", "fp16", "fp32")
+    sharded_alone = row["fsdp"] == "y" and not parallel
+    narrow = row["precision"] not in ("bf16", "fp16", "fp32")
+    return row["compile"] == "y" or parallel or (narrow and not sharded_alone)
 
 
 def _spread(row: Row, devices: int, model: ModelSpec) -> Spread:

@@ -26,7 +26,8 @@ class Reach(Record):
     """What a device keeps up in whole training steps, as shares of its data sheet.
 
     A product of (m,k) @ (k,n) takes 2 (m+half)(n+half)(k+half) / (peak · matmul) seconds;
-    `narrow` multiplies `matmul` for formats below 16 bits.
+    `narrow` multiplies `matmul` for formats below 16 bits, `biased` attention where a bias is added
+    to the scores.
     """
 
     matmul: float
@@ -34,6 +35,7 @@ class Reach(Record):
     narrow: float
     attention_forward: float
     attention_backward: float
+    biased: float
     memory: float
     source: str
 

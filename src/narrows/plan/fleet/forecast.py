@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ servers is far less a node; this is a common cluster's).
 """
 _RESTART_SECONDS = 600.0
 _RUNNERS_UP = 5
+_COUNTED = re.compile(r"^\s*(\d+\s*x\s*){1,2}", re.IGNORECASE)
 _PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
     ("gemm", "products", "forward", "gemm"), ("attention", "attention", "forward", "attention"),
     ("pointwise", "memory-bound operations", "forward", "pointwise"),
@@ -275,5 +277,5 @@ def _refusal(question: Question, found: Found) -> DoesNotFit:
         f"{found.spreads.size:,} layouts, {found.limit / 1e9:.1f} GB free on each "
         f"{fleet.accelerator}",
         causes=(causes,),
-        hint=f"--machine {more}x{fleet.name.rpartition('x')[2] or fleet.name}, or a smaller batch",
+        hint=f"--machine {more}x{_COUNTED.sub('', fleet.name)}, or a smaller batch or context",
     )

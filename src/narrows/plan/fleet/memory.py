@@ -94,16 +94,19 @@ def kept_bytes(work: Work, spreads: Spreads) -> Array:
     """Bytes of a block that wait for its backward pass, per token, where nothing is done again."""
     spec, value, t = work.spec, spreads.value_bytes, spreads.tensor
     whole = spreads.tensor if spreads.shared.sequence_parallel else np.ones_like(t)
-    feed = work.layers_dense * (spec.up_width + spec.feed_forward_width)
+    # What a product in fewer bits reads again backward is kept in those bits, a byte at the least.
+    narrow = 1.0 if spreads.shared.precision in ("fp8", "fp4") else value
+    attention = value * sum(m.out for m in work.attention if m.name != "out")
+    attention += narrow * spec.heads * spec.value_width
+    feed = work.layers_dense * (value * spec.up_width + narrow * spec.feed_forward_width)
     if spec.experts is not None:
-        gates = 2.0 if spec.gated else 1.0
         tokens = spec.experts.chosen * spec.experts.width + spec.experts.shared_total
-        feed += work.layers_experts * ((gates + 1.0) * tokens + spec.experts.chosen * spec.width)
-    attention = sum(m.out for m in work.attention if m.name != "out")
-    attention += spec.heads * spec.value_width
-    inside = value * (attention + feed / work.layers) + _FP32 * spec.heads
+        gates = 2.0 if spec.gated else 1.0
+        each = (gates * value + narrow) * tokens + narrow * spec.experts.chosen * spec.width
+        feed += work.layers_experts * each
+    inside = attention + feed / work.layers + _FP32 * spec.heads
     # The stream before both norms and after them; dropout's masks are no longer the habit.
-    outside = constants.STREAMS_KEPT * spec.width * value
+    outside = spec.width * ((constants.STREAMS_KEPT - 2.0) * value + 2.0 * narrow)
     kept = outside / whole + inside / t
     if not spreads.shared.flash_attention:
         # Scores, softmax and their dropout, 5 bytes each (arXiv:2205.05198, equation 2).

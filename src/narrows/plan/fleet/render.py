@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from narrows.plan.render import model_line
 from narrows.spec.fleet import Spread
 from narrows.spec.forecast import Forecast, Option
+from narrows.spec.machine import Fact
 from narrows.spec.units import Bytes, Dollars, FlopPerSecond, Joules, Seconds, Tokens, Watts
 
 _SHARE_LEAST = 0.002
@@ -65,7 +67,8 @@ def _predicted(forecast: Forecast) -> Iterator[str]:
         f"{ledger.mfu:.0%} of the peak"
     )
     watts = sum(row.joules for row in ledger.rows) / ledger.step_seconds
-    yield f"  power    {Watts(watts).text()}, {Watts(watts / fleet.devices).text()} a device"
+    if watts:
+        yield f"  power    {Watts(watts).text()}, {Watts(watts / fleet.devices).text()} a device"
     good = forecast.goodput
     yield (
         f"  failures one in {Seconds(good.mean_time_between_failures_s).text()}; a checkpoint of "
@@ -129,7 +132,7 @@ def _options(title: str, options: tuple[Option, ...], *, structure: bool = True)
 def _basis(forecast: Forecast) -> Iterator[str]:
     fleet = forecast.fleet
     yield "from"
-    known = [
+    known: list[tuple[str, Fact[Any]]] = [
         (f"peak {name}", fact) for name, fact in fleet.peak.items()
         if name in (forecast.spread.precision, "bf16")
     ]  # fmt: skip

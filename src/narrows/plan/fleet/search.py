@@ -24,6 +24,7 @@ Goal = Literal["time", "energy", "memory"]
 MEMORY_SHARE = 0.94
 # Layouts at once: their arrays stay in the second-level cache.
 _CHUNK = 4096
+_PIECES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 20)
 _TENSOR_MOST, _MICRO_MOST, _POSITIONS_LEAST = 64, 64, 1024
 
 
@@ -109,24 +110,23 @@ def candidates(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Spreads:
     choices = np.array(list(itertools.product(shardings, recomputes)), dtype=float)
     every = np.repeat(rows, len(choices), axis=0)
     again = np.tile(choices, (len(rows), 1))
-    tensor, pipeline, context, expert, data, micro, accumulation, interleave = every.T
+    tensor, pipeline, context, expert, data, micro, accumulation, interleave, replicas = every.T
     return Spreads(
         shared=Spread(precision=wanted.precision),  # type: ignore[arg-type]
-        data=data, replicas=np.ones_like(data), tensor=tensor,
+        data=data, replicas=replicas, tensor=tensor,
         pipeline=pipeline, interleave=interleave, context=context, expert=expert,
         micro_batch=micro, accumulation=accumulation, sharding=again[:, 0], recompute=again[:, 1],
     )  # fmt: skip
 
 
-def _structures(
-    work: Work, fleet: Fleet, batch: int, wanted: Wanted
-) -> Iterator[tuple[int, int, int, int, int, int, int, int]]:
+def _structures(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Iterator[tuple[int, ...]]:
     spec, devices = work.spec, fleet.devices
     layers = spec.layers + spec.encoder_layers
-    tensors = _options(wanted.tensor, [t for t in _powers(min(_TENSOR_MOST, devices))
-                                       if spec.heads % t == 0 and t <= fleet.domains[0].devices])  # fmt: skip
-    contexts = _options(wanted.context, [c for c in _powers(devices)
-                                         if work.positions // c >= _POSITIONS_LEAST or c == 1])  # fmt: skip
+    node = fleet.domains[0].devices
+    most = min(_TENSOR_MOST, devices, node)
+    tensors = _options(wanted.tensor, [t for t in _powers(most) if spec.heads % t == 0])
+    longest = max(1, work.positions // _POSITIONS_LEAST)
+    contexts = _options(wanted.context, _powers(min(devices, longest)))
     experts = spec.experts.count if spec.experts else 1
     for t, c in itertools.product(tensors, contexts):
         left = devices // (t * c)
@@ -139,18 +139,29 @@ def _structures(
             data = left // p
             if batch % data:
                 continue
-            spread = [e for e in divisors(experts) if data * t % e == 0]
-            pieces = [v for v in (1, 2, 3, 4, 5, 6, 8, 10, 12, 20)
-                      if p > 1 and layers % (p * v) == 0] or [1]  # fmt: skip
+            pieces = [1, *(v for v in _PIECES if p > 1 and _even(layers, p * v))]
             micros = [b for b in divisors(batch // data) if b <= _MICRO_MOST]
-            for e in _options(wanted.expert, spread):
-                for b in _options(wanted.micro_batch, micros):
-                    if batch % (data * b) or (e > 1 and data * t % e):
-                        continue
-                    for v in pieces:
-                        m = batch // (data * b)
-                        if v == 1 or m % p == 0:
-                            yield t, p, c, e, data, b, m, v
+            spread = [e for e in divisors(experts) if data * t % e == 0]
+            for e, b, r in itertools.product(
+                _options(wanted.expert, spread), _options(wanted.micro_batch, micros),
+                _copies(data, c * t, node),
+            ):  # fmt: skip
+                if batch % (data * b) or (data // r) * t * c % e:
+                    continue
+                m = batch // (data * b)
+                for v in pieces:
+                    if v == 1 or m % p == 0:
+                        yield t, p, c, e, data // r, b, m, v, r
+
+
+def _even(layers: int, pieces: int) -> bool:
+    """Whether the layers, alone or with the embedding and the head as two more, fill the pieces."""
+    return layers % pieces == 0 or (layers + 2) % pieces == 0
+
+
+def _copies(data: int, inside: int, node: int) -> list[int]:
+    """How often the sharded set may be repeated: not at all, or so that a set is whole nodes."""
+    return [1, *(r for r in divisors(data) if r > 1 and data // r * inside % node == 0)]
 
 
 def divisors(number: int) -> list[int]:

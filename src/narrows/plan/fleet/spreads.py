@@ -80,5 +80,5 @@ class Spreads:
 
     @property
     def value_bytes(self) -> float:
-        """Bytes of a weight or an activation in memory; formats below 16 bits are cast on the way."""
+        """Bytes of a weight or an activation; formats below 16 bits are cast on the way."""
         return 4.0 if self.shared.precision == "fp32" else 2.0

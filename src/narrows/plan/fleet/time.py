@@ -29,8 +29,8 @@ class Rates:
     half: float
     attention_forward: float
     attention_backward: float
+    biased: float
     memory: float
-    memory_bytes: float
 
     @classmethod
     def of(cls, fleet: Fleet, precision: str) -> Rates:
@@ -51,8 +51,8 @@ class Rates:
             half=reach.half,
             attention_forward=whole * reach.attention_forward,
             attention_backward=whole * reach.attention_backward,
+            biased=reach.biased,
             memory=float(fleet.memory_bandwidth.value) * reach.memory,
-            memory_bytes=float(fleet.memory_capacity.value),
         )
 
 
@@ -184,7 +184,7 @@ def _scores(work: Work, spreads: Spreads, rates: Rates, T: Array) -> tuple[Array
     width = spec.head_width
     if spreads.shared.flash_attention:
         slower = max(1.0, 128.0 / width) ** constants.HEAD_WIDTH_POWER
-        slower *= constants.ALIBI if work.biased_scores else 1.0
+        slower /= rates.biased if work.biased_scores else 1.0
         return (
             flop * slower / rates.attention_forward,
             2.5 * flop * slower / rates.attention_backward,
@@ -227,9 +227,11 @@ def _experts_exchange(work: Work, spreads: Spreads, links: Links, T: Array) -> A
     experts = work.spec.experts
     if experts is None:
         return np.zeros_like(T)
-    sent = T / spreads.tensor * experts.chosen * work.spec.width * spreads.value_bytes
-    share = work.layers_experts / work.layers
-    return 2.0 * share * links.exchange(sent, spreads.expert, np.ones_like(T))
+    # A token goes out in the products' format and comes back in 16 bits.
+    narrow = 1.0 if spreads.shared.precision in ("fp8", "fp4") else spreads.value_bytes
+    sent = T / spreads.tensor * experts.chosen * work.spec.width * (narrow + spreads.value_bytes)
+    share = constants.EXPERT_SHOWN * work.layers_experts / work.layers
+    return share * links.exchange(sent, spreads.expert, np.ones_like(T))
 
 
 def _ring(

@@ -1,4 +1,4 @@
-"""A model as what a layout divides: matrices, scores, elements. Pure numbers, one model at a time."""
+"""A model as what a layout divides: matrices, scores, elements; one model at a time."""
 
 from __future__ import annotations
 
