@@ -1,6 +1,6 @@
 """Published measurements beside what the cost model says of them.
 
-    python benchmarks/published.py FILE.csv [--memory] [--rows]
+    python benchmarks/published.py FILE.csv [--memory | --infer] [--rows]
 
 Each row is predicted from its own facts alone (see rows.py). Prints the errors by source and
 machine, worst rows with --rows, and as the last line their median, 90th percentile and bias as
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import served
 from rows import Row, asked, measured_seconds, number, read_rows
 
 from narrows.plan.fleet.memory import memory
@@ -38,10 +39,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--memory", action="store_true", help="peak memory instead of step time")
+    parser.add_argument("--infer", action="store_true", help="first token and tokens of serving")
     parser.add_argument("--rows", action="store_true", help="print every row")
     chosen = parser.parse_args()
     judge = memory_verdict if chosen.memory else time_verdict
-    verdicts = [v for row in read_rows(chosen.file) if (v := judge(row)) is not None]
+    rows = read_rows(chosen.file)
+    if chosen.infer:
+        verdicts = [verdict for row in rows for verdict in serving_verdicts(row)]
+    else:
+        verdicts = [v for row in rows if (v := judge(row)) is not None]
     for title, key in (("source", _source), ("machine", _machine), ("kind", _kind)):
         _print_groups(title, verdicts, key)
     for verdict in verdicts:
@@ -84,6 +90,25 @@ def memory_verdict(row: Row) -> Verdict | None:
     return Verdict(row, peak / (measured * unit) - 1.0, f"{peak / 1e9:.1f} GB for {measured} GB")
 
 
+def serving_verdicts(row: Row) -> list[Verdict]:
+    """The errors of the time to the first token and of the time between tokens."""
+    measured = {name: number(row, f"{name}_ms") for name in ("ttft", "tpot")}
+    present = {name: value for name, value in measured.items() if value}
+    try:
+        question = served.asked(row)
+        answer = question.answer()
+    except BadInput as refusal:
+        return [Verdict(row, None, refusal.what) for _ in present]
+    found = {"ttft": answer.first_token * 1e3, "tpot": answer.per_token * 1e3}
+    verdicts = []
+    for name, value in present.items():
+        said = f"{name} {found[name]:.1f} ms for {value:.1f} ms"
+        wrong = served.impossible(question, value / 1e3) if name == "tpot" else None
+        said += f" (cannot be right: {wrong})" if wrong else ""
+        verdicts.append(Verdict({**row, "precision": name}, found[name] / value - 1.0, said))
+    return verdicts
+
+
 def summary(verdicts: list[Verdict]) -> dict[str, object]:
     """The last line."""
     errors = np.array([1.0 if v.error is None else v.error for v in verdicts])
@@ -120,13 +145,14 @@ def _machine(row: Row) -> str:
 
 def _kind(row: Row) -> str:
     experts = "experts" if "moe" in row.get("ffn_kind", "") else "dense"
-    return f"{experts}, {row['precision']}"
+    apart = ", prompts computed apart" if "mode=disagg" in row["notes"] else ""
+    return f"{experts}, {row.get('precision', 'unpredicted')}{apart}"
 
 
 def _name(row: Row) -> str:
     layout = " ".join(f"{c}{row[c]}" for c in ("tp", "pp", "dp", "cp", "ep") if row.get(c))
     return (f"{row['model']} on {row['n_devices']} x {row['accelerator']}, {layout}, micro-batch "
-            f"{row['micro_batch']}, {row['seq_len']} tokens, {row['precision']}")  # fmt: skip
+            f"{row.get('micro_batch')}, {row.get('seq_len')} tokens, {row['precision']}")  # fmt: skip
 
 
 if __name__ == "__main__":

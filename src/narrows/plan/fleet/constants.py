@@ -52,3 +52,16 @@ LOGIT_MEMORY = 10.0
 # Streams in flight beside what is kept; libraries, kernels and communication buffers.
 WORKSPACE_STREAMS = 6.0
 RUNTIME_BYTES = 2.2e9
+
+# Serving. The share of the memory's bandwidth that reading weights and caches reaches; kernels to
+# start for a block and for a step; a reduction across ranks; what a request waits outside the model.
+SERVING_MEMORY = 0.871
+SERVING_NARROW = 1.04
+SERVING_PASSES = 7.63
+SERVING_BLOCK = 2.44e-05
+SERVING_STEP = 0.00211
+SERVING_REDUCE = 1.27e-05
+SERVING_REDUCE_RANK = 2.27e-07
+SERVING_REQUEST = 0.105
+# Of the requests that are served at a time, those whose prompts arrive together before one's own.
+SERVING_TOGETHER = 0.0736
