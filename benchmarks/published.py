@@ -152,7 +152,7 @@ def _kind(row: Row) -> str:
 def _name(row: Row) -> str:
     layout = " ".join(f"{c}{row[c]}" for c in ("tp", "pp", "dp", "cp", "ep") if row.get(c))
     return (f"{row['model']} on {row['n_devices']} x {row['accelerator']}, {layout}, micro-batch "
-            f"{row.get('micro_batch')}, {row.get('seq_len')} tokens, {row['precision']}")  # fmt: skip
+            f"{row.get('micro_batch')}, {row.get('seq_len')} tokens, {row.get('precision')}")  # fmt: skip
 
 
 if __name__ == "__main__":
