@@ -151,8 +151,12 @@ def _kind(row: Row) -> str:
 
 def _name(row: Row) -> str:
     layout = " ".join(f"{c}{row[c]}" for c in ("tp", "pp", "dp", "cp", "ep") if row.get(c))
-    return (f"{row['model']} on {row['n_devices']} x {row['accelerator']}, {layout}, micro-batch "
-            f"{row.get('micro_batch')}, {row.get('seq_len')} tokens, {row.get('precision')}")  # fmt: skip
+    told = [f"{row['model']} on {row['n_devices']} x {row['accelerator']}", layout]
+    for column, unit in (("micro_batch", "a micro-batch"), ("seq_len", "tokens"),
+                         ("prompt_len", "prompt"), ("batch_or_concurrency", "at a time")):  # fmt: skip
+        if row.get(column):
+            told.append(f"{row[column]} {unit}")
+    return ", ".join([*told, row.get("precision") or row.get("quant") or ""])
 
 
 if __name__ == "__main__":

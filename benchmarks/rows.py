@@ -19,7 +19,7 @@ from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
-from narrows.spec.fleet import Fleet, Recompute, Sharding, Spread
+from narrows.spec.fleet import Fleet, Fusion, Recompute, Sharding, Spread
 from narrows.spec.model import Alibi, Experts, ModelSpec, gpt2, llama
 
 Row = dict[str, str]
@@ -200,12 +200,16 @@ def _sequence_parallel(row: Row) -> bool:
     return row["flash_attention"] != "n"
 
 
-def _fused(row: Row) -> bool:
-    """Compiled; or laid out, or in a format, that only stacks with kernels fused by hand offer."""
+def _kernels(row: Row) -> Fusion:
+    """Compiled as told; fused by hand where the layout or the format is one that only stacks with
+    such kernels offer.
+    """
+    if row["compile"] == "y":
+        return "compiled"
     parallel = any((number(row, column) or 1.0) > 1 for column in ("tp", "pp", "ep"))
-    sharded_alone = row["fsdp"] == "y" and not parallel
     narrow = row["precision"] not in ("bf16", "fp16", "fp32")
-    return row["compile"] == "y" or parallel or (narrow and not sharded_alone)
+    alone = row["fsdp"] == "y" and not parallel
+    return "fused" if parallel or (narrow and not alone) else "eager"
 
 
 def _spread(row: Row, devices: int, model: ModelSpec) -> Spread:
@@ -242,7 +246,7 @@ def _spread(row: Row, devices: int, model: ModelSpec) -> Spread:
         sequence_parallel=_sequence_parallel(row),
         precision=_precision(row),
         flash_attention=row["flash_attention"] != "n",
-        fused=_fused(row),
+        kernels=_kernels(row),
         recompute=_recompute(row),
         **_finetuning(row, model),
     )  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from narrows.hardware.accelerators import Accelerator, accelerator
+from narrows.hardware.accelerators import Accelerator, accelerator, plain
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Domain, Fleet, Reach
 from narrows.spec.machine import Fact
@@ -79,15 +79,15 @@ def fleet_of(
 @cache
 def _reaches() -> dict[str, Reach]:
     table = tomllib.loads((_CATALOGUE / "reach.toml").read_text(encoding="utf-8"))
-    source = table.pop("source")
     default = table["default"]
-    return {key: Reach(**{**default, **row}, source=source) for key, row in table.items()}
+    return {key: Reach(**{**default, **row}) for key, row in table.items()}
 
 
 def reach(known: Accelerator) -> Reach:
-    """By architecture, else by kind, else the default."""
+    """By name, else by architecture, else by kind, else the default."""
     reaches = _reaches()
-    return reaches.get(known.architecture) or reaches.get(known.kind) or reaches["default"]
+    named = (plain(known.name), known.architecture, known.kind, "default")
+    return next(reaches[each] for each in named if each in reaches)
 
 
 def _peaks(known: Accelerator) -> dict[str, Fact[FlopPerSecond]]:

@@ -20,6 +20,8 @@ from narrows.spec.units import (
 Format = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int8", "int4"]
 Sharding = Literal["none", "optimizer", "gradients", "parameters"]
 Recompute = Literal["none", "selective", "full"]
+Fusion = Literal["eager", "fused", "compiled"]
+"""Memory-bound operations one by one, fused by hand, or by a compiler."""
 
 
 class Reach(Record):
@@ -97,7 +99,7 @@ class Spread(Record):
     sequence_parallel: bool = True
     precision: Literal["fp32", "bf16", "fp16", "fp8", "fp4"] = "bf16"
     flash_attention: bool = True
-    fused: bool = True
+    kernels: Fusion = "fused"
     trained: float = 1.0
     stored_bits: float | None = None
     offload: bool = False

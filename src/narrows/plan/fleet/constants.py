@@ -7,10 +7,11 @@ from __future__ import annotations
 
 # Values that a block's memory-bound operations read and write per token, forward and backward
 # together, as multiples of the width and of the feed-forward width; and what of it remains where
-# kernels are fused by hand or by a compiler.
+# kernels are fused by hand, and where by a compiler.
 PASSES_WIDTH = 95.9
 PASSES_FEED_FORWARD = 6.11
-FUSED = 0.896
+FUSED = 0.85
+COMPILED = 0.55
 FORWARD_SHARE = 0.35
 # Reads and writes of each score where attention writes them to memory, forward and backward.
 SCORE_PASSES = 15.8
@@ -53,8 +54,8 @@ LOGIT_MEMORY = 10.0
 WORKSPACE_STREAMS = 6.0
 RUNTIME_BYTES = 2.2e9
 
-# Serving. The share of the memory's bandwidth that reading weights and caches reaches; kernels to
-# start for a block and for a step; a reduction across ranks; what a request waits outside the model.
+# Serving. The share of the memory's bandwidth that reading weights and caches reaches; seconds to
+# start a block and a step, to reduce across ranks, and of a request outside of the model.
 SERVING_MEMORY = 0.871
 SERVING_NARROW = 1.04
 SERVING_PASSES = 7.63

@@ -206,8 +206,11 @@ def _techniques(work: Work, spread: Spread, fleet: Fleet, limit: float) -> Itera
     ]
     if spread.flash_attention:
         changes.append(("attention through memory", {"flash_attention": False}))
-    if spread.fused:
-        changes.append(("unfused kernels", {"fused": False}))
+    changes += [
+        (f"{name} kernels", {"kernels": name})
+        for name in ("eager", "fused", "compiled")
+        if name != spread.kernels
+    ]
     if spread.sequence_parallel and spread.tensor > 1:
         changes.append(("no sequence parallelism", {"sequence_parallel": False}))
     now = evaluate(work, Spreads.of([spread]), fleet)

@@ -58,7 +58,8 @@ class Links:
         far_share = 1.0 - near / ranks
         near_share = near / ranks - 1.0 / ranks
         beyond = moved * far_share / self.outside
-        return np.maximum(moved * near_share / self.inside, beyond) + self.latency_inside * ranks
+        sent = np.maximum(moved * near_share / self.inside, beyond)
+        return np.asarray(sent + self.latency_inside * (ranks - 1.0))
 
     def send(self, moved: Array, stride: Array) -> Array:
         """Seconds to hand `moved` bytes to the rank `stride` devices further."""

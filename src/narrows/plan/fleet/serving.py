@@ -125,7 +125,7 @@ def cache_bytes_per_token(spec: ModelSpec, replica: Replica) -> float:
 
 
 def touched_bytes(work: Work, replica: Replica, tokens: float) -> float:
-    """Weights that a pass of `tokens` reads: of the experts, those that at least one token chose."""
+    """Weights that a pass of `tokens` reads; of the experts, those that some token chose."""
     spec = work.spec
     bits = replica.weight_bits / 8.0
     total = work.layers * _size(work.attention) * bits

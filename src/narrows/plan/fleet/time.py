@@ -19,6 +19,9 @@ from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet
 from narrows.spec.model import ModelSpec
 
+# What weights are trained in; integers and tf32 are not among a layout's choices.
+_FORMATS = ("fp32", "bf16", "fp16", "fp8", "fp4")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
@@ -36,8 +39,9 @@ class Rates:
     def of(cls, fleet: Fleet, precision: str) -> Rates:
         """Raises BadInput where the device does not compute in `precision`."""
         reach = fleet.reach
-        known = {name: float(fact.value) for name, fact in fleet.peak.items()}
-        whole = known.get("bf16") or known.get("fp16") or known.get("fp32") or 0.0
+        known = {name: float(fleet.peak[name].value) for name in _FORMATS if name in fleet.peak}
+        wide = ("fp32",) if precision == "fp32" else ("bf16", "fp16", "fp32")
+        whole = next((known[name] for name in wide if name in known), 0.0)
         peak = whole if precision in ("bf16", "fp16") else known.get(precision, 0.0)
         if not peak:
             raise BadInput(
@@ -206,11 +210,12 @@ def _memory_bound(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array
     if spec.experts is not None:
         each = spec.experts.chosen * spec.experts.width + spec.experts.shared_total
         feed += work.layers_experts * each
-    fused = constants.FUSED if spreads.shared.fused else 1.0
+    fused = {"eager": 1.0, "fused": constants.FUSED, "compiled": constants.COMPILED}
+    fused_share = fused[spreads.shared.kernels]
     divided = spreads.tensor if spreads.shared.sequence_parallel else 1.0
     values = constants.PASSES_WIDTH * spec.width / divided
     values = values + constants.PASSES_FEED_FORWARD * gates * feed / work.layers / spreads.tensor
-    return np.asarray(values * T * spreads.value_bytes * fused / rates.memory)
+    return np.asarray(values * T * spreads.value_bytes * fused_share / rates.memory)
 
 
 def _head(spec: ModelSpec, spreads: Spreads, rates: Rates, T: Array) -> Array:

@@ -114,9 +114,13 @@ def parameters(matrices: Iterable[Matrix]) -> Halves:
 
 def _attention(spec: ModelSpec) -> Iterable[Matrix]:
     D, N = float(spec.width), float(spec.heads)
+    crossing = spec.layers if spec.encoder_layers else 0
+    # A decoder's second attention, to its encoder, spread evenly over all layers.
+    often = 1.0 + crossing / (spec.layers + spec.encoder_layers)
+    N *= often
     latent = spec.latent
     if latent is None:
-        yield Matrix("qkv", float(spec.qkv_width), D, "out")
+        yield Matrix("qkv", spec.qkv_width * often, D, "out")
     else:
         wide = N * spec.score_width
         if latent.query_rank is None:
