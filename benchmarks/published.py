@@ -25,6 +25,11 @@ from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import step
 from narrows.spec.errors import BadInput
 
+_COLUMNS_TOLD = {
+    "micro_batch": "a micro-batch", "seq_len": "tokens", "prompt_len": "prompt tokens",
+    "batch_or_concurrency": "at a time",
+}  # fmt: skip
+
 
 class Verdict(NamedTuple):
     """A row's relative error, or why there is none."""
@@ -152,8 +157,7 @@ def _kind(row: Row) -> str:
 def _name(row: Row) -> str:
     layout = " ".join(f"{c}{row[c]}" for c in ("tp", "pp", "dp", "cp", "ep") if row.get(c))
     told = [f"{row['model']} on {row['n_devices']} x {row['accelerator']}", layout]
-    for column, unit in (("micro_batch", "a micro-batch"), ("seq_len", "tokens"),
-                         ("prompt_len", "prompt"), ("batch_or_concurrency", "at a time")):  # fmt: skip
+    for column, unit in _COLUMNS_TOLD.items():
         if row.get(column):
             told.append(f"{row[column]} {unit}")
     return ", ".join([*told, row.get("precision") or row.get("quant") or ""])

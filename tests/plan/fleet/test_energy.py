@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from narrows.plan.fleet.energy import COMPUTING, IDLE_SHARE, WAITING, joules
+from narrows.plan.fleet.time import Step
+from narrows.spec.fleet import Fleet
+
+MakeFleet = Callable[..., Fleet]
+TakeStep = Callable[..., Step]
+
+
+def watts(taken: Step, fleet: Fleet) -> float:
+    """Mean power of one device."""
+    return float((joules(taken, fleet) / taken.seconds)[0]) / fleet.devices
+
+
+def test_a_device_draws_between_idle_and_full_power(take: TakeStep, fleet: Fleet) -> None:
+    assert 400 < watts(take(data=16, micro_batch=4), fleet) < 500
+    stalled = take(tensor=16)
+    assert 100 + WAITING * 400 < watts(stalled, fleet) < 300
+
+
+def test_products_alone_draw_all_and_waiting_alone_a_share(take: TakeStep, fleet: Fleet) -> None:
+    taken = take()
+    nothing = {name: 0.0 * taken.gemm for name in taken.__dataclass_fields__}
+    one = taken.gemm / taken.gemm
+    assert watts(Step(**{**nothing, "gemm": one}), fleet) == pytest.approx(
+        100 + COMPUTING * 400
+    )  # fmt: skip
+    assert watts(Step(**{**nothing, "bubble": one}), fleet) == pytest.approx(100 + WAITING * 400)
+
+
+def test_power_that_is_not_published_is_not_made_up(take: TakeStep, make_fleet: MakeFleet) -> None:
+    assert joules(take(), make_fleet(power_full=None)) == 0.0
+
+
+def test_idle_power_is_a_share_of_the_full_where_unknown(
+    take: TakeStep, fleet: Fleet, make_fleet: MakeFleet
+) -> None:
+    assert fleet.power_idle is not None and fleet.power_full is not None
+    same = msgspec.structs.replace(
+        fleet.power_idle, value=IDLE_SHARE * float(fleet.power_full.value)
+    )
+    told, unknown = make_fleet(power_idle=same), make_fleet(power_idle=None)
+    assert joules(take(), unknown) == pytest.approx(joules(take(), told))
