@@ -27,6 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, metavar="N", help="positions of a sequence (8192, or fewer)"
     )
     parser.add_argument("--batch", type=int, metavar="N", help="sequences of a step (4M tokens)")
+    parser.add_argument("--against", action="append", default=[], metavar="NAME",
+                        help="another fleet to set beside it; repeatable")  # fmt: skip
     parser.add_argument("--goal", choices=["time", "energy", "memory"], default="time",
                         help="what the layout is best for")  # fmt: skip
 
@@ -57,6 +59,7 @@ def question(chosen: argparse.Namespace) -> Question:
     return Question(
         name=chosen.model, model=spec, fleet=known, batch=batch, wanted=Wanted(**_wanted(chosen)),
         goal=chosen.goal, tokens=_tokens(chosen),
+        against=tuple(fleet(name) for name in chosen.against),
     )  # fmt: skip
 
 

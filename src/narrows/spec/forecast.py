@@ -23,6 +23,20 @@ class Option(Record):
     verdict: str
 
 
+class Elsewhere(Record):
+    """The best layout of the same step on another fleet; None where nothing fits there."""
+
+    fleet: str
+    devices: int
+    spread: Spread | None
+    step_seconds: float | None = None
+    tokens_per_s: float | None = None
+    memory_peak: float | None = None
+    dollars_per_billion_tokens: float | None = None
+    joules_per_token: float | None = None
+    verdict: str = ""
+
+
 class Goodput(Record):
     """What failures leave of the time, at the best interval between checkpoints (Daly 2006,
     doi:10.1016/j.future.2004.11.016).
@@ -54,4 +68,6 @@ class Forecast(Record):
     runners_up: tuple[Option, ...]
     techniques: tuple[Option, ...]
     goodput: Goodput
+    elsewhere: tuple[Elsewhere, ...] = ()
+    scaling: tuple[Elsewhere, ...] = ()
     tokens: float | None = None

@@ -16,9 +16,9 @@ from narrows.plan.fleet.search import Found, Goal, Wanted, evaluate, search
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import Step, step
 from narrows.plan.fleet.work import Work
-from narrows.spec.errors import DoesNotFit
+from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet, Spread
-from narrows.spec.forecast import Forecast, Goodput, Option
+from narrows.spec.forecast import Elsewhere, Forecast, Goodput, Option
 from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
 from narrows.spec.machine import Fact
 from narrows.spec.model import ModelSpec
@@ -61,6 +61,7 @@ class Question:
     wanted: Wanted
     goal: Goal = "time"
     tokens: float | None = None
+    against: tuple[Fleet, ...] = ()
 
 
 def forecast(question: Question) -> Forecast:
@@ -90,6 +91,8 @@ def forecast(question: Question) -> Forecast:
         runners_up=tuple(_runners_up(found, chosen)),
         techniques=tuple(_techniques(work, spread, question.fleet, found.limit)),
         goodput=goodput(work, question.fleet),
+        elsewhere=tuple(elsewhere(work, question, other) for other in question.against),
+        scaling=tuple(scaling(work, question)),
         tokens=question.tokens,
     )
 
@@ -122,6 +125,55 @@ def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float |
             * float(fleet.carbon.value),
         ),
     )  # fmt: skip
+
+
+def elsewhere(work: Work, question: Question, fleet: Fleet) -> Elsewhere:
+    """The same step at its best on another fleet."""
+    try:
+        found = search(work, fleet, question.batch, question.wanted)
+    except BadInput as refusal:
+        return Elsewhere(fleet=fleet.name, devices=fleet.devices, spread=None, verdict=refusal.what)
+    chosen = found.best(question.goal)
+    if chosen is None:
+        least = float(found.bytes.min()) / 1e9
+        return Elsewhere(
+            fleet=fleet.name, devices=fleet.devices, spread=None,
+            verdict=f"does not fit: {least:.1f} GB of {found.limit / 1e9:.1f} GB at the least",
+        )  # fmt: skip
+    tokens, seconds = question.batch * work.positions, float(found.seconds[chosen])
+    price = float(fleet.price.value) * fleet.devices / 3600.0 if fleet.price else None
+    energy = float(found.joules[chosen])
+    return Elsewhere(
+        fleet=fleet.name,
+        devices=fleet.devices,
+        spread=found.spreads.spread(chosen),
+        step_seconds=seconds,
+        tokens_per_s=tokens / seconds,
+        memory_peak=float(found.bytes[chosen]),
+        dollars_per_billion_tokens=None if price is None else price * seconds / tokens * 1e9,
+        joules_per_token=energy / tokens if energy else None,
+    )
+
+
+def scaling(work: Work, question: Question) -> Iterator[Elsewhere]:
+    """The same batch on fewer and on more of the same devices, by factors of two."""
+    fleet = question.fleet
+    for factor in (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
+        devices = fleet.devices * factor
+        if devices < 1 or devices != int(devices):
+            continue
+        # The last domain joins them all; the inner ones join no more than there are.
+        inner = [
+            msgspec.structs.replace(each, devices=min(each.devices, int(devices)))
+            for each in fleet.domains[:-1]
+        ]
+        outer = msgspec.structs.replace(fleet.domains[-1], devices=int(devices))
+        resized = msgspec.structs.replace(
+            fleet, devices=int(devices), domains=(*inner, outer),
+            devices_per_node=min(fleet.devices_per_node, int(devices)),
+        )  # fmt: skip
+        if len(fleet.domains) > 1 or factor <= 1.0:
+            yield elsewhere(work, question, resized)
 
 
 def goodput(work: Work, fleet: Fleet) -> Goodput:

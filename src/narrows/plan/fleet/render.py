@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from narrows.plan.render import model_line
 from narrows.spec.fleet import Spread
-from narrows.spec.forecast import Forecast, Option
+from narrows.spec.forecast import Elsewhere, Forecast, Option
 from narrows.spec.machine import Fact
 from narrows.spec.units import Bytes, Dollars, FlopPerSecond, Joules, Seconds, Tokens, Watts
 
 _SHARE_LEAST = 0.002
+_COUNTED = re.compile(r"^\s*(\d+\s*x\s*){1,2}", re.IGNORECASE)
 
 
 def text(forecast: Forecast) -> str:
@@ -20,7 +22,9 @@ def text(forecast: Forecast) -> str:
         _what(forecast), _predicted(forecast), _step(forecast), _memory(forecast),
         _doubling(forecast), _options("runner-up layouts", forecast.runners_up),
         _options("one technique changed", forecast.techniques, structure=False),
-        _options("fastest for its memory", forecast.front), _basis(forecast),
+        _options("fastest for its memory", forecast.front),
+        _others("the same step elsewhere", forecast.elsewhere),
+        _others("the same batch on fewer and on more", forecast.scaling), _basis(forecast),
     )  # fmt: skip
     return "\n\n".join("\n".join(block) for block in (list(each) for each in blocks) if block)
 
@@ -126,6 +130,27 @@ def _options(title: str, options: tuple[Option, ...], *, structure: bool = True)
         yield (
             f"    {Seconds(option.step_seconds).text()} a step, "
             f"{Bytes(option.memory_peak).text()}{verdict}"
+        )
+
+
+def _others(title: str, others: tuple[Elsewhere, ...]) -> Iterator[str]:
+    if not others:
+        return
+    heads = f"{'step':>10}{'tokens/s':>14}{'of linear':>11}{'$ / B tokens':>14}{'J / token':>11}"
+    yield f"{title:38}{heads}"
+    first = next((each for each in others if each.tokens_per_s), None)
+    for each in others:
+        name = f"  {each.devices:,} x {_COUNTED.sub('', each.fleet)}"
+        if first is None or each.tokens_per_s is None or each.step_seconds is None:
+            yield f"{name:38}{each.verdict}"
+            continue
+        assert first.tokens_per_s is not None
+        linear = each.tokens_per_s / each.devices / (first.tokens_per_s / first.devices)
+        money, joules = each.dollars_per_billion_tokens, each.joules_per_token
+        yield (
+            f"{name:38}{Seconds(each.step_seconds).text():>10}{each.tokens_per_s:14,.0f}"
+            f"{linear:11.0%}{'-' if money is None else f'{money:,.0f}':>14}"
+            f"{'-' if joules is None else f'{joules:.3g}':>11}"
         )
 
 

@@ -146,7 +146,7 @@ def _structures(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Iterato
                 _options(wanted.expert, spread), _options(wanted.micro_batch, micros),
                 _copies(data, c * t, node),
             ):  # fmt: skip
-                if batch % (data * b) or (data // r) * t * c % e:
+                if batch % (data * b) or (data // r) * t * c % e or experts % e:
                     continue
                 m = batch // (data * b)
                 for v in pieces:
@@ -187,7 +187,7 @@ def _named(fixed: str | None, names: tuple[str, ...]) -> list[int]:
 def _refusal(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> BadInput:
     spec, t, p = work.spec, wanted.tensor, wanted.pipeline
     if t is not None and spec.heads % t:
-        near = ", ".join(str(d) for d in divisors(spec.heads) if d <= fleet.devices)
+        near = ", ".join(str(d) for d in divisors(spec.heads) if fleet.devices % d == 0)
         return BadInput(
             f"{spec.heads} heads cannot be divided among {t} tensor ranks",
             hint=f"--set layout.tensor=N with N one of {near}",
@@ -203,10 +203,30 @@ def _refusal(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> BadInput:
             f"{fleet.devices} devices cannot be divided into groups of {fixed}",
             hint="choose tensor, pipeline and context whose product divides the devices",
         )
-    ranks = fleet.devices // fixed
+    if wanted.expert is not None and (refusal := _experts_refusal(work, fleet, wanted.expert, p)):
+        return refusal
+    ranks, micro = fleet.devices // fixed, wanted.micro_batch or 1
+    size = f" in micro-batches of {micro}" if micro > 1 else ""
     return BadInput(
-        f"a batch of {batch} sequences cannot be divided among {ranks} data ranks",
-        hint=f"a batch that is a multiple of {ranks}, or more tensor or pipeline ranks",
+        f"a batch of {batch} sequences cannot be divided among {ranks} data ranks{size}",
+        hint=f"a batch that is a multiple of {ranks * micro}, or more tensor or pipeline ranks",
+    )
+
+
+def _experts_refusal(work: Work, fleet: Fleet, expert: int, stages: int | None) -> BadInput | None:
+    if work.spec.experts is None and expert > 1:
+        return BadInput(
+            f"a model without experts cannot spread them over {expert} ranks",
+            hint="leave layout.expert out",
+        )
+    count = work.spec.experts.count if work.spec.experts else 1
+    ranks = fleet.devices // (stages or 1)
+    if count % expert == 0 and ranks % expert == 0:
+        return None
+    near = ", ".join(str(d) for d in divisors(count) if ranks % d == 0)
+    return BadInput(
+        f"{count} experts cannot be spread over {expert} of {ranks} ranks",
+        hint=f"--set layout.expert=N with N one of {near}",
     )
 
 
