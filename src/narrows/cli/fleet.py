@@ -10,6 +10,7 @@ from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
     from narrows.plan.fleet.forecast import Question
+    from narrows.plan.fleet.service import Demand
     from narrows.spec.model import ModelSpec
 
 _BATCH_TOKENS = 4_194_304
@@ -27,6 +28,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, metavar="N", help="positions of a sequence (8192, or fewer)"
     )
     parser.add_argument("--batch", type=int, metavar="N", help="sequences of a step (4M tokens)")
+    parser.add_argument("--serve", type=int, metavar="N",
+                        help="serve N requests at a time instead of training")  # fmt: skip
+    parser.add_argument("--prompt", type=int, default=1024, metavar="N", help="tokens of a request")
+    parser.add_argument("--answer", type=int, default=256, metavar="N", help="tokens of an answer")
+    parser.add_argument("--first-token", metavar="TIME", help='at the latest, such as "500 ms"')
+    parser.add_argument("--per-token", metavar="TIME", help='at the latest, such as "50 ms"')
     parser.add_argument("--against", action="append", default=[], metavar="NAME",
                         help="another fleet to set beside it; repeatable")  # fmt: skip
     parser.add_argument("--goal", choices=["time", "energy", "memory"], default="time",
@@ -60,6 +67,24 @@ def question(chosen: argparse.Namespace) -> Question:
         name=chosen.model, model=spec, fleet=known, batch=batch, wanted=Wanted(**_wanted(chosen)),
         goal=chosen.goal, tokens=_tokens(chosen),
         against=tuple(fleet(name) for name in chosen.against),
+    )  # fmt: skip
+
+
+def demand(chosen: argparse.Namespace) -> Demand:
+    """The arguments as something to serve."""
+    from narrows.plan.fleet.service import Demand
+    from narrows.spec.units import Seconds
+
+    asked = question(chosen)
+    for name in ("serve", "prompt", "answer"):
+        if getattr(chosen, name) < 1:
+            raise BadInput(f"--{name} is {getattr(chosen, name)}", hint="use at least 1")
+    first, each = chosen.first_token, chosen.per_token
+    return Demand(
+        name=asked.name, model=asked.model, fleet=asked.fleet, concurrency=chosen.serve,
+        prompt=chosen.prompt, answer=chosen.answer,
+        first_token_s=None if first is None else float(Seconds.parse(first)),
+        per_token_s=None if each is None else float(Seconds.parse(each)),
     )  # fmt: skip
 
 

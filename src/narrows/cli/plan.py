@@ -15,7 +15,9 @@ narrows plan job.toml -o plan.toml                  keep the plan, to train it l
 narrows plan job.toml --set model.layers=12         what if
 narrows plan job.toml --machine other.toml          on a machine probed elsewhere
 narrows plan --machine 16x8xh100-sxm --model llama-3.1-70b --budget "2T tokens"
-                                                    on machines that one may rent"""
+                                                    on machines that one may rent
+narrows plan --machine 2xh100-sxm --model llama-3.1-70b --serve 32
+                                                    how it would answer 32 at a time"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,16 +62,25 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _for_a_fleet(chosen: argparse.Namespace) -> int:
-    from narrows.plan.fleet.forecast import forecast
-    from narrows.plan.fleet.render import text
-    from narrows.spec.record import save
+    from narrows.spec.record import Record, save
 
-    found = forecast(fleet.question(chosen))
+    found: Record
+    if chosen.serve is not None:
+        from narrows.plan.fleet import service
+
+        answer = service.service(fleet.demand(chosen))
+        found, told = answer, service.text(answer)
+    else:
+        from narrows.plan.fleet.forecast import forecast
+        from narrows.plan.fleet.render import text
+
+        predicted = forecast(fleet.question(chosen))
+        found, told = predicted, text(predicted)
     if chosen.output:
         save(found, chosen.output)
         speak.talk(f"wrote {chosen.output}")
     if chosen.json:
         speak.answer_json(found)
     else:
-        speak.answer(text(found))
+        speak.answer(told)
     return 0

@@ -28,7 +28,7 @@ class Elsewhere(Record):
 
     fleet: str
     devices: int
-    spread: Spread | None
+    spread: Spread | None = None
     step_seconds: float | None = None
     tokens_per_s: float | None = None
     memory_peak: float | None = None

@@ -74,8 +74,8 @@ def test_the_ramp_is_small_for_large_products_and_large_for_small_ones(
     sharding=st.sampled_from(("none", "optimizer", "gradients", "parameters")),
     recompute=st.sampled_from(("none", "selective", "full")),
     precision=st.sampled_from(("fp32", "bf16", "fp8")),
-    sequence_parallel=st.booleans(), flash_attention=st.booleans(), fused=st.booleans(),
-    sparsely=st.booleans(),
+    sequence_parallel=st.booleans(), flash_attention=st.booleans(), sparsely=st.booleans(),
+    kernels=st.sampled_from(("eager", "fused", "compiled")),
 )  # fmt: skip
 def test_no_part_is_negative_and_all_make_the_step(
     take: TakeStep, small: ModelSpec, sparse: ModelSpec, sparsely: bool, **layout: Any
@@ -294,9 +294,12 @@ def test_a_ring_of_contexts_hides_behind_long_attention_alone(
     assert parts(take(data=16))["context"] == 0.0
 
 
-def test_fused_kernels_move_less(take: TakeStep) -> None:
-    apart, fused = (parts(take(fused=chosen))["pointwise"] for chosen in (False, True))
+def test_fused_kernels_move_less_and_compiled_ones_least(take: TakeStep) -> None:
+    apart, fused, compiled = (
+        parts(take(kernels=chosen))["pointwise"] for chosen in ("eager", "fused", "compiled")
+    )
     assert fused == pytest.approx(constants.FUSED * apart)
+    assert compiled == pytest.approx(constants.COMPILED * apart) and compiled < fused < apart
 
 
 def test_the_optimizer_reads_and_writes_its_share(take: TakeStep, small: ModelSpec) -> None:

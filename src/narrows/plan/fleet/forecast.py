@@ -34,7 +34,7 @@ servers is far less a node; this is a common cluster's).
 """
 _RESTART_SECONDS = 600.0
 _RUNNERS_UP = 5
-_COUNTED = re.compile(r"^\s*(\d+\s*x\s*){1,2}", re.IGNORECASE)
+_COUNTED = re.compile(r"^\s*(\d+\s*x(?!tx?\b)\s*){1,2}", re.IGNORECASE)
 _PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
     ("gemm", "products", "forward", "gemm"), ("attention", "attention", "forward", "attention"),
     ("pointwise", "memory-bound operations", "forward", "pointwise"),
@@ -88,7 +88,7 @@ def forecast(question: Question) -> Forecast:
         bottleneck=doubled[0].resource,
         doubling=doubled,
         front=tuple(_option(found, i, "") for i in found.pareto()[:12]),
-        runners_up=tuple(_runners_up(found, chosen)),
+        runners_up=tuple(_runners_up(found, chosen, question.goal)),
         techniques=tuple(_techniques(work, spread, question.fleet, found.limit)),
         goodput=goodput(work, question.fleet),
         elsewhere=tuple(elsewhere(work, question, other) for other in question.against),
@@ -224,11 +224,11 @@ def _option(found: Found, index: int, verdict: str) -> Option:
     )  # fmt: skip
 
 
-def _runners_up(found: Found, chosen: int) -> Iterator[Option]:
+def _runners_up(found: Found, chosen: int, goal: Goal) -> Iterator[Option]:
     """The next best of other tensor, pipeline, context or expert parallelism, and why they lose."""
     spreads, best = found.spreads, found.seconds[chosen]
     seen = {_structure(spreads, chosen)}
-    for index in np.argsort(np.where(found.fits, found.seconds, np.inf)):
+    for index in np.argsort(np.where(found.fits, found.values(goal), np.inf)):
         if len(seen) > _RUNNERS_UP or not found.fits[index]:
             return
         key = _structure(spreads, int(index))
@@ -236,7 +236,8 @@ def _runners_up(found: Found, chosen: int) -> Iterator[Option]:
             seen.add(key)
             more = found.seconds[index] / best - 1.0
             memory_ratio = found.bytes[index] / found.bytes[chosen]
-            yield _option(found, int(index), f"{more:.1%} slower, {memory_ratio:.2f}x the memory")
+            slower = f"{abs(more):.1%} {'slower' if more >= 0.0 else 'quicker'}"
+            yield _option(found, int(index), f"{slower}, {memory_ratio:.2f}x the memory")
 
 
 def _structure(spreads: Spreads, index: int) -> tuple[int, ...]:
@@ -283,8 +284,8 @@ def _doubling(work: Work, spread: Spread, question: Question, found: Found) -> t
         name: float(step(work, Spreads.of([spread]), changed).seconds[0])
         for name, changed in _doubled(fleet)
     }
-    roomy = np.where(found.bytes <= 2.0 * found.limit, found.seconds, np.inf)
-    steps["memory capacity"] = min(now, float(roomy.min()))
+    roomy = np.where(found.bytes <= 2.0 * found.limit, found.values(question.goal), np.inf)
+    steps["memory capacity"] = min(now, float(found.seconds[roomy.argmin()]))
     rows = [
         Doubling(resource=name, step_seconds=seconds, saving=1.0 - seconds / now)
         for name, seconds in steps.items()

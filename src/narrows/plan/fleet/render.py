@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,8 @@ from narrows.spec.machine import Fact
 from narrows.spec.units import Bytes, Dollars, FlopPerSecond, Joules, Seconds, Tokens, Watts
 
 _SHARE_LEAST = 0.002
-_COUNTED = re.compile(r"^\s*(\d+\s*x\s*){1,2}", re.IGNORECASE)
+_COUNTED = re.compile(r"^\s*(\d+\s*x(?!tx?\b)\s*){1,2}", re.IGNORECASE)
+_WIDTH = 100
 
 
 def text(forecast: Forecast) -> str:
@@ -26,7 +28,17 @@ def text(forecast: Forecast) -> str:
         _others("the same step elsewhere", forecast.elsewhere),
         _others("the same batch on fewer and on more", forecast.scaling), _basis(forecast),
     )  # fmt: skip
-    return "\n\n".join("\n".join(block) for block in (list(each) for each in blocks) if block)
+    wrapped = ([line for long in block for line in _wrapped(long)] for block in blocks)
+    return "\n\n".join("\n".join(block) for block in wrapped if block)
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line, broken under its content where it is too long for a terminal."""
+    label = re.match(r" +\w+ {2,}", line)
+    return textwrap.wrap(
+        line, _WIDTH, subsequent_indent=" " * (label.end() if label else 4),
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def described(spread: Spread) -> str:
@@ -79,9 +91,11 @@ def _predicted(forecast: Forecast) -> Iterator[str]:
         f"{Seconds(good.checkpoint_seconds).text()} each "
         f"{Seconds(good.checkpoint_interval_s).text()} leaves {good.share:.1%} of the time"
     )
-    if forecast.tokens is not None:
+    if forecast.tokens is not None and not good.share:
+        yield "  total    never: failures leave no time to train"
+    elif forecast.tokens is not None:
         total = ledger.total
-        seconds = total.seconds / max(good.share, 1e-9)
+        seconds = total.seconds / good.share
         money = f", {Dollars(total.dollars / good.share).text()}" if total.dollars else ""
         carbon = total.carbon_grams / good.share / 1e6
         yield (

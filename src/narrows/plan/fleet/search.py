@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from narrows.plan.family import divisors
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.spreads import RECOMPUTES, SHARDINGS, Spreads
@@ -57,10 +58,13 @@ class Found:
         """Which of them fit a device's memory."""
         return np.asarray(self.bytes <= self.limit)
 
+    def values(self, goal: Goal) -> Array:
+        """What the goal makes least."""
+        return {"time": self.seconds, "energy": self.joules, "memory": self.bytes}[goal]
+
     def best(self, goal: Goal = "time") -> int | None:
         """The best that fits, or None."""
-        values = {"time": self.seconds, "energy": self.joules, "memory": self.bytes}[goal]
-        held = np.where(self.fits, values, np.inf)
+        held = np.where(self.fits, self.values(goal), np.inf)
         index = int(held.argmin())
         return index if np.isfinite(held[index]) else None
 
@@ -164,12 +168,6 @@ def _copies(data: int, inside: int, node: int) -> list[int]:
     return [1, *(r for r in divisors(data) if r > 1 and data // r * inside % node == 0)]
 
 
-def divisors(number: int) -> list[int]:
-    """All divisors in ascending order."""
-    small = [each for each in range(1, int(number**0.5) + 1) if number % each == 0]
-    return sorted({*small, *(number // each for each in small)})
-
-
 def _powers(most: int) -> list[int]:
     return [1 << power for power in range(most.bit_length())]
 
@@ -228,8 +226,3 @@ def _experts_refusal(work: Work, fleet: Fleet, expert: int, stages: int | None) 
         f"{count} experts cannot be spread over {expert} of {ranks} ranks",
         hint=f"--set layout.expert=N with N one of {near}",
     )
-
-
-def spread_of(found: Found, index: int) -> Spread:
-    """A candidate as a record."""
-    return found.spreads.spread(index)
