@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-token", metavar="TIME", help='at the latest, such as "50 ms"')
     parser.add_argument("--against", action="append", default=[], metavar="NAME",
                         help="another fleet to set beside it; repeatable")  # fmt: skip
+    parser.add_argument("--page", metavar="FILE", help="write the forecast as a page, too")
     parser.add_argument("--goal", choices=["time", "energy", "memory"], default="time",
                         help="what the layout is best for")  # fmt: skip
 
@@ -43,6 +45,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def is_fleet(machine: str | None) -> bool:
     """Whether `machine` names devices of the catalogue, and no file or this machine."""
     return machine is not None and machine != "here" and not Path(machine).exists()
+
+
+def refuse(chosen: argparse.Namespace) -> None:
+    """Raises BadInput where something was given that a machine at hand is not asked."""
+    for name in ("model", "context", "batch", "serve", "against"):
+        if getattr(chosen, name) not in (None, []):
+            raise BadInput(
+                f"--{name} is of machines of the catalogue",
+                hint="name one, such as --machine 8xh100-sxm",
+            )
 
 
 def question(chosen: argparse.Namespace) -> Question:
@@ -53,14 +65,18 @@ def question(chosen: argparse.Namespace) -> Question:
 
     if chosen.machine.endswith(".toml"):
         raise BadInput(f"{chosen.machine} does not exist", hint="narrows probe -o machine.toml")
+    for given in (chosen.file, chosen.corpus and "--corpus", chosen.allow and "--allow"):
+        if given:
+            raise BadInput(f"{given} says nothing of a fleet", hint="leave it out")
     known = fleet(chosen.machine)
     if not chosen.model:
         raise BadInput(
             f"nothing says which model to train on {chosen.machine}",
-            hint=f"narrows plan --machine {chosen.machine} --model llama-3.1-8b",
+            hint=f"narrows plan --machine {shlex.quote(chosen.machine)} --model llama-3.1-8b",
         )
     spec = model(chosen.model, chosen.context)
-    batch = chosen.batch or max(1, _BATCH_TOKENS // spec.context)
+    usual = max(1, _BATCH_TOKENS // spec.context)
+    batch = usual if chosen.batch is None else chosen.batch
     if batch < 1:
         raise BadInput(f"--batch is {batch}", hint="at least one sequence")
     return Question(
@@ -94,15 +110,24 @@ def model(name: str, context: int | None) -> ModelSpec:
 
     from narrows.model.configuration import read_config
     from narrows.model.presets import preset
+    from narrows.spec.model import Learned
 
     if Path(name).is_dir() or name.endswith(".json"):
         return read_config(name, context)
     spec = preset(name).spec
-    return msgspec.structs.replace(spec, context=context or min(spec.context, _CONTEXT))
+    usual = min(spec.context, _CONTEXT)
+    if isinstance(spec.positions, Learned) and (context or 0) > spec.context:
+        raise BadInput(
+            f"context is {context}, and the model has embeddings of {spec.context} positions",
+            hint=f"use --context {spec.context} or less",
+        )
+    return msgspec.structs.replace(spec, context=usual if context is None else context)
 
 
 def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:
     from narrows.spec.errors import nearest
+    from narrows.spec.fleet import Spread
+    from narrows.spec.record import from_builtins
 
     found: dict[str, Any] = {}
     for assignment in chosen.overrides:
@@ -115,7 +140,8 @@ def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:
                 hint=f"did you mean --set layout.{near}=...? (known: {', '.join(_LAYOUT)})",
             )
         text = value.strip().strip("\"'")
-        found[name] = int(text) if text.isdigit() else text
+        found[name] = int(text) if text.lstrip("-").isdigit() else text
+    from_builtins(Spread, found, source="--set layout")
     return found
 
 

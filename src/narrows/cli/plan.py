@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 
 from narrows.cli import fleet, intent, speak
 from narrows.spec.errors import BadInput
@@ -38,6 +39,7 @@ def run(chosen: argparse.Namespace) -> int:
 
     if fleet.is_fleet(chosen.machine):
         return _for_a_fleet(chosen)
+    fleet.refuse(chosen)
     job = intent.read(chosen)
     if isinstance(job, Plan):
         raise BadInput(f"{chosen.file} is a plan already", hint=f"narrows train {chosen.file}")
@@ -76,6 +78,11 @@ def _for_a_fleet(chosen: argparse.Namespace) -> int:
 
         predicted = forecast(fleet.question(chosen))
         found, told = predicted, text(predicted)
+        if chosen.page:
+            from narrows.report import outlook
+
+            outlook.write(predicted, Path(chosen.page))
+            speak.talk(f"wrote {chosen.page}")
     if chosen.output:
         save(found, chosen.output)
         speak.talk(f"wrote {chosen.output}")

@@ -14,7 +14,9 @@ from narrows.spec.machine import Fact
 from narrows.spec.units import BytesPerSecond, FlopPerSecond, GramsPerKilowattHour, Seconds
 
 _CATALOGUE = Path(__file__).with_name("catalogue")
-_COUNTS = re.compile(r"^\s*(?:(\d+)\s*x\s*)?(?:(\d+)\s*x\s*)?(.+?)\s*$", re.IGNORECASE)
+# "7900 xtx" is a name and no count.
+_COUNT = r"(?:(\d+)\s*x(?!tx?\b)\s*)?"
+_COUNTS = re.compile(rf"^\s*{_COUNT}{_COUNT}(.*?)\s*$", re.IGNORECASE)
 # Microseconds of one message: within a node, across a switch, between hosts (NCCL's own model,
 # nccl/src/graph/tuning.cc: NVLink 0.6 to 1, network 2.7 to 14 by algorithm).
 _LATENCY_INSIDE, _LATENCY_OUTSIDE = Seconds(1e-6), Seconds(5e-6)
@@ -26,11 +28,7 @@ def fleet(name: str) -> Fleet:
     match = _COUNTS.match(name)
     assert match is not None
     first, second, what = match.groups()
-    try:
-        known = accelerator(what)
-    except BadInput:
-        # A name may begin like a count: "3090 24GB" does not, "2x" of something may.
-        known, first, second = accelerator(name), None, None
+    known = accelerator(what)
     devices = int(first or 1) * int(second or 1)
     if devices < 1:
         raise BadInput(f'"{name}" has no devices', hint='such as "8xh100-sxm"')
@@ -105,6 +103,8 @@ def _domains(
     found: list[Domain] = []
     if known.link is not None:
         joined = min(devices, max(known.link.devices, 1))
+        if known.link.devices <= known.devices_per_node:
+            joined = min(joined, per_node)
         found.append(
             Domain(
                 name=known.link.name, devices=joined,

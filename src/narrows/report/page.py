@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from pathlib import Path
 
-from narrows.report import comparison, palette, sections, tables
+from narrows.report import comparison, sections, tables
 from narrows.report.comparison import Pair
+from narrows.report.document import document
 from narrows.report.headline import outcome, sentence, state
-from narrows.report.markup import Markup, element, verbatim
+from narrows.report.markup import Markup, element
 from narrows.report.numbers import show
 from narrows.report.run import Run, read
 from narrows.report.words import PREDICTED, Phrase
@@ -29,38 +28,8 @@ def write(run: Path | str) -> Path:
 
 
 def html(run: Run) -> str:
-    """The whole page. Its policy lets nothing load and no script run but its own."""
-    here = Path(__file__).parent
-    style = palette.css() + (here / "page.css").read_text(encoding="utf-8")
-    script = (here / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{run.plan.name} · narrows"),
-        element("style", verbatim(style)),
-    )
-    body = element(
-        "body",
-        _top(run),
-        element("main", _hero(run), _cards(run), *_parts(run), _foot()),
-        element("div", id="tip", role="status", hidden=""),
-        element("script", verbatim(script)),
-    )
-    return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
-
-
-def _top(run: Run) -> Markup:
-    brand = element("p", element("b", "narrows"), " · ", run.plan.name, class_="brand")
-    toggle = element("button", Phrase("中文", "English"), id="language", type="button")
-    return element("header", brand, toggle)
+    """The whole page."""
+    return document(run.plan.name, _hero(run), _cards(run), *_parts(run), _foot())
 
 
 def _hero(run: Run) -> Markup:

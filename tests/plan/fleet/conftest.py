@@ -79,7 +79,7 @@ def fleet(make_fleet: MakeFleet) -> Fleet:
 
 @pytest.fixture(scope="session")
 def small() -> ModelSpec:
-    """370 M parameters in eight layers."""
+    """428 M parameters in eight layers."""
     return llama(
         layers=8, width=2048, heads=16, kv_heads=4, vocabulary=16_384, context=2048,
         feed_forward_width=5632, tied_embeddings=False,

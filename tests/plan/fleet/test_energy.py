@@ -26,7 +26,7 @@ def test_a_device_draws_between_idle_and_full_power(take: TakeStep, fleet: Fleet
 
 def test_products_alone_draw_all_and_waiting_alone_a_share(take: TakeStep, fleet: Fleet) -> None:
     taken = take()
-    nothing = {name: 0.0 * taken.gemm for name in taken.__dataclass_fields__}
+    nothing = dict.fromkeys(taken.__dataclass_fields__, 0.0 * taken.gemm)
     one = taken.gemm / taken.gemm
     assert watts(Step(**{**nothing, "gemm": one}), fleet) == pytest.approx(
         100 + COMPUTING * 400

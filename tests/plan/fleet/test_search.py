@@ -11,7 +11,7 @@ import pytest
 import narrows.plan.fleet.search as module
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.memory import memory
-from narrows.plan.fleet.search import Found, Wanted, candidates, divisors, evaluate, search
+from narrows.plan.fleet.search import Found, Wanted, candidates, evaluate, search
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import step
 from narrows.plan.fleet.work import Work
@@ -145,7 +145,7 @@ def test_the_best_is_the_least_of_those_that_fit(
     best = tight.best(goal)
     assert best is not None and tight.bytes[best] <= tight.limit == 0.94 * 7e9
     values = getattr(tight, column)
-    fitting = [value for value, held in zip(values, tight.bytes) if held <= tight.limit]
+    fitting = [values[i] for i in range(len(values)) if tight.bytes[i] <= tight.limit]
     assert 0 < len(fitting) < tight.spreads.size and values[best] == min(fitting)
     if goal == "time":
         assert values[best] > min(values)
@@ -224,9 +224,3 @@ def test_every_number_of_the_hint_is_possible(make_fleet: MakeFleet) -> None:
 def test_an_encoder_has_layers_for_stages_too(small: ModelSpec, fleet: Fleet) -> None:
     both = msgspec.structs.replace(small, encoder_layers=8)
     assert candidates(work_of(both), fleet, BATCH, Wanted(pipeline=16)).size
-
-
-def test_divisors_in_ascending_order() -> None:
-    assert [divisors(each) for each in (1, 12, 16, 17)] == [
-        [1], [1, 2, 3, 4, 6, 12], [1, 2, 4, 8, 16], [1, 17],
-    ]  # fmt: skip

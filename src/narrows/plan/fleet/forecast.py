@@ -12,7 +12,7 @@ import numpy as np
 
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.memory import Memory, memory, weights_bytes
-from narrows.plan.fleet.search import Found, Goal, Wanted, evaluate, search
+from narrows.plan.fleet.search import Found, Goal, Wanted, candidates, evaluate, search
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import Step, step
 from narrows.plan.fleet.work import Work
@@ -34,6 +34,7 @@ servers is far less a node; this is a common cluster's).
 """
 _RESTART_SECONDS = 600.0
 _RUNNERS_UP = 5
+_DOUBLINGS = 12
 _COUNTED = re.compile(r"^\s*(\d+\s*x(?!tx?\b)\s*){1,2}", re.IGNORECASE)
 _PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
     ("gemm", "products", "forward", "gemm"), ("attention", "attention", "forward", "attention"),
@@ -327,11 +328,26 @@ def _refusal(question: Question, found: Found) -> DoesNotFit:
     )
     causes = ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in kinds[:3])
     fleet = question.fleet
-    more = 2 ** math.ceil(math.log2(max(1.0, held.peak / found.limit))) * fleet.devices
+    more = _devices_enough(question, found.limit)
+    name = f"--machine {more}x{_COUNTED.sub('', fleet.name)}, or " if more else ""
     return DoesNotFit(
         f"the job does not fit: {held.peak / 1e9:.1f} GB needed by the leanest of "
         f"{found.spreads.size:,} layouts, {found.limit / 1e9:.1f} GB free on each "
         f"{fleet.accelerator}",
         causes=(causes,),
-        hint=f"--machine {more}x{_COUNTED.sub('', fleet.name)}, or a smaller batch or context",
+        hint=f"{name}a smaller batch or context",
     )
+
+
+def _devices_enough(question: Question, limit: float) -> int | None:
+    """The fewest devices, by doubling, over which some layout fits."""
+    work = Work.of(question.model, question.model.context)
+    for power in range(1, _DOUBLINGS + 1):
+        fleet = msgspec.structs.replace(question.fleet, devices=question.fleet.devices << power)
+        try:
+            spreads = candidates(work, fleet, question.batch, question.wanted)
+        except BadInput:
+            continue
+        if float(memory(work, spreads).peak.min()) <= limit:
+            return fleet.devices
+    return None

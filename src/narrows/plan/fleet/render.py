@@ -43,7 +43,8 @@ def _wrapped(line: str) -> list[str]:
 
 def described(spread: Spread) -> str:
     """A layout in one line."""
-    words = [f"data {spread.data}"]
+    copies = f" x {spread.replicas} copies" if spread.replicas > 1 else ""
+    words = [f"data {spread.data}{copies}"]
     for name in ("tensor", "pipeline", "context", "expert"):
         if (size := getattr(spread, name)) > 1:
             words.append(f"{name} {size}")

@@ -1,0 +1,163 @@
+"""Plots of a forecast: bars, time against memory, throughput against devices, a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from narrows.report import ticks
+from narrows.report.markup import Markup, element
+from narrows.report.plot import (
+    Frame,
+    Linear,
+    Logarithmic,
+    bottom_axis,
+    drawing,
+    left_axis,
+    line,
+    text,
+    text_width,
+    told,
+)
+from narrows.report.words import Phrase
+from narrows.spec.fleet import Spread
+
+_PITCH, _BAR = 26.0, 13.0
+_STAGES_MOST, _MICRO_MOST = 8, 16
+_NARROW = 400.0
+
+
+def bars(rows: Sequence[tuple[Phrase, float, Phrase]], width: float, name: str) -> Markup:
+    """One bar a row, its value at its end."""
+    narrow = width < _NARROW
+    pitch = _PITCH + (16.0 if narrow else 0.0)
+    left = 0.0 if narrow else max(text_width(label, 13.5) for label, _, _ in rows) + 14
+    frame = Frame(width=width, height=pitch * len(rows), left=left, right=74.0, top=0.0, bottom=0.0)
+    longest = max(value for _, value, _ in rows)
+    across = Linear(low=0.0, high=longest, start=left, end=frame.x_end)
+    marks: list[Markup] = []
+    for place, (label, value, said) in enumerate(rows):
+        top = pitch * place + (20.0 if narrow else 6.0)
+        x, y = (0.0, top - 6) if narrow else (left - 12, top + 11)
+        marks.append(text(x, y, label, anchor=None if narrow else "end", class_="label"))
+        end = across.at(value)
+        both = Phrase("{label}: {said}", "{label}：{said}").filled(label=label, said=said)
+        marks.append(element(
+            "rect", x=left, y=top, width=max(1.0, end - left), height=_BAR, class_="predicted",
+            **told(both),
+        ))  # fmt: skip
+        marks.append(text(end + 6, top + 11, said, class_="value"))
+    return drawing(frame, marks, name=name, data_plot="bars")
+
+
+def front(points: Sequence[tuple[float, float, Phrase]], limit: float, width: float) -> Markup:
+    """Layouts by gigabytes and seconds; the device's limit is a dashed line."""
+    frame = Frame(width=width, height=300.0, left=56.0, right=14.0, top=34.0, bottom=46.0)
+    most = max(limit, *(x for x, _, _ in points)) * 1.05
+    seconds = [y for _, y, _ in points]
+    beside = ticks.around(min(seconds), max(seconds), 5)
+    across = Linear(low=0.0, high=most, start=frame.left, end=frame.x_end)
+    up = Linear(low=beside[0], high=beside[-1], start=frame.y_end, end=frame.top)
+    beneath = ticks.linear(0.0, most, 6)
+    marks = [
+        element("circle", cx=across.at(x), cy=up.at(y), r=5.0, class_="measured", **told(said))
+        for x, y, said in points
+    ]
+    edge = across.at(limit)
+    roof = element("path", d=f"M{edge:.1f} {frame.top}V{frame.y_end}", class_="roof")
+    return drawing(
+        frame,
+        left_axis(frame, up, list(zip(beside, ticks.labels(beside), strict=True)),
+                  Phrase("seconds a step", "每步秒数")),
+        bottom_axis(frame, across, list(zip(beneath, ticks.labels(beneath), strict=True)),
+                    Phrase("GB of a device", "每卡显存（GB）")),
+        roof, marks, name="Step time against memory of layouts", data_plot="front",
+    )  # fmt: skip
+
+
+def scaling(known: Sequence[tuple[int, float]], own: int, width: float) -> Markup:
+    """Tokens a second against devices, both by ratio, beside what would be linear."""
+    frame = Frame(width=width, height=300.0, left=56.0, right=18.0, top=34.0, bottom=46.0)
+    devices, rates = [float(n) for n, _ in known], [rate for _, rate in known]
+    linear = [rates[0] * n / devices[0] for n in devices]
+    across = Logarithmic(
+        low=devices[0], high=devices[-1], start=frame.left + 10, end=frame.x_end - 10
+    )
+    up = Logarithmic(
+        low=0.8 * min(rates), high=1.25 * max(linear), start=frame.y_end, end=frame.top
+    )
+    beside = [(mark, ticks.prefixed(mark)) for mark in ticks.logarithmic(up.low, up.high, 5)]
+    beneath = [(n, f"{n:,.0f}") for n in devices]
+    discs = [
+        element(
+            "circle", cx=across.at(n), cy=up.at(rate), r=6.0 if n == own else 4.5,
+            class_="measured", **told(f"{n:,.0f}: {rate:,.0f} tokens/s, {rate / even:.0%}"),
+        )
+        for n, rate, even in zip(devices, rates, linear, strict=True)
+    ]  # fmt: skip
+    return drawing(
+        frame,
+        left_axis(frame, up, beside, Phrase("tokens a second", "每秒 token")),
+        bottom_axis(frame, across, beneath, Phrase("devices", "加速器数")),
+        line([(across.at(n), up.at(v)) for n, v in zip(devices, linear, strict=True)], "roof"),
+        line([(across.at(n), up.at(v)) for n, v in zip(devices, rates, strict=True)], "training"),
+        discs, name="Tokens a second against devices", data_plot="scaling",
+    )  # fmt: skip
+
+
+def pipeline(spread: Spread, width: float) -> Markup:
+    """One forward, one backward (1F1B) of the first micro-batches; backward lasts twice as long."""
+    stages, micros = min(spread.pipeline, _STAGES_MOST), min(spread.accumulation, _MICRO_MOST)
+    blocks = schedule(stages, micros)
+    end = max(start + length for _, start, length, _, _ in blocks)
+    frame = Frame(width=width, height=22.0 * stages + 4, left=26.0, right=4.0, top=0.0, bottom=0.0)
+    across = Linear(low=0.0, high=end, start=frame.left, end=frame.x_end)
+    marks: list[Markup] = []
+    for stage in range(stages):
+        marks.append(text(frame.left - 8, 22.0 * stage + 16, f"{stage + 1}", anchor="end"))
+    for stage, start, length, micro, forward in blocks:
+        word = Phrase("forward", "前向") if forward else Phrase("backward", "反向")
+        tip = Phrase("stage {s}, micro-batch {m}, {w}", "第 {s} 级，微批 {m}，{w}").filled(
+            s=str(stage + 1), m=str(micro + 1), w=word
+        )
+        marks.append(element(
+            "rect", x=across.at(start) + 0.5, y=22.0 * stage + 3, height=17.0,
+            width=max(0.5, across.at(start + length) - across.at(start) - 1.0),
+            class_="predicted" if forward else "measured", **told(tip),
+        ))  # fmt: skip
+    return drawing(frame, marks, name="Timeline of the pipeline", data_plot="pipeline")
+
+
+def schedule(stages: int, micros: int) -> list[tuple[int, float, float, int, bool]]:
+    """1F1B (arXiv:2006.09503): stage, start, length, micro-batch and whether forward, of each.
+
+    A stage runs stages - stage forwards, then one backward and one forward in turn.
+    """
+    orders = []
+    for stage in range(stages):
+        ahead = min(stages - stage, micros)
+        order = [(micro, True) for micro in range(ahead)]
+        for micro in range(micros):
+            order.append((micro, False))
+            if ahead + micro < micros:
+                order.append((ahead + micro, True))
+        orders.append(order)
+    done: dict[tuple[int, int, bool], float] = {}
+    free, place = [0.0] * stages, [0] * stages
+    blocks: list[tuple[int, float, float, int, bool]] = []
+    while any(place[stage] < len(orders[stage]) for stage in range(stages)):
+        for stage in range(stages):
+            while place[stage] < len(orders[stage]):
+                micro, forward = orders[stage][place[stage]]
+                if forward:
+                    needs = (stage - 1, micro, True) if stage else None
+                else:
+                    last = stage == stages - 1
+                    needs = (stage, micro, True) if last else (stage + 1, micro, False)
+                if needs is not None and needs not in done:
+                    break
+                start = max(free[stage], done[needs] if needs is not None else 0.0)
+                length = 1.0 if forward else 2.0
+                free[stage] = done[stage, micro, forward] = start + length
+                blocks.append((stage, start, length, micro, forward))
+                place[stage] += 1
+    return blocks

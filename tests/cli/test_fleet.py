@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import narrows
+from narrows.cli.main import main
+from narrows.spec import record
+from narrows.spec.forecast import Forecast
+
+Said = pytest.CaptureFixture[str]
+EIGHT = ["plan", "--machine", "8xh100-sxm", "--model", "llama-3.1-8b"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, in which no file has the name of a machine or a model."""
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys: Said, *words: str, code: int = 2) -> tuple[str, str]:
+    """The message and the hint of a command that cannot be done."""
+    assert main(list(words)) == code
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ")
+    message, _, hint = said.err.removeprefix("error: ").rstrip().partition("\nhint: ")
+    return message, hint
+
+
+def answered(capsys: Said, *words: str) -> Forecast:
+    assert main([*words, "--json"]) == 0
+    return record.loads(Forecast, capsys.readouterr().out, source="forecast.json")
+
+
+def test_the_answer_is_a_table(capsys: Said) -> None:
+    assert main(EIGHT) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("llama-3.1-8b on 8 x NVIDIA H100 SXM5 80 GB\n")
+    for part in ("512 sequences of 8,192", "tokens/s", "of the peak", "bottleneck: ", "datasheet"):
+        assert part in said.out, part
+    assert max(len(line) for line in said.out.splitlines()) <= 100
+
+
+def test_the_answer_is_one_line_of_json(capsys: Said) -> None:
+    assert main([*EIGHT, "--json"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    found = json.loads(said)
+    assert (found["fleet"]["devices"], found["batch_sequences"]) == (8, 512)
+    assert found["model"]["layers"] == 32 and found["predicted"]["basis"] == "predicted"
+
+
+def test_the_forecast_is_written(capsys: Said) -> None:
+    assert main([*EIGHT, "-o", "forecast.toml"]) == 0
+    assert "wrote forecast.toml" in capsys.readouterr().err
+    written = record.load(Forecast, "forecast.toml")
+    assert written == answered(capsys, *EIGHT)
+
+
+def test_a_budget_of_tokens_gives_totals(capsys: Said) -> None:
+    assert main([*EIGHT, "--budget", "15T tokens"]) == 0
+    said = capsys.readouterr().out
+    assert "  total    15 T tokens in 3,576,279 steps: " in said
+    assert "kWh" in said and "$" in said and "t of CO2" in said
+    assert main(EIGHT) == 0
+    assert "  total " not in capsys.readouterr().out
+    _, hint = refused(capsys, *EIGHT, "--budget", "5min")
+    assert "tokens" in hint
+
+
+@pytest.mark.parametrize(
+    ("assignment", "name", "value"),
+    [
+        ("layout.tensor=2", "tensor", 2), ("tensor=4", "tensor", 4),
+        ("layout.recompute=full", "recompute", "full"), ('sharding="none"', "sharding", "none"),
+        ("layout.precision=fp8", "precision", "fp8"), ("layout.pipeline=4", "pipeline", 4),
+        ("layout.micro_batch=2", "micro_batch", 2), ("layout.context=2", "context", 2),
+    ],
+)  # fmt: skip
+def test_a_choice_that_is_set_is_kept(
+    capsys: Said, assignment: str, name: str, value: object
+) -> None:
+    words = ["plan", "--machine", "8xh200", "--model", "smollm2-1.7b", "--set", assignment]
+    assert getattr(answered(capsys, *words, "--context", "4096").spread, name) == value
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message", "hint"),
+    [
+        ("layout.tensor=3", "32 heads cannot be divided among 3", "with N one of 1, 2, 4, 8"),
+        ("layout.tensor=0", "layout.tensor is 0", "at least 1"),
+        ("layout.tensor=-2", "layout.tensor is -2", "at least 1"),
+        ("layout.tensor=two", "tensor should be a whole number", ""),
+        ("layout.pipeline=64", "32 layers do not fill 64", "at most 32"),
+        ("layout.expert=2", "a model without experts", "leave layout.expert out"),
+        ("layout.recompute=most", "recompute cannot be 'most'", "none, selective, full"),
+        ("layout.sharding=zero3", "sharding cannot be 'zero3'", "parameters"),
+        ("layout.precision=fp4", "has no fp4 figures", "fp8"),
+        ("layout.precision=int8", "precision cannot be 'int8'", "bf16"),
+        ("layout.tensr=2", "no choice of a fleet's layout", "--set layout.tensor="),
+        ("train.steps=5", "no choice of a fleet's layout", "known: precision, tensor"),
+        ("layout.tensor", "no choice of a fleet's layout", "--set layout.tensor="),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused_with_a_hint(
+    capsys: Said, assignment: str, message: str, hint: str
+) -> None:
+    found = refused(capsys, *EIGHT, "--set", assignment)
+    assert message in found[0] and hint in found[1]
+
+
+@pytest.mark.parametrize(
+    ("machine", "model", "near"),
+    [
+        ("8xh100-smx", "llama-3.1-8b", "h100-sxm"), ("rtx-4900", "llama-3.1-8b", "rtx-4090"),
+        ("8xh100-sxm", "lama-3.1-8b", "llama-3.1-8b"), ("8xh100-sxm", "gpt-2-xll", "gpt2-xl"),
+    ],
+)  # fmt: skip
+def test_an_unknown_name_suggests_the_near_one(
+    capsys: Said, machine: str, model: str, near: str
+) -> None:
+    message, hint = refused(capsys, "plan", "--machine", machine, "--model", model)
+    assert message.startswith("no ") and near in hint
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch", "0"], "--batch is 0"), (["--batch", "-1"], "--batch is -1"),
+        (["--context", "0"], "model.context is 0"), (["job.toml"], "job.toml says nothing"),
+        (["--corpus", "shakespeare"], "--corpus says nothing"),
+        (["--allow", "recompute"], "--allow says nothing"),
+        (["--model", "gpt2", "--context", "2048"],
+         "context is 2048, and the model has embeddings of 1024 positions"),
+        (["--against", "8xh100-smx"], 'no accelerator "h100-smx"'),
+    ],
+)  # fmt: skip
+def test_what_contradicts_a_fleet_is_refused(capsys: Said, words: list[str], message: str) -> None:
+    assert refused(capsys, *EIGHT, *words)[0].startswith(message)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--model", "gpt2"], ["--batch", "8"], ["--context", "64"], ["--against", "h100"]],
+)
+def test_what_only_a_fleet_is_asked_is_refused_here(capsys: Said, words: list[str]) -> None:
+    message, hint = refused(capsys, "plan", "--machine", "here", *words)
+    assert message.startswith(words[0]) and "--machine 8xh100-sxm" in hint
+
+
+def test_a_fleet_needs_a_model_and_a_file_to_be_there(capsys: Said) -> None:
+    message, hint = refused(capsys, "plan", "--machine", "3090 24GB")
+    assert "which model" in message
+    assert hint == "narrows plan --machine '3090 24GB' --model llama-3.1-8b"
+    message, hint = refused(capsys, "plan", "--machine", "other.toml", "--model", "gpt2")
+    assert message == "other.toml does not exist" and hint == "narrows probe -o machine.toml"
+
+
+def test_what_does_not_fit_is_exit_3_with_machines_that_would_do(capsys: Said) -> None:
+    words = ["plan", "--model", "llama-3.1-405b", "--machine"]
+    message, hint = refused(capsys, *words, "8xh100-sxm", code=3)
+    assert message.startswith("the job does not fit: ") and "\n  optimizer " in message
+    machine = hint.removeprefix("--machine ").partition(",")[0]
+    assert machine == "128xh100-sxm" and main([*words, machine]) == 0
+
+
+def test_the_shape_may_be_a_folder_with_a_config(capsys: Said, tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 512, "intermediate_size": 1408,
+        "num_attention_heads": 8, "num_hidden_layers": 4, "num_key_value_heads": 2,
+        "vocab_size": 1000, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False, "hidden_act": "silu",
+    }  # fmt: skip
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").write_text(json.dumps(config))
+    found = answered(capsys, "plan", "--machine", "rtx-4090", "--model", "mine", "--batch", "16")
+    assert (found.model_name, found.model.width, found.positions) == ("mine", 512, 1024)
+    assert found.batch_sequences == 16
+
+
+def test_other_fleets_stand_beside_it(capsys: Said) -> None:
+    found = answered(capsys, *EIGHT, "--against", "8xb200", "--against", "rtx-4090")
+    assert [each.fleet for each in found.elsewhere] == ["8xb200", "rtx-4090"]
+    quicker, none = found.elsewhere
+    assert quicker.step_seconds and quicker.step_seconds < found.predicted.step_seconds
+    assert none.spread is None
+
+
+def test_the_goal_decides(capsys: Said) -> None:
+    goals = ("time", "energy", "memory")
+    found = {goal: answered(capsys, *EIGHT, "--goal", goal) for goal in goals}
+    assert [found[goal].goal for goal in goals] == list(goals)
+    values = {
+        "time": {goal: each.predicted.step_seconds for goal, each in found.items()},
+        "energy": {goal: each.predicted.total.joules for goal, each in found.items()},
+        "memory": {goal: each.predicted.memory.peak for goal, each in found.items()},
+    }
+    for goal in goals:
+        assert values[goal][goal] == min(values[goal].values()), goal
+    assert values["memory"]["memory"] < values["memory"]["time"]
+
+
+def test_neither_torch_nor_a_file_of_this_machine_is_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys; from narrows.cli.main import main;"
+        f"code = main({EIGHT!r}); assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    home = tmp_path / "home"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(narrows.__file__).parents[1]),
+             "NARROWS_HOME": str(home)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not home.exists()

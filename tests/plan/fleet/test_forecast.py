@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from narrows.plan.fleet.forecast import Question, forecast, goodput
+from narrows.plan.fleet.search import Wanted
+from narrows.plan.fleet.work import Work
+from narrows.spec import record
+from narrows.spec.errors import BadInput, DoesNotFit
+from narrows.spec.fleet import Fleet
+from narrows.spec.forecast import Forecast
+from narrows.spec.model import ModelSpec
+
+MakeFleet = Callable[..., Fleet]
+Ask = Callable[..., Question]
+
+
+@pytest.fixture(scope="module")
+def ask(small: ModelSpec, fleet: Fleet) -> Ask:
+    """A question: by default of the small model over the fleet."""
+
+    def asked(**changes: Any) -> Question:
+        question = Question(name="small", model=small, fleet=fleet, batch=64, wanted=Wanted())
+        return Question(**{**vars(question), **changes})
+
+    return asked
+
+
+@pytest.fixture(scope="module")
+def answer(ask: Ask, make_fleet: MakeFleet) -> Forecast:
+    tiny, four = make_fleet(devices=1, gigabytes=1.0), make_fleet(devices=4)
+    return forecast(ask(tokens=1e9, against=(tiny, four, make_fleet(devices=16, formats=()))))
+
+
+def test_rows_make_the_step(answer: Forecast) -> None:
+    ledger = answer.predicted
+    assert sum(row.seconds for row in ledger.rows) == pytest.approx(ledger.step_seconds)
+    assert all(row.seconds > 0.0 for row in ledger.rows)
+    assert ledger.tokens_per_s == pytest.approx(64 * 2048 / ledger.step_seconds)
+    kinds = ledger.memory.__struct_fields__
+    assert ledger.memory.peak == pytest.approx(
+        sum(getattr(ledger.memory, kind) for kind in kinds if kind != "peak")
+    )
+    assert ledger.memory.peak <= answer.memory_limit == 0.94 * 40e9
+
+
+def test_utilization_is_model_work_over_what_all_devices_could_do(
+    answer: Forecast, small: ModelSpec
+) -> None:
+    ledger = answer.predicted
+    flop = small.flop_per_token * 64 * 2048
+    assert ledger.mfu == pytest.approx(flop / (ledger.step_seconds * 16 * 100e12))
+    assert 0.2 < ledger.mfu < 0.5
+    assert sum(row.flop for row in ledger.rows) == pytest.approx(flop / 16)
+
+
+def test_the_whole_run_costs_its_steps(answer: Forecast) -> None:
+    ledger, total = answer.predicted, answer.predicted.total
+    assert total.steps == math.ceil(1e9 / (64 * 2048)) and total.tokens >= 1e9
+    assert total.seconds == pytest.approx(total.steps * ledger.step_seconds)
+    assert total.dollars == pytest.approx(total.seconds / 3600 * 2.0 * 16)
+    joules = sum(row.joules for row in ledger.rows)
+    assert total.joules == pytest.approx(total.steps * joules)
+    # Of each kilowatt-hour the building draws one and a half.
+    assert total.carbon_grams == pytest.approx(total.joules / 3.6e6 * 1.5 * 500.0)
+    assert 100 * 16 < joules / ledger.step_seconds < 500 * 16
+
+
+def test_without_an_end_the_run_is_one_step(ask: Ask) -> None:
+    answer = forecast(ask())
+    assert answer.tokens is None and answer.predicted.total.steps == 1
+
+
+def test_what_is_not_known_of_a_fleet_costs_nothing(ask: Ask, make_fleet: MakeFleet) -> None:
+    answer = forecast(ask(fleet=make_fleet(price=None, power_full=None)))
+    assert answer.predicted.total.dollars == answer.predicted.total.joules == 0.0
+
+
+def test_the_bottleneck_saves_most_when_doubled(answer: Forecast) -> None:
+    savings = [row.saving for row in answer.doubling]
+    assert savings == sorted(savings, reverse=True) and savings[-1] >= 0.0
+    assert answer.bottleneck == answer.doubling[0].resource == "compute"
+    assert {row.resource for row in answer.doubling} == {
+        "compute", "memory bandwidth", "memory capacity", "link bandwidth inside a node",
+        "network bandwidth", "link latency",
+    }  # fmt: skip
+    for row in answer.doubling:
+        assert row.step_seconds == pytest.approx((1.0 - row.saving) * answer.predicted.step_seconds)
+
+
+def test_doubled_compute_is_what_a_fleet_of_twice_the_peak_takes(
+    ask: Ask, answer: Forecast, fleet: Fleet
+) -> None:
+    quick = {
+        name: msgspec.structs.replace(fact, value=type(fact.value)(2 * fact.value))
+        for name, fact in fleet.peak.items()
+    }
+    kept = {name: getattr(answer.spread, name) for name in Wanted.__dataclass_fields__}
+    twice = forecast(
+        ask(fleet=msgspec.structs.replace(fleet, peak=quick), wanted=Wanted(**kept))
+    )  # fmt: skip
+    (compute,) = (row for row in answer.doubling if row.resource == "compute")
+    assert twice.predicted.step_seconds <= compute.step_seconds * (1 + 1e-9)
+    assert twice.predicted.step_seconds == pytest.approx(compute.step_seconds, rel=0.05)
+
+
+def test_a_slow_network_is_the_bottleneck(ask: Ask, make_fleet: MakeFleet) -> None:
+    wanted = Wanted(tensor=1, pipeline=1, context=1, micro_batch=1)
+    answer = forecast(ask(fleet=make_fleet(network=0.05e9), batch=16, wanted=wanted))
+    assert answer.bottleneck == "network bandwidth"
+
+
+def test_where_memory_binds_twice_of_it_is_a_quicker_layout(
+    ask: Ask, make_fleet: MakeFleet
+) -> None:
+    answer = forecast(ask(fleet=make_fleet(gigabytes=5.0)))
+    (memory,) = (row for row in answer.doubling if row.resource == "memory capacity")
+    roomy = forecast(ask(fleet=make_fleet(gigabytes=10.0)))
+    assert memory.saving > 0.05
+    assert memory.step_seconds == pytest.approx(roomy.predicted.step_seconds)
+
+
+def test_the_leanest_layout_has_no_use_for_more_memory(ask: Ask) -> None:
+    answer = forecast(ask(goal="memory"))
+    (memory,) = (row for row in answer.doubling if row.resource == "memory capacity")
+    assert memory.saving == 0.0
+    assert answer.predicted.memory.peak < forecast(ask()).predicted.memory.peak
+
+
+@pytest.mark.parametrize(
+    ("goal", "value"),
+    [("time", "step_seconds"), ("memory", "memory_peak"), ("energy", "joules")],
+)
+def test_runners_up_are_the_next_best_by_the_goal(ask: Ask, goal: Any, value: str) -> None:
+    answer = forecast(ask(goal=goal))
+    best = {
+        "step_seconds": answer.predicted.step_seconds,
+        "memory_peak": answer.predicted.memory.peak,
+        "joules": sum(row.joules for row in answer.predicted.rows),
+    }[value]
+    values = [getattr(option, value) for option in answer.runners_up]
+    assert len(values) == 5 and values == sorted(values)
+    assert values[0] >= best * (1 - 1e-9)
+    ways = [(o.spread.tensor, o.spread.pipeline, o.spread.context) for o in answer.runners_up]
+    own = (answer.spread.tensor, answer.spread.pipeline, answer.spread.context)
+    assert len({own, *ways}) == 6
+    for option in answer.runners_up:
+        quicker = option.step_seconds < answer.predicted.step_seconds
+        assert ("quicker" in option.verdict) == quicker and "-" not in option.verdict
+
+
+def test_each_technique_is_changed_alone(answer: Forecast) -> None:
+    chosen = msgspec.structs.asdict(answer.spread)
+    assert len(answer.techniques) >= 7
+    for option in answer.techniques:
+        changed = msgspec.structs.asdict(option.spread)
+        assert sum(changed[name] != value for name, value in chosen.items()) == 1
+        fits = option.memory_peak <= answer.memory_limit
+        assert option.verdict.endswith("does not fit") != fits
+
+
+def test_failures_take_more_of_more_devices(small: ModelSpec, make_fleet: MakeFleet) -> None:
+    work = Work.of(small, small.context)
+    found = [goodput(work, make_fleet(devices=devices)) for devices in (16, 1024, 16_384, 10**7)]
+    assert [each.share for each in found] == sorted((e.share for e in found), reverse=True)
+    assert 0.99 < found[0].share < 1.0 and found[-1].share == 0.0
+    # 419 interruptions of 16,384 devices in 54 days (arXiv:2407.21783).
+    assert found[2].mean_time_between_failures_s == pytest.approx(54 * 86_400 / 419, rel=0.02)
+
+
+def test_the_interval_between_checkpoints_loses_least(small: ModelSpec, fleet: Fleet) -> None:
+    kept = goodput(Work.of(small, small.context), fleet)
+
+    def lost(interval: float) -> float:
+        return kept.checkpoint_seconds / interval + interval / 2 / kept.mean_time_between_failures_s
+
+    least = lost(kept.checkpoint_interval_s)
+    assert least < lost(1.1 * kept.checkpoint_interval_s)
+    assert least < lost(0.9 * kept.checkpoint_interval_s)
+    assert kept.share == pytest.approx(1 - least - 600 / kept.mean_time_between_failures_s)
+    # Weights, masters and two moments of each parameter, over four nodes of 2 GB/s.
+    assert kept.checkpoint_seconds == pytest.approx(14 * small.parameters / 8e9, rel=1e-3)
+
+
+def test_too_small_a_fleet_says_what_is_too_large_and_what_would_fit(
+    ask: Ask, make_fleet: MakeFleet
+) -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        forecast(ask(fleet=make_fleet(devices=2, gigabytes=4.0)))
+    refusal = caught.value
+    assert refusal.exit_code == 3
+    assert refusal.what.startswith("the job does not fit: ")
+    assert "3.8 GB free on each made-up" in refusal.what
+    (causes,) = refusal.causes
+    assert causes.startswith("optimizer ") and causes.count(" GB") == 3
+    assert str(refusal.hint).startswith("--machine 8xmade-up, or")
+    assert forecast(ask(fleet=make_fleet(devices=8, gigabytes=4.0))).layouts_fitting
+    with pytest.raises(DoesNotFit):
+        forecast(ask(fleet=make_fleet(devices=4, gigabytes=4.0)))
+
+
+def test_more_devices_are_not_advised_where_none_would_do(ask: Ask, make_fleet: MakeFleet) -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        forecast(ask(fleet=make_fleet(gigabytes=2.0)))
+    assert caught.value.hint == "a smaller batch or context"
+
+
+def test_the_hint_counts_devices_and_not_what_looks_like_a_count(
+    ask: Ask, make_fleet: MakeFleet
+) -> None:
+    named = msgspec.structs.replace(make_fleet(devices=1, gigabytes=4.0), name="7900 xtx")
+    with pytest.raises(DoesNotFit) as caught:
+        forecast(ask(fleet=named))
+    assert "x7900 xtx, or" in str(caught.value.hint)
+
+
+def test_elsewhere_is_the_best_of_another_fleet_or_why_not(
+    answer: Forecast, ask: Ask, make_fleet: MakeFleet
+) -> None:
+    tiny, four, formless = answer.elsewhere
+    assert tiny.spread is None and tiny.verdict.startswith("does not fit: ")
+    assert formless.spread is None and "no bf16 figures" in formless.verdict
+    there = forecast(ask(fleet=make_fleet(devices=4)))
+    assert four.spread == there.spread and four.step_seconds == there.predicted.step_seconds
+    assert four.memory_peak == pytest.approx(there.predicted.memory.peak)
+    assert four.tokens_per_s == pytest.approx(there.predicted.tokens_per_s)
+    # Two dollars an hour for each of four.
+    assert four.tokens_per_s is not None
+    assert four.dollars_per_billion_tokens == pytest.approx(8 / 3600 / four.tokens_per_s * 1e9)
+
+
+def test_scaling_is_the_same_batch_on_other_counts(answer: Forecast) -> None:
+    devices = [each.devices for each in answer.scaling]
+    assert devices == [2, 4, 8, 16, 32, 64, 128]
+    # 64 sequences: a sequence of 2048 is cut in two, layers and tensors in more.
+    seconds = [each.step_seconds for each in answer.scaling if each.step_seconds]
+    assert seconds == sorted(seconds, reverse=True)
+    (same,) = (each for each in answer.scaling if each.devices == 16)
+    assert same.step_seconds == answer.predicted.step_seconds
+    first, last = answer.scaling[0], answer.scaling[-1]
+    assert first.tokens_per_s and last.tokens_per_s
+    assert last.tokens_per_s / first.tokens_per_s < 64
+
+
+@pytest.mark.parametrize("suffix", ["toml", "json"])
+def test_a_forecast_survives_being_written(answer: Forecast, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"forecast.{suffix}"
+    record.save(answer, path)
+    assert record.load(Forecast, path) == answer
+
+
+def test_what_cannot_be_laid_out_is_bad_input(ask: Ask) -> None:
+    with pytest.raises(BadInput, match="16 heads"):
+        forecast(ask(wanted=Wanted(tensor=5)))

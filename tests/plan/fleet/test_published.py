@@ -1,0 +1,86 @@
+"""Steps that others measured and published (published.csv), predicted from the rows' own facts.
+
+Rows are every n-th of those of each source, machine and precision, whatever their error. Constants
+were fitted to such runs: this holds what docs/accuracy.md says, and proves nothing beyond it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from narrows.plan.fleet.spreads import Spreads
+from narrows.plan.fleet.time import step
+
+TABLE = Path(__file__).with_name("published.csv")
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+class Judged(NamedTuple):
+    """A row and the relative error of its step; `usual`: dense, in 16 bits."""
+
+    row: dict[str, str]
+    usual: bool
+    error: float
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[ModuleType]:
+    """benchmarks/rows.py, which reads a row as a model, a layout and a fleet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        import rows
+
+        yield rows
+
+
+@pytest.fixture(scope="module")
+def judged(reader: Any) -> list[Judged]:
+    """All rows: one that cannot be predicted, or has no measured step, fails here."""
+    found = []
+    for row in reader.read_rows(TABLE):
+        asked = reader.asked(row)
+        measured = reader.measured_seconds(row, asked.model)
+        assert measured, row["model"]
+        taken = step(asked.work, Spreads.of([asked.spread]), asked.fleet)
+        usual = row["precision"] in ("bf16", "fp16") and asked.model.experts is None
+        found.append(Judged(row, usual, float(taken.seconds[0]) / measured - 1.0))
+    return found
+
+
+def test_the_table_has_many_sources_and_machines(judged: list[Judged]) -> None:
+    assert len(judged) >= 40
+    usual = [each.row for each in judged if each.usual]
+    assert len(usual) >= 35 and len(judged) - len(usual) >= 5
+    assert len({row["source"].split()[0] for row in usual}) >= 3
+    assert len({row["accelerator"] for row in usual}) >= 6
+    assert {row["precision"] for row in usual} == {"bf16", "fp16"}
+    assert min(int(row["n_devices"]) for row in usual) <= 8
+    assert max(int(row["n_devices"]) for row in usual) >= 1024
+
+
+def test_dense_steps_in_16_bits_are_predicted_closely(judged: list[Judged]) -> None:
+    errors = np.array([each.error for each in judged if each.usual])
+    assert np.median(np.abs(errors)) <= 0.08
+    assert np.quantile(np.abs(errors), 0.9) <= 0.25
+    # And are as often too long as too short.
+    assert abs(np.median(errors)) <= 0.06
+
+
+def test_experts_and_narrow_formats_are_predicted_within_a_half(judged: list[Judged]) -> None:
+    errors = np.array([each.error for each in judged if not each.usual])
+    assert np.median(np.abs(errors)) <= 0.35
+    assert np.max(np.abs(errors)) <= 0.5
+
+
+def test_no_measurement_is_read_before_the_prediction(reader: Any) -> None:
+    """The error cannot be small because the answer was looked up: outcomes are blanked first."""
+    outcomes = ("step_time_s", "tokens_per_s_per_device", "model_tflops_per_device",
+                "MFU_percent", "peak_memory_GB", "consistency")  # fmt: skip
+    for row in reader.read_rows(TABLE):
+        assert reader.asked({**row, **dict.fromkeys(outcomes, "")}) == reader.asked(row)
