@@ -92,7 +92,10 @@ def forecast(question: Question) -> Forecast:
         runners_up=tuple(_runners_up(found, chosen, question.goal)),
         techniques=tuple(_techniques(work, spread, question.fleet, found.limit)),
         goodput=goodput(work, question.fleet),
-        elsewhere=tuple(elsewhere(work, question, other) for other in question.against),
+        elsewhere=tuple(
+            elsewhere(work, question, other, Wanted(precision=question.wanted.precision))
+            for other in question.against
+        ),
         scaling=tuple(scaling(work, question)),
         tokens=question.tokens,
     )
@@ -128,10 +131,10 @@ def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float |
     )  # fmt: skip
 
 
-def elsewhere(work: Work, question: Question, fleet: Fleet) -> Elsewhere:
+def elsewhere(work: Work, question: Question, fleet: Fleet, wanted: Wanted) -> Elsewhere:
     """The same step at its best on another fleet."""
     try:
-        found = search(work, fleet, question.batch, question.wanted)
+        found = search(work, fleet, question.batch, wanted)
     except BadInput as refusal:
         return Elsewhere(fleet=fleet.name, devices=fleet.devices, spread=None, verdict=refusal.what)
     chosen = found.best(question.goal)
@@ -174,7 +177,7 @@ def scaling(work: Work, question: Question) -> Iterator[Elsewhere]:
             devices_per_node=min(fleet.devices_per_node, int(devices)),
         )  # fmt: skip
         if len(fleet.domains) > 1 or factor <= 1.0:
-            yield elsewhere(work, question, resized)
+            yield elsewhere(work, question, resized, question.wanted)
 
 
 def goodput(work: Work, fleet: Fleet) -> Goodput:
