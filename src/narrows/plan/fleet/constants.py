@@ -8,37 +8,37 @@ from __future__ import annotations
 # Values that a block's memory-bound operations read and write per token, forward and backward
 # together, as multiples of the width and of the feed-forward width; and what of it remains where
 # kernels are fused by hand, and where by a compiler.
-PASSES_WIDTH = 95.9
-PASSES_FEED_FORWARD = 6.11
-FUSED = 0.85
-COMPILED = 0.55
+PASSES_WIDTH = 97.7
+PASSES_FEED_FORWARD = 5.91
+FUSED = 1.0
+COMPILED = 0.495
 FORWARD_SHARE = 0.35
 # Reads and writes of each score where attention writes them to memory, forward and backward.
-SCORE_PASSES = 15.8
+SCORE_PASSES = 15.3
 SCORE_FORWARD_SHARE = 0.45
 # Products of scores: small and batched; and off the tensor cores where a head's width in 16 bits
 # is no multiple of 8 elements (NVIDIA, Matrix Multiplication Background, 2023).
 SCORE_REACH = 0.6
 MISALIGNED = 17.9
 # Attention's rate falls with the head's width below 128.
-HEAD_WIDTH_POWER = 0.268
+HEAD_WIDTH_POWER = 0.262
 # Bytes a logit takes through the loss.
 LOGIT_BYTES = 20.0
 # Shares of the data sheet's bandwidth that a collective reaches inside a domain and between hosts.
-LINK = 0.69
-NETWORK = 0.641
+LINK = 0.704
+NETWORK = 0.649
 # What of a data-parallel collective can hide behind computation, and what of a plain all-reduce
 # of gradients, which starts only once the last micro-batch runs backward, cannot.
 OVERLAP = 0.85
 # What of tensor-parallel collectives stacks with sequence parallelism hide behind products.
-TENSOR_OVERLAP = 0.446
+TENSOR_OVERLAP = 0.451
 EXPOSED_REDUCTION = 0.5
 # What of the exchange of tokens with their experts is not hidden.
-EXPERT_SHOWN = 0.758
+EXPERT_SHOWN = 0.743
 # Bytes that the optimizer reads and writes for a parameter.
 OPTIMIZER_BYTES = 28.0
 # A step takes this times the sum of its parts: stragglers, host and data.
-JITTER = 1.09
+JITTER = 1.08
 
 # Memory. What an allocator reserves over what is in use.
 ALLOCATOR = 1.06
