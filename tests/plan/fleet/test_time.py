@@ -294,12 +294,12 @@ def test_a_ring_of_contexts_hides_behind_long_attention_alone(
     assert parts(take(data=16))["context"] == 0.0
 
 
-def test_fused_kernels_move_less_and_compiled_ones_least(take: TakeStep) -> None:
+def test_compiled_kernels_move_least(take: TakeStep) -> None:
     apart, fused, compiled = (
         parts(take(kernels=chosen))["pointwise"] for chosen in ("eager", "fused", "compiled")
     )
     assert fused == pytest.approx(constants.FUSED * apart)
-    assert compiled == pytest.approx(constants.COMPILED * apart) and compiled < fused < apart
+    assert compiled == pytest.approx(constants.COMPILED * apart) and compiled < fused <= apart
 
 
 def test_the_optimizer_reads_and_writes_its_share(take: TakeStep, small: ModelSpec) -> None:

@@ -292,7 +292,10 @@ def _data(work: Work, spreads: Spreads, links: Links, block: _Block, head: Array
     layers = work.layers / spreads.pipeline
 
     def gathered(width: float) -> Array:
-        return links.gather(common * width, d, stride) + links.gather(
+        shared = links.gather(common * width, d, stride)
+        if work.spec.experts is None:
+            return shared
+        return shared + links.gather(
             own * width, np.minimum(few, d), stride * np.minimum(spreads.expert, d)
         )
 
