@@ -48,7 +48,7 @@ class Clock:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.memory_bytes_start = memory("VmRSS")
-        self.memory_bytes_warm = 0
+        self.memory_bytes_warm = self.memory_bytes_steady = 0
         self.began = time.perf_counter()
         self.ends: list[float] = []
 
@@ -62,6 +62,8 @@ class Clock:
         if measured == 0:
             self.memory_bytes_warm = memory("VmHWM")
             Path("/proc/self/clear_refs").write_text("5")
+        # Read with each step: what a worker does after the last is not the training's.
+        self.memory_bytes_steady = memory("VmHWM")
         late = measured >= 2 and self.ends[-1] - self.began > self.task.seconds_most
         return late or measured >= self.task.measured
 
@@ -69,7 +71,7 @@ class Clock:
         """Print the result: seconds of each measured step, memory above the start."""
         ends = self.ends[self.task.warmup - 1 :]
         seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
-        steady = memory("VmHWM")
+        steady = self.memory_bytes_steady
         answer = {
             "step_seconds": seconds,
             "start_seconds": self.ends[self.task.warmup - 1] - self.began,

@@ -19,9 +19,3 @@ def keep_pages() -> bool:
     libc = ctypes.CDLL(None)
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _AHEAD), (_ARENA_MAX, 1))
     return all(libc.mallopt(name, value) == 1 for name, value in settings)
-
-
-def give_back() -> None:
-    """Return to the system what the heap holds and nobody uses; nothing where it is not glibc's."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)

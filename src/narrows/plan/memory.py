@@ -119,7 +119,9 @@ def _holes(model: Shapes, layouts: Layouts) -> Array:
     """Bytes that the heap holds and nobody uses."""
     tokens = layouts.micro_batch * model.context
     block = tokens * saved_bytes(model, layouts.setting)
-    again = np.where(layouts.recompute > 0, HOLES_RECOMPUTE * block, 0.0)
+    again = np.where(
+        layouts.recompute > 0, np.minimum(HOLES_RECOMPUTE, model.layers - 1) * block, 0.0
+    )
     return HOLES_GRADIENTS * layouts.setting.value_bytes * model.parameters + again
 
 

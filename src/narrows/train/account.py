@@ -19,7 +19,7 @@ from narrows.train.profiled import profiled_rows
 from narrows.train.step import Batches, StepResult, Trainer
 
 _RECENT = 10
-LOOKS = 2
+_LOOKS = 2
 """Steps that are looked into: the first finds a heap that the profiler's notes make grow, and pays
 16 ms for the fresh pages of an activation of 11 MB; the second does not.
 """
@@ -34,7 +34,6 @@ class Account:
         self.plan, self.machine, self.power, self.memory = plan, machine, power, memory
         self.elapsed_before = 0.0
         self.rows: tuple[Row, ...] = ()
-        self.looks = 0
         self.steps_s: list[float] = []
         self._began = time.perf_counter()
         self._last_s, self._joules = 0.0, 0.0
@@ -76,19 +75,15 @@ class Account:
         yield
         self._saving_s += time.perf_counter() - begin
 
-    def profiled_step(self, trainer: Trainer, number: int, batches: Batches) -> StepResult:
-        """One step, looked at; its own time counts as training but not towards the median."""
-        results: list[StepResult] = []
-        if self.looks == 0:
-            self.memory.set_aside()
-        self.looks += 1
-        begin = time.perf_counter()
-        self.rows = profiled_rows(trainer, lambda: results.append(trainer.step(number, batches)))
-        self._last_s = time.perf_counter() - begin
-        self._training_s += self._last_s
-        if self.looks == LOOKS:
-            self.memory.take_up()
-        return results[0]
+    def look(self, trainer: Trainer, number: int, batches: Batches) -> None:
+        """Run step `number` again under a profiler, for the rows of the ledger.
+
+        The weights move on and the heap is left in pieces: to be called when all is saved. Neither
+        time nor memory counts.
+        """
+        self.memory.set_aside()
+        for _ in range(_LOOKS):
+            self.rows = profiled_rows(trainer, lambda: trainer.step(number, batches))
 
     def step_seconds(self) -> float:
         """Median step, the first left out where there are more: it warms up."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from narrows.kernels.allocator import give_back
 from narrows.spec.ledger import MemoryPeak
 from narrows.train.step import Trainer
 
@@ -15,8 +14,8 @@ from narrows.train.step import Trainer
 class MemoryMeter:
     """Resident set above the start, or what the device's allocator reports.
 
-    What is taken between `set_aside` and `take_up` does not count: a profiler keeps notes between
-    a step's buffers, and a heap so divided grew by half (955 MB to 1,397 MB).
+    What is taken after `set_aside` does not count: a profiler keeps notes between a step's buffers,
+    and a heap so divided grew by half (955 MB to 1,397 MB) and did not recover.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,22 +33,12 @@ class MemoryMeter:
         if self._aside:
             return self._peak
         if self.device.type == "cpu":
-            return max(self._peak, _status_bytes("VmHWM") - self.start)
-        return max(self._peak, float(torch.accelerator.max_memory_reserved()))
+            return max(0.0, _status_bytes("VmHWM") - self.start)
+        return float(torch.accelerator.max_memory_reserved())
 
     def set_aside(self) -> None:
         """From here on nothing counts."""
         self._peak, self._aside = self.peak(), True
-
-    def take_up(self) -> None:
-        """Give back what was taken meanwhile, and count again."""
-        self._aside = False
-        if self.device.type == "cpu":
-            give_back()
-            _reset_peak()
-        else:
-            torch.accelerator.empty_cache()
-            torch.accelerator.reset_peak_memory_stats()
 
     def now(self) -> float:
         """Bytes now."""

@@ -40,7 +40,7 @@ _HOST = (
 )  # fmt: skip
 
 
-def profiled_rows(trainer: Trainer, run_step: Callable[[], None]) -> tuple[Row, ...]:
+def profiled_rows(trainer: Trainer, run_step: Callable[[], object]) -> tuple[Row, ...]:
     """Rows of one step, largest first; their seconds are shares that sum to one."""
     trainer.span = lambda name: record_function(f"narrows::{name}")
     try:

@@ -24,7 +24,7 @@ from narrows.spec.ledger import Ledger
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
-from narrows.train.account import LOOKS, Account
+from narrows.train.account import Account
 from narrows.train.checkpoint import Checkpoints, State, read_tensors
 from narrows.train.health import LossWatch, refuse_non_finite
 from narrows.train.meter import MemoryMeter
@@ -34,7 +34,6 @@ from narrows.train.step import StepResult, Trainer, evaluation_loss
 
 Sampler = Callable[[Transformer], str]
 _LEAVES = 0.25
-_PROFILED_AFTER = 6
 
 
 def train(
@@ -136,6 +135,8 @@ class _Session:
                     f"stopped after step {self.step} of {plan.steps}; the state is saved",
                     hint=f"narrows train {self.run} --resume",
                 )
+            if self.account.sampled:
+                self.account.look(self.trainer, self.step - 1, self.training)
             return self._ledger()
         finally:
             line.end()
@@ -143,15 +144,10 @@ class _Session:
 
     def _train_step(self, line: ProgressLine) -> None:
         number = self.step
-        profiled = self.account.sampled == _PROFILED_AFTER or number + 1 == self.plan.steps
         with self.account.timing_wait():
             self.checkpoints.wait()
-        result: StepResult
-        if profiled and self.account.looks < LOOKS:
-            result = self.account.profiled_step(self.trainer, number, self.training)
-        else:
-            with self.account.timing_step():
-                result = self.trainer.step(number, self.training)
+        with self.account.timing_step():
+            result = self.trainer.step(number, self.training)
         self._check(number, result)
         self.step += 1
         values = self.account.row(self.step, result)
