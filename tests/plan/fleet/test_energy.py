@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import msgspec
 import pytest
 
-from narrows.plan.fleet.energy import COMPUTING, IDLE_SHARE, WAITING, joules
+from narrows.plan.fleet.energy import COMPUTING, IDLE_SHARE, MOVING, WAITING, joules
 from narrows.plan.fleet.time import Step
 from narrows.spec.fleet import Fleet
 
@@ -24,14 +25,17 @@ def test_a_device_draws_between_idle_and_full_power(take: TakeStep, fleet: Fleet
     assert 100 + WAITING * 400 < watts(stalled, fleet) < 350
 
 
-def test_products_alone_draw_all_and_waiting_alone_a_share(take: TakeStep, fleet: Fleet) -> None:
+@pytest.mark.parametrize("part", [field.name for field in fields(Step)])
+def test_each_part_draws_by_what_it_keeps_busy(take: TakeStep, fleet: Fleet, part: str) -> None:
     taken = take()
     nothing = dict.fromkeys(taken.__dataclass_fields__, 0.0 * taken.gemm)
-    one = taken.gemm / taken.gemm
-    assert watts(Step(**{**nothing, "gemm": one}), fleet) == pytest.approx(
-        100 + COMPUTING * 400
-    )  # fmt: skip
-    assert watts(Step(**{**nothing, "bubble": one}), fleet) == pytest.approx(100 + WAITING * 400)
+    alone = Step(**{**nothing, part: 2.0 + nothing[part]})
+    share = WAITING
+    if part in ("gemm", "attention", "head"):
+        share = COMPUTING
+    elif part in ("pointwise", "optimizer"):
+        share = MOVING
+    assert watts(alone, fleet) == pytest.approx(100 + share * 400)
 
 
 def test_power_that_is_not_published_is_not_made_up(take: TakeStep, make_fleet: MakeFleet) -> None:

@@ -161,6 +161,9 @@ def test_each_technique_is_changed_alone(answer: Forecast) -> None:
     for option in answer.techniques:
         changed = msgspec.structs.asdict(option.spread)
         assert sum(changed[name] != value for name, value in chosen.items()) == 1
+        times = option.step_seconds / answer.predicted.step_seconds
+        told = f": {times:.2f}x the time, {option.memory_peak / 1e9:.1f} GB"
+        assert told in option.verdict
         fits = option.memory_peak <= answer.memory_limit
         assert option.verdict.endswith("does not fit") != fits
 

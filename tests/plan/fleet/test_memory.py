@@ -118,6 +118,18 @@ def test_a_gpt_block_keeps_what_korthikanti_et_al_count(
     kept = float(kept_bytes(Work.of(gpt, 2048), Spreads.of([spread]))[0])
     outside = 10 / tensor if sequence_parallel else 10
     assert kept == pytest.approx(4096 * (outside + 24 / tensor), rel=0.01)
+    # Attention by tiles keeps the logarithm of each row's sum instead.
+    assert kept == pytest.approx(4096 * (outside + 24 / tensor) + 4 * 32 / tensor)
+
+
+def test_experts_keep_the_rows_that_were_sent_to_them(
+    hold: Hold, small: ModelSpec, sparse: ModelSpec
+) -> None:
+    # Gate, up and down's input of two chosen and one shared, and the two rows sent, in seven layers
+    # instead of a dense feed-forward.
+    values = 7 * (3 * 3 * 1024 + 2 * 2048 - 3 * 5632)
+    more = hold(of=sparse)["activations"] - hold()["activations"]
+    assert more == pytest.approx(constants.ALLOCATOR * small.context * 2 * values)
 
 
 def test_scores_that_are_kept_take_five_bytes_each(hold: Hold, small: ModelSpec) -> None:

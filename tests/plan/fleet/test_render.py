@@ -12,6 +12,7 @@ from narrows.plan.fleet.render import described, text
 from narrows.plan.fleet.search import Wanted
 from narrows.spec.fleet import Fleet, Spread
 from narrows.spec.model import ModelSpec
+from narrows.spec.units import Dollars, Seconds
 
 MakeFleet = Callable[..., Fleet]
 Show = Callable[..., str]
@@ -44,6 +45,26 @@ def test_the_answer_holds_all_that_was_asked(shown: str) -> None:
         "(assumed, made up for a test)", "wire: 10 GB/s", "reach: made up for a test",
     ):  # fmt: skip
         assert part in shown, part
+
+
+def test_rates_and_totals_are_those_of_the_ledger(small: ModelSpec, fleet: Fleet) -> None:
+    question = Question(
+        name="small", model=small, fleet=fleet, batch=64, wanted=Wanted(), tokens=1e12
+    )
+    answer = forecast(question)
+    ledger, shown = answer.predicted, text(answer)
+    watts = sum(row.joules for row in ledger.rows) / ledger.step_seconds
+    flop = small.flop_per_token * ledger.tokens_per_s / 16
+    total, share = ledger.total, answer.goodput.share
+    for part in (
+        f"{ledger.tokens_per_s:,.0f} tokens/s, {ledger.tokens_per_s / 16:,.0f} a device; "
+        f"{flop / 1e12:.3g} TFLOP/s of",
+        f"{watts / 1e3:.3g} kW, {watts / 16:.3g} W a device",
+        f"steps: {total.seconds / share / 86_400:.3g} d,", Dollars(total.dollars / share).text(),
+        f"{total.joules / share / 3.6e6:.0f} kWh", f"{total.carbon_grams / share / 1e6:.3g} t of",
+        f"{Seconds(ledger.step_seconds).text()}, ",
+    ):  # fmt: skip
+        assert part in " ".join(shown.split()), part
 
 
 def test_lines_fit_a_terminal(shown: str, show: Show, fleet: Fleet) -> None:
