@@ -34,11 +34,17 @@ PRIORS: dict[str, tuple[float, float]] = {
     "JITTER": (1.04, 0.02), "TENSOR_OVERLAP": (0.5, 0.2), "EXPERT_SHOWN": (0.5, 0.3),
 }  # fmt: skip
 REACH: dict[str, dict[str, tuple[float, float]]] = {
-    "ampere": {"matmul": (0.80, 0.05), "half": (90.0, 0.4), "attention_forward": (0.58, 0.06), "biased": (0.8, 0.3)},
-    "hopper": {"matmul": (0.70, 0.06), "half": (150.0, 0.5), "attention_forward": (0.40, 0.06), "biased": (0.45, 0.2)},
+    "ampere": {
+        "matmul": (0.80, 0.05), "half": (90.0, 0.4), "attention_forward": (0.58, 0.06),
+        "biased": (0.8, 0.3),
+    },
+    "hopper": {
+        "matmul": (0.70, 0.06), "half": (150.0, 0.5), "attention_forward": (0.40, 0.06),
+        "biased": (0.45, 0.2),
+    },
     "blackwell": {"matmul": (0.62, 0.1), "attention_forward": (0.42, 0.1), "narrow": (1.0, 0.2)},
     "tpu": {"matmul": (0.85, 0.08), "attention_forward": (0.5, 0.2)},
-}
+}  # fmt: skip
 HOPPER_NARROW = ("hopper", "narrow", (1.0, 0.2))
 BACKWARD = 0.83
 SIGMA = 0.05

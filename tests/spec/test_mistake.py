@@ -21,7 +21,7 @@ CASES: list[tuple[type[record.Record], Any, str, str | None]] = [
     (Job, {}, "name is missing", 'add name = "..."'),
     (Job, {"name": "x", "data": {}}, "data.corpus is missing", 'add corpus = "..." to [data]'),
     (Job, {"name": "x", "model": {"positions": {"base": 3}}}, "model.positions.type is missing",
-     'add type = "learned" or "rotary" to [model.positions]'),
+     'add type = "learned" or "rotary" or "alibi" or "relative" to [model.positions]'),
     (Job, {"name": "x", "model": {"positions": {"type": "rotry"}}},
      "model.positions.type cannot be 'rotry'", 'did you mean "rotary"?'),
     (Job, {"name": "x", "model": {"kind": "zz"}}, "model.kind cannot be 'zz'",

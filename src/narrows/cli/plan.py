@@ -15,10 +15,8 @@ narrows plan --budget 5min --corpus shakespeare     the best model for five minu
 narrows plan job.toml -o plan.toml                  keep the plan, to train it later
 narrows plan job.toml --set model.layers=12         what if
 narrows plan job.toml --machine other.toml          on a machine probed elsewhere
-narrows plan --machine 16x8xh100-sxm --model llama-3.1-70b --budget "2T tokens"
-                                                    on machines that one may rent
-narrows plan --machine 2xh100-sxm --model llama-3.1-70b --serve 32
-                                                    how it would answer 32 at a time"""
+narrows plan --machine 8xh100-sxm --model llama-3.1-8b              on machines to rent
+narrows plan --machine h100-sxm --model llama-3.1-8b --serve 32     how it would answer"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,4 +88,5 @@ def _for_a_fleet(chosen: argparse.Namespace) -> int:
         speak.answer_json(found)
     else:
         speak.answer(told)
+    speak.next_step("narrows plan --budget 5min --corpus shakespeare   (what this machine can do)")
     return 0

@@ -17,7 +17,7 @@ class Serving(Record):
     per_token_s: float
     tokens_per_s: float
     memory_bytes: float
-    dollars_per_million_tokens: float | None
+    dollars_per_million_tokens: float | None = None
     verdict: str = ""
 
 

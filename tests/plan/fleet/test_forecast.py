@@ -168,6 +168,13 @@ def test_each_technique_is_changed_alone(answer: Forecast) -> None:
         assert option.verdict.endswith("does not fit") != fits
 
 
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_only_tensor_ranks_can_do_without_sequence_parallelism(ask: Ask, tensor: int) -> None:
+    answer = forecast(ask(wanted=Wanted(tensor=tensor)))
+    without = [o for o in answer.techniques if o.verdict.startswith("no sequence parallelism")]
+    assert len(without) == tensor - 1
+
+
 def test_failures_take_more_of_more_devices(small: ModelSpec, make_fleet: MakeFleet) -> None:
     work = Work.of(small, small.context)
     found = [goodput(work, make_fleet(devices=devices)) for devices in (16, 1024, 16_384, 10**7)]
@@ -227,7 +234,11 @@ def test_elsewhere_is_the_best_of_another_fleet_or_why_not(
     answer: Forecast, ask: Ask, make_fleet: MakeFleet
 ) -> None:
     tiny, four, formless = answer.elsewhere
-    assert tiny.spread is None and tiny.verdict.startswith("does not fit: ")
+    with pytest.raises(DoesNotFit) as caught:
+        forecast(ask(fleet=make_fleet(devices=1, gigabytes=1.0)))
+    needed = caught.value.what.removeprefix("the job does not fit: ").partition(" needed")[0]
+    assert tiny.spread is None
+    assert tiny.verdict == f"does not fit: {needed} of 0.9 GB at the least"
     assert formless.spread is None and "no bf16 figures" in formless.verdict
     there = forecast(ask(fleet=make_fleet(devices=4)))
     assert four.spread == there.spread and four.step_seconds == there.predicted.step_seconds

@@ -83,6 +83,12 @@ def test_gathered_weights_stand_two_blocks_at_a_time(hold: Hold, small: ModelSpe
     assert gathered == pytest.approx(2 * 2 * matrices(small) / small.layers)
 
 
+def test_streams_in_flight_are_workspace(hold: Hold, small: ModelSpec) -> None:
+    streams = constants.WORKSPACE_STREAMS * 2 * small.context * small.width * 2
+    assert hold(micro_batch=2)["workspace"] == pytest.approx(constants.ALLOCATOR * streams)
+    assert hold(micro_batch=2)["runtime"] == constants.RUNTIME_BYTES
+
+
 def test_tensor_and_pipeline_parallelism_divide_the_state(hold: Hold, small: ModelSpec) -> None:
     whole = sum(hold()[kind] for kind in STATE)
     assert sum(hold(tensor=4)[kind] for kind in STATE) == pytest.approx(whole / 4)
@@ -156,7 +162,12 @@ def test_full_recompute_keeps_the_streams_and_one_block(hold: Hold, small: Model
     full = hold(micro_batch=4, recompute="full")["activations"]
     stream = 4 * small.context * small.width * 2 * constants.ALLOCATOR
     assert full == pytest.approx(small.layers * stream + none / small.layers)
-    assert hold(micro_batch=4, recompute="full")["optimizer"] == hold()["optimizer"]
+    # With sequence parallelism a rank keeps its part of a stream, without it the whole.
+    for parallel, part in ((True, stream / 2), (False, stream)):
+        layout = {"micro_batch": 4, "tensor": 2, "sequence_parallel": parallel}
+        block = hold(**layout)["activations"] / small.layers
+        kept = hold(**layout, recompute="full")["activations"]
+        assert kept == pytest.approx(small.layers * part + block)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,8 @@ def test_hops_to_the_next_stage_and_back(parts: Take, data: int, rate: float, wa
     hop = 2 * T * D * 2 / rate + wait
     found = parts(data=data, pipeline=2, accumulation=6, interleave=2)
     assert found["pipeline"] == pytest.approx(2 * (6 + 1) * hop)
+    in_context = parts(context=data, pipeline=2)
+    assert in_context["pipeline"] == pytest.approx(2 * ((hop - wait) / data + wait))
 
 
 def test_whole_streams_hop_where_they_are_not_cut(parts: Take) -> None:
@@ -223,6 +225,9 @@ def test_experts_are_reduced_among_their_copies_alone(parts: Take, sparse: Model
     assert found["data"] == pytest.approx(expected)
     mine = (common + own) / 16
     assert found["optimizer"] == pytest.approx(constants.OPTIMIZER_BYTES * mine / MEMORY)
+    cut = parts(of=sparse, data=8, tensor=2, expert=4)["optimizer"]
+    in_two = common - 7 * 16 * D + 7 * 16 * D * 2
+    assert cut == pytest.approx(constants.OPTIMIZER_BYTES * (in_two + own) / 16 / MEMORY)
     assert parts(of=sparse, expert=4, data=16, sharding="none")["optimizer"] == pytest.approx(
         constants.OPTIMIZER_BYTES * (common + own / 4) / MEMORY
     )

@@ -116,6 +116,10 @@ def test_failures_that_leave_no_time_are_said(show: Show, make_fleet: MakeFleet)
     [
         (Spread(sharding="none"), "data 1, micro-batch 1 x 1, nothing sharded"),
         (
+            Spread(tensor=2, interleave=2),
+            "data 1, tensor 2, 2 pieces a stage, micro-batch 1 x 1, optimizer sharded",
+        ),
+        (
             Spread(data=2, replicas=3, tensor=4, pipeline=5, context=6, expert=7, interleave=8,
                    micro_batch=9, accumulation=10, sharding="parameters", recompute="full"),
             "data 2 x 3 copies, tensor 4, pipeline 5, context 6, expert 7, 8 pieces a stage, "

@@ -180,6 +180,10 @@ def test_the_front_is_beaten_by_none_and_beats_all(found: Found) -> None:
             "a batch of 24 sequences cannot be divided among 16 data ranks",
         ),
         (
+            Wanted(tensor=2, pipeline=1, context=1), 12,
+            "a batch of 12 sequences cannot be divided among 8 data ranks",
+        ),
+        (
             Wanted(micro_batch=3), 64,
             "a batch of 64 sequences cannot be divided among 16 data ranks in micro-batches of 3",
         ),
@@ -192,6 +196,8 @@ def test_what_is_impossible_is_refused_with_a_hint(
     with pytest.raises(BadInput) as caught:
         candidates(work_of(small), fleet, batch, wanted)
     assert caught.value.what == what and caught.value.hint
+    if "micro-batches" in what:
+        assert caught.value.hint.startswith("a batch that is a multiple of 48,")
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def _options(title: str, options: tuple[Option, ...], *, structure: bool = True)
 def _others(title: str, others: tuple[Elsewhere, ...]) -> Iterator[str]:
     if not others:
         return
-    heads = f"{'step':>10}{'tokens/s':>14}{'of linear':>11}{'$ / B tokens':>14}{'J / token':>11}"
+    heads = f"{'step':>10}{'tokens/s':>14}{'a device':>11}{'$ / B tokens':>14}{'J / token':>11}"
     yield f"{title:38}{heads}"
     first = next((each for each in others if each.tokens_per_s), None)
     for each in others:
