@@ -18,6 +18,9 @@ from narrows.spec.ledger import MemoryPeak
 # compiler's own modules take beside. Measured by benchmarks/truth.py on models of 0.5M to 124M.
 RUNTIME_BYTES = 48e6
 COMPILER_BYTES = 160e6
+# What a run has beside its steps: its text mapped, TensorBoard, samples, checkpoints. The demo's
+# runs held 16 MB more than their steps at first and 20 to 43 MB later.
+RUN_BYTES = 30e6
 # What comes and goes within a step wears the allocator: glibc's heap grew by this over the bytes in
 # use. A machine's calibration "activations" multiplies it by what its own allocator took.
 TRANSIENT = ("activations", "logits", "workspace")

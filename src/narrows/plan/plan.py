@@ -114,8 +114,9 @@ def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, c
         _check_time(limits, steps, fitting, once + step)
     _check_tokens(wanted, steps)
     return Run(
-        steps=steps, batch_sequences=wanted.batch, seconds_start=once, cadence=cadence(steps)
-    )
+        steps=steps, batch_sequences=wanted.batch, seconds_start=once, cadence=cadence(steps),
+        reads_text=text.tokens_train is not None,
+    )  # fmt: skip
 
 
 def _capped(fitting: int, limits: Allowance, text: Text, step_tokens: int) -> tuple[int, str]:

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from narrows.plan.cost import block_factor, operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
 from narrows.plan.layouts import Layouts, Shapes
+from narrows.plan.memory import RUN_BYTES
 from narrows.plan.operations import Operation, step_operations
 from narrows.plan.power import bill, energy_basis, watts
 from narrows.plan.recipe import Cadence
 from narrows.plan.search import peak_bytes
 from narrows.spec.layout import Layout
-from narrows.spec.ledger import Kind, Ledger, Phase, Row, Total
+from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
 from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What of a run is known besides its step: steps, batch and what else takes time."""
+    """What of a run is known besides its step: steps, batch and what else takes time, and memory
+    where it reads a text.
+    """
 
     steps: int
     batch_sequences: int
     seconds_start: float
     cadence: Cadence
+    reads_text: bool = False
 
 
 def predict(model: ModelSpec, layout: Layout, machine: Machine, run: Run) -> Ledger:
@@ -44,9 +49,15 @@ def predict(model: ModelSpec, layout: Layout, machine: Machine, run: Run) -> Led
         step_seconds=step,
         step_tokens=float(tokens),
         mfu=model.flop_per_token * tokens / (step * peak),
-        memory=peak_bytes(shapes, layouts, machine).record(0, 0),
+        memory=_memory(shapes, layouts, machine, run),
         total=_total(rows, step, tokens, machine, run),
     )
+
+
+def _memory(shapes: Shapes, layouts: Layouts, machine: Machine, run: Run) -> MemoryPeak:
+    peak = peak_bytes(shapes, layouts, machine).record(0, 0)
+    more = RUN_BYTES if run.reads_text else 0.0
+    return msgspec.structs.replace(peak, runtime=peak.runtime + more, peak=peak.peak + more)
 
 
 def total_seconds(steps: int, step_seconds: float, seconds_start: float, cadence: Cadence) -> float:
