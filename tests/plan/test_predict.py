@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from narrows.plan.cost import step_seconds
 from narrows.plan.layouts import Layouts, Shapes
+from narrows.plan.memory import RUN_BYTES
 from narrows.plan.predict import Run, predict
 from narrows.plan.recipe import Cadence
 from narrows.spec.layout import Layout
@@ -64,3 +67,9 @@ def test_energy_is_near_full_power_throughout(ledger: Ledger, machine: Machine) 
     assert 40 < watts <= 45
     assert ledger.energy_basis == "estimated"
     assert ledger.total.dollars == pytest.approx(ledger.total.seconds / 3600 * 0.1)
+
+
+def test_a_run_that_reads_a_text_has_more_in_memory(ledger: Ledger, machine: Machine) -> None:
+    reading = predict(MODEL, LAYOUT, machine, replace(RUN, reads_text=True)).memory
+    assert reading.peak - ledger.memory.peak == pytest.approx(RUN_BYTES)
+    assert reading.runtime - ledger.memory.runtime == pytest.approx(RUN_BYTES)
