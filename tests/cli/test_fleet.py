@@ -218,3 +218,21 @@ def test_neither_torch_nor_a_file_of_this_machine_is_loaded(tmp_path: Path) -> N
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not home.exists()
+
+
+def test_adapters_fit_where_training_all_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "--machine", "rtx-4090", "--model", "llama-3.1-8b", "--batch", "16",
+             "--context", "2048"]  # fmt: skip
+    assert main(asked) == 3
+    capsys.readouterr()
+    assert main([*asked, "--tune", "qlora"]) == 0
+    told = capsys.readouterr().out
+    assert "of the weights trained" in told and "bits" in told
+
+
+def test_serving_refuses_what_is_of_training(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "--machine", "h100", "--model", "llama-3.1-8b", "--serve", "4"]
+    assert main(asked) == 0
+    assert "first token" in capsys.readouterr().out
+    assert main([*asked, "--tune", "lora"]) == 2
+    assert "--tune says nothing of serving" in capsys.readouterr().err

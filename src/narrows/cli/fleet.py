@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _BATCH_TOKENS = 4_194_304
 _CONTEXT = 8192
+_ADAPTER_RANK = 16
 """What models are trained on first, however long the contexts that they learn in the end."""
 _LAYOUT = (
     "precision", "tensor", "pipeline", "context", "expert", "micro_batch", "sharding", "recompute",
@@ -37,6 +38,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-token", metavar="TIME", help='at the latest, such as "50 ms"')
     parser.add_argument("--against", action="append", default=[], metavar="NAME",
                         help="another fleet to set beside it; repeatable")  # fmt: skip
+    parser.add_argument("--tune", choices=["lora", "qlora"],
+                        help="adapters of rank 16 beside whole or 4-bit weights")  # fmt: skip
     parser.add_argument("--page", metavar="FILE", help="write the forecast as a page, too")
     parser.add_argument("--goal", choices=["time", "energy", "memory"], default="time",
                         help="what the layout is best for")  # fmt: skip
@@ -49,7 +52,7 @@ def is_fleet(machine: str | None) -> bool:
 
 def refuse(chosen: argparse.Namespace) -> None:
     """Raises BadInput where something was given that a machine at hand is not asked."""
-    for name in ("model", "context", "batch", "serve", "against"):
+    for name in ("model", "context", "batch", "serve", "against", "tune", "page"):
         if getattr(chosen, name) not in (None, []):
             raise BadInput(
                 f"--{name} is of machines of the catalogue",
@@ -80,7 +83,8 @@ def question(chosen: argparse.Namespace) -> Question:
     if batch < 1:
         raise BadInput(f"--batch is {batch}", hint="at least one sequence")
     return Question(
-        name=chosen.model, model=spec, fleet=known, batch=batch, wanted=Wanted(**_wanted(chosen)),
+        name=chosen.model, model=spec, fleet=known, batch=batch,
+        wanted=Wanted(**_wanted(chosen), **_tuning(chosen, spec)),
         goal=chosen.goal, tokens=_tokens(chosen),
         against=tuple(fleet(name) for name in chosen.against),
     )  # fmt: skip
@@ -91,6 +95,10 @@ def demand(chosen: argparse.Namespace) -> Demand:
     from narrows.plan.fleet.service import Demand
     from narrows.spec.units import Seconds
 
+    for name in ("budget", "overrides", "against", "tune", "page"):
+        if getattr(chosen, name) not in (None, []):
+            option = "set" if name == "overrides" else name
+            raise BadInput(f"--{option} says nothing of serving", hint="leave it or --serve out")
     asked = question(chosen)
     for name in ("serve", "prompt", "answer"):
         if getattr(chosen, name) < 1:
@@ -122,6 +130,16 @@ def model(name: str, context: int | None) -> ModelSpec:
             hint=f"use --context {spec.context} or less",
         )
     return msgspec.structs.replace(spec, context=usual if context is None else context)
+
+
+def _tuning(chosen: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
+    """The share of the weights that adapters are, and how the others are stored."""
+    from narrows.plan.fleet.work import Work, adapter_share
+
+    if chosen.tune is None:
+        return {}
+    share = adapter_share(Work.of(spec, spec.context), _ADAPTER_RANK)
+    return {"trained": share, "stored_bits": 4.127 if chosen.tune == "qlora" else None}
 
 
 def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from narrows.plan.fleet.render import described, text
 from narrows.plan.fleet.search import Wanted
 from narrows.spec.fleet import Fleet, Spread
 from narrows.spec.model import ModelSpec
-from narrows.spec.units import Dollars, Seconds
+from narrows.spec.units import Seconds
 
 MakeFleet = Callable[..., Fleet]
 Show = Callable[..., str]
@@ -60,7 +60,7 @@ def test_rates_and_totals_are_those_of_the_ledger(small: ModelSpec, fleet: Fleet
         f"{ledger.tokens_per_s:,.0f} tokens/s, {ledger.tokens_per_s / 16:,.0f} a device; "
         f"{flop / 1e12:.3g} TFLOP/s of",
         f"{watts / 1e3:.3g} kW, {watts / 16:.3g} W a device",
-        f"steps: {total.seconds / share / 86_400:.3g} d,", Dollars(total.dollars / share).text(),
+        f"steps: {total.seconds / share / 86_400:.3g} d,", f"${total.dollars / share:,.0f}",
         f"{total.joules / share / 3.6e6:.0f} kWh", f"{total.carbon_grams / share / 1e6:.3g} t of",
         f"{Seconds(ledger.step_seconds).text()}, ",
     ):  # fmt: skip

@@ -308,3 +308,12 @@ def test_the_optimizer_reads_and_writes_its_share(take: TakeStep, small: ModelSp
     assert parts(take(data=4, sharding="none"))["optimizer"] == pytest.approx(seconds_alone)
     assert parts(take(data=4))["optimizer"] == pytest.approx(seconds_alone / 4)
     assert parts(take(tensor=4))["optimizer"] == pytest.approx(seconds_alone / 4)
+
+
+def test_frozen_weights_need_no_gradient_of_their_own(take: TakeStep) -> None:
+    whole = parts(take(data=16, sharding="optimizer"))
+    adapters = parts(take(data=16, sharding="optimizer", trained=0.01))
+    assert adapters["gemm"] == pytest.approx(2.01 / 3.0 * whole["gemm"])
+    assert adapters["optimizer"] == pytest.approx(0.01 * whole["optimizer"])
+    assert adapters["data"] == pytest.approx(0.01 * whole["data"])
+    assert adapters["attention"] == whole["attention"]

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrows.model.presets import presets
+from narrows.model.presets import preset, presets
 from narrows.plan.fleet.memory import weights_bytes
-from narrows.plan.fleet.work import Matrix, Work, halves, parameters
+from narrows.plan.fleet.work import Matrix, Work, adapter_share, halves, parameters
 from narrows.spec.model import Alibi, ModelSpec, Window, gpt2
 
 ALL = {name: preset.spec for name, preset in presets().items()}
@@ -123,3 +123,11 @@ def test_a_window_bounds_the_keys_of_its_layers() -> None:
 def test_only_added_biases_slow_the_scores() -> None:
     assert Work.of(msgspec.structs.replace(GPT, positions=Alibi()), 32).biased_scores
     assert not Work.of(GPT, 32).biased_scores
+
+
+def test_adapters_are_as_many_parameters_as_their_ranks_say() -> None:
+    spec = preset("llama-2-7b").spec
+    D, F = 4096, 11008
+    adapters = 16 * ((3 * D + D) + (D + D) + (2 * F + D) + (D + F))
+    whole = 4 * D * D + 3 * D * F
+    assert adapter_share(Work.of(spec, 4096), 16) == pytest.approx(adapters / whole)

@@ -91,10 +91,9 @@ def forecast(question: Question) -> Forecast:
         front=tuple(_option(found, i, "") for i in found.pareto()[:12]),
         runners_up=tuple(_runners_up(found, chosen, question.goal)),
         techniques=tuple(_techniques(work, spread, question.fleet, found.limit)),
-        goodput=goodput(work, question.fleet),
+        goodput=goodput(work, question.fleet, question.wanted.trained),
         elsewhere=tuple(
-            elsewhere(work, question, other, Wanted(precision=question.wanted.precision))
-            for other in question.against
+            elsewhere(work, question, other, question.wanted.free()) for other in question.against
         ),
         scaling=tuple(scaling(work, question)),
         tokens=question.tokens,
@@ -109,7 +108,9 @@ def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float |
     energy = float(joules(taken, fleet)[0])
     step_tokens = float(batch * work.positions)
     peak = float(fleet.peak[_format(fleet, spread.precision)].value) * fleet.devices
-    flop = work.spec.flop_per_token * step_tokens
+    # What is frozen has no gradient of its own: 2 of the 6 FLOP of a weight fall away.
+    frozen = 2.0 * (1.0 - spread.trained) * work.spec.product_parameters_active
+    flop = (work.spec.flop_per_token - frozen) * step_tokens
     steps = math.ceil(tokens / step_tokens) if tokens else 1
     price = float(fleet.price.value) if fleet.price else 0.0
     total = steps * seconds
@@ -180,12 +181,12 @@ def scaling(work: Work, question: Question) -> Iterator[Elsewhere]:
             yield elsewhere(work, question, resized, question.wanted)
 
 
-def goodput(work: Work, fleet: Fleet) -> Goodput:
+def goodput(work: Work, fleet: Fleet, trained: float = 1.0) -> Goodput:
     """Of failures that come at random, and checkpoints that each cost their writing."""
     between = _MTBF_DEVICE_SECONDS / fleet.devices
     nodes = max(1.0, fleet.devices / fleet.devices_per_node)
     # Weights, masters and moments: 14 bytes for each 2 of weights.
-    writing = 7.0 * weights_bytes(work) / (_STORAGE_BYTES_PER_NODE * nodes)
+    writing = 7.0 * trained * weights_bytes(work) / (_STORAGE_BYTES_PER_NODE * nodes)
     interval = math.sqrt(2.0 * writing * between)
     lost = writing / interval + (interval / 2.0 + _RESTART_SECONDS) / between
     return Goodput(

@@ -11,7 +11,7 @@ from narrows.plan.render import model_line
 from narrows.spec.fleet import Spread
 from narrows.spec.forecast import Elsewhere, Forecast, Option
 from narrows.spec.machine import Fact
-from narrows.spec.units import Bytes, Dollars, FlopPerSecond, Joules, Seconds, Tokens, Watts
+from narrows.spec.units import Bytes, FlopPerSecond, Joules, Seconds, Tokens, Watts
 
 _SHARE_LEAST = 0.002
 _COUNTED = re.compile(r"^\s*(\d+\s*x(?!tx?\b)\s*){1,2}", re.IGNORECASE)
@@ -54,6 +54,10 @@ def described(spread: Spread) -> str:
     words.append(f"{spread.sharding} sharded" if spread.sharding != "none" else "nothing sharded")
     if spread.recompute != "none":
         words.append(f"recompute {spread.recompute}")
+    if spread.trained < 1.0:
+        words.append(f"{spread.trained:.2%} of the weights trained")
+    if spread.stored_bits is not None:
+        words.append(f"the rest in {spread.stored_bits:g} bits")
     return ", ".join(words)
 
 
@@ -76,7 +80,8 @@ def _what(forecast: Forecast) -> Iterator[str]:
 def _predicted(forecast: Forecast) -> Iterator[str]:
     ledger, fleet = forecast.predicted, forecast.fleet
     rate = ledger.tokens_per_s
-    flop = forecast.model.flop_per_token * rate / fleet.devices
+    known = fleet.peak.get(forecast.spread.precision) or fleet.peak.get("bf16")
+    flop = ledger.mfu * float((known or fleet.peak["fp16"]).value)
     yield "predicted (datasheet figures, reach fitted to published runs)"
     yield (
         f"  step     {Seconds(ledger.step_seconds).text()}, {rate:,.0f} tokens/s, "
@@ -97,7 +102,7 @@ def _predicted(forecast: Forecast) -> Iterator[str]:
     elif forecast.tokens is not None:
         total = ledger.total
         seconds = total.seconds / good.share
-        money = f", {Dollars(total.dollars / good.share).text()}" if total.dollars else ""
+        money = f", ${total.dollars / good.share:,.0f}" if total.dollars else ""
         carbon = total.carbon_grams / good.share / 1e6
         yield (
             f"  total    {Tokens(total.tokens).text()} in {total.steps:,} steps: "

@@ -41,6 +41,14 @@ class Wanted:
     micro_batch: int | None = None
     sharding: str | None = None
     recompute: str | None = None
+    trained: float = 1.0
+    stored_bits: float | None = None
+
+    def free(self) -> Wanted:
+        """The same work with nothing of its layout fixed."""
+        return Wanted(
+            precision=self.precision, trained=self.trained, stored_bits=self.stored_bits
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +124,10 @@ def candidates(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Spreads:
     again = np.tile(choices, (len(rows), 1))
     tensor, pipeline, context, expert, data, micro, accumulation, interleave, replicas = every.T
     return Spreads(
-        shared=Spread(precision=wanted.precision),  # type: ignore[arg-type]
+        shared=Spread(
+            precision=wanted.precision,  # type: ignore[arg-type]
+            trained=wanted.trained, stored_bits=wanted.stored_bits,
+        ),
         data=data, replicas=replicas, tensor=tensor,
         pipeline=pipeline, interleave=interleave, context=context, expert=expert,
         micro_batch=micro, accumulation=accumulation, sharding=again[:, 0], recompute=again[:, 1],

@@ -143,7 +143,8 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
     memory_bound = _memory_bound(work, spreads, rates, T)
     again_attention = full + selective
     again_pointwise = full + 0.5 * selective
-    gemm_all = gemm * (3.0 + full)
+    # Frozen weights need no gradient of their own: one product of the two backward falls away.
+    gemm_all = gemm * (2.0 + spreads.shared.trained + full)
     attention = forward_attention * (1.0 + again_attention) + backward_attention
     light = constants.FORWARD_SHARE * memory_bound
     pointwise = memory_bound + light * again_pointwise
@@ -304,8 +305,10 @@ def _data(work: Work, spreads: Spreads, links: Links, block: _Block, head: Array
     backward = layers * block.backward + head * 2.0 / 3.0
     hidden = constants.OVERLAP
     every = np.maximum(0.0, once - hidden * forward)
-    every = every + np.maximum(0.0, 2.0 * once - hidden * backward) + 2.0 * once / layers
-    plain = constants.EXPOSED_REDUCTION * (gathered(4.0) + once)
+    trained = spreads.shared.trained
+    every = every + np.maximum(0.0, (1.0 + trained) * once - hidden * backward)
+    every = every + (1.0 + trained) * once / layers
+    plain = constants.EXPOSED_REDUCTION * trained * (gathered(4.0) + once)
     exposed = np.where(spreads.sharding == 3, every * m, plain)
     r = spreads.replicas
     shard = (common + own) * value / np.where(spreads.sharding == 3, d, 1.0)
@@ -319,4 +322,4 @@ def _optimizer(work: Work, spreads: Spreads, rates: Rates) -> Array:
     few = np.maximum(1.0, spreads.shards * spreads.tensor / spreads.expert)
     sharded = spreads.sharding >= 1
     mine = common / np.where(sharded, spreads.shards, 1.0) + own / np.where(sharded, few, 1.0)
-    return np.asarray(mine * constants.OPTIMIZER_BYTES / rates.memory)
+    return np.asarray(mine * spreads.shared.trained * constants.OPTIMIZER_BYTES / rates.memory)

@@ -112,6 +112,23 @@ def parameters(matrices: Iterable[Matrix]) -> Halves:
     return halves(matrices, 0.0)
 
 
+def adapter_share(work: Work, rank: int) -> float:
+    """Parameters of adapters of `rank` beside every matrix, as a share of the matrices'
+    (arXiv:2106.09685): R (in + out) for in · out.
+    """
+    experts = float(work.spec.experts.count) if work.spec.experts else 0.0
+    groups = (
+        (work.layers, work.attention, 1.0), (work.layers_dense, work.dense, 1.0),
+        (work.layers_experts, work.routed, 1.0), (work.layers_experts, work.expert, experts),
+    )  # fmt: skip
+    adapters = whole = 0.0
+    for layers, matrices, copies in groups:
+        for matrix in matrices:
+            adapters += layers * copies * rank * (matrix.out + matrix.inner)
+            whole += layers * copies * matrix.parameters
+    return adapters / whole
+
+
 def _attention(spec: ModelSpec) -> Iterable[Matrix]:
     D, N = float(spec.width), float(spec.heads)
     crossing = spec.layers if spec.encoder_layers else 0
