@@ -24,6 +24,12 @@ from narrows.spec.model import Alibi, Experts, ModelSpec, gpt2, llama
 
 Row = dict[str, str]
 _VOCABULARY = 50304
+# Hybrids of attention and state space as experts of as many parameters: billions in all, layers
+# and width (NVIDIA, Nemotron 3 white paper, 2025-12). State space itself is not modelled.
+_HYBRIDS = {
+    "nemotron_3_nano": (31.6, 52, 2688), "nemotron_3_super": (120.0, 88, 4096),
+    "nemotron_3_ultra": (500.0, 108, 8192),
+}  # fmt: skip
 _FITS = 1.0
 _SIZES = {"n_layers": "L", "d_model": "d", "n_heads": "heads", "vocab": "vocab"}
 _COLUMNS = (
@@ -97,6 +103,9 @@ def model_of(row: Row) -> ModelSpec:
             return msgspec.structs.replace(known, context=context, vocabulary=vocabulary)
     except BadInput:
         pass
+    if hybrid := _HYBRIDS.get(row["model"].lower()):
+        billions, layers_known, width_known = hybrid
+        return of_experts(1e9 * billions, layers_known, width_known, context)
     gated = "glu" in row["ffn_kind"] or "llama" in row["model"].lower()
     layers, width = number(row, "n_layers"), number(row, "d_model")
     if layers is None or width is None:
@@ -130,6 +139,18 @@ def model_of(row: Row) -> ModelSpec:
             shared=int(experts[3] or 0),
         )  # fmt: skip
     return msgspec.structs.replace(model, **changes)
+
+
+def of_experts(parameters: float, layers: int, width: int, context: int) -> ModelSpec:
+    """A model of 128 experts of which 8 are chosen, known by its size alone."""
+    common = llama(
+        layers=layers, width=width, heads=max(1, width // 128), kv_heads=1,
+        vocabulary=131_072, context=context, tied_embeddings=False,
+    )  # fmt: skip
+    attention = 2 * width * width * layers
+    routed = parameters - attention - common.embedding_parameters
+    each = max(64, round(routed / layers / 128 / (3 * width)))
+    return msgspec.structs.replace(common, experts=Experts(count=128, chosen=8, width=each))
 
 
 def measured_seconds(row: Row, model: ModelSpec) -> float | None:

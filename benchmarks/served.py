@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-import msgspec
-from rows import Row, number
+from rows import Row, number, of_experts
 
 from narrows.hardware.accelerators import accelerator
 from narrows.hardware.fleet import fleet_of
@@ -15,7 +14,7 @@ from narrows.plan.fleet.serving import Load, Replica, Served, serve
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet
-from narrows.spec.model import Experts, ModelSpec, llama
+from narrows.spec.model import ModelSpec
 
 # Bits of a stored weight, scales included.
 _BITS = {
@@ -79,18 +78,10 @@ def model_of(row: Row) -> ModelSpec:
         return preset(_SAME.get(name.lower(), name)).spec
     except BadInput:
         pass
-    told = re.search(r"(\d+)B-A(\d+)B", name)
+    told = re.search(r"(\d+)B-A\d+B", name)
     if not told:
         return preset(name).spec
-    # 128 experts of which 8 are chosen, beside attention and a tenth of what is active.
-    total, active = 1e9 * float(told[1]), 1e9 * float(told[2])
-    layers = 64
-    routed = (total - active) / layers / (128 - 8)
-    width = 4096
-    common = llama(layers=layers, width=width, heads=32, kv_heads=4, vocabulary=152_000,
-                   context=32_768, tied_embeddings=False)  # fmt: skip
-    experts = Experts(count=128, chosen=8, width=max(64, round(routed / (3 * width))))
-    return msgspec.structs.replace(common, experts=experts)
+    return of_experts(1e9 * float(told[1]), 64, 4096, 32_768)
 
 
 def _told(notes: str, pattern: str) -> int:

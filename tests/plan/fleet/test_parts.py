@@ -100,6 +100,8 @@ def test_memory_bound_operations_of_experts_and_of_plain_feed_forwards(
     found = parts(of=sparse)["pointwise"] - parts(of=small)["pointwise"]
     # In seven layers two chosen experts and a shared one, all of 1024, instead of one of 5632.
     values = constants.PASSES_FEED_FORWARD * 1.5 * 7 * (3 * 1024 - F)
+    # Each token is sorted to its two experts.
+    values += constants.PASSES_EXPERT * 7 * 2 * D
     assert found == pytest.approx(T * values * 2 * constants.FUSED / MEMORY)
 
 
@@ -114,7 +116,7 @@ def test_experts_see_their_tokens_and_all_share_the_rest(parts: Take, sparse: Mo
     expert = 3 * D * 1024
     attention = WEIGHTS - 3 * D * F
     # Four of sixteen experts on each of four ranks: an eighth of the tokens for each of them.
-    routed = 2 * T * expert
+    routed = 2 * T * expert / constants.EXPERT_REACH
     shared = T * (expert + 16 * D)
     flop = 6 * (LAYERS * T * attention + T * 3 * D * F + 7 * (routed + shared))
     assert parts(of=sparse, data=4, expert=4)["gemm"] == pytest.approx(flop / MATMUL)
@@ -127,7 +129,8 @@ def test_few_tokens_for_an_expert_are_on_the_ramp(
     # Sixteen local experts of 256 tokens, or one of 4096; the rest of the products is the same.
     sides = (2 * 1024 + 64) * (D + 64) + (D + 64) * (1024 + 64)
     tokens = 16 * (2 * T / 16 + 64) - (2 * T + 64)
-    assert few - many == pytest.approx(3 * 7 * 2 * tokens * sides / MATMUL)
+    reached = MATMUL * constants.EXPERT_REACH
+    assert few - many == pytest.approx(3 * 7 * 2 * tokens * sides / reached)
 
 
 @pytest.mark.parametrize(("recompute", "passes"), [("none", 2), ("full", 3)])

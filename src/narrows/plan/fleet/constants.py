@@ -33,8 +33,12 @@ OVERLAP = 0.85
 # What of tensor-parallel collectives stacks with sequence parallelism hide behind products.
 TENSOR_OVERLAP = 0.451
 EXPOSED_REDUCTION = 0.5
+# Products of many small experts beside a single one of their size; reads and writes of a token's
+# width for each expert that it is sorted to, forward and backward.
+EXPERT_REACH = 0.7
+PASSES_EXPERT = 12.5
 # What of the exchange of tokens with their experts is not hidden.
-EXPERT_SHOWN = 0.743
+EXPERT_SHOWN = 0.62
 # Bytes that the optimizer reads and writes for a parameter.
 OPTIMIZER_BYTES = 28.0
 # A step takes this times the sum of its parts: stragglers, host and data.

@@ -179,7 +179,8 @@ def _products(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
     local = experts.count / spreads.expert
     tokens = T / t * experts.chosen / local
     each = halves(work.expert, half).whole
-    return np.asarray(seconds + share_experts * local * 2.0 * (tokens + half) * each / rates.matmul)
+    grouped = local * 2.0 * (tokens + half) * each / (rates.matmul * constants.EXPERT_REACH)
+    return np.asarray(seconds + share_experts * grouped)
 
 
 def _scores(work: Work, spreads: Spreads, rates: Rates, T: Array) -> tuple[Array, Array]:
@@ -214,7 +215,12 @@ def _memory_bound(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array
     fused = {"eager": 1.0, "fused": constants.FUSED, "compiled": constants.COMPILED}
     fused_share = fused[spreads.shared.kernels]
     divided = spreads.tensor if spreads.shared.sequence_parallel else 1.0
-    values = constants.PASSES_WIDTH * spec.width / divided
+    sorting = 0.0
+    if spec.experts is not None:
+        # Tokens are laid out by expert and gathered again, a copy for each expert chosen.
+        copies = spec.experts.chosen * work.layers_experts / work.layers
+        sorting = constants.PASSES_EXPERT * copies
+    values = (constants.PASSES_WIDTH + sorting) * spec.width / divided
     values = values + constants.PASSES_FEED_FORWARD * gates * feed / work.layers / spreads.tensor
     return np.asarray(values * T * spreads.value_bytes * fused_share / rates.memory)
 
