@@ -175,14 +175,18 @@ def cross(cases: list[Case]) -> dict[str, object]:
     """Fit without each source in turn, and judge on it."""
     sources = sorted({source(case) for case in cases})
     errors: list[np.ndarray] = []
+    whole: list[bool] = []
     for left_out in sources:
         others = [case for case in cases if source(case) != left_out]
         judged = [case for case in cases if source(case) == left_out]
         apply(*fit(others))
         found = np.exp(log_errors(judged)) - 1.0
         errors.append(found)
+        whole += [dense(case) for case in judged]
         print(f"{left_out:44}{len(judged):5}{_errors(found)}", flush=True)
     every = np.concatenate(errors)
+    some = every[np.array(whole)]
+    print(f"{'dense, 16 bits':44}{some.size:5}{_errors(some)}")
     return {
         "median": round(float(np.median(np.abs(every))), 4),
         "p90": round(float(np.quantile(np.abs(every), 0.9)), 4),
