@@ -12,6 +12,7 @@ import narrows
 from narrows.cli.main import main
 from narrows.spec import record
 from narrows.spec.forecast import Forecast
+from narrows.spec.machine import Machine
 
 Said = pytest.CaptureFixture[str]
 EIGHT = ["plan", "--machine", "8xh100-sxm", "--model", "llama-3.1-8b"]
@@ -146,7 +147,7 @@ def test_what_contradicts_a_fleet_is_refused(capsys: Said, words: list[str], mes
 
 @pytest.mark.parametrize(
     "words",
-    [["--model", "gpt2"], ["--batch", "8"], ["--context", "64"], ["--against", "h100"]],
+    [["--tune", "lora"], ["--batch", "8"], ["--context", "64"], ["--against", "h100"]],
 )
 def test_what_only_a_fleet_is_asked_is_refused_here(capsys: Said, words: list[str]) -> None:
     message, hint = refused(capsys, "plan", "--machine", "here", *words)
@@ -236,3 +237,16 @@ def test_serving_refuses_what_is_of_training(capsys: pytest.CaptureFixture[str])
     assert "first token" in capsys.readouterr().out
     assert main([*asked, "--tune", "lora"]) == 2
     assert "--tune says nothing of serving" in capsys.readouterr().err
+
+
+def test_this_machine_stands_beside_those_to_rent(
+    capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = record.load(Machine, Path(__file__).with_name("machine.toml"))
+    monkeypatch.setattr("narrows.hardware.probe.machine_known", lambda: machine)
+    small = ["plan", "--model", "smollm2-135m", "--batch", "8", "--context", "1024"]
+    found = answered(capsys, *small, "--machine", "h100", "--against", "here")
+    assert [each.fleet for each in found.elsewhere] == ["here"]
+    assert found.elsewhere[0].step_seconds > 100 * found.predicted.step_seconds
+    alone = answered(capsys, *small, "--machine", "here")
+    assert alone.predicted.step_seconds == found.elsewhere[0].step_seconds

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from narrows.hardware.accelerators import accelerator, accelerators
-from narrows.hardware.fleet import fleet, fleet_of, reach
+from narrows.hardware.fleet import fleet, fleet_here, fleet_of, reach
+from narrows.spec import record
 from narrows.spec.errors import BadInput
+from narrows.spec.machine import Machine
 
 NAMES = [name for key, known in accelerators().items() for name in (key, *known.aliases)]
 
@@ -151,3 +155,25 @@ def test_reaches_are_shares(key: str) -> None:
     assert all(0.0 < share <= 1.0 for share in shares)
     assert found.attention_backward <= found.attention_forward <= found.matmul
     assert 0.5 < found.narrow < 2.0 and 0.0 < found.half < 1000.0
+
+
+def test_this_machine_reaches_what_was_measured_of_it() -> None:
+    machine = record.load(Machine, Path(__file__).parents[1] / "cli" / "machine.toml")
+    here = fleet_here(machine)
+    curve = next(each for each in machine.device.matmul if each.precision == "bf16")
+    assert here.devices == machine.devices and here.peak["bf16"] == curve.peak
+    assert here.reach.matmul == 1.0 and here.reach.memory == 1.0
+    least, *_, most = sorted((curve.half_m, curve.half_n, curve.half_k))
+    assert least <= here.reach.half <= most
+    assert 0.05 < here.reach.attention_forward < 1.5
+    assert here.memory_bandwidth == machine.device.memory.copy
+    assert here.memory_capacity == machine.device.memory.free
+    assert here.domains[-1].devices == machine.devices
+
+
+def test_without_attention_curves_a_third_of_the_peak_is_assumed() -> None:
+    machine = record.load(Machine, Path(__file__).parents[1] / "cli" / "machine.toml")
+    bare = msgspec.structs.replace(
+        machine, device=msgspec.structs.replace(machine.device, attention=())
+    )
+    assert fleet_here(bare).reach.attention_forward == pytest.approx(1 / 3)

@@ -12,6 +12,7 @@ from narrows.spec.errors import BadInput
 if TYPE_CHECKING:
     from narrows.plan.fleet.forecast import Question
     from narrows.plan.fleet.service import Demand
+    from narrows.spec.fleet import Fleet
     from narrows.spec.model import ModelSpec
 
 _BATCH_TOKENS = 4_194_304
@@ -45,9 +46,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="what the layout is best for")  # fmt: skip
 
 
-def is_fleet(machine: str | None) -> bool:
-    """Whether `machine` names devices of the catalogue, and no file or this machine."""
-    return machine is not None and machine != "here" and not Path(machine).exists()
+def is_fleet(chosen: argparse.Namespace) -> bool:
+    """Whether devices of the catalogue are meant, or a published model on this machine."""
+    machine = chosen.machine
+    if machine == "here":
+        return chosen.model is not None
+    return machine is not None and not Path(machine).exists()
+
+
+def named(name: str) -> Fleet:
+    """The fleet of that name; "here" is this machine, measured now where it was not yet."""
+    from narrows.cli import intent
+    from narrows.hardware.fleet import fleet, fleet_here
+
+    return fleet_here(intent.machine(None)) if name == "here" else fleet(name)
 
 
 def refuse(chosen: argparse.Namespace) -> None:
@@ -62,7 +74,6 @@ def refuse(chosen: argparse.Namespace) -> None:
 
 def question(chosen: argparse.Namespace) -> Question:
     """The arguments as a question; raises BadInput where they contradict each other."""
-    from narrows.hardware.fleet import fleet
     from narrows.plan.fleet.forecast import Question
     from narrows.plan.fleet.search import Wanted
 
@@ -71,7 +82,7 @@ def question(chosen: argparse.Namespace) -> Question:
     for given in (chosen.file, chosen.corpus and "--corpus", chosen.allow and "--allow"):
         if given:
             raise BadInput(f"{given} says nothing of a fleet", hint="leave it out")
-    known = fleet(chosen.machine)
+    known = named(chosen.machine)
     if not chosen.model:
         raise BadInput(
             f"nothing says which model to train on {chosen.machine}",
@@ -86,7 +97,7 @@ def question(chosen: argparse.Namespace) -> Question:
         name=chosen.model, model=spec, fleet=known, batch=batch,
         wanted=Wanted(**_wanted(chosen), **_tuning(chosen, spec)),
         goal=chosen.goal, tokens=_tokens(chosen),
-        against=tuple(fleet(name) for name in chosen.against),
+        against=tuple(named(name) for name in chosen.against),
     )  # fmt: skip
 
 

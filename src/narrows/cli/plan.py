@@ -35,7 +35,7 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.spec.plan import Plan
     from narrows.spec.record import save
 
-    if fleet.is_fleet(chosen.machine):
+    if fleet.is_fleet(chosen):
         return _for_a_fleet(chosen)
     fleet.refuse(chosen)
     job = intent.read(chosen)

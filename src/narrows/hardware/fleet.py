@@ -10,8 +10,14 @@ from pathlib import Path
 from narrows.hardware.accelerators import Accelerator, accelerator, plain
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Domain, Fleet, Reach
-from narrows.spec.machine import Fact
-from narrows.spec.units import BytesPerSecond, FlopPerSecond, GramsPerKilowattHour, Seconds
+from narrows.spec.machine import Fact, Machine
+from narrows.spec.units import (
+    BytesPerSecond,
+    DollarsPerHour,
+    FlopPerSecond,
+    GramsPerKilowattHour,
+    Seconds,
+)
 
 _CATALOGUE = Path(__file__).with_name("catalogue")
 # "7900 xtx" is a name and no count.
@@ -72,6 +78,61 @@ def fleet_of(
             source=assumed["overhead"]["rented_source"],
         ),
     )  # fmt: skip
+
+
+def fleet_here(machine: Machine) -> Fleet:
+    """A measured machine as a fleet of what computes in it: its reach is known, not fitted."""
+    device = machine.device
+    curves = {curve.precision: curve for curve in device.matmul}
+    best = curves.get("bf16") or next(iter(curves.values()))
+    half = (best.half_m * best.half_n * best.half_k) ** (1 / 3)
+    forward, backward = _attention_rates(machine)
+    peak = float(best.peak.value)
+    rented = machine.electricity
+    alone = Domain(
+        name="within the machine", devices=machine.devices,
+        bandwidth=Fact(value=device.memory.copy.value, basis="measured", source="copying"),
+        latency=Fact(value=_LATENCY_INSIDE, basis="assumed", source="NCCL's own model"),
+    )  # fmt: skip
+    return Fleet(
+        name="here",
+        accelerator=device.name if device.kind != "cpu" else machine.name,
+        kind=device.kind,
+        architecture="here",
+        devices=machine.devices,
+        devices_per_node=machine.devices,
+        peak={name: curve.peak for name, curve in curves.items()},
+        reach=Reach(
+            matmul=1.0, half=half, narrow=1.0, attention_forward=forward / peak,
+            attention_backward=backward / peak, biased=1.0, memory=1.0,
+            source=f"measured here, {machine.probed_at[:10]}",
+        ),
+        memory_capacity=device.memory.free,
+        memory_bandwidth=device.memory.copy,
+        domains=(alone,),
+        power_idle=device.power_idle,
+        power_full=device.power_full,
+        price=Fact(
+            value=DollarsPerHour(rented.price.value / machine.devices), basis=rented.price.basis,
+            source=rented.price.source,
+        ),
+        carbon=rented.carbon,
+        overhead=rented.overhead,
+    )  # fmt: skip
+
+
+def _attention_rates(machine: Machine) -> tuple[float, float]:
+    """FLOP/s of causal attention at its best, forward and backward; else a third of the peak."""
+    rates = [
+        (2.0 * work / point.forward, 5.0 * work / point.backward)
+        for curve in machine.device.attention if curve.precision == "bf16"
+        for point in curve.points
+        if (work := float(point.rows * point.positions**2 * point.head_width))
+    ]  # fmt: skip
+    if not rates:
+        peak = max(float(curve.peak.value) for curve in machine.device.matmul)
+        return peak / 3.0, peak / 3.0
+    return max(rate for rate, _ in rates), max(rate for _, rate in rates)
 
 
 @cache

@@ -82,7 +82,7 @@ def _predicted(forecast: Forecast) -> Iterator[str]:
     rate = ledger.tokens_per_s
     known = fleet.peak.get(forecast.spread.precision) or fleet.peak.get("bf16")
     flop = ledger.mfu * float((known or fleet.peak["fp16"]).value)
-    yield "predicted (datasheet figures, reach fitted to published runs)"
+    yield f"predicted (what devices reach: {fleet.reach.source})"
     yield (
         f"  step     {Seconds(ledger.step_seconds).text()}, {rate:,.0f} tokens/s, "
         f"{rate / fleet.devices:,.0f} a device; {FlopPerSecond(flop).text()} of model work, "
