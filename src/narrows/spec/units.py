@@ -139,7 +139,7 @@ class Joules(Quantity):
         **_prefixed("J", _SI),
         **{name: factor * 3600.0 for name, factor in _prefixed("Wh", _SI).items()},
     }
-    written = _descending(units, "kWh", "Wh", "J")
+    written = _descending(units, "GWh", "MWh", "kWh", "Wh", "J")
 
 
 class Watts(Quantity):

@@ -218,7 +218,24 @@ def test_too_small_a_fleet_says_what_is_too_large_and_what_would_fit(
 def test_more_devices_are_not_advised_where_none_would_do(ask: Ask, make_fleet: MakeFleet) -> None:
     with pytest.raises(DoesNotFit) as caught:
         forecast(ask(fleet=make_fleet(gigabytes=2.0)))
-    assert caught.value.hint == "a smaller batch or context"
+    assert caught.value.hint == "adapters over frozen weights (--tune qlora), or a smaller model"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "batch", "hint"),
+    [
+        (Wanted(), 64, "adapters over frozen weights (--tune qlora), or a smaller model"),
+        (Wanted(trained=0.01), 64, "frozen weights of 4 bits (--tune qlora), or a smaller model"),
+        (Wanted(trained=0.01, stored_bits=4.0), 64, "a smaller model"),
+        (Wanted(micro_batch=64, recompute="none"), 64, "a smaller batch or context"),
+    ],
+)
+def test_the_hint_is_about_the_largest_kind(
+    ask: Ask, make_fleet: MakeFleet, wanted: Wanted, batch: int, hint: str
+) -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        forecast(ask(fleet=make_fleet(gigabytes=1.0), wanted=wanted, batch=batch))
+    assert str(caught.value.hint).endswith(hint)
 
 
 def test_the_hint_counts_devices_and_not_what_looks_like_a_count(

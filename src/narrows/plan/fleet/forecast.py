@@ -339,8 +339,19 @@ def _refusal(question: Question, found: Found) -> DoesNotFit:
         f"{found.spreads.size:,} layouts, {found.limit / 1e9:.1f} GB free on each "
         f"{fleet.accelerator}",
         causes=(causes,),
-        hint=f"{name}a smaller batch or context",
+        hint=name + _leaner(kinds[0][0], question.wanted),
     )
+
+
+def _leaner(largest: str, wanted: Wanted) -> str:
+    """What makes the largest kind of memory smaller."""
+    if largest in ("activations", "logits", "workspace"):
+        return "a smaller batch or context"
+    if wanted.trained == 1.0:
+        return "adapters over frozen weights (--tune qlora), or a smaller model"
+    if wanted.stored_bits is None:
+        return "frozen weights of 4 bits (--tune qlora), or a smaller model"
+    return "a smaller model"
 
 
 def _devices_enough(question: Question, limit: float) -> int | None:
