@@ -61,7 +61,7 @@ def test_rates_and_totals_are_those_of_the_ledger(small: ModelSpec, fleet: Fleet
         f"{flop / 1e12:.3g} TFLOP/s of",
         f"{watts / 1e3:.3g} kW, {watts / 16:.3g} W a device",
         f"steps: {total.seconds / share / 86_400:.3g} d,", f"${total.dollars / share:,.0f}",
-        f"{total.joules / share / 3.6e6:.0f} kWh", f"{total.carbon_grams / share / 1e6:.3g} t of",
+        f"{total.joules / share / 3.6e9:.3g} MWh", f"{total.carbon_grams / share / 1e6:.3g} t of",
         f"{Seconds(ledger.step_seconds).text()}, ",
     ):  # fmt: skip
         assert part in " ".join(shown.split()), part
@@ -96,7 +96,7 @@ def test_shares_of_the_step_and_of_memory_come_largest_first(shown: str) -> None
 
 def test_what_was_not_asked_or_is_not_known_is_left_out(show: Show, make_fleet: MakeFleet) -> None:
     bare = show(fleet=make_fleet(price=None, power_full=None))
-    for part in ("  total ", "  power ", "price", "elsewhere", " kWh"):
+    for part in ("  total ", "  power ", "price", "elsewhere", "Wh"):
         assert part not in bare, part
     ended = show(fleet=make_fleet(price=None), tokens=1e12)
     assert "  total " in ended and "$" not in ended.split("where a step goes")[0]
