@@ -79,6 +79,11 @@ class Spreads:
         return self.data * self.context
 
     @property
+    def expert_shards(self) -> Array:
+        """Ranks that share one copy of an expert's weights."""
+        return np.maximum(1.0, self.shards * self.tensor / self.expert)
+
+    @property
     def value_bytes(self) -> float:
         """Bytes of a weight or an activation; formats below 16 bits are cast on the way."""
         return 4.0 if self.shared.precision == "fp32" else 2.0

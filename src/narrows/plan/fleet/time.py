@@ -104,8 +104,9 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     hops = _hops(work.spec, spreads, links, T)
     pipeline = hops * (m + p - 1.0) * spreads.interleave
     bubble = (p - 1.0) / spreads.interleave * per_micro + np.maximum(0.0, over - head) * m
-    data = _data(work, spreads, links, block, head)
-    optimizer = _optimizer(work, spreads, rates)
+    held = stage_parameters(work, spreads)
+    data = _data(work, spreads, links, block, head, held)
+    optimizer = _optimizer(spreads, rates, held)
     parts = {
         "gemm": block.gemm * often, "attention": block.attention * often,
         "pointwise": block.pointwise * often, "head": np.minimum(over, head) * m,
@@ -167,11 +168,7 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
 def _products(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
     """Forward products of an average block."""
     t, half = spreads.tensor, rates.half
-    per_layer = halves(work.attention, half)
-    dense, routed = halves(work.dense, half), halves(work.routed, half)
-    share_dense, share_experts = work.layers_dense / work.layers, work.layers_experts / work.layers
-    whole = per_layer.whole + share_dense * dense.whole + share_experts * routed.whole
-    cut = per_layer.cut + share_dense * dense.cut + share_experts * routed.cut
+    whole, cut = work.average_block(half)
     seconds = 2.0 * (T + half) * (whole + cut / t) / rates.matmul
     experts = work.spec.experts
     if experts is None:
@@ -180,7 +177,7 @@ def _products(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
     tokens = T / t * experts.chosen / local
     each = halves(work.expert, half).whole
     grouped = local * 2.0 * (tokens + half) * each / (rates.matmul * constants.EXPERT_REACH)
-    return np.asarray(seconds + share_experts * grouped)
+    return np.asarray(seconds + work.layers_experts / work.layers * grouped)
 
 
 def _scores(work: Work, spreads: Spreads, rates: Rates, T: Array) -> tuple[Array, Array]:
@@ -274,28 +271,30 @@ def stage_parameters(work: Work, spreads: Spreads) -> tuple[Array, Array]:
     its experts, which only data / expert ranks do.
     """
     spec, t, p = work.spec, spreads.tensor, spreads.pipeline
-    per_layer = parameters(work.attention)
-    dense, routed = parameters(work.dense), parameters(work.routed)
+    whole, cut = work.average_block(0.0)
     layers = work.layers / p
-    share_dense, share_experts = work.layers_dense / work.layers, work.layers_experts / work.layers
-    whole = per_layer.whole + share_dense * dense.whole + share_experts * routed.whole
-    cut = per_layer.cut + share_dense * dense.cut + share_experts * routed.cut
     table = float(spec.vocabulary * spec.width)
     tables = np.where(p > 1, 1.0, 1.0 if spec.tied_embeddings else 2.0) * table
     common = layers * (whole + cut / t) + tables / t
     own = np.zeros_like(common)
     if spec.experts is not None:
         each = spec.experts.count * parameters(work.expert).whole
-        own = layers * share_experts * each / spreads.expert
+        own = layers * (work.layers_experts / work.layers) * each / spreads.expert
     return np.asarray(common), np.asarray(own)
 
 
-def _data(work: Work, spreads: Spreads, links: Links, block: _Block, head: Array) -> Array:
+def _data(
+    work: Work,
+    spreads: Spreads,
+    links: Links,
+    block: _Block,
+    head: Array,
+    held: tuple[Array, Array],
+) -> Array:
     """What data-parallel collectives add to the step, beyond what computing hides."""
-    common, own = stage_parameters(work, spreads)
+    common, own = held
     value, d, m = spreads.value_bytes, spreads.shards, spreads.accumulation
     stride = spreads.tensor * 1.0
-    few = np.maximum(1.0, d * spreads.tensor / spreads.expert)
     layers = work.layers / spreads.pipeline
 
     def gathered(width: float) -> Array:
@@ -303,7 +302,9 @@ def _data(work: Work, spreads: Spreads, links: Links, block: _Block, head: Array
         if work.spec.experts is None:
             return shared
         return shared + links.gather(
-            own * width, np.minimum(few, d), stride * np.minimum(spreads.expert, d)
+            own * width,
+            np.minimum(spreads.expert_shards, d),
+            stride * np.minimum(spreads.expert, d),
         )
 
     once = gathered(value)
@@ -323,9 +324,9 @@ def _data(work: Work, spreads: Spreads, links: Links, block: _Block, head: Array
     return np.where(d > 1, exposed, 0.0) + np.where(r > 1, across, 0.0)
 
 
-def _optimizer(work: Work, spreads: Spreads, rates: Rates) -> Array:
-    common, own = stage_parameters(work, spreads)
-    few = np.maximum(1.0, spreads.shards * spreads.tensor / spreads.expert)
+def _optimizer(spreads: Spreads, rates: Rates, held: tuple[Array, Array]) -> Array:
+    common, own = held
     sharded = spreads.sharding >= 1
-    mine = common / np.where(sharded, spreads.shards, 1.0) + own / np.where(sharded, few, 1.0)
+    mine = common / np.where(sharded, spreads.shards, 1.0)
+    mine = mine + own / np.where(sharded, spreads.expert_shards, 1.0)
     return np.asarray(mine * spreads.shared.trained * constants.OPTIMIZER_BYTES / rates.memory)

@@ -80,6 +80,17 @@ class Work:
             keys=keys,
         )  # fmt: skip
 
+    def average_block(self, half: float) -> Halves:
+        """`halves` of all that a block has but its experts, the mean of dense and routed ones."""
+        attention, dense, routed = (
+            halves(each, half) for each in (self.attention, self.dense, self.routed)
+        )
+        share, routing = self.layers_dense / self.layers, self.layers_experts / self.layers
+        return Halves(
+            attention.whole + share * dense.whole + routing * routed.whole,
+            attention.cut + share * dense.cut + routing * routed.cut,
+        )
+
     @property
     def score_flop(self) -> float:
         """FLOP of a query's forward pass over its keys, all heads."""
