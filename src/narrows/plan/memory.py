@@ -38,7 +38,7 @@ Moment = dict[str, Array]
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryBytes:
-    """Bytes by kind, arrays [models, layouts]."""
+    """Bytes by kind, arrays [models, layouts]; of a fleet, for one model, [layouts]."""
 
     weights: Array
     masters: Array
@@ -54,9 +54,9 @@ class MemoryBytes:
         """The sum of the kinds."""
         return np.asarray(sum(getattr(self, field.name) for field in fields(self)))
 
-    def record(self, model: int, layout: int) -> MemoryPeak:
-        """One candidate's bytes as a record."""
-        kinds = {each.name: float(getattr(self, each.name)[model, layout]) for each in fields(self)}
+    def record(self, *place: int) -> MemoryPeak:
+        """One candidate's bytes as a record; `place` is its index in the arrays."""
+        kinds = {each.name: float(getattr(self, each.name)[place]) for each in fields(self)}
         return MemoryPeak(**kinds, peak=sum(kinds.values()))
 
 

@@ -29,10 +29,7 @@ def refusal(
     memory = peak_bytes(Shapes.of([model]), found.group_of(least), machine).record(
         0, int(found.within[least])
     )
-    kinds = {
-        name: value for name, value in msgspec.structs.asdict(memory).items() if name != "peak"
-    }
-    ranked = sorted(kinds.items(), key=lambda item: -item[1])
+    ranked = memory.ranked()
     largest = [f"{name} {_gigabytes(value)}" for name, value in ranked[:3]]
     other = sum(value for _, value in ranked[3:])
     return DoesNotFit(

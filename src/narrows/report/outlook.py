@@ -145,10 +145,9 @@ def _time(forecast: Forecast) -> Markup:
 
 def _memory(forecast: Forecast) -> Markup:
     peak = forecast.predicted.memory
-    kinds = {name: getattr(peak, name) for name in peak.__struct_fields__ if name != "peak"}
     bars = [
         (spoken({}, name), value, same(size(value)))
-        for name, value in sorted(kinds.items(), key=lambda pair: -pair[1]) if value > 0
+        for name, value in peak.ranked() if value > 0
     ]  # fmt: skip
     plot = both(lambda width: plots.bars(bars, width, "Bytes of the fullest device"), HALF)
     lede = Phrase("Bytes of the fullest device at its peak.", "最满的一张卡在峰值时的显存。")

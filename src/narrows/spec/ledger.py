@@ -45,6 +45,11 @@ class MemoryPeak(Record):
     runtime: float = 0.0
     peak: float
 
+    def ranked(self) -> list[tuple[str, float]]:
+        """Kinds and their bytes, the largest first."""
+        kinds = [(name, getattr(self, name)) for name in self.__struct_fields__ if name != "peak"]
+        return sorted(kinds, key=lambda pair: -pair[1])
+
 
 class Total(Record):
     """The whole run."""

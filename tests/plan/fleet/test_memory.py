@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrows.plan.fleet import constants
-from narrows.plan.fleet.memory import Memory, kept_bytes, memory
+from narrows.plan.fleet.memory import kept_bytes, memory
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.work import Work
+from narrows.plan.memory import MemoryBytes
 from narrows.spec.fleet import Spread
 from narrows.spec.model import ModelSpec, gpt2
 
 Hold = Callable[..., dict[str, float]]
-KINDS = [field.name for field in fields(Memory)]
+KINDS = [field.name for field in fields(MemoryBytes)]
 STATE = ("weights", "gradients", "optimizer")
 FEW = st.sampled_from((1, 2, 4))
 

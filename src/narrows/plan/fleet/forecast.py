@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from narrows.plan.fleet.energy import joules
-from narrows.plan.fleet.memory import Memory, memory, weights_bytes
+from narrows.plan.fleet.memory import memory, weights_bytes
 from narrows.plan.fleet.search import Found, Goal, Wanted, candidates, evaluate, search
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import Step, step
@@ -19,7 +19,7 @@ from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet, Spread
 from narrows.spec.forecast import Elsewhere, Forecast, Goodput, Option
-from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
+from narrows.spec.ledger import Kind, Ledger, Phase, Row, Total
 from narrows.spec.machine import Fact
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Doubling
@@ -121,7 +121,7 @@ def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float |
         step_seconds=seconds,
         step_tokens=step_tokens,
         mfu=flop / (seconds * peak),
-        memory=_peak(held),
+        memory=held.record(0),
         total=Total(
             steps=steps, tokens=steps * step_tokens, seconds=total, seconds_training=total,
             seconds_start=0.0, seconds_evaluating=0.0, seconds_saving=0.0,
@@ -205,15 +205,6 @@ def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:
                 flop=flop if field == "gemm" else 0.0, memory_bytes=0.0, network_bytes=0.0,
                 seconds=value, joules=energy * value / seconds,
             )  # fmt: skip
-
-
-def _peak(held: Memory) -> MemoryPeak:
-    kinds = {
-        name: float(getattr(held, name)[0])
-        for name in ("weights", "gradients", "optimizer", "activations", "logits", "workspace",
-                     "runtime")
-    }  # fmt: skip
-    return MemoryPeak(**kinds, peak=sum(kinds.values()))
 
 
 def _format(fleet: Fleet, precision: str) -> str:
@@ -325,11 +316,8 @@ def _doubled(fleet: Fleet) -> Iterator[tuple[str, Fleet]]:
 def _refusal(question: Question, found: Found) -> DoesNotFit:
     least = int(found.bytes.argmin())
     spreads = Spreads.of([found.spreads.spread(least)])
-    held = _peak(memory(Work.of(question.model, question.model.context), spreads))
-    kinds = sorted(
-        ((name, getattr(held, name)) for name in held.__struct_fields__ if name != "peak"),
-        key=lambda pair: -pair[1],
-    )
+    held = memory(Work.of(question.model, question.model.context), spreads).record(0)
+    kinds = held.ranked()
     causes = ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in kinds[:3])
     fleet = question.fleet
     more = _devices_enough(question, found.limit)

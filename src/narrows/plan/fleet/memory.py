@@ -6,8 +6,6 @@ deep, the last those of one, and the logits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from narrows.plan.fleet import constants
@@ -15,40 +13,19 @@ from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import stage_parameters
 from narrows.plan.fleet.work import Work, parameters
 from narrows.plan.layouts import Array
+from narrows.plan.memory import MemoryBytes
 
 _FP32 = 4.0
 _CHUNK = 1024.0
 """Positions whose logits exist at once where the loss is taken in chunks."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes by kind, arrays [layouts]."""
-
-    weights: Array
-    gradients: Array
-    optimizer: Array
-    activations: Array
-    logits: Array
-    workspace: Array
-    runtime: Array
-
-    @property
-    def peak(self) -> Array:
-        """The sum of the kinds."""
-        return np.asarray(
-            self.weights + self.gradients + self.optimizer + self.activations + self.logits
-            + self.workspace + self.runtime
-        )  # fmt: skip
-
-
-def memory(work: Work, spreads: Spreads) -> Memory:
-    """The device that needs most."""
+def memory(work: Work, spreads: Spreads) -> MemoryBytes:
+    """The device that needs most, [layouts]; masters are counted with the optimizer's states."""
     common, own = stage_parameters(work, spreads)
     value, d = spreads.value_bytes, spreads.shards
-    few = np.maximum(1.0, d * spreads.tensor / spreads.expert)
     state = common + own
-    mine = common / d + own / few
+    mine = common / d + own / spreads.expert_shards
     sharding = spreads.sharding
     shared = spreads.shared
     stored = value if shared.stored_bits is None else shared.stored_bits / 8.0
@@ -78,8 +55,9 @@ def memory(work: Work, spreads: Spreads) -> Memory:
     last = layers * kept + again + logits
     at_first = first >= last
     training = float(shared.trained > 0.0)
-    return Memory(
+    return MemoryBytes(
         weights=weights,
+        masters=0.0 * T,
         gradients=gradients,
         optimizer=optimizer,
         activations=training * constants.ALLOCATOR * np.where(at_first, first, last - logits),

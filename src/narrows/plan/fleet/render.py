@@ -124,8 +124,7 @@ def _memory(forecast: Forecast) -> Iterator[str]:
     peak = forecast.predicted.memory
     limit = Bytes(forecast.memory_limit).text()
     yield f"memory of the fullest device: {Bytes(peak.peak).text()} of {limit}"
-    kinds = {name: getattr(peak, name) for name in peak.__struct_fields__ if name != "peak"}
-    for name, value in sorted(kinds.items(), key=lambda pair: -pair[1]):
+    for name, value in peak.ranked():
         if value > 0.01 * peak.peak:
             yield f"  {name:30}{value / peak.peak:6.1%}  {Bytes(value).text()}"
 
