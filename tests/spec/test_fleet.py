@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narrows.spec.errors import BadInput
-from narrows.spec.fleet import Spread
+from narrows.spec.fleet import Spread, counted
 from narrows.spec.record import from_builtins, to_builtins
 
 COUNTS = (
@@ -43,3 +43,19 @@ def test_one_device_by_default() -> None:
 def test_a_choice_that_is_not_known_is_refused_when_read(name: str, value: str) -> None:
     with pytest.raises(BadInput, match=f"{name} cannot be '{value}'"):
         from_builtins(Spread, {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("h100-sxm", (None, None, "h100-sxm")),
+        ("8xh100-sxm", (8, None, "h100-sxm")),
+        (" 16 x 8 X h100-sxm ", (16, 8, "h100-sxm")),
+        ("7900 xtx", (None, None, "7900 xtx")),
+        ("2x7900 xtx", (2, None, "7900 xtx")),
+    ],
+)
+def test_counts_are_read_before_what_they_count(
+    name: str, parts: tuple[int | None, int | None, str]
+) -> None:
+    assert counted(name) == parts

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 _BATCH_TOKENS = 4_194_304
 _CONTEXT = 8192
-_ADAPTER_RANK = 16
 """What models are trained on first, however long the contexts that they learn in the end."""
+_ADAPTER_RANK = 16
+_NF4_BITS = 4.127
+"""Of a weight, its scale included: 0.127 with scales quantized again (arXiv:2305.14314)."""
 _LAYOUT = (
     "precision", "tensor", "pipeline", "context", "expert", "micro_batch", "sharding", "recompute",
 )  # fmt: skip
@@ -59,7 +61,7 @@ def named(name: str) -> Fleet:
     from narrows.cli import intent
     from narrows.hardware.fleet import fleet, fleet_here
 
-    return fleet_here(intent.machine(None)) if name == "here" else fleet(name)
+    return fleet_here(intent.machine(name)) if name == "here" else fleet(name)
 
 
 def refuse(chosen: argparse.Namespace) -> None:
@@ -150,7 +152,7 @@ def _tuning(chosen: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
     if chosen.tune is None:
         return {}
     share = adapter_share(Work.of(spec, spec.context), _ADAPTER_RANK)
-    return {"trained": share, "stored_bits": 4.127 if chosen.tune == "qlora" else None}
+    return {"trained": share, "stored_bits": _NF4_BITS if chosen.tune == "qlora" else None}
 
 
 def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:

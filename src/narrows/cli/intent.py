@@ -56,12 +56,14 @@ def read(chosen: argparse.Namespace) -> Job | Plan:
 
 
 def machine(file: str | None) -> Machine:
-    """The machine described in `file`, else this one; measured now where it was not yet."""
+    """The machine described in `file`; where that is "here" or None this one, measured now where it
+    was not yet.
+    """
     from narrows.hardware.probe import machine_known, probe
     from narrows.spec.machine import Machine
     from narrows.spec.record import load
 
-    if file:
+    if file and file != "here":
         return load(Machine, file)
     return machine_known() or probe(talk=speak.talk)
 

@@ -46,7 +46,7 @@ def run(chosen: argparse.Namespace) -> int:
 
     plan = make_plan(
         job,
-        intent.machine(None if chosen.machine == "here" else chosen.machine),
+        intent.machine(chosen.machine),
         intent.dataset(job),
     )
     if chosen.output:

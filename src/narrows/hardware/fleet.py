@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from functools import cache
 from pathlib import Path
 
 from narrows.hardware.accelerators import Accelerator, accelerator, plain
 from narrows.spec.errors import BadInput
-from narrows.spec.fleet import Domain, Fleet, Reach
+from narrows.spec.fleet import Domain, Fleet, Reach, counted
 from narrows.spec.machine import Fact, Machine
 from narrows.spec.units import (
     BytesPerSecond,
@@ -20,9 +19,6 @@ from narrows.spec.units import (
 )
 
 _CATALOGUE = Path(__file__).with_name("catalogue")
-# "7900 xtx" is a name and no count.
-_COUNT = r"(?:(\d+)\s*x(?!tx?\b)\s*)?"
-_COUNTS = re.compile(rf"^\s*{_COUNT}{_COUNT}(.*?)\s*$", re.IGNORECASE)
 # Microseconds of one message: within a node, across a switch, between hosts (NCCL's own model,
 # nccl/src/graph/tuning.cc: NVLink 0.6 to 1, network 2.7 to 14 by algorithm).
 _LATENCY_INSIDE, _LATENCY_OUTSIDE = Seconds(1e-6), Seconds(5e-6)
@@ -31,15 +27,12 @@ _NO_NETWORK = BytesPerSecond(12.5e9)
 
 def fleet(name: str) -> Fleet:
     """The fleet that `name` describes; raises BadInput with the nearest names it knows."""
-    match = _COUNTS.match(name)
-    assert match is not None
-    first, second, what = match.groups()
+    first, second, what = counted(name)
     known = accelerator(what)
-    devices = int(first or 1) * int(second or 1)
+    devices = (1 if first is None else first) * (1 if second is None else second)
     if devices < 1:
         raise BadInput(f'"{name}" has no devices', hint='such as "8xh100-sxm"')
-    per_node = int(second) if second else None
-    return fleet_of(known, devices, name=name, per_node=per_node)
+    return fleet_of(known, devices, name=name, per_node=second)
 
 
 def fleet_of(

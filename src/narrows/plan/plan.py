@@ -196,7 +196,7 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         evaluation=run.cadence.evaluation,
         checkpoints=run.cadence.checkpoints,
         data=_data(dataset),
-        power_watts=sum(row.joules for row in ledger.rows) / ledger.step_seconds,
+        power_watts=ledger.watts,
         peak_flop_per_s=matmul_peak(machine, layouts.setting),
         why=why,
         made_from=_provenance(job, machine, dataset),

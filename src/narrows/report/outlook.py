@@ -104,21 +104,19 @@ def _hero(forecast: Forecast) -> Markup:
 
 
 def _cards(forecast: Forecast) -> list[Markup]:
-    ledger, fleet = forecast.predicted, forecast.fleet
+    ledger = forecast.predicted
     rate = ledger.tokens_per_s
-    flop = forecast.model.flop_per_token * rate / fleet.devices
-    watts = sum(row.joules for row in ledger.rows) / ledger.step_seconds
     cards: list[tuple[Phrase, Node, Node]] = [
         (Phrase("step", "每步"), duration(ledger.step_seconds),
          Phrase(f"{compact(rate)} tokens/s", f"每秒 {compact(rate)} token")),
         (Phrase("memory of a device", "每卡显存"), size(ledger.memory.peak),
          Phrase(f"of {size(forecast.memory_limit)}", f"上限 {size(forecast.memory_limit)}")),
-        (Phrase("model work of a device", "每卡有效算力"), flop_rate(flop),
+        (Phrase("model work of a device", "每卡有效算力"), flop_rate(forecast.flop_per_s_device),
          Phrase(f"{share(ledger.mfu)} of the peak", f"峰值的 {share(ledger.mfu)}")),
         (Phrase("goodput", "有效时间"), share(forecast.goodput.share),
          Phrase("after failures and checkpoints", "扣除故障与检查点之后")),
     ]  # fmt: skip
-    if watts:
+    if watts := ledger.watts:
         cards.append((Phrase("power", "功率"), f"{significant(watts / 1e3)} kW",
                       Phrase("all devices", "全部加速器")))  # fmt: skip
     if forecast.tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from narrows.spec.errors import BadInput
@@ -22,6 +23,21 @@ Sharding = Literal["none", "optimizer", "gradients", "parameters"]
 Recompute = Literal["none", "selective", "full"]
 Fusion = Literal["eager", "fused", "compiled"]
 """Memory-bound operations one by one, fused by hand, or by a compiler."""
+
+
+# "7900 xtx" is a name and no count.
+_COUNT = r"(?:(\d+)\s*x(?!tx?\b)\s*)?"
+_COUNTED = re.compile(rf"^\s*{_COUNT}{_COUNT}(.*?)\s*$", re.IGNORECASE)
+
+
+def counted(name: str) -> tuple[int | None, int | None, str]:
+    """The counts before a fleet's name and what they count: "16x8xh100-sxm" is (16, 8, "h100-sxm"),
+    of one count the second is None.
+    """
+    match = _COUNTED.match(name)
+    assert match is not None
+    first, second, what = match.groups()
+    return int(first) if first else None, int(second) if second else None, what
 
 
 class Reach(Record):
@@ -71,6 +87,11 @@ class Fleet(Record):
     price: Fact[DollarsPerHour] | None = None
     carbon: Fact[GramsPerKilowattHour]
     overhead: Fact[float]
+
+    def peak_of(self, precision: str) -> float:
+        """FLOP/s of one device in `precision`, else in 16 bits."""
+        known = (name for name in (precision, "bf16", "fp16") if name in self.peak)
+        return float(self.peak[next(known)].value)
 
 
 class Spread(Record):

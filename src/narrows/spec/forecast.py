@@ -71,3 +71,8 @@ class Forecast(Record):
     elsewhere: tuple[Elsewhere, ...] = ()
     scaling: tuple[Elsewhere, ...] = ()
     tokens: float | None = None
+
+    @property
+    def flop_per_s_device(self) -> float:
+        """Model work of one device; what is frozen has no gradient of its own to work for."""
+        return self.predicted.mfu * self.fleet.peak_of(self.spread.precision)

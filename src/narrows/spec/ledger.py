@@ -87,6 +87,11 @@ class Ledger(Record):
         """Training throughput, evaluation and saving left out."""
         return self.step_tokens / self.step_seconds
 
+    @property
+    def watts(self) -> float:
+        """Power of a step; zero where no energy is known."""
+        return sum(row.joules for row in self.rows) / self.step_seconds
+
     def seconds_by_kind(self) -> dict[Kind, float]:
         """Seconds of one step by kind, in the order of KINDS."""
         sums = dict.fromkeys(KINDS, 0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import Step, step
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput, DoesNotFit
-from narrows.spec.fleet import Fleet, Spread
+from narrows.spec.fleet import Fleet, Spread, counted
 from narrows.spec.forecast import Elsewhere, Forecast, Goodput, Option
 from narrows.spec.ledger import Kind, Ledger, Phase, Row, Total
 from narrows.spec.machine import Fact
@@ -35,7 +34,6 @@ servers is far less a node; this is a common cluster's).
 _RESTART_SECONDS = 600.0
 _RUNNERS_UP = 5
 _DOUBLINGS = 12
-_COUNTED = re.compile(r"^\s*(\d+\s*x(?!tx?\b)\s*){1,2}", re.IGNORECASE)
 _PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
     ("gemm", "products", "forward", "gemm"), ("attention", "attention", "forward", "attention"),
     ("pointwise", "memory-bound operations", "forward", "pointwise"),
@@ -107,7 +105,7 @@ def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float |
     seconds = float(taken.seconds[0])
     energy = float(joules(taken, fleet)[0])
     step_tokens = float(batch * work.positions)
-    peak = float(fleet.peak[_format(fleet, spread.precision)].value) * fleet.devices
+    peak = fleet.peak_of(spread.precision) * fleet.devices
     # What is frozen has no gradient of its own: 2 of the 6 FLOP of a weight fall away.
     frozen = 2.0 * (1.0 - spread.trained) * work.spec.product_parameters_active
     flop = (work.spec.flop_per_token - frozen) * step_tokens
@@ -205,12 +203,6 @@ def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:
                 flop=flop if field == "gemm" else 0.0, memory_bytes=0.0, network_bytes=0.0,
                 seconds=value, joules=energy * value / seconds,
             )  # fmt: skip
-
-
-def _format(fleet: Fleet, precision: str) -> str:
-    if precision in fleet.peak:
-        return precision
-    return "bf16" if "bf16" in fleet.peak else "fp16"
 
 
 def _option(found: Found, index: int, verdict: str) -> Option:
@@ -321,7 +313,7 @@ def _refusal(question: Question, found: Found) -> DoesNotFit:
     causes = ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in kinds[:3])
     fleet = question.fleet
     more = _devices_enough(question, found.limit)
-    name = f"--machine {more}x{_COUNTED.sub('', fleet.name)}, or " if more else ""
+    name = f"--machine {more}x{counted(fleet.name)[-1]}, or " if more else ""
     return DoesNotFit(
         f"the job does not fit: {held.peak / 1e9:.1f} GB needed by the leanest of "
         f"{found.spreads.size:,} layouts, {found.limit / 1e9:.1f} GB free on each "

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from narrows.plan.render import model_line
-from narrows.spec.fleet import Spread
+from narrows.spec.fleet import Spread, counted
 from narrows.spec.forecast import Elsewhere, Forecast, Option
 from narrows.spec.machine import Fact
 from narrows.spec.units import Bytes, FlopPerSecond, Joules, Seconds, Tokens, Watts
 
 _SHARE_LEAST = 0.002
-_COUNTED = re.compile(r"^\s*(\d+\s*x(?!tx?\b)\s*){1,2}", re.IGNORECASE)
 _WIDTH = 100
 
 
@@ -80,16 +79,14 @@ def _what(forecast: Forecast) -> Iterator[str]:
 def _predicted(forecast: Forecast) -> Iterator[str]:
     ledger, fleet = forecast.predicted, forecast.fleet
     rate = ledger.tokens_per_s
-    known = fleet.peak.get(forecast.spread.precision) or fleet.peak.get("bf16")
-    flop = ledger.mfu * float((known or fleet.peak["fp16"]).value)
     yield f"predicted (what devices reach: {fleet.reach.source})"
     yield (
         f"  step     {Seconds(ledger.step_seconds).text()}, {rate:,.0f} tokens/s, "
-        f"{rate / fleet.devices:,.0f} a device; {FlopPerSecond(flop).text()} of model work, "
+        f"{rate / fleet.devices:,.0f} a device; "
+        f"{FlopPerSecond(forecast.flop_per_s_device).text()} of model work, "
         f"{ledger.mfu:.0%} of the peak"
     )
-    watts = sum(row.joules for row in ledger.rows) / ledger.step_seconds
-    if watts:
+    if watts := ledger.watts:
         yield f"  power    {Watts(watts).text()}, {Watts(watts / fleet.devices).text()} a device"
     good = forecast.goodput
     yield (
@@ -159,7 +156,7 @@ def _others(title: str, others: tuple[Elsewhere, ...]) -> Iterator[str]:
     yield f"{title:38}{heads}"
     first = next((each for each in others if each.tokens_per_s), None)
     for each in others:
-        name = f"  {each.devices:,} x {_COUNTED.sub('', each.fleet)}"
+        name = f"  {each.devices:,} x {counted(each.fleet)[-1]}"
         if first is None or each.tokens_per_s is None or each.step_seconds is None:
             yield f"{name:38}{each.verdict}"
             continue
