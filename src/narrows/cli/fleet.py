@@ -22,8 +22,11 @@ _ADAPTER_RANK = 16
 _NF4_BITS = 4.127
 """Of a weight, its scale included: 0.127 with scales quantized again (arXiv:2305.14314)."""
 _LAYOUT = (
-    "precision", "tensor", "pipeline", "context", "expert", "micro_batch", "sharding", "recompute",
+    "precision", "tensor", "pipeline", "interleave", "context", "expert", "micro_batch",
+    "first_fewer", "last_fewer", "sharding", "reshard", "recompute", "schedule", "placement",
+    "exchange", "sequence_parallel", "state_bits", "offload", "chunked_loss",
 )  # fmt: skip
+_TRUTHS = {"true": True, "false": False}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +80,7 @@ def refuse(chosen: argparse.Namespace) -> None:
 def question(chosen: argparse.Namespace) -> Question:
     """The arguments as a question; raises BadInput where they contradict each other."""
     from narrows.plan.fleet.forecast import Question
-    from narrows.plan.fleet.search import Wanted
+    from narrows.plan.fleet.variants import Wanted
 
     if chosen.machine.endswith(".toml"):
         raise BadInput(f"{chosen.machine} does not exist", hint="narrows probe -o machine.toml")
@@ -171,7 +174,9 @@ def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:
                 hint=f"did you mean --set layout.{near}=...? (known: {', '.join(_LAYOUT)})",
             )
         text = value.strip().strip("\"'")
-        found[name] = int(text) if text.lstrip("-").isdigit() else text
+        found[name] = int(text) if text.lstrip("-").isdigit() else _TRUTHS.get(text, text)
+    if found.get("schedule") == "zero_bubble":
+        found.setdefault("interleave", 2)
     from_builtins(Spread, found, source="--set layout")
     return found
 

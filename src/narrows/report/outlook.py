@@ -29,6 +29,25 @@ _AXES = {
     "context": Phrase("context", "上下文"), "expert": Phrase("expert", "专家"),
     "interleave": Phrase("pieces a stage", "每级分块"),
 }  # fmt: skip
+CHOICES = {
+    "sharding": Phrase("sharded", "分片"), "recompute": Phrase("recompute", "重计算"),
+    "schedule": Phrase("schedule", "调度"), "placement": Phrase("placement", "放置"),
+    "exchange": Phrase("context by", "上下文交换"), "reshard": Phrase("reshard", "重新分片"),
+    "first_fewer": Phrase("layers fewer in the first stage", "首级少"),
+    "last_fewer": Phrase("layers fewer in the last stage", "末级少"),
+    "sequence_parallel": Phrase("sequence parallelism", "序列并行"),
+    "state_bits": Phrase("bits of a moment", "优化器位数"),
+    "offload": Phrase("offload to", "卸载至"),
+    "chunked_loss": Phrase("loss in chunks", "分块损失"),
+    "none": Phrase("none", "无"), "optimizer": Phrase("optimizer", "优化器"),
+    "gradients": Phrase("gradients", "梯度"), "parameters": Phrase("parameters", "参数"),
+    "selective": Phrase("selective", "选择性"), "full": Phrase("full", "全部"),
+    "pointwise": Phrase("norms and activations", "归一化与激活"),
+    "gpipe": same("GPipe"), "1f1b": same("1F1B"), "zero_bubble": Phrase("zero-bubble", "零气泡"),
+    "data_outermost": Phrase("data outermost", "数据在最外"),
+    "all_to_all": Phrase("all-to-all", "全交换"), "host": Phrase("host", "主机"),
+    "disk": Phrase("disk", "磁盘"), "False": Phrase("off", "关"), "True": Phrase("on", "开"),
+}  # fmt: skip
 _RESOURCES = {
     "compute": Phrase("compute", "算力"),
     "memory bandwidth": Phrase("memory bandwidth", "显存带宽"),
@@ -76,12 +95,13 @@ def layout(spread: Spread) -> Phrase:
             english.append(f"{word.en} {count}")
             chinese.append(f"{word.zh} {count}")
     micro = f"{spread.micro_batch} × {spread.accumulation}"
-    recompute = "" if spread.recompute == "none" else f", recompute {spread.recompute}"
-    return Phrase(
-        f"{', '.join(english)}; micro-batch {micro}; {spread.sharding} sharded{recompute}",
-        f"{'、'.join(chinese)}；微批 {micro}；分片 {spread.sharding}"
-        + ("" if not recompute else f"；重计算 {spread.recompute}"),
-    )
+    english.append(f"micro-batch {micro}")
+    chinese.append(f"微批 {micro}")
+    for name, value in {"sharding": spread.sharding, **spread.unusual}.items():
+        word, said = CHOICES[name], CHOICES.get(str(value), same(str(value)))
+        english.append(f"{word.en} {said.en}")
+        chinese.append(f"{word.zh} {said.zh}")
+    return Phrase(", ".join(english), "、".join(chinese))
 
 
 def _hero(forecast: Forecast) -> Markup:
@@ -180,10 +200,10 @@ def _pipeline(forecast: Forecast) -> Markup | None:
         return None
     plot = both(lambda width: plots.pipeline(spread, width), 2 * HALF)
     lede = Phrase(
-        "One forward, one backward: what runs on the first stages for the first micro-batches; "
-        "gaps are the bubble.",
-        "一前一后（1F1B）：前几级流水线在前几个微批上的执行；空白即气泡。",
-    )
+        "{schedule}: what runs on the first ranks for the first micro-batches, forward, backward "
+        "and gradients of weights; gaps are the bubble.",
+        "{schedule}：前几个设备在前几个微批上的前向、反向与权重梯度；空白即气泡。",
+    ).filled(schedule=CHOICES[spread.schedule])
     return section(Phrase("The pipeline", "流水线"), lede, element("figure", plot))
 
 

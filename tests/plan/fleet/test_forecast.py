@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from narrows.plan.fleet.forecast import Question, forecast, goodput
-from narrows.plan.fleet.search import Wanted
+from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.spec import record
 from narrows.spec.errors import BadInput, DoesNotFit

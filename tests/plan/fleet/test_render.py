@@ -9,7 +9,7 @@ import pytest
 from narrows.model.presets import preset
 from narrows.plan.fleet.forecast import Question, forecast
 from narrows.plan.fleet.render import described, text
-from narrows.plan.fleet.search import Wanted
+from narrows.plan.fleet.variants import Wanted
 from narrows.spec.fleet import Fleet, Spread
 from narrows.spec.model import ModelSpec
 from narrows.spec.units import Seconds

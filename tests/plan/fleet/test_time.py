@@ -15,6 +15,9 @@ from narrows.plan.fleet.time import Step
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet
 from narrows.spec.model import Alibi, ModelSpec
+from narrows.spec.units import BytesPerSecond
+
+from .conftest import fact
 
 MakeFleet = Callable[..., Fleet]
 TakeStep = Callable[..., Step]
@@ -308,6 +311,8 @@ def test_the_optimizer_reads_and_writes_its_share(take: TakeStep, small: ModelSp
     assert parts(take(data=4, sharding="none"))["optimizer"] == pytest.approx(seconds_alone)
     assert parts(take(data=4))["optimizer"] == pytest.approx(seconds_alone / 4)
     assert parts(take(tensor=4))["optimizer"] == pytest.approx(seconds_alone / 4)
+    narrow = parts(take(tensor=4, state_bits=8))["optimizer"]
+    assert narrow == pytest.approx(seconds_alone / 4 * (constants.OPTIMIZER_BYTES - 12) / 28)
 
 
 def test_frozen_weights_need_no_gradient_of_their_own(take: TakeStep) -> None:
@@ -317,3 +322,82 @@ def test_frozen_weights_need_no_gradient_of_their_own(take: TakeStep) -> None:
     assert adapters["optimizer"] == pytest.approx(0.01 * whole["optimizer"])
     assert adapters["data"] == pytest.approx(0.01 * whole["data"])
     assert adapters["attention"] == whole["attention"]
+
+
+def test_stages_that_are_neighbours_spare_the_network_where_data_does_not(
+    take: TakeStep, make_fleet: MakeFleet
+) -> None:
+    slow = make_fleet(network=2e9)
+    layout = {"data": 4, "pipeline": 4, "accumulation": 8}
+    megatron = parts(take(on=slow, **layout))
+    turned = parts(take(on=slow, placement="data_outermost", **layout))
+    assert turned["pipeline"] < megatron["pipeline"] / 2
+    assert turned["data"] > megatron["data"]
+    assert turned["gemm"] == megatron["gemm"]
+
+
+def test_heads_dealt_out_are_sent_and_not_hidden(take: TakeStep, small: ModelSpec) -> None:
+    ring, dealt = (parts(take(context=4, exchange=chosen)) for chosen in ("ring", "all_to_all"))
+    assert ring["context"] == 0.0
+    # Queries and outputs of 16 heads of 128, keys and values of 4, at a quarter of the positions;
+    # three quarters leave the rank, twice, over the bus.
+    moved = small.context / 4 * (16 * 256 + 4 * 256) * 2
+    share = constants.LINK
+    bus = 2 * small.layers * (moved * 0.75 / (100e9 * share) + 3e-6)
+    assert dealt["context"] == pytest.approx(bus, rel=1e-6)
+    again = parts(take(context=4, exchange="all_to_all", recompute="full"))
+    assert again["context"] == pytest.approx(1.5 * bus, rel=1e-6)
+
+
+def test_parameters_that_stay_are_gathered_once(take: TakeStep, make_fleet: MakeFleet) -> None:
+    slow = make_fleet(network=1e9)
+    twice, once = (
+        parts(take(on=slow, data=16, sharding="parameters", reshard=chosen))["data"]
+        for chosen in (True, False)
+    )
+    assert 0.6 < once / twice < 0.75
+
+
+def test_norms_and_activations_alone_are_cheap_to_do_again(take: TakeStep) -> None:
+    none, pointwise, full = (
+        take(data=16, recompute=chosen) for chosen in ("none", "pointwise", "full")
+    )
+    assert seconds(none) < seconds(pointwise) < seconds(none) + (seconds(full) - seconds(none)) / 3
+    assert parts(pointwise)["gemm"] == parts(none)["gemm"]
+    assert parts(pointwise)["pointwise"] == pytest.approx(parts(full)["pointwise"])
+
+
+def test_an_optimizer_elsewhere_waits_for_its_links(
+    take: TakeStep, make_fleet: MakeFleet, small: ModelSpec
+) -> None:
+    linked = make_fleet(host_link=fact(BytesPerSecond(20e9)))
+    owned = (stack_parameters(small) + 2 * small.vocabulary * small.width) / 16
+    here, host, disk = (
+        parts(take(on=linked, data=16, accumulation=3, offload=place))["optimizer"]
+        for place in ("none", "host", "disk")
+    )
+    reckoned = constants.OPTIMIZER_BYTES / constants.HOST_MEMORY + 2 * (3 + 1) / 20e9
+    assert host == pytest.approx(owned * reckoned)
+    assert disk == pytest.approx(host + owned * 24 / constants.HOST_DISK)
+    assert here < host < disk
+    with pytest.raises(BadInput, match="nothing is offloaded"):
+        take(offload="host")
+
+
+def test_experts_of_a_capacity_compute_it_whole(take: TakeStep, sparse: ModelSpec) -> None:
+    assert sparse.experts is not None
+    roomy = msgspec.structs.replace(
+        sparse, experts=msgspec.structs.replace(sparse.experts, capacity=2.0)
+    )
+    usual, padded = (parts(take(of=model, data=16, expert=16)) for model in (sparse, roomy))
+    assert padded["gemm"] > usual["gemm"]
+    assert 1.9 < padded["expert"] / usual["expert"] < 2.0
+
+
+def test_fewer_layers_beside_the_head_shorten_the_step(take: TakeStep, small: ModelSpec) -> None:
+    """A vocabulary that weighs as much as two layers."""
+    heavy = msgspec.structs.replace(small, layers=14, vocabulary=64_000)
+    even, uneven = (
+        take(of=heavy, pipeline=4, accumulation=64, last_fewer=fewer) for fewer in (0, 2)
+    )
+    assert seconds(uneven) < seconds(even)

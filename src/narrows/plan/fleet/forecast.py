@@ -11,9 +11,11 @@ import numpy as np
 
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.memory import memory, weights_bytes
-from narrows.plan.fleet.search import Found, Goal, Wanted, candidates, evaluate, search
+from narrows.plan.fleet.search import Found, Goal, candidates, search
 from narrows.plan.fleet.spreads import Spreads
+from narrows.plan.fleet.techniques import techniques
 from narrows.plan.fleet.time import Step, step
+from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet, Spread, counted
@@ -66,7 +68,7 @@ class Question:
 def forecast(question: Question) -> Forecast:
     """Raises BadInput where no layout is possible, DoesNotFit where none fits."""
     work = Work.of(question.model, question.model.context)
-    found = search(work, question.fleet, question.batch, question.wanted)
+    found = search(work, question.fleet, question.batch, question.wanted, question.goal)
     chosen = found.best(question.goal)
     if chosen is None:
         raise _refusal(question, found)
@@ -86,9 +88,9 @@ def forecast(question: Question) -> Forecast:
         layouts_fitting=int(found.fits.sum()),
         bottleneck=doubled[0].resource,
         doubling=doubled,
-        front=tuple(_option(found, i, "") for i in found.pareto()[:12]),
+        front=tuple(found.option(i) for i in found.pareto()[:12]),
         runners_up=tuple(_runners_up(found, chosen, question.goal)),
-        techniques=tuple(_techniques(work, spread, question.fleet, found.limit)),
+        techniques=tuple(techniques(work, spread, question.fleet, found.limit)),
         goodput=goodput(work, question.fleet, question.wanted.trained),
         elsewhere=tuple(
             elsewhere(work, question, other, question.wanted.free()) for other in question.against
@@ -133,7 +135,7 @@ def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float |
 def elsewhere(work: Work, question: Question, fleet: Fleet, wanted: Wanted) -> Elsewhere:
     """The same step at its best on another fleet."""
     try:
-        found = search(work, fleet, question.batch, wanted)
+        found = search(work, fleet, question.batch, wanted, question.goal)
     except BadInput as refusal:
         return Elsewhere(fleet=fleet.name, devices=fleet.devices, spread=None, verdict=refusal.what)
     chosen = found.best(question.goal)
@@ -205,13 +207,6 @@ def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:
             )  # fmt: skip
 
 
-def _option(found: Found, index: int, verdict: str) -> Option:
-    return Option(
-        spread=found.spreads.spread(index), step_seconds=float(found.seconds[index]),
-        memory_peak=float(found.bytes[index]), joules=float(found.joules[index]), verdict=verdict,
-    )  # fmt: skip
-
-
 def _runners_up(found: Found, chosen: int, goal: Goal) -> Iterator[Option]:
     """The next best of other tensor, pipeline, context or expert parallelism, and why they lose."""
     spreads, best = found.spreads, found.seconds[chosen]
@@ -225,43 +220,12 @@ def _runners_up(found: Found, chosen: int, goal: Goal) -> Iterator[Option]:
             more = found.seconds[index] / best - 1.0
             memory_ratio = found.bytes[index] / found.bytes[chosen]
             slower = f"{abs(more):.1%} {'slower' if more >= 0.0 else 'quicker'}"
-            yield _option(found, int(index), f"{slower}, {memory_ratio:.2f}x the memory")
+            yield found.option(int(index), f"{slower}, {memory_ratio:.2f}x the memory")
 
 
 def _structure(spreads: Spreads, index: int) -> tuple[int, ...]:
     names = ("tensor", "pipeline", "context", "expert")
     return tuple(int(getattr(spreads, name)[index]) for name in names)
-
-
-def _techniques(work: Work, spread: Spread, fleet: Fleet, limit: float) -> Iterator[Option]:
-    """The chosen layout with one technique changed, each alone."""
-    changes: list[tuple[str, dict[str, object]]] = [
-        (f"recompute {name}", {"recompute": name})
-        for name in ("none", "selective", "full")
-        if name != spread.recompute
-    ]
-    changes += [
-        (f"shard {name}", {"sharding": name})
-        for name in ("none", "optimizer", "gradients", "parameters")
-        if name != spread.sharding
-    ]
-    if spread.flash_attention:
-        changes.append(("attention through memory", {"flash_attention": False}))
-    changes += [
-        (f"{name} kernels", {"kernels": name})
-        for name in ("eager", "fused", "compiled")
-        if name != spread.kernels
-    ]
-    if spread.sequence_parallel and spread.tensor > 1:
-        changes.append(("no sequence parallelism", {"sequence_parallel": False}))
-    now = evaluate(work, Spreads.of([spread]), fleet)
-    for what, change in changes:
-        other = msgspec.structs.replace(spread, **change)
-        found = evaluate(work, Spreads.of([other]), fleet)
-        times = float(found.seconds[0] / now.seconds[0])
-        verdict = f"{what}: {times:.2f}x the time, {float(found.bytes[0]) / 1e9:.1f} GB"
-        verdict += "" if float(found.bytes[0]) <= limit else ", does not fit"
-        yield _option(found, 0, verdict)
 
 
 def _doubling(work: Work, spread: Spread, question: Question, found: Found) -> tuple[Doubling, ...]:

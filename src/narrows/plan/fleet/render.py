@@ -51,13 +51,21 @@ def described(spread: Spread) -> str:
         words.append(f"{spread.interleave} pieces a stage")
     words.append(f"micro-batch {spread.micro_batch} x {spread.accumulation}")
     words.append(f"{spread.sharding} sharded" if spread.sharding != "none" else "nothing sharded")
-    if spread.recompute != "none":
-        words.append(f"recompute {spread.recompute}")
+    words += [_choice(name, value) for name, value in spread.unusual.items()]
     if spread.trained < 1.0:
         words.append(f"{spread.trained:.2%} of the weights trained")
     if spread.stored_bits is not None:
         words.append(f"the rest in {spread.stored_bits:g} bits")
     return ", ".join(words)
+
+
+def _choice(name: str, value: object) -> str:
+    word = name.replace("_", " ")
+    if isinstance(value, bool):
+        return word if value else f"no {word}"
+    if isinstance(value, int):
+        return f"{word} {value}"
+    return f"{word} {value}".replace("_", " ")
 
 
 def _what(forecast: Forecast) -> Iterator[str]:
