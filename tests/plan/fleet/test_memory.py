@@ -245,12 +245,6 @@ def test_kinds_make_the_peak_which_grows_with_the_micro_batch(
     assert sum(twice.values()) > sum(kinds.values()) > constants.RUNTIME_BYTES
 
 
-def test_moments_of_eight_bits_take_half_of_the_state(hold: Hold) -> None:
-    wide, half, narrow = (hold(state_bits=bits)["optimizer"] for bits in (32, 16, 8))
-    assert wide / narrow == pytest.approx(12 / (4 + 2 * (1 + 4 / 256)))
-    assert narrow < half < wide
-
-
 def test_norms_and_activations_done_again_are_not_kept(hold: Hold, small: ModelSpec) -> None:
     kept, dropped = (hold(recompute=chosen)["activations"] for chosen in ("none", "pointwise"))
     values = 2 * small.width + small.feed_forward_width

@@ -15,9 +15,6 @@ from narrows.plan.fleet.time import Step
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet
 from narrows.spec.model import Alibi, ModelSpec
-from narrows.spec.units import BytesPerSecond
-
-from .conftest import fact
 
 MakeFleet = Callable[..., Fleet]
 TakeStep = Callable[..., Step]
@@ -305,16 +302,6 @@ def test_compiled_kernels_move_least(take: TakeStep) -> None:
     assert compiled == pytest.approx(constants.COMPILED * apart) and compiled < fused <= apart
 
 
-def test_the_optimizer_reads_and_writes_its_share(take: TakeStep, small: ModelSpec) -> None:
-    whole = stack_parameters(small) + 2 * small.vocabulary * small.width
-    seconds_alone = constants.OPTIMIZER_BYTES * whole / (1e12 * 0.8)
-    assert parts(take(data=4, sharding="none"))["optimizer"] == pytest.approx(seconds_alone)
-    assert parts(take(data=4))["optimizer"] == pytest.approx(seconds_alone / 4)
-    assert parts(take(tensor=4))["optimizer"] == pytest.approx(seconds_alone / 4)
-    narrow = parts(take(tensor=4, state_bits=8))["optimizer"]
-    assert narrow == pytest.approx(seconds_alone / 4 * (constants.OPTIMIZER_BYTES - 12) / 28)
-
-
 def test_frozen_weights_need_no_gradient_of_their_own(take: TakeStep) -> None:
     whole = parts(take(data=16, sharding="optimizer"))
     adapters = parts(take(data=16, sharding="optimizer", trained=0.01))
@@ -365,23 +352,6 @@ def test_norms_and_activations_alone_are_cheap_to_do_again(take: TakeStep) -> No
     assert seconds(none) < seconds(pointwise) < seconds(none) + (seconds(full) - seconds(none)) / 3
     assert parts(pointwise)["gemm"] == parts(none)["gemm"]
     assert parts(pointwise)["pointwise"] == pytest.approx(parts(full)["pointwise"])
-
-
-def test_an_optimizer_elsewhere_waits_for_its_links(
-    take: TakeStep, make_fleet: MakeFleet, small: ModelSpec
-) -> None:
-    linked = make_fleet(host_link=fact(BytesPerSecond(20e9)))
-    owned = (stack_parameters(small) + 2 * small.vocabulary * small.width) / 16
-    here, host, disk = (
-        parts(take(on=linked, data=16, accumulation=3, offload=place))["optimizer"]
-        for place in ("none", "host", "disk")
-    )
-    reckoned = constants.OPTIMIZER_BYTES / constants.HOST_MEMORY + 2 * (3 + 1) / 20e9
-    assert host == pytest.approx(owned * reckoned)
-    assert disk == pytest.approx(host + owned * 24 / constants.HOST_DISK)
-    assert here < host < disk
-    with pytest.raises(BadInput, match="nothing is offloaded"):
-        take(offload="host")
 
 
 def test_experts_of_a_capacity_compute_it_whole(take: TakeStep, sparse: ModelSpec) -> None:

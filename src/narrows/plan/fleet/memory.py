@@ -11,12 +11,12 @@ from dataclasses import fields
 import numpy as np
 
 from narrows.plan.fleet import constants
+from narrows.plan.fleet.optimizer import state_bytes
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import Stages, parameters_of, stages
 from narrows.plan.fleet.work import Work, parameters
 from narrows.plan.layouts import Array
 from narrows.plan.memory import MemoryBytes
-from narrows.spec.fleet import Spread
 
 _FP32 = 4.0
 _CHUNK = 1024.0
@@ -77,14 +77,6 @@ def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
         * (gathered + training * constants.WORKSPACE_STREAMS * stream),
         runtime=there * constants.RUNTIME_BYTES,
     )  # fmt: skip
-
-
-def state_bytes(shared: Spread) -> float:
-    """Of the optimizer for a parameter: a master in fp32 and two moments, which below 32 bits have
-    a scale for each 256 of them (arXiv:2110.02861).
-    """
-    moment = shared.state_bits / 8.0 + (0.0 if shared.state_bits == 32 else 4.0 / 256.0)
-    return constants.MASTER_BYTES + 2.0 * moment
 
 
 def kept_bytes(work: Work, spreads: Spreads) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 
 from narrows.plan.fleet import constants
 from narrows.plan.fleet.links import Links
+from narrows.plan.fleet.optimizer import step_seconds
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import bubble, layers, parameters_of, stages
 from narrows.plan.fleet.work import Matrix, Work, halves
@@ -109,7 +110,7 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     waited = bubble(spreads, per_micro, each * block.weight_gradients)
     held = parameters_of(work, spreads, each, stages(work, spreads).tables[0])
     data = _data(work, spreads, links, block, head, held)
-    optimizer = _optimizer(spreads, rates, fleet, held)
+    optimizer = step_seconds(spreads, fleet, held, rates.memory)
     parts = {
         "gemm": block.gemm * often, "attention": block.attention * often,
         "pointwise": block.pointwise * often, "head": np.minimum(over, head) * m,
@@ -321,28 +322,3 @@ def _data(
     across = 2.0 * links.gather(shard, r, stride * d)
     across = np.maximum(0.0, across - 0.5 * backward)
     return np.where(d > 1, exposed, 0.0) + np.where(r > 1, across, 0.0)
-
-
-def _optimizer(spreads: Spreads, rates: Rates, fleet: Fleet, held: tuple[Array, Array]) -> Array:
-    """Of the parameters that a rank owns; offloaded, their gradients go down and weights come up
-    (arXiv:2101.06840), and from a disk their state comes and goes (arXiv:2104.07857).
-    """
-    common, own = held
-    shared = spreads.shared
-    sharded = spreads.sharding >= 1
-    mine = common / np.where(sharded, spreads.shards, 1.0)
-    mine = shared.trained * (mine + own / np.where(sharded, spreads.expert_shards, 1.0))
-    # Both moments are read and written.
-    moved = constants.OPTIMIZER_BYTES - 4.0 * (4.0 - shared.state_bits / 8.0)
-    if shared.offload == "none":
-        return np.asarray(mine * moved / rates.memory)
-    if fleet.host_link is None:
-        raise BadInput(
-            f"what joins {fleet.accelerator} to its host is not known, so nothing is offloaded",
-            hint="leave layout.offload out",
-        )
-    down_and_up = spreads.value_bytes * (spreads.accumulation + 1.0)
-    each = moved / constants.HOST_MEMORY + down_and_up / float(fleet.host_link.value)
-    if shared.offload == "disk":
-        each = each + 2.0 * (constants.MASTER_BYTES + shared.state_bits / 4.0) / constants.HOST_DISK
-    return np.asarray(mine * each)
