@@ -115,7 +115,7 @@ class Shapes:
             parameters=column("parameters"),
             rotary=isinstance(first.positions, Rotary),
             learned=isinstance(first.positions, Learned),
-            gated=isinstance(first.feed_forward, SwiGLU),
+            gated=first.gated,
             tied=first.tied_embeddings,
             biases=first.biases,
             centred=isinstance(first.norm, LayerNorm),

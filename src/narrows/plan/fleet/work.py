@@ -52,7 +52,7 @@ class Work:
     @classmethod
     def of(cls, spec: ModelSpec, positions: int) -> Work:
         """`spec` on sequences of `positions`."""
-        keys = sum(spec.keys_mean(positions, layer) for layer in range(spec.layers)) / spec.layers
+        keys = spec.keys_total(positions) / (spec.layers + spec.encoder_layers)
         D, gates = float(spec.width), 2.0 if spec.gated else 1.0
         routed: tuple[Matrix, ...] = ()
         expert: tuple[Matrix, ...] = ()
