@@ -55,21 +55,21 @@ class Routed(nn.Module):
         chosen_MC, weights_MC = self.choice(kernels, x_MD)
         # Rows are sorted by their expert, so that each expert's are one product.
         order_R = chosen_MC.flatten().argsort(stable=True)
-        expert_R = chosen_MC.flatten()[order_R]
-        token_R = order_R // self.experts.chosen
+        expert_R, back_R = chosen_MC.flatten()[order_R], order_R.argsort()
         zeros_E = torch.zeros(self.experts.count, dtype=torch.int32, device=x_MD.device)
         counts_E = zeros_E.scatter_add(0, expert_R, torch.ones_like(expert_R, dtype=torch.int32))
         ends_E = counts_E.cumsum(0, dtype=torch.int32)
-        h_RX = _grouped_linear(x_MD[token_R], self.up, expert_R, ends_E)
+        rows_RD = x_MD[order_R // self.experts.chosen]
+        h_RX = _grouped_linear(rows_RD, self.up, expert_R, ends_E)
         y_RD = _grouped_linear(activated(kernels, h_RX, self.kind), self.down, expert_R, ends_E)
-        weights_R = weights_MC.flatten()[order_R]
         if self.experts.capacity is not None:
-            room = self.experts.capacity * x_MD.shape[0] * self.experts.chosen
-            place_R = torch.arange(expert_R.shape[0], device=x_MD.device)
-            place_R = place_R - (ends_E - counts_E)[expert_R]
-            weights_R = weights_R * (place_R < int(room / self.experts.count))
-        y_RD = y_RD * weights_R.unsqueeze(-1).to(y_RD.dtype)
-        out_BTD = torch.zeros_like(x_MD).index_add(0, token_R, y_RD).view_as(x_BTD)
+            places_R = torch.arange(expert_R.shape[0], device=x_MD.device)
+            places_R = places_R - (ends_E - counts_E)[expert_R]
+            room = int(self.experts.capacity * places_R.shape[0] / self.experts.count)
+            weights_MC = weights_MC * (places_R < room)[back_R].view_as(weights_MC)
+        y_MCD = y_RD[back_R].unflatten(0, chosen_MC.shape)
+        out_MD = (y_MCD * weights_MC.unsqueeze(-1).to(y_MCD.dtype)).sum(dim=1)
+        out_BTD = out_MD.view_as(x_BTD)
         if self.shared_up is None or self.shared_down is None:
             return out_BTD
         h_BTX = kernels.linear(x_BTD, self.shared_up.weight, None)
@@ -81,12 +81,12 @@ class Routed(nn.Module):
         bias_E = self.router.bias
         if isinstance(gate, Softmax):
             logits_ME = kernels.linear(x_MD, self.router.weight, bias_E)
-            shares_ME = preference_ME = logits_ME.softmax(dim=-1, dtype=torch.float32)
+            shares_ME = logits_ME.softmax(dim=-1, dtype=torch.float32)
+            preference_ME = shares_ME.detach()
         else:
             logits_ME = kernels.linear(x_MD, self.router.weight, None)
-            shares_ME = preference_ME = logits_ME.float().sigmoid()
-            if bias_E is not None:
-                preference_ME = shares_ME.detach() + bias_E
+            shares_ME = logits_ME.float().sigmoid()
+            preference_ME = shares_ME.detach() + (0.0 if bias_E is None else bias_E)
         if experts.groups > 1:
             preference_ME = self._open(preference_ME)
         chosen_MC = preference_ME.topk(experts.chosen, dim=-1).indices

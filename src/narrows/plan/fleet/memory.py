@@ -74,17 +74,17 @@ def kept_bytes(work: Work, spreads: Spreads) -> Array:
     whole = spreads.tensor if spreads.shared.sequence_parallel else np.ones_like(t)
     # What a product in fewer bits reads again backward is kept in those bits, a byte at the least.
     narrow = 1.0 if spreads.shared.precision in ("fp8", "fp4") else value
-    attention = value * sum(m.out for m in work.attention if m.name != "out")
-    attention += narrow * spec.heads * spec.value_width
+    attention = value * work.attention_kept
+    attention += work.attentions * spec.heads * (narrow * spec.value_width + _FP32)
     feed = work.layers_dense * (value * spec.up_width + narrow * spec.feed_forward_width)
     if spec.experts is not None:
         tokens = spec.experts.chosen * spec.experts.width + spec.experts.shared_total
         gates = 2.0 if spec.gated else 1.0
         each = (gates * value + narrow) * tokens + narrow * spec.experts.chosen * spec.width
         feed += work.layers_experts * each
-    inside = attention + feed / work.layers + _FP32 * spec.heads
-    # The stream before both norms and after them; dropout's masks are no longer the habit.
-    outside = spec.width * ((constants.STREAMS_KEPT - 2.0) * value + 2.0 * narrow)
+    inside = attention + feed / work.layers
+    read, given = work.streams_kept
+    outside = spec.width * ((constants.STREAMS_MORE + read) * value + given * narrow)
     kept = outside / whole + inside / t
     if not spreads.shared.flash_attention:
         # Scores, softmax and their dropout, 5 bytes each (arXiv:2205.05198, equation 2).
