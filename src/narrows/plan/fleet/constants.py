@@ -53,8 +53,9 @@ ALLOCATOR = 1.06
 # Bytes of a gradient and of a master for a parameter, beside 16-bit weights (arXiv:1910.02054).
 GRADIENT_BYTES = 4.0
 MASTER_BYTES = 4.0
-# Streams of the width that a block keeps: before and behind both norms.
-STREAMS_KEPT = 5.0
+# Streams of the width that a block keeps beside those before and behind its norms: two masks of
+# dropout, a byte each (arXiv:2205.05198).
+STREAMS_MORE = 1.0
 # Bytes of a logit while the loss is taken: fp32 and its gradient beside 16 bits.
 LOGIT_MEMORY = 10.0
 # Streams in flight beside what is kept; libraries, kernels and communication buffers.

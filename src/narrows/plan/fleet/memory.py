@@ -85,8 +85,8 @@ def kept_bytes(work: Work, spreads: Spreads) -> Array:
     whole = spreads.tensor if spreads.shared.sequence_parallel else np.ones_like(t)
     # What a product in fewer bits reads again backward is kept in those bits, a byte at the least.
     narrow = 1.0 if spreads.shared.precision in ("fp8", "fp4") else value
-    attention = value * sum(m.out for m in work.attention if m.name != "out")
-    attention += narrow * spec.heads * spec.value_width
+    attention = value * work.attention_kept
+    attention += work.attentions * spec.heads * (narrow * spec.value_width + _FP32)
     feed = work.layers_dense * value * spec.up_width
     activated = work.layers_dense * narrow * spec.feed_forward_width
     if spec.experts is not None:
@@ -98,9 +98,9 @@ def kept_bytes(work: Work, spreads: Spreads) -> Array:
         activated += work.layers_experts * narrow * tokens
     # Norms and activations are quick to do again: nothing of theirs waits then.
     lasting = np.where(spreads.recompute == 3, 0.0, 1.0)
-    inside = attention + (feed + lasting * activated) / work.layers + _FP32 * spec.heads
-    # The stream before both norms and after them; dropout's masks are no longer the habit.
-    outside = spec.width * ((constants.STREAMS_KEPT - 2.0) * value + lasting * 2.0 * narrow)
+    inside = attention + (feed + lasting * activated) / work.layers
+    read, given = work.streams_kept
+    outside = spec.width * ((constants.STREAMS_MORE + read) * value + lasting * given * narrow)
     kept = outside / whole + inside / t
     if not spreads.shared.flash_attention:
         # Scores, softmax and their dropout, 5 bytes each (arXiv:2205.05198, equation 2).
