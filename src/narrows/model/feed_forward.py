@@ -30,6 +30,27 @@ def activated(kernels: Kernels, h_BTX: Tensor, kind: FeedForward) -> Tensor:
     return h_BTX.relu() if isinstance(kind, ReLU) else h_BTX.relu().square()
 
 
+class Each(nn.Module):
+    """All experts, each with rows of its own."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        experts, self.kind = spec.experts, spec.feed_forward
+        assert experts is not None
+        D, E, width = spec.width, experts.count, experts.width
+        gates = 2 if spec.gated else 1
+        self.up = Weights(gates * width, D, biased=experts.biases, copies=E)
+        self.down = Weights(D, width, biased=experts.biases, copies=E)
+
+    def forward(self, kernels: Kernels, x_RD: Tensor, counts_E: Tensor) -> Tensor:
+        """What experts give for rows that lie sorted by expert, `counts` of each."""
+        ends_E = counts_E.cumsum(0, dtype=torch.int32)
+        numbers_E = torch.arange(counts_E.shape[0], device=x_RD.device)
+        expert_R = numbers_E.repeat_interleave(counts_E, output_size=x_RD.shape[0])
+        h_RX = _grouped_linear(x_RD, self.up, expert_R, ends_E)
+        return _grouped_linear(activated(kernels, h_RX, self.kind), self.down, expert_R, ends_E)
+
+
 class Routed(nn.Module):
     """Experts, of which the router chooses some for each token, and those that all tokens share."""
 
@@ -38,13 +59,11 @@ class Routed(nn.Module):
         experts = spec.experts
         assert experts is not None
         self.experts, self.kind = experts, spec.feed_forward
-        D, E, width = spec.width, experts.count, experts.width
-        gates = 2 if spec.gated else 1
-        self.router = Weights(E, D, biased=experts.router_biases)
+        D, gates = spec.width, 2 if spec.gated else 1
+        self.router = Weights(experts.count, D, biased=experts.router_biases)
         if self.router.bias is not None and not isinstance(experts.gate, Softmax):
             self.router.bias.requires_grad_(False)
-        self.up = Weights(gates * width, D, biased=experts.biases, copies=E)
-        self.down = Weights(D, width, biased=experts.biases, copies=E)
+        self.each = Each(spec)
         shared = experts.shared_total
         self.shared_up = Weights(gates * shared, D) if shared else None
         self.shared_down = Weights(D, shared) if shared else None
@@ -59,9 +78,7 @@ class Routed(nn.Module):
         zeros_E = torch.zeros(self.experts.count, dtype=torch.int32, device=x_MD.device)
         counts_E = zeros_E.scatter_add(0, expert_R, torch.ones_like(expert_R, dtype=torch.int32))
         ends_E = counts_E.cumsum(0, dtype=torch.int32)
-        rows_RD = x_MD[order_R // self.experts.chosen]
-        h_RX = _grouped_linear(rows_RD, self.up, expert_R, ends_E)
-        y_RD = _grouped_linear(activated(kernels, h_RX, self.kind), self.down, expert_R, ends_E)
+        y_RD = self.each(kernels, x_MD[order_R // self.experts.chosen], counts_E)
         if self.experts.capacity is not None:
             places_R = torch.arange(expert_R.shape[0], device=x_MD.device)
             places_R = places_R - (ends_E - counts_E)[expert_R]

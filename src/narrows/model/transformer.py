@@ -8,8 +8,9 @@ the model is spread over devices is `parallel`'s.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
@@ -97,7 +98,8 @@ class Transformer(nn.Module):
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             if block.window not in places:
-                place = self._place(start, stream.x_BTD, block.window)
+                span = (start, tokens_BT.shape[1])
+                place = self._place(span, stream.x_BTD, block.window)
                 places[block.window] = place._replace(encoded_BSD=encoded_BSD)
             place = places[block.window]
             if caches is None:
@@ -127,7 +129,7 @@ class Transformer(nn.Module):
 
     def _embedded(self, tokens_BT: Tensor, start: int, types_BT: Tensor | None) -> Tensor:
         spec, T = self.spec, tokens_BT.shape[1]
-        x_BTD = F.embedding(tokens_BT, self.tokens.weight)
+        x_BTD = self.tokens.rows(tokens_BT)
         if spec.embedding_scale != 1.0:
             x_BTD = x_BTD * spec.embedding_scale
         if self.positions is not None:
@@ -154,12 +156,11 @@ class Transformer(nn.Module):
         scale = self.spec.logit_scale
         return x_BTD if scale == 1.0 else x_BTD * scale
 
-    def _place(self, start: int, x_BTD: Tensor, window: int | None) -> Place:
-        """Of the positions of x from `start` on, in layers of that window."""
-        T = x_BTD.shape[1]
-        rotation = self._rotation(start, T, x_BTD.device, windowed=window is not None)
+    def _place(self, span: tuple[int, int], like: Tensor, window: int | None) -> Place:
+        """Of the positions of `span`, first and count, in layers of that window."""
+        rotation = self._rotation(*span, like.device, windowed=window is not None)
         table_RN = None if self.relative is None else self.relative.weight
-        return Place(start, rotation, mask(self.spec, (start, T), window, table_RN, x_BTD))
+        return Place(span[0], rotation, mask(self.spec, span, window, table_RN, like))
 
     def _rotation(
         self, start: int, count: int, device: torch.device, *, windowed: bool = False
@@ -208,6 +209,7 @@ class Block(nn.Module):
         super().__init__()
         self.spec, self.kernels = spec, kernels
         self.heads = Heads(spec.heads, spec.kv_heads, spec.head_width)
+        self.attend = attend
         self.scores, self.window = Scores.of(spec), spec.window_of(layer)
         D, twice = spec.width, spec.block_norms == "both"
         self.norm_attention = NormWeights.of_stream(spec)
@@ -304,7 +306,7 @@ class Block(nn.Module):
         past = Cache(k_BKTH, v_BKTH)
         if cache is not None:
             past = cache.extended(k_BKTH, v_BKTH, place.start)
-        out_BNTH = attend(q_BNTH, past, self.scores, place.mask_TS, self.sinks)
+        out_BNTH = self.attend(q_BNTH, past, self.scores, place.mask_TS, self.sinks)
         y_BTX = out_BNTH.transpose(1, 2).flatten(2)
         return kernels.linear(y_BTX, self.out.weight, self.out.bias)
 
@@ -318,21 +320,26 @@ class Block(nn.Module):
 
 
 def initialise(model: Transformer, seed: int) -> None:
-    """Normal weights of deviation 0.02, divided by √(2L) where a block writes to the residual
-    stream (Radford et al. 2019); biases and sinks zero, norms one. Equal for equal seeds on every
-    device.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    residual = 0.02 / math.sqrt(2 * model.spec.layers)
+    """Give every parameter its first value."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            *_, owner, kind = ["", *name.split(".")]
-            if kind != "weight" or parameter.ndim == 1:
-                parameter.fill_(1.0 if kind == "weight" else 0.0)
-                continue
-            deviation = residual if owner in ("out", "down", "shared_down") else 0.02
-            drawn = torch.empty(parameter.shape, dtype=torch.float32)
-            parameter.copy_(drawn.normal_(0.0, deviation, generator=generator))
+            parameter.copy_(first_value(model.spec, name, parameter.shape, seed))
+
+
+def first_value(spec: ModelSpec, name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """Normal weights of deviation 0.02, divided by √(2L) where a block writes to the residual
+    stream (Radford et al. 2019); biases and sinks zero, norms one; fp32.
+
+    Equal for equal seeds and names on every device, whatever else a process has.
+    """
+    *_, owner, kind = ["", *name.split(".")]
+    if kind != "weight" or len(shape) == 1:
+        return torch.full(shape, 1.0 if kind == "weight" else 0.0)
+    residual = owner in ("out", "down", "shared_down")
+    deviation = 0.02 / math.sqrt(2 * spec.layers) if residual else 0.02
+    own = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(own[:8], "little") >> 1)
+    return torch.empty(shape).normal_(0.0, deviation, generator=generator)
 
 
 def _relative(spec: ModelSpec) -> Weights | None:

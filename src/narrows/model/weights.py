@@ -39,6 +39,10 @@ class Weights(nn.Module):
         self.weight = nn.Parameter(torch.empty(*several, rows, columns))
         self.bias = nn.Parameter(torch.empty(*several, rows)) if biased else None
 
+    def rows(self, index: Tensor) -> Tensor:
+        """Of a table, those at `index` [...] → [..., columns]."""
+        return F.embedding(index, self.weight)
+
 
 class NormWeights(nn.Module):
     """Weight and bias, as far as there are any, of a LayerNorm or RMSNorm over `width`."""

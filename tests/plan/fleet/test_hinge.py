@@ -286,7 +286,8 @@ CUTS = {
     "qkv.key_value_down": "key value down", "qkv.key_value_up": "key value up", "out": "out",
     "crossing.query": "qkv", "crossing.key_value": "qkv", "crossing.out": "out", "up": "up",
     "down": "down", "experts.router": "router", "experts.shared_up": "shared up",
-    "experts.shared_down": "shared down", "experts.up": "expert up", "experts.down": "expert down",
+    "experts.shared_down": "shared down", "experts.each.up": "expert up",
+    "experts.each.down": "expert down",
 }  # fmt: skip
 """The plan's name of each of a block's weights."""
 
