@@ -1,0 +1,121 @@
+"""Collectives that gradients flow through: each is the other's backward pass.
+
+Sequences lie along dimension 1 of [B,T,D]. A group of None is one rank, for which all of them are
+the identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from narrows.parallel.mesh import Axis
+
+
+def copied(x: Tensor, axis: Axis) -> Tensor:
+    """x to ranks that each compute a part of what follows; their gradients are summed."""
+    return x if axis.group is None else _Copied.apply(x, axis)
+
+
+def summed(x: Tensor, axis: Axis) -> Tensor:
+    """The ranks' parts added up."""
+    return x if axis.group is None else _Summed.apply(x, axis)
+
+
+def gathered(x_BtD: Tensor, axis: Axis) -> Tensor:
+    """The ranks' sequences joined, for ranks that each compute a part of what follows."""
+    return x_BtD if axis.group is None else _Gathered.apply(x_BtD, axis)
+
+
+def scattered(x_BTD: Tensor, axis: Axis) -> Tensor:
+    """The ranks' parts added up, and of the sum each its own piece of the sequence."""
+    return x_BTD if axis.group is None else _Scattered.apply(x_BTD, axis)
+
+
+def sliced(x_BTD: Tensor, axis: Axis) -> Tensor:
+    """Of what all ranks have alike, each its own piece of the sequence."""
+    return x_BTD if axis.group is None else _Sliced.apply(x_BTD, axis)
+
+
+def add_up(x: Tensor, axis: Axis) -> Tensor:
+    """The sum over the ranks, in place; no gradient."""
+    if axis.group is not None:
+        dist.all_reduce(x, group=axis.group)
+    return x
+
+
+def most(x: Tensor, axis: Axis) -> Tensor:
+    """The largest over the ranks, in place; no gradient."""
+    if axis.group is not None:
+        dist.all_reduce(x, dist.ReduceOp.MAX, group=axis.group)
+    return x
+
+
+def _join(x: Tensor, axis: Axis) -> Tensor:
+    out = x.new_empty(axis.size * x.shape[0], *x.shape[1:])
+    dist.all_gather_into_tensor(out, x.contiguous(), group=axis.group)
+    return torch.cat(out.chunk(axis.size), dim=1)
+
+
+def _sum_and_part(x: Tensor, axis: Axis) -> Tensor:
+    pieces = torch.cat(x.chunk(axis.size, dim=1)).contiguous()
+    out = pieces.new_empty(x.shape[0], *pieces.shape[1:])
+    dist.reduce_scatter_tensor(out, pieces, group=axis.group)
+    return out
+
+
+class _Copied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return add_up(upstream[0].contiguous().clone(), ctx.axis), None
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        return add_up(x.contiguous().clone(), axis)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream[0], None
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return _join(x, axis)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return _sum_and_part(upstream[0], ctx.axis), None
+
+
+class _Scattered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return _sum_and_part(x, axis)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return _join(upstream[0], ctx.axis), None
+
+
+class _Sliced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return x.chunk(axis.size, dim=1)[axis.rank].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return _join(upstream[0], ctx.axis), None

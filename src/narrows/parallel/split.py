@@ -1,0 +1,145 @@
+"""A layout applied to a model: what this process has of it, and how its gradients become whole.
+
+The model is made on the meta device, where it costs nothing; its parameters are cut by name; the
+parts are given memory and first values; and from then on the model computes this rank's share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from narrows.kernels.interface import Kernels
+from narrows.model.transformer import Transformer, Wrapper, first_value
+from narrows.parallel import data, tensor, vocabulary
+from narrows.parallel.collectives import add_up
+from narrows.parallel.mesh import Ranks
+from narrows.parallel.parts import Part, even
+from narrows.spec.layout import Layout
+from narrows.spec.model import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The model of this process. `parts` says what it has of each parameter; of parameters that
+    several ranks have alike, one owns it: it counts in norms and is written by that rank alone.
+    `partial` have gradients that tensor ranks add up.
+    """
+
+    model: Transformer
+    ranks: Ranks
+    layout: Layout
+    parts: dict[str, Part]
+    owned: frozenset[str]
+    partial: frozenset[str]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """By name."""
+        return dict(self.model.named_parameters())
+
+    def own(self, batch: int) -> tuple[int, int]:
+        """Of a batch of sequences, the first that this process reads and how many."""
+        each = batch // self.ranks.batches.size
+        return self.ranks.batches.rank * each, each
+
+    def run(self, tokens_BT: Tensor, *, chunk: int, after: Callable[[], None]) -> Tensor:
+        """Forward and backward over this process's sequences [b,T+1], `after` each micro-batch;
+        returns the mean loss over the counted targets of all processes.
+        """
+        targets = (tokens_BT[:, 1:] >= 0).sum()
+        scale = 1.0 / max(1, int(add_up(targets, self.ranks.batches)))
+        total = torch.zeros((), dtype=torch.float32, device=tokens_BT.device)
+        micros = tokens_BT.split(self.layout.micro_batch)
+        for index, micro_BT in enumerate(micros):
+            data.micro_batch(self.model, self.layout, last=index == len(micros) - 1)
+            inputs_BT, targets_BT = micro_BT[:, :-1].contiguous(), micro_BT[:, 1:].contiguous()
+            loss = self.model.loss(inputs_BT, targets_BT, chunk=chunk, scale=scale)
+            loss.backward()
+            total += loss.detach()
+            after()
+        return add_up(total, self.ranks.batches)
+
+    @torch.no_grad()
+    def complete(self, gradients: dict[str, Tensor]) -> None:
+        """Make whole, in place, what ranks have parts of after the last micro-batch."""
+        partial = [gradients[name] for name in sorted(self.partial & gradients.keys())]
+        if not partial:
+            return
+        flat = add_up(torch.cat([each.flatten() for each in partial]), self.ranks.tensor)
+        sizes = [each.numel() for each in partial]
+        for gradient, piece in zip(partial, flat.split(sizes), strict=True):
+            gradient.copy_(piece.view_as(gradient))
+
+
+def split(
+    spec: ModelSpec, layout: Layout, ranks: Ranks, *, kernels: Kernels, wrap: Wrapper | None,
+    device: torch.device, dtype: torch.dtype, seed: int,
+) -> Split:  # fmt: skip
+    """Build this process's part of the model with its first values."""
+    with torch.device("meta"):
+        model = Transformer(spec, kernels, wrap=wrap).to(dtype)
+    parts = {name: Part.whole(p.shape) for name, p in model.named_parameters()}
+    sequence = layout.sequence_parallel
+    alike = tensor.cut(spec, parts, ranks.tensor, sequence=sequence)
+    _cut_parameters(model, parts)
+    tensor.apply(model, ranks.tensor, sequence=sequence)
+    vocabulary.apply(model, ranks.tensor, sequence=sequence)
+    data.apply(model, ranks, layout)
+    parts = _sharded(parts, ranks)
+    model.to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            whole = first_value(spec, name, parts[name].shape, seed)
+            local(parameter).copy_(parts[name].of(whole))
+    return Split(
+        model=model, ranks=ranks, layout=layout, parts=parts, partial=frozenset(alike.partial),
+        owned=frozenset(name for name in parts if _owns(name, alike.every, ranks)),
+    )  # fmt: skip
+
+
+def local(parameter: Tensor) -> Tensor:
+    """The memory that this process has of a parameter or a gradient."""
+    found = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return found.detach()
+
+
+def _cut_parameters(model: nn.Module, parts: dict[str, Part]) -> None:
+    for name, parameter in list(model.named_parameters()):
+        owner, _, kind = name.rpartition(".")
+        part = parts.get(name)
+        cut = None
+        if part is not None:
+            cut = nn.Parameter(
+                parameter.new_empty(part.local_shape), requires_grad=parameter.requires_grad
+            )
+        setattr(model.get_submodule(owner), kind, cut)
+
+
+def _sharded(parts: dict[str, Part], ranks: Ranks) -> dict[str, Part]:
+    """What fully_shard leaves of each part: a piece of its first dimension."""
+    found = {}
+    for name, part in parts.items():
+        mesh = _mesh(name, ranks)
+        if mesh is None:
+            found[name] = part
+            continue
+        shards = mesh["shards"] if mesh.ndim > 1 else mesh
+        piece = even(part.local_shape[0], shards.size(), shards.get_local_rank())
+        found[name] = part.cut(0, piece)
+    return found
+
+
+def _mesh(name: str, ranks: Ranks) -> DeviceMesh | None:
+    return ranks.expert_mesh if ".experts.each." in name else ranks.shared_mesh
+
+
+def _owns(name: str, alike: set[str], ranks: Ranks) -> bool:
+    mesh = _mesh(name, ranks)
+    if mesh is not None and mesh.ndim > 1 and mesh.get_local_rank("replicas"):
+        return False
+    return not (ranks.tensor.rank and name in alike)

@@ -1,0 +1,105 @@
+"""Losses and gradients of a few micro-batches, whole, whatever the layout."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from narrows.kernels.load import load
+from narrows.parallel.mesh import ranks_of
+from narrows.parallel.split import local, split
+from narrows.spec.layout import Layout
+from narrows.spec.model import Experts, ModelSpec, gpt2, llama
+
+from .processes import run
+
+CPU = torch.device("cpu")
+SEQUENCES, T = 8, 32
+DENSE = llama(
+    layers=4, width=64, heads=8, kv_heads=4, vocabulary=120, context=T, tied_embeddings=False
+)
+MODELS: dict[str, ModelSpec] = {
+    "dense": DENSE,
+    "gpt": gpt2(layers=4, width=64, heads=8, vocabulary=121, context=T),
+    "experts": msgspec.structs.replace(DENSE, experts=Experts(count=8, chosen=2, width=32)),
+    "masked": msgspec.structs.replace(DENSE, causal=False, tied_embeddings=True),
+}
+
+
+def layout_of(**given: Any) -> Layout:
+    usual: dict[str, Any] = {
+        "micro_batch": 2, "accumulation": 1, "precision": "fp32", "recompute": "none",
+        "compile": False, "kernels": "torch", "threads": 1, "loss_chunk": 24,
+    }  # fmt: skip
+    layout = Layout(**{**usual, **given})
+    micros = SEQUENCES // (layout.batches * layout.micro_batch)
+    return msgspec.structs.replace(layout, accumulation=micros)
+
+
+def tokens() -> Tensor:
+    generator = np.random.default_rng(7)
+    return torch.from_numpy(generator.integers(0, 120, (SEQUENCES, T + 1)))
+
+
+def one_step(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]:
+    """The loss of all sequences, and every gradient put together from this process's own parts."""
+    ranks = ranks_of(layout, CPU)
+    mine = split(
+        spec, layout, ranks, kernels=load("torch"), wrap=None, device=CPU, dtype=torch.float32,
+        seed=3,
+    )  # fmt: skip
+    first, count = mine.own(SEQUENCES)
+    own_BT = tokens()[first : first + count]
+    loss = float(mine.run(own_BT, chunk=layout.loss_chunk, after=lambda: None))
+    gradients = {
+        name: local(parameter.grad)
+        for name, parameter in mine.parameters().items()
+        if parameter.grad is not None
+    }
+    mine.complete(gradients)
+    found = {}
+    for name in mine.owned & gradients.keys():
+        whole = torch.full(mine.parts[name].shape, torch.nan)
+        for box in mine.parts[name].boxes():
+            places = tuple(slice(a, a + n) for a, n in zip(box.whole, box.size, strict=True))
+            own = tuple(slice(a, a + n) for a, n in zip(box.part, box.size, strict=True))
+            whole[places] = gradients[name][own]
+        found[name] = whole
+    return loss, found
+
+
+def together(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]:
+    """The same from all processes of the layout."""
+    results = run(layout.processes, one_step, spec, layout)
+    whole: dict[str, Tensor] = {}
+    for _, gradients in results:
+        for name, gradient in gradients.items():
+            known = whole.setdefault(name, torch.full_like(gradient, torch.nan))
+            there = ~gradient.isnan()
+            assert known[there].isnan().all(), f"two ranks own the same piece of {name}"
+            known[there] = gradient[there]
+    losses = {round(loss, 12) for loss, _ in results}
+    assert len(losses) == 1, losses
+    return results[0][0], whole
+
+
+@functools.cache
+def alone(spec: ModelSpec) -> tuple[float, dict[str, Tensor]]:
+    """Of a single process."""
+    return together(spec, layout_of())
+
+
+def assert_equal(spec: ModelSpec, layout: Layout, tolerance: float = 1e-6) -> None:
+    """The layout's loss and gradients are the single process's; errors are relative, in norm."""
+    loss, gradients = alone(spec)
+    other_loss, others = together(spec, layout)
+    assert abs(other_loss / loss - 1.0) < tolerance
+    assert others.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        error = float((others[name] - gradient).norm() / gradient.norm())
+        assert error < tolerance, f"{name}: {error:.2e}"

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .equality import MODELS, assert_equal, layout_of
+
+pytestmark = pytest.mark.dist
+every = pytest.mark.parametrize("name", MODELS)
+SHARDINGS: dict[str, dict[str, Any]] = {
+    "replicated": {"data": 2},
+    "optimizer": {"data": 2, "sharding": "optimizer"},
+    "gradients": {"data": 2, "sharding": "gradients"},
+    "parameters": {"data": 2, "sharding": "parameters"},
+    "kept": {"data": 2, "sharding": "parameters", "reshard": False},
+    "hybrid": {"data": 2, "replicas": 2, "sharding": "parameters", "micro_batch": 1},
+}
+
+
+@every
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_data_parallel_ranks_find_the_gradients_of_one(name: str, sharding: str) -> None:
+    assert_equal(MODELS[name], layout_of(**SHARDINGS[sharding]))
+
+
+@every
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("tensor", [2, 4])
+def test_tensor_parallel_ranks_find_the_gradients_of_one(
+    name: str, tensor: int, sequence: bool
+) -> None:
+    layout = layout_of(tensor=tensor, sequence_parallel=sequence)
+    if name == "experts" and not sequence:
+        with pytest.raises(AssertionError, match="same tokens to the experts"):
+            assert_equal(MODELS[name], layout)
+        return
+    assert_equal(MODELS[name], layout)
+
+
+@every
+def test_sharded_tensor_parallel_ranks_do_too(name: str) -> None:
+    assert_equal(MODELS[name], layout_of(tensor=2, data=2, sharding="parameters"))
