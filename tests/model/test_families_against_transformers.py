@@ -160,7 +160,7 @@ def our_name(name: str, spec: ModelSpec) -> tuple[str, int]:
     if name.endswith(BUCKETS):
         return ("encoder." if name.startswith("encoder") else "") + "relative.weight", 0
     stem, _, kind = name.rpartition(".")
-    found = re.match(r"(?:(encoder|decoder)\.)?(?:layers|layer|h|block)\.(\d+)\.(.+)", stem + "." + kind)
+    found = re.match(r"(?:(encoder|decoder)\.)?(?:layers|layer|h|block)\.(\d+)\.(.+)", name)
     if found is None:
         stem = stem if spec.encoder_layers else stem.removeprefix("decoder.")
         if stem == "lm_head" and kind == "bias":

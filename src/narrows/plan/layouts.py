@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from narrows.spec.layout import Layout
 from narrows.spec.machine import KernelSet
-from narrows.spec.model import LayerNorm, Learned, ModelSpec, Rotary, SwiGLU
+from narrows.spec.model import LayerNorm, Learned, ModelSpec, Rotary
 
 Array = npt.NDArray[np.float64]
 TrainingPrecision = Literal["fp32", "bf16"]

@@ -157,6 +157,11 @@ class ModelSpec(Record):
             )
 
     @property
+    def writes(self) -> bool:
+        """Whether it goes on with a text by itself: causal, and without an encoder."""
+        return self.causal and not self.encoder_layers
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward has a gate beside its first matrix."""
         return isinstance(self.feed_forward, SwiGLU | GeGLU | ClampedSwiGLU)

@@ -114,8 +114,8 @@ class GeGLU(Record, tag="geglu", tag_field="type"):
 
 
 class ClampedSwiGLU(Record, tag="clamped_swiglu", tag_field="type"):
-    """gpt-oss's: gate · sigmoid(`slope` · gate) · (up + 1), the gate at most `limit`, and up between
-    -`limit` and `limit` (arXiv:2508.10925).
+    """gate · sigmoid(`slope` · gate) · (up + 1), the gate at most `limit` and up within ± `limit`,
+    as gpt-oss has it (arXiv:2508.10925).
     """
 
     limit: float = 7.0
