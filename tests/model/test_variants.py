@@ -9,7 +9,9 @@ import msgspec
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from narrows.kernels.build import obstacle
 from narrows.kernels.load import load
 from narrows.model.feed_forward import Routed
 from narrows.model.transformer import Transformer
@@ -37,6 +39,9 @@ from narrows.spec.model import (
 
 from .conftest import built, spec
 
+needs_native = pytest.mark.skipif(
+    obstacle() is not None, reason=f"no native kernels here: {obstacle()}"
+)
 EXPERTS = Experts(count=6, chosen=2, width=24)
 SPARSE = msgspec.structs.replace(
     EXPERTS, shared=2, dense_layers=1, router_biases=True, gate=Sigmoid(), scale=2.5, groups=3,
@@ -94,6 +99,10 @@ BOTH_WAYS = spec("gpt2", causal=False, token_types=2, pooler=True, block_norms="
 
 def tokens(B: int = 2, T: int = 33, seed: int = 0) -> Tensor:
     return torch.randint(97, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def gap(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def learned(model: Transformer, **given: Tensor) -> None:
@@ -164,6 +173,42 @@ def test_caches_give_what_whole_sequences_give(shape: ModelSpec) -> None:
                 found.append(model.hidden(part_BT, caches, start))
                 start += count
             torch.testing.assert_close(torch.cat(found, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+@needs_native
+@each
+def test_native_kernels_are_as_true_as_torch_in_bf16(shape: ModelSpec) -> None:
+    exact, torchs, ours = built(shape), built(shape), built(shape, "native")
+    # Weights that bf16 holds exactly, so that all three are the same model.
+    hidden = []
+    for model in (exact, torchs, ours):
+        model.bfloat16()
+    for model in (exact.float(), torchs, ours):
+        loss = model.loss(tokens(), tokens(seed=1), chunk=50, scale=1 / 66)
+        loss.backward()
+        hidden.append(loss.item())
+    assert hidden[2] == pytest.approx(hidden[0], rel=5e-3)
+    named = zip(exact.named_parameters(), torchs.parameters(), ours.parameters(), strict=True)
+    for (name, true), theirs, mine in named:
+        if true.grad is None or shape.experts is not None:
+            # A token that rounding sends to another expert has another gradient.
+            continue
+        own, peer = gap(mine.grad, true.grad), gap(theirs.grad, true.grad)
+        assert own < 1.3 * peer + 0.005, (name, own, peer)
+
+
+@each
+def test_a_recomputed_block_gives_the_same_gradients(shape: ModelSpec) -> None:
+    def wrap(run: Any) -> Any:
+        return lambda *given: checkpoint(run, *given, use_reentrant=False)
+
+    plain = built(shape)
+    again = Transformer(shape, load("torch"), wrap=wrap)
+    again.load_state_dict(plain.state_dict())
+    for model in (plain, again):
+        model.loss(tokens(), tokens(seed=1), chunk=20, scale=1 / 66).backward()
+    for one, other in zip(plain.parameters(), again.parameters(), strict=True):
+        assert one.grad is None or torch.equal(one.grad, other.grad)
 
 
 def test_caches_of_a_decoder_that_attends_to_its_encoder() -> None:
