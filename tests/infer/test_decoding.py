@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -30,6 +31,15 @@ def test_a_cache_changes_nothing(kind: str, parts: tuple[int, ...]) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
         assert found.argmax() == expected.argmax()
         start = end
+
+
+def test_logits_have_what_the_head_adds() -> None:
+    model = built(msgspec.structs.replace(spec(), head_bias=True, logit_cap=2.0, logit_scale=0.5))
+    with torch.no_grad():
+        model.head_bias.copy_(torch.linspace(-3.0, 3.0, VOCABULARY))
+    found = Decoding(model, 20).read(TOKENS[:9])
+    torch.testing.assert_close(found, without_cache(model, TOKENS[:9]), rtol=1e-4, atol=2e-4)
+    assert 1.5 < found.abs().max() < 2.0
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -270,6 +271,11 @@ def test_weights_of_another_model_are_refused(make_run: MakeRun) -> None:
     found = mistake(run)
     assert "does not hold the weights of the model in plan.toml" in found.what
     assert found.causes
+
+
+def test_a_model_that_sees_what_follows_is_refused(make_run: MakeRun) -> None:
+    run = make_run(shape=msgspec.structs.replace(spec(), causal=False))
+    assert "no causal decoder" in mistake(run).what
 
 
 def test_a_run_without_a_checkpoint_is_refused(make_run: MakeRun) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from narrows.kernels.load import load
 from narrows.parallel.mesh import ranks_of
-from narrows.parallel.split import local, split
+from narrows.parallel.split import Making, local, split
 from narrows.spec.layout import Layout
 from narrows.spec.model import Experts, ModelSpec, gpt2, llama
 
@@ -49,10 +49,8 @@ def tokens() -> Tensor:
 def one_step(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]:
     """The loss of all sequences, and every gradient put together from this process's own parts."""
     ranks = ranks_of(layout, CPU)
-    mine = split(
-        spec, layout, ranks, kernels=load("torch"), wrap=None, device=CPU, dtype=torch.float32,
-        seed=3,
-    )  # fmt: skip
+    making = Making(load("torch"), None, CPU, torch.float32)
+    mine = split(spec, layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)
     own_BT = tokens()[first : first + count]
     loss = float(mine.run(own_BT, chunk=layout.loss_chunk, after=lambda: None))

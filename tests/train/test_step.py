@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from narrows.kernels.load import available
+from narrows.spec.errors import BadInput
 from narrows.train.step import Trainer, evaluation_loss
 
 from .conftest import CONTEXT, VOCABULARY, RandomBatches, layout, model, plan
@@ -90,3 +92,9 @@ def test_training_learns_to_count(precision: str) -> None:
     losses = [trainer.step(number, Counting()).loss for number in range(90)]
     assert losses[0] > 4.0
     assert losses[-1] < 0.5
+
+
+@pytest.mark.parametrize("change", [{"causal": False}, {"encoder_layers": 1}])
+def test_only_a_causal_decoder_learns_the_next_token(change: dict[str, object]) -> None:
+    with pytest.raises(BadInput, match="cannot learn the next token"):
+        Trainer(plan(model=msgspec.structs.replace(model("llama"), **change)), CPU)

@@ -52,6 +52,9 @@ def load(
         hint = "give the folder of a run, such as runs/shakespeare"
         raise BadInput(f"{run} is not a run folder: it has no plan.toml", hint=hint)
     plan = load_record(Plan, run / "plan.toml")
+    if not plan.model.writes:
+        what = f"the model of {run} is no causal decoder, and cannot go on with a text"
+        raise BadInput(what, hint="give the run of a model that was trained on the next token")
     if not (run / "tokenizer.json").is_file():
         hint = "copy it from the prepared dataset: dataset.json names the folder"
         raise BadInput(f"{run} has no tokenizer.json", hint=hint)

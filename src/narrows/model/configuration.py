@@ -1,8 +1,7 @@
 """A Hugging Face config.json as a ModelSpec, without transformers.
 
-What changes neither a shape nor a cost is not in a ModelSpec, and not read: how rotations are
-stretched and what part of a head they turn, caps and multipliers of scores and logits, where in a
-block its norms stand, dropout, first values and precision.
+Dropout, first values and precision are not read, nor rotations that are stretched pair by pair
+("longrope") or by the length of the text ("dynamic"), which a ModelSpec cannot say.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from narrows.model.shapes import (
 from narrows.spec.model import (
     GELU,
     Alibi,
+    ClampedSwiGLU,
     Experts,
     Latent,
     LayerNorm,
@@ -114,6 +115,7 @@ def _t5(config: Settings) -> Shape:
     projection = str(config.data.get("feed_forward_proj") or "relu")
     activation = Settings({"feed_forward_proj": projection.removeprefix("gated-")}, config.source)
     tied = config.flag("tie_word_embeddings", default=True)
+    scaled = config.flag("scale_decoder_outputs", default=tied)
     return {
         "layers": config.count("num_decoder_layers", default=layers),
         "encoder_layers": layers,
@@ -135,7 +137,7 @@ def _t5(config: Settings) -> Shape:
         "biases": False,
         "tied_embeddings": tied,
         "query_scale": 1.0,
-        "logit_scale": config.count("d_model") ** -0.5 if tied else 1.0,
+        "logit_scale": config.count("d_model") ** -0.5 if scaled else 1.0,
     }
 
 
@@ -175,7 +177,7 @@ def _qwen3_moe(config: Settings) -> Shape:
     if sorted(dense) != first:
         what = f"mlp_only_layers is {dense}, and a ModelSpec has its dense layers first"
         raise config.refusal(what, f"set mlp_only_layers to {first} for the nearest model")
-    count, chosen = read_choice(config, "num_experts")
+    count, chosen = read_choice(config, "num_experts", "num_local_experts")
     experts = Experts(
         count=count,
         chosen=chosen,
@@ -274,7 +276,11 @@ def _gpt_oss(config: Settings) -> Shape:
         biases=True,
     )
     window = read_window(config, full_every=2, default=128)
-    return {**shape, "biases": True, "sinks": True, "experts": experts, "window": window}
+    clamped = ClampedSwiGLU(limit=config.number("swiglu_limit", default=7.0))
+    return {
+        **shape, "biases": True, "sinks": True, "experts": experts, "window": window,
+        "feed_forward": clamped,
+    }  # fmt: skip
 
 
 def _deepseek(config: Settings, *, balanced: bool) -> Shape:

@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from narrows.kernels.interface import Activation, Kernels
 from narrows.model.weights import Weights
-from narrows.spec.model import GELU, FeedForward, GeGLU, ModelSpec, ReLU, Softmax, SwiGLU
+from narrows.spec.model import (
+    GELU,
+    ClampedSwiGLU,
+    FeedForward,
+    GeGLU,
+    ModelSpec,
+    ReLU,
+    Softmax,
+    SwiGLU,
+)
 
 
 def activated_linear(kernels: Kernels, h_BTX: Tensor, down: Weights, kind: FeedForward) -> Tensor:
@@ -25,6 +34,11 @@ def activated(kernels: Kernels, h_BTX: Tensor, kind: FeedForward) -> Tensor:
     if isinstance(kind, GeGLU):
         gate_BTF, up_BTF = h_BTX.chunk(2, dim=-1)
         return F.gelu(gate_BTF, approximate="tanh") * up_BTF
+    if isinstance(kind, ClampedSwiGLU):
+        gate_BTF, up_BTF = h_BTX.chunk(2, dim=-1)
+        gate_BTF = gate_BTF.clamp(max=kind.limit)
+        up_BTF = up_BTF.clamp(-kind.limit, kind.limit)
+        return gate_BTF * (kind.slope * gate_BTF).sigmoid() * (up_BTF + 1.0)
     if isinstance(kind, GELU):
         return F.gelu(h_BTX)
     return h_BTX.relu() if isinstance(kind, ReLU) else h_BTX.relu().square()

@@ -84,7 +84,7 @@ def mask(
         bias_NTS = alibi(spec.heads, distances_TS)
     elif isinstance(spec.positions, Relative):
         assert table_RN is not None
-        bias_NTS = relative(spec.positions, table_RN, distances_TS, causal=spec.causal)
+        bias_NTS = learned(spec.positions, table_RN, distances_TS, causal=spec.causal)
     else:
         return allowed_TS
     if allowed_TS is not None:
@@ -118,14 +118,14 @@ def alibi(heads: int, distances_TS: Tensor) -> Tensor:
     return -slopes_N[:, None, None] * distances_TS.abs()
 
 
-def relative(relative: Relative, table_RN: Tensor, distances_TS: Tensor, *, causal: bool) -> Tensor:
+def learned(kind: Relative, table_RN: Tensor, distances_TS: Tensor, *, causal: bool) -> Tensor:
     """The learned number of each head for the bucket of a distance [N,T,S]: half of the buckets
     for one distance each, the others for ever wider ranges; both ways where not causal.
     """
-    buckets = relative.buckets if causal else relative.buckets // 2
+    buckets = kind.buckets if causal else kind.buckets // 2
     exact = buckets // 2
     far_TS = distances_TS.clamp_min(0) if causal else distances_TS.abs()
-    ranges = math.log(relative.distance / exact)
+    ranges = math.log(kind.distance / exact)
     wide_TS = (far_TS.clamp_min(1) / exact).log() / ranges * (buckets - exact)
     wide_TS = (exact + wide_TS.long()).clamp_max(buckets - 1)
     buckets_TS = torch.where(far_TS < exact, far_TS, wide_TS)

@@ -46,11 +46,10 @@ class Transformer(nn.Module):
         self.spec, self.kernels = spec, kernels
         D = spec.width
         self.tokens = Weights(spec.vocabulary, D)
-        learned = isinstance(spec.positions, Learned)
-        self.positions = Weights(spec.context + spec.positions.extra, D) if learned else None
+        self.positions = _table(spec)
         self.types = Weights(spec.token_types, D) if spec.token_types else None
         self.norm_embedding = NormWeights.of_stream(spec) if spec.embedding_norm else None
-        self.encoder = Encoder(spec, kernels, wrap=wrap) if spec.encoder_layers else None
+        self.encoder = EncoderStack(spec, kernels, wrap=wrap) if spec.encoder_layers else None
         self.relative = _relative(spec)
         self.blocks = nn.ModuleList(
             Block(spec, kernels, layer=layer, wrap=wrap) for layer in range(spec.layers)
@@ -174,7 +173,7 @@ class Transformer(nn.Module):
         return Rotation(cos_TH[start : start + count], sin_TH[start : start + count])
 
 
-class Encoder(nn.Module):
+class EncoderStack(nn.Module):
     """Blocks that attend both ways, and a norm behind them."""
 
     def __init__(self, spec: ModelSpec, kernels: Kernels, *, wrap: Wrapper | None) -> None:
@@ -340,6 +339,13 @@ def first_value(spec: ModelSpec, name: str, shape: Sequence[int], seed: int) -> 
     own = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(own[:8], "little") >> 1)
     return torch.empty(shape).normal_(0.0, deviation, generator=generator)
+
+
+def _table(spec: ModelSpec) -> Weights | None:
+    positions = spec.positions
+    if not isinstance(positions, Learned):
+        return None
+    return Weights(spec.context + positions.extra, spec.width)
 
 
 def _relative(spec: ModelSpec) -> Weights | None:

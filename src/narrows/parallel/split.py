@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,15 @@ from narrows.parallel.mesh import Ranks
 from narrows.parallel.parts import Part, even
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
+
+
+class Making(NamedTuple):
+    """How a model is made: its kernels, what wraps its blocks, where and of what type it is."""
+
+    kernels: Kernels
+    wrap: Wrapper | None
+    device: torch.device
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +86,10 @@ class Split:
             gradient.copy_(piece.view_as(gradient))
 
 
-def split(
-    spec: ModelSpec, layout: Layout, ranks: Ranks, *, kernels: Kernels, wrap: Wrapper | None,
-    device: torch.device, dtype: torch.dtype, seed: int,
-) -> Split:  # fmt: skip
+def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed: int) -> Split:
     """Build this process's part of the model with its first values."""
     with torch.device("meta"):
-        model = Transformer(spec, kernels, wrap=wrap).to(dtype)
+        model = Transformer(spec, making.kernels, wrap=making.wrap).to(making.dtype)
     parts = {name: Part.whole(p.shape) for name, p in model.named_parameters()}
     sequence = layout.sequence_parallel
     alike = tensor.cut(spec, parts, ranks.tensor, sequence=sequence)
@@ -91,7 +98,7 @@ def split(
     vocabulary.apply(model, ranks.tensor, sequence=sequence)
     data.apply(model, ranks, layout)
     parts = _sharded(parts, ranks)
-    model.to_empty(device=device)
+    model.to_empty(device=making.device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             whole = first_value(spec, name, parts[name].shape, seed)

@@ -8,7 +8,7 @@ sequence. The vocabulary is cut as well: see `vocabulary`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -70,7 +70,11 @@ def apply(model: Transformer, axis: Axis, *, sequence: bool) -> None:
         _apply_block(block, axis, sequence=sequence)
     if sequence:
         embedded = model._embedded
-        model._embedded = lambda *given: sliced(embedded(*given), axis)  # type: ignore[method-assign]
+
+        def pieces(*given: Any) -> Tensor:
+            return sliced(embedded(*given), axis)
+
+        model._embedded = pieces  # type: ignore[method-assign]
 
 
 def entered(x_BTD: Tensor, axis: Axis, *, sequence: bool) -> Tensor:

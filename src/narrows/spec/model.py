@@ -9,6 +9,7 @@ from narrows.spec.parts import (
     GELU,
     Alibi,
     Banded,
+    ClampedSwiGLU,
     Experts,
     FeedForward,
     Gate,
@@ -38,6 +39,7 @@ __all__ = [
     "GELU",
     "Alibi",
     "Banded",
+    "ClampedSwiGLU",
     "Experts",
     "FeedForward",
     "Gate",
@@ -155,9 +157,14 @@ class ModelSpec(Record):
             )
 
     @property
+    def writes(self) -> bool:
+        """Whether it goes on with a text by itself: causal, and without an encoder."""
+        return self.causal and not self.encoder_layers
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward has a gate beside its first matrix."""
-        return isinstance(self.feed_forward, SwiGLU | GeGLU)
+        return isinstance(self.feed_forward, SwiGLU | GeGLU | ClampedSwiGLU)
 
     @property
     def value_width(self) -> int:

@@ -113,6 +113,15 @@ class GeGLU(Record, tag="geglu", tag_field="type"):
     """Gate and up, gelu(gate) · up in its tanh form, one matrix down (arXiv:2002.05202)."""
 
 
+class ClampedSwiGLU(Record, tag="clamped_swiglu", tag_field="type"):
+    """gate · sigmoid(`slope` · gate) · (up + 1), the gate at most `limit` and up within ± `limit`,
+    as gpt-oss has it (arXiv:2508.10925).
+    """
+
+    limit: float = 7.0
+    slope: float = 1.702
+
+
 class Softmax(Record, tag="softmax", tag_field="type"):
     """An expert's share among all, or where `normalised` among the chosen (arXiv:1701.06538).
     Biases of the router are added to its logits.
@@ -182,7 +191,7 @@ class Window(Record):
 
 Positions = Learned | Rotary | Alibi | Relative
 Norm = LayerNorm | RMSNorm
-FeedForward = GELU | ReLU | SquaredReLU | SwiGLU | GeGLU
+FeedForward = GELU | ReLU | SquaredReLU | SwiGLU | GeGLU | ClampedSwiGLU
 Norms = Literal["before", "behind", "both", "stream", "shared", "apart"]
 """Where a block's norms stand, f its attention or feed-forward. One after the other: before,
 x + f(norm x); behind, x + norm(f x), as OLMo 2; both, x + norm(f(norm x)), as Gemma 2; stream,

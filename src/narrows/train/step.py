@@ -101,6 +101,11 @@ def evaluation_loss(trainer: Trainer, batches: Batches, sequences: int) -> float
 def build_model(plan: Plan, device: torch.device) -> Transformer:
     """The plan's model with its first weights, threads and allocator set as the plan says."""
     layout = plan.layout
+    if not plan.model.writes:
+        raise BadInput(
+            "a model that sees what follows, or reads by an encoder, cannot learn the next token",
+            hint="train a causal decoder: model.causal = true and model.encoder_layers = 0",
+        )
     if layout.kernels == "native" and (layout.precision != "bf16" or device.type != "cpu"):
         raise BadInput(
             f"native kernels compute bf16 on a CPU, not {layout.precision} on {device.type}",

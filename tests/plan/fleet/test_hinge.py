@@ -33,7 +33,16 @@ from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import parameters_of, stages
 from narrows.plan.fleet.work import Matrix, Work
 from narrows.spec.fleet import Spread
-from narrows.spec.model import Alibi, LayerNorm, ModelSpec, Relative, ReLU, Rotary, Window
+from narrows.spec.model import (
+    Alibi,
+    ClampedSwiGLU,
+    LayerNorm,
+    ModelSpec,
+    Relative,
+    ReLU,
+    Rotary,
+    Window,
+)
 
 SEQUENCES, T, CHUNK = 2, 32, 24
 
@@ -274,7 +283,8 @@ def feed_forward_beside(spec: ModelSpec) -> float:
         # The expert of each row, for its biases.
         total += 8.0 * C * experts.biases
     if spec.gated:
-        total += 2.0 * widths
+        # The activated gate; of a clamped one also its clamp, its sigmoid and the other factor.
+        total += 2.0 * widths * (4 if isinstance(spec.feed_forward, ClampedSwiGLU) else 1)
     if isinstance(spec.feed_forward, ReLU):
         # Its result is its own mask.
         total -= 2.0 * widths
