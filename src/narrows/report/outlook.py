@@ -12,6 +12,7 @@ from narrows.report.numbers import (
     duration,
     energy,
     flop_rate,
+    grams,
     percent,
     share,
     significant,
@@ -119,13 +120,15 @@ def _cards(forecast: Forecast) -> list[Markup]:
     if watts := ledger.watts:
         cards.append((Phrase("power", "功率"), f"{significant(watts / 1e3)} kW",
                       Phrase("all devices", "全部加速器")))  # fmt: skip
-    if forecast.tokens:
-        total, kept = ledger.total, forecast.goodput.share
-        cards.append((Phrase("whole training", "全程"), duration(total.seconds / kept),
-                      energy(total.joules / kept) if total.joules else ""))  # fmt: skip
-        if total.dollars:
-            cards.append((Phrase("money", "费用"), f"${total.dollars / kept:,.0f}",
+    if (run := forecast.run) is not None:
+        cards.append((Phrase("whole training", "全程"), duration(run.seconds),
+                      "" if run.joules is None else energy(run.joules)))  # fmt: skip
+        if run.dollars is not None:
+            cards.append((Phrase("money", "费用"), f"${run.dollars:,.0f}",
                           Phrase("at rental prices", "按租价")))  # fmt: skip
+        if run.carbon_grams is not None:
+            cards.append((Phrase("carbon", "碳排放"), grams(run.carbon_grams),
+                          Phrase("CO₂ equivalent", "CO₂ 当量")))  # fmt: skip
     return [
         element("div", element("p", name, class_="name"), element("p", value, class_="figure"),
                 element("p", beside, class_="was"), class_="card")

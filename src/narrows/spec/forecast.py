@@ -48,8 +48,26 @@ class Goodput(Record):
     share: float
 
 
+class Run(Record):
+    """The whole training, with the time, energy and money that failures and checkpoints take.
+
+    None where the fleet's power or price is not known.
+    """
+
+    steps: int
+    tokens: float
+    seconds: float
+    joules: float | None = None
+    dollars: float | None = None
+    carbon_grams: float | None = None
+
+
 class Forecast(Record):
-    """A model's training on a fleet, predicted; `tokens` None: no amount was given."""
+    """A model's training on a fleet, predicted; `tokens` None: no amount was given.
+
+    `predicted.total` is of undisturbed steps; `run` is what is really waited and paid for, None
+    where failures leave no time to train.
+    """
 
     model_name: str
     model: ModelSpec
@@ -68,6 +86,7 @@ class Forecast(Record):
     runners_up: tuple[Option, ...]
     techniques: tuple[Option, ...]
     goodput: Goodput
+    run: Run | None = None
     elsewhere: tuple[Elsewhere, ...] = ()
     scaling: tuple[Elsewhere, ...] = ()
     tokens: float | None = None

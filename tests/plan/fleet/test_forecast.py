@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from narrows.plan.fleet.forecast import Question, forecast, goodput
+from narrows.plan.fleet.forecast import Question, forecast
 from narrows.plan.fleet.search import Wanted
-from narrows.plan.fleet.work import Work
 from narrows.spec import record
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet
@@ -72,14 +71,25 @@ def test_the_whole_run_costs_its_steps(answer: Forecast) -> None:
     assert 100 * 16 < joules / ledger.step_seconds < 500 * 16
 
 
+def test_the_run_is_the_undisturbed_one_and_what_failures_take(answer: Forecast) -> None:
+    run, total, share = answer.run, answer.predicted.total, answer.goodput.share
+    assert run is not None and 0.9 < share < 1.0
+    assert (run.steps, run.tokens) == (total.steps, total.tokens)
+    for name in ("seconds", "joules", "dollars", "carbon_grams"):
+        assert getattr(run, name) == pytest.approx(getattr(total, name) / share), name
+
+
 def test_without_an_end_the_run_is_one_step(ask: Ask) -> None:
     answer = forecast(ask())
     assert answer.tokens is None and answer.predicted.total.steps == 1
+    assert answer.run is None
 
 
 def test_what_is_not_known_of_a_fleet_costs_nothing(ask: Ask, make_fleet: MakeFleet) -> None:
-    answer = forecast(ask(fleet=make_fleet(price=None, power_full=None)))
+    answer = forecast(ask(fleet=make_fleet(price=None, power_full=None), tokens=1e9))
     assert answer.predicted.total.dollars == answer.predicted.total.joules == 0.0
+    assert answer.run is not None
+    assert (answer.run.joules, answer.run.dollars, answer.run.carbon_grams) == (None, None, None)
 
 
 def test_the_bottleneck_saves_most_when_doubled(answer: Forecast) -> None:
@@ -173,29 +183,6 @@ def test_only_tensor_ranks_can_do_without_sequence_parallelism(ask: Ask, tensor:
     answer = forecast(ask(wanted=Wanted(tensor=tensor)))
     without = [o for o in answer.techniques if o.verdict.startswith("no sequence parallelism")]
     assert len(without) == tensor - 1
-
-
-def test_failures_take_more_of_more_devices(small: ModelSpec, make_fleet: MakeFleet) -> None:
-    work = Work.of(small, small.context)
-    found = [goodput(work, make_fleet(devices=devices)) for devices in (16, 1024, 16_384, 10**7)]
-    assert [each.share for each in found] == sorted((e.share for e in found), reverse=True)
-    assert 0.99 < found[0].share < 1.0 and found[-1].share == 0.0
-    # 419 interruptions of 16,384 devices in 54 days (arXiv:2407.21783).
-    assert found[2].mean_time_between_failures_s == pytest.approx(54 * 86_400 / 419, rel=0.02)
-
-
-def test_the_interval_between_checkpoints_loses_least(small: ModelSpec, fleet: Fleet) -> None:
-    kept = goodput(Work.of(small, small.context), fleet)
-
-    def lost(interval: float) -> float:
-        return kept.checkpoint_seconds / interval + interval / 2 / kept.mean_time_between_failures_s
-
-    least = lost(kept.checkpoint_interval_s)
-    assert least < lost(1.1 * kept.checkpoint_interval_s)
-    assert least < lost(0.9 * kept.checkpoint_interval_s)
-    assert kept.share == pytest.approx(1 - least - 600 / kept.mean_time_between_failures_s)
-    # Weights, masters and two moments of each parameter, over four nodes of 2 GB/s.
-    assert kept.checkpoint_seconds == pytest.approx(14 * small.parameters / 8e9, rel=1e-3)
 
 
 def test_too_small_a_fleet_says_what_is_too_large_and_what_would_fit(

@@ -10,28 +10,20 @@ import msgspec
 import numpy as np
 
 from narrows.plan.fleet.energy import joules
-from narrows.plan.fleet.memory import memory, weights_bytes
+from narrows.plan.fleet.failures import goodput, run
+from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.search import Found, Goal, Wanted, candidates, evaluate, search
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import Step, step
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet, Spread, counted
-from narrows.spec.forecast import Elsewhere, Forecast, Goodput, Option
+from narrows.spec.forecast import Elsewhere, Forecast, Option
 from narrows.spec.ledger import Kind, Ledger, Phase, Row, Total
 from narrows.spec.machine import Fact
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Doubling
 
-_MTBF_DEVICE_SECONDS = 50_000 * 3600.0
-"""Between failures of one device with its share of the node: 419 interruptions in 54 days of 16,384
-H100s (arXiv:2407.21783, section 3.3.4).
-"""
-_STORAGE_BYTES_PER_NODE = 2e9
-"""A second, into storage that all nodes share (arXiv:2407.21783, section 3.3.1: 2 TB/s for 7,500
-servers is far less a node; this is a common cluster's).
-"""
-_RESTART_SECONDS = 600.0
 _RUNNERS_UP = 5
 _DOUBLINGS = 12
 _PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
@@ -72,6 +64,8 @@ def forecast(question: Question) -> Forecast:
         raise _refusal(question, found)
     spread = found.spreads.spread(chosen)
     doubled = _doubling(work, spread, question, found)
+    predicted = ledger(work, spread, question.fleet, question.batch, question.tokens)
+    good = goodput(work, question.fleet, question.wanted.trained)
     return Forecast(
         model_name=question.name,
         model=question.model,
@@ -80,7 +74,7 @@ def forecast(question: Question) -> Forecast:
         batch_sequences=question.batch,
         goal=question.goal,
         spread=spread,
-        predicted=ledger(work, spread, question.fleet, question.batch, question.tokens),
+        predicted=predicted,
         memory_limit=found.limit,
         layouts_evaluated=found.spreads.size,
         layouts_fitting=int(found.fits.sum()),
@@ -89,7 +83,8 @@ def forecast(question: Question) -> Forecast:
         front=tuple(_option(found, i, "") for i in found.pareto()[:12]),
         runners_up=tuple(_runners_up(found, chosen, question.goal)),
         techniques=tuple(_techniques(work, spread, question.fleet, found.limit)),
-        goodput=goodput(work, question.fleet, question.wanted.trained),
+        goodput=good,
+        run=run(predicted.total, good, question.fleet) if question.tokens else None,
         elsewhere=tuple(
             elsewhere(work, question, other, question.wanted.free()) for other in question.against
         ),
@@ -177,20 +172,6 @@ def scaling(work: Work, question: Question) -> Iterator[Elsewhere]:
         )  # fmt: skip
         if len(fleet.domains) > 1 or factor <= 1.0:
             yield elsewhere(work, question, resized, question.wanted)
-
-
-def goodput(work: Work, fleet: Fleet, trained: float = 1.0) -> Goodput:
-    """Of failures that come at random, and checkpoints that each cost their writing."""
-    between = _MTBF_DEVICE_SECONDS / fleet.devices
-    nodes = max(1.0, fleet.devices / fleet.devices_per_node)
-    # Weights, masters and moments: 14 bytes for each 2 of weights.
-    writing = 7.0 * trained * weights_bytes(work) / (_STORAGE_BYTES_PER_NODE * nodes)
-    interval = math.sqrt(2.0 * writing * between)
-    lost = writing / interval + (interval / 2.0 + _RESTART_SECONDS) / between
-    return Goodput(
-        mean_time_between_failures_s=between, checkpoint_interval_s=interval,
-        checkpoint_seconds=writing, share=max(0.0, 1.0 - lost),
-    )  # fmt: skip
 
 
 def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:

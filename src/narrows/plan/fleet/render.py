@@ -9,7 +9,7 @@ from typing import Any
 
 from narrows.plan.render import model_line
 from narrows.spec.fleet import Spread, counted
-from narrows.spec.forecast import Elsewhere, Forecast, Option
+from narrows.spec.forecast import Elsewhere, Forecast, Option, Run
 from narrows.spec.machine import Fact
 from narrows.spec.units import Bytes, FlopPerSecond, Joules, Seconds, Tokens, Watts
 
@@ -94,18 +94,21 @@ def _predicted(forecast: Forecast) -> Iterator[str]:
         f"{Seconds(good.checkpoint_seconds).text()} each "
         f"{Seconds(good.checkpoint_interval_s).text()} leaves {good.share:.1%} of the time"
     )
-    if forecast.tokens is not None and not good.share:
-        yield "  total    never: failures leave no time to train"
+    if forecast.run is not None:
+        yield f"  total    {_run(forecast.run)}"
     elif forecast.tokens is not None:
-        total = ledger.total
-        seconds = total.seconds / good.share
-        money = f", ${total.dollars / good.share:,.0f}" if total.dollars else ""
-        carbon = total.carbon_grams / good.share / 1e6
-        yield (
-            f"  total    {Tokens(total.tokens).text()} in {total.steps:,} steps: "
-            f"{Seconds(seconds).text()}, {Joules(total.joules / good.share).text()}{money}, "
-            f"{carbon:.3g} t of CO2"
-        )
+        yield "  total    never: failures leave no time to train"
+
+
+def _run(run: Run) -> str:
+    told = [Seconds(run.seconds).text()]
+    if run.joules is not None:
+        told.append(Joules(run.joules).text())
+    if run.dollars is not None:
+        told.append(f"${run.dollars:,.0f}")
+    if run.carbon_grams is not None:
+        told.append(f"{run.carbon_grams / 1e6:.3g} t of CO2")
+    return f"{Tokens(run.tokens).text()} in {run.steps:,} steps: {', '.join(told)}"
 
 
 def _step(forecast: Forecast) -> Iterator[str]:
