@@ -70,8 +70,33 @@ def test_a_budget_of_tokens_gives_totals(capsys: Said) -> None:
     assert "324 MWh" in said and "$" in said and "t of CO2" in said
     assert main(EIGHT) == 0
     assert "  total " not in capsys.readouterr().out
-    _, hint = refused(capsys, *EIGHT, "--budget", "5min")
-    assert "tokens" in hint
+
+
+def test_any_budget_buys_tokens_and_the_tightest_binds(capsys: Said) -> None:
+    bounds = ("--budget", "3 days", "--budget", "$1000", "--budget", "10T tokens")
+    found = answered(capsys, *EIGHT, *bounds)
+    assert found.dial is not None and found.run is not None and found.dial.sizing is None
+    assert [each.bound for each in found.dial.limits] == ["$1,000", "3 d of time", "10 T tokens"]
+    assert found.run.dollars is not None and 990 < found.run.dollars <= 1000
+    longer = answered(capsys, *EIGHT, "--budget", "3 days")
+    assert longer.run is not None and 0.99 * 259_200 < longer.run.seconds <= 259_200
+    assert main([*EIGHT, *bounds]) == 0
+    said = capsys.readouterr().out
+    assert "the budget: $1,000\n" in said and "3 d of time would buy" in said
+    assert "is over before the end" in refused(capsys, *EIGHT, "--budget", "2 s")[0]
+
+
+def test_without_a_model_the_budget_chooses_its_size(capsys: Said) -> None:
+    machine = ["plan", "--machine", "8xh100-sxm"]
+    found = answered(capsys, *machine, "--budget", "$1000")
+    assert found.dial is not None and found.dial.sizing is not None and found.dial.loss is not None
+    assert 1e9 < found.model.parameters < 4e9
+    assert 5 < found.dial.tokens / found.model.parameters < 50
+    assert main([*machine, "--budget", "$1000"]) == 0
+    assert "the lowest loss by the law of 51" in capsys.readouterr().out
+    message, hint = refused(capsys, *machine, "--budget", "$1000", "--tune", "lora")
+    assert "none is named" in message and "--model" in hint
+    assert "price" in refused(capsys, "plan", "--machine", "rtx-3060", "--budget", "$5")[0]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from narrows.hardware.fleet import fleet
 from narrows.model.presets import preset
-from narrows.plan.fleet.forecast import Question, forecast
+from narrows.plan.fleet.dial import dial
+from narrows.plan.fleet.forecast import forecast
+from narrows.plan.fleet.question import Question, Wish
 from narrows.plan.fleet.search import Wanted
 from narrows.report import outlook
 from narrows.report.outlook_plots import schedule
 from narrows.spec.forecast import Forecast
+from narrows.spec.job import budget
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +22,7 @@ def seen() -> Forecast:
     return forecast(
         Question(
             name="llama-2-7b", model=preset("llama-2-7b").spec, fleet=fleet("2x8xa100-80gb"),
-            batch=64, wanted=Wanted(pipeline=4, tensor=2), tokens=1e12,
+            batch=64, wanted=Wanted(pipeline=4, tensor=2), budget=budget("1T tokens"),
             against=(fleet("8xh100-sxm"), fleet("rtx-3060")),
         )
     )  # fmt: skip
@@ -35,9 +39,20 @@ def test_the_page_says_it_all_and_loads_nothing(seen: Forecast, tmp_path: Path) 
         assert html.count(f'data-plot="{plot}"') >= 2, plot
 
 
-def test_a_single_stage_has_no_timeline(seen: Forecast) -> None:
-    import msgspec
+def test_the_page_says_what_a_budget_buys(seen: Forecast) -> None:
+    assert seen.dial is not None and "What the budget buys" in outlook.html(seen)
+    sized = dial(Wish(
+        fleet=fleet("8xa100-80gb"), budget=budget("1 day", "$10"), context=2048, batch=None,
+        wanted=Wanted(),
+    ))  # fmt: skip
+    html = outlook.html(forecast(sized))
+    for part in ("$10", "1 d of time", "a llama of ", "one with the lowest loss", "预算加倍则为"):
+        assert part in html, part
+    bare = msgspec.structs.replace(seen, dial=None)
+    assert "What the budget buys" not in outlook.html(bare)
 
+
+def test_a_single_stage_has_no_timeline(seen: Forecast) -> None:
     spread = msgspec.structs.replace(seen.spread, pipeline=1)
     assert 'data-plot="pipeline"' not in outlook.html(msgspec.structs.replace(seen, spread=spread))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from narrows.report import outlook_plots as plots
+from narrows.report import outlook_tables as tables
 from narrows.report.document import document
 from narrows.report.markup import Markup, Node, element
 from narrows.report.numbers import (
@@ -13,31 +14,14 @@ from narrows.report.numbers import (
     energy,
     flop_rate,
     grams,
-    percent,
     share,
     significant,
     size,
 )
 from narrows.report.sections import HALF, both, section
-from narrows.report.words import BASES, Phrase, same, spoken
-from narrows.spec.fleet import Spread
-from narrows.spec.forecast import Elsewhere, Forecast
+from narrows.report.words import Phrase, same, spoken
+from narrows.spec.forecast import Forecast
 from narrows.spec.record import write_atomically
-
-_AXES = {
-    "data": Phrase("data", "数据"), "replicas": Phrase("copies", "副本"),
-    "tensor": Phrase("tensor", "张量"), "pipeline": Phrase("pipeline", "流水线"),
-    "context": Phrase("context", "上下文"), "expert": Phrase("expert", "专家"),
-    "interleave": Phrase("pieces a stage", "每级分块"),
-}  # fmt: skip
-_RESOURCES = {
-    "compute": Phrase("compute", "算力"),
-    "memory bandwidth": Phrase("memory bandwidth", "显存带宽"),
-    "memory capacity": Phrase("memory capacity", "显存容量"),
-    "link bandwidth inside a node": Phrase("link bandwidth inside a node", "节点内带宽"),
-    "network bandwidth": Phrase("network bandwidth", "网络带宽"),
-    "link latency": Phrase("link latency", "通信延迟"),
-}
 
 
 def write(forecast: Forecast, page: Path) -> None:
@@ -52,13 +36,14 @@ def html(forecast: Forecast) -> str:
         f"{forecast.model_name} · {forecast.fleet.name}",
         _hero(forecast),
         element("div", _cards(forecast), class_="cards"),
+        tables.dial(forecast),
         element("div", _time(forecast), _memory(forecast), class_=wide),
         element("div", _front(forecast), _scaling(forecast), class_=wide),
         _pipeline(forecast),
-        element("div", _doubling(forecast), _techniques(forecast), class_=wide),
-        _layouts(forecast),
-        _elsewhere(forecast),
-        _facts(forecast),
+        element("div", tables.doubling(forecast), tables.techniques(forecast), class_=wide),
+        tables.layouts(forecast),
+        tables.elsewhere(forecast),
+        tables.facts(forecast),
         element("footer", Phrase(
             "Written by narrows. Nothing here was measured: data sheets, and what published runs "
             "kept up of them. The page loads nothing.",
@@ -68,25 +53,8 @@ def html(forecast: Forecast) -> str:
     )  # fmt: skip
 
 
-def layout(spread: Spread) -> Phrase:
-    """A layout in words."""
-    english, chinese = [], []
-    for name, word in _AXES.items():
-        count = getattr(spread, name)
-        if count > 1 or name == "data":
-            english.append(f"{word.en} {count}")
-            chinese.append(f"{word.zh} {count}")
-    micro = f"{spread.micro_batch} × {spread.accumulation}"
-    recompute = "" if spread.recompute == "none" else f", recompute {spread.recompute}"
-    return Phrase(
-        f"{', '.join(english)}; micro-batch {micro}; {spread.sharding} sharded{recompute}",
-        f"{'、'.join(chinese)}；微批 {micro}；分片 {spread.sharding}"
-        + ("" if not recompute else f"；重计算 {spread.recompute}"),
-    )
-
-
 def _hero(forecast: Forecast) -> Markup:
-    fleet, said = forecast.fleet, layout(forecast.spread)
+    fleet, said = forecast.fleet, tables.layout(forecast.spread)
     counts = {"all": f"{forecast.layouts_evaluated:,}", "fit": f"{forecast.layouts_fitting:,}"}
     return element(
         "div",
@@ -157,7 +125,7 @@ def _memory(forecast: Forecast) -> Markup:
 
 def _front(forecast: Forecast) -> Markup:
     points = [
-        (option.memory_peak / 1e9, option.step_seconds, layout(option.spread))
+        (option.memory_peak / 1e9, option.step_seconds, tables.layout(option.spread))
         for option in (*forecast.front, *forecast.runners_up)
     ]
     lede = Phrase("No layout is both quicker and leaner than those on the left edge.",
@@ -188,111 +156,3 @@ def _pipeline(forecast: Forecast) -> Markup | None:
         "一前一后（1F1B）：前几级流水线在前几个微批上的执行；空白即气泡。",
     )
     return section(Phrase("The pipeline", "流水线"), lede, element("figure", plot))
-
-
-def _doubling(forecast: Forecast) -> Markup:
-    rows = [
-        _row(spoken(_RESOURCES, each.resource), percent(-each.saving), duration(each.step_seconds),
-             first=each.resource == forecast.bottleneck)
-        for each in forecast.doubling
-    ]  # fmt: skip
-    lede = Phrase("What twice as much of each resource would save of a step.",
-                  "每种资源加倍后，每步能省多少。")  # fmt: skip
-    heads = (Phrase("twice the", "加倍"), Phrase("saves", "节省"), Phrase("step", "每步"))
-    return section(Phrase("If one had twice as much", "若资源加倍"), lede, _table(heads, rows))
-
-
-def _techniques(forecast: Forecast) -> Markup:
-    now = forecast.predicted.step_seconds
-    rows = [
-        _row(same(each.verdict.partition(":")[0]), f"{each.step_seconds / now:.2f}×",
-             size(each.memory_peak), first=False)
-        for each in forecast.techniques
-    ]  # fmt: skip
-    lede = Phrase("The chosen layout with one thing changed.", "在选定布局上只改一项。")
-    heads = (Phrase("changed", "改动"), Phrase("time", "时间"), Phrase("memory", "显存"))
-    return section(Phrase("What a technique is worth", "每种技术值多少"), lede,
-                   _table(heads, rows))  # fmt: skip
-
-
-def _layouts(forecast: Forecast) -> Markup | None:
-    if not forecast.runners_up:
-        return None
-    rows = [
-        _row(layout(each.spread), duration(each.step_seconds), size(each.memory_peak), first=False)
-        for each in forecast.runners_up
-    ]
-    heads = (Phrase("layout", "布局"), Phrase("step", "每步"), Phrase("memory", "显存"))
-    lede = Phrase("The next best of other kinds.", "其他类型中的次优者。")
-    return section(Phrase("Layouts that lose", "落选的布局"), lede, _table(heads, rows))
-
-
-def _elsewhere(forecast: Forecast) -> Markup | None:
-    if not forecast.elsewhere:
-        return None
-    heads = (
-        Phrase("machine", "机器"), Phrase("step", "每步"), Phrase("tokens/s", "每秒 token"),
-        Phrase("$ for a billion tokens", "每十亿 token 费用"),
-        Phrase("J a token", "每 token 焦耳"),
-    )  # fmt: skip
-    rows = [_place(each) for each in forecast.elsewhere]
-    lede = Phrase("The same step at its best on each.", "同样的一步，在各处的最优。")
-    return section(Phrase("Elsewhere", "换一台机器"), lede, _table(heads, rows))
-
-
-def _place(each: Elsewhere) -> Markup:
-    if each.step_seconds is None or each.tokens_per_s is None:
-        return element("tr", element("th", each.fleet, scope="row"),
-                       element("td", each.verdict, colspan="4"))  # fmt: skip
-    money, joules = each.dollars_per_billion_tokens, each.joules_per_token
-    return _row(
-        same(each.fleet), duration(each.step_seconds), f"{each.tokens_per_s:,.0f}",
-        "–" if money is None else f"${money:,.0f}",
-        "–" if joules is None else significant(joules), first=False,
-    )  # fmt: skip
-
-
-def _facts(forecast: Forecast) -> Markup:
-    fleet = forecast.fleet
-    facts = [(f"peak {name}", fact) for name, fact in fleet.peak.items()]
-    told: list[tuple[str, str, str, str]] = [
-        (name, fact.value.text(4), fact.basis, fact.source) for name, fact in facts
-    ]
-    for name, fact in (("memory", fleet.memory_capacity), ("bandwidth", fleet.memory_bandwidth),
-                       ("carbon", fleet.carbon), ("price", fleet.price)):  # fmt: skip
-        if fact is not None:
-            told.append((name, fact.value.text(4), fact.basis, fact.source))
-    told += [
-        (
-            domain.name,
-            domain.bandwidth.value.text(4),
-            domain.bandwidth.basis,
-            domain.bandwidth.source,
-        )
-        for domain in fleet.domains
-    ]
-    rows = [
-        element("tr", element("th", name, scope="row"), element("td", value, class_="number"),
-                element("td", spoken(BASES, basis), class_="basis"),
-                element("td", source, class_="source"))
-        for name, value, basis, source in told
-    ]  # fmt: skip
-    heads = (Phrase("fact", "事实"), Phrase("value", "取值"), Phrase("basis", "依据"),
-             Phrase("source", "来源"))  # fmt: skip
-    lede = Phrase(f"Reach: {fleet.reach.source}.", f"可达比例：{fleet.reach.source}。")
-    return section(Phrase("What it is computed from", "计算依据"), lede, _table(heads, rows))
-
-
-def _row(name: Phrase, *values: Node, first: bool) -> Markup:
-    cells = [element("td", value, class_="number") for value in values]
-    return element("tr", element("th", name, scope="row"), cells,
-                   class_="first" if first else None)  # fmt: skip
-
-
-def _table(heads: tuple[Phrase, ...], rows: list[Markup]) -> Markup:
-    cells = [
-        element("th", head, scope="col", class_="number" if place else None)
-        for place, head in enumerate(heads)
-    ]
-    table = element("table", element("thead", element("tr", cells)), element("tbody", rows))
-    return element("div", table, class_="scroll")

@@ -48,6 +48,42 @@ class Goodput(Record):
     share: float
 
 
+class Limit(Record):
+    """One bound of a budget, and the tokens that it buys."""
+
+    bound: str
+    tokens: float
+
+
+class Sizing(Record):
+    """How a budget chose the size: the lowest loss by the law (arXiv:2404.10102) of so many
+    `sizes`, each at the throughput of its own best layout; `largest`: the next one does not fit.
+
+    `twice` the budget would choose so many parameters on so many tokens; None where tokens alone
+    bound it, and it is the size that they are compute-optimal for.
+    """
+
+    sizes: int
+    largest: bool = False
+    twice_parameters: float | None = None
+    twice_tokens: float | None = None
+
+
+class Dial(Record):
+    """What a budget buys: its bounds, the tightest first, and the tokens of whole steps within it.
+
+    `tokens_optimal` are those for which the size is compute-optimal. `loss` is the scaling law's
+    (arXiv:2404.10102), of its own text and tokenizer; None beyond the sizes it was fitted on.
+    `sizing` where no model was given.
+    """
+
+    limits: tuple[Limit, ...]
+    tokens: float
+    tokens_optimal: float
+    loss: float | None = None
+    sizing: Sizing | None = None
+
+
 class Run(Record):
     """The whole training, with the time, energy and money that failures and checkpoints take.
 
@@ -87,6 +123,7 @@ class Forecast(Record):
     techniques: tuple[Option, ...]
     goodput: Goodput
     run: Run | None = None
+    dial: Dial | None = None
     elsewhere: tuple[Elsewhere, ...] = ()
     scaling: tuple[Elsewhere, ...] = ()
     tokens: float | None = None

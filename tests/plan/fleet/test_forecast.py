@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from narrows.plan.fleet.forecast import Question, forecast
+from narrows.plan.fleet.forecast import forecast
+from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.search import Wanted
 from narrows.spec import record
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Forecast
+from narrows.spec.job import budget
 from narrows.spec.model import ModelSpec
 
 MakeFleet = Callable[..., Fleet]
@@ -34,7 +36,9 @@ def ask(small: ModelSpec, fleet: Fleet) -> Ask:
 @pytest.fixture(scope="module")
 def answer(ask: Ask, make_fleet: MakeFleet) -> Forecast:
     tiny, four = make_fleet(devices=1, gigabytes=1.0), make_fleet(devices=4)
-    return forecast(ask(tokens=1e9, against=(tiny, four, make_fleet(devices=16, formats=()))))
+    return forecast(
+        ask(budget=budget("1B tokens"), against=(tiny, four, make_fleet(devices=16, formats=())))
+    )
 
 
 def test_rows_make_the_step(answer: Forecast) -> None:
@@ -86,7 +90,9 @@ def test_without_an_end_the_run_is_one_step(ask: Ask) -> None:
 
 
 def test_what_is_not_known_of_a_fleet_costs_nothing(ask: Ask, make_fleet: MakeFleet) -> None:
-    answer = forecast(ask(fleet=make_fleet(price=None, power_full=None), tokens=1e9))
+    answer = forecast(
+        ask(fleet=make_fleet(price=None, power_full=None), budget=budget("1B tokens"))
+    )
     assert answer.predicted.total.dollars == answer.predicted.total.joules == 0.0
     assert answer.run is not None
     assert (answer.run.joules, answer.run.dollars, answer.run.carbon_grams) == (None, None, None)

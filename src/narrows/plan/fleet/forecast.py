@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
+from narrows.plan.fleet.dial import Pace, bought
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.failures import goodput, run
 from narrows.plan.fleet.memory import memory
+from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.search import Found, Goal, Wanted, candidates, evaluate, search
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import Step, step
@@ -21,7 +22,6 @@ from narrows.spec.fleet import Fleet, Spread, counted
 from narrows.spec.forecast import Elsewhere, Forecast, Option
 from narrows.spec.ledger import Kind, Ledger, Phase, Row, Total
 from narrows.spec.machine import Fact
-from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Doubling
 
 _RUNNERS_UP = 5
@@ -41,20 +41,6 @@ _PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked; `tokens` of the whole training where known."""
-
-    name: str
-    model: ModelSpec
-    fleet: Fleet
-    batch: int
-    wanted: Wanted
-    goal: Goal = "time"
-    tokens: float | None = None
-    against: tuple[Fleet, ...] = ()
-
-
 def forecast(question: Question) -> Forecast:
     """Raises BadInput where no layout is possible, DoesNotFit where none fits."""
     work = Work.of(question.model, question.model.context)
@@ -64,8 +50,11 @@ def forecast(question: Question) -> Forecast:
         raise _refusal(question, found)
     spread = found.spreads.spread(chosen)
     doubled = _doubling(work, spread, question, found)
-    predicted = ledger(work, spread, question.fleet, question.batch, question.tokens)
     good = goodput(work, question.fleet, question.wanted.trained)
+    step_tokens = float(question.batch * work.positions)
+    dial = bought(question, Pace.of(found, chosen, question.fleet, step_tokens, good.share))
+    tokens = None if dial is None else dial.tokens
+    predicted = ledger(work, spread, question.fleet, question.batch, tokens)
     return Forecast(
         model_name=question.name,
         model=question.model,
@@ -84,12 +73,13 @@ def forecast(question: Question) -> Forecast:
         runners_up=tuple(_runners_up(found, chosen, question.goal)),
         techniques=tuple(_techniques(work, spread, question.fleet, found.limit)),
         goodput=good,
-        run=run(predicted.total, good, question.fleet) if question.tokens else None,
+        run=run(predicted.total, good, question.fleet) if tokens else None,
+        dial=dial,
         elsewhere=tuple(
             elsewhere(work, question, other, question.wanted.free()) for other in question.against
         ),
         scaling=tuple(scaling(work, question)),
-        tokens=question.tokens,
+        tokens=tokens,
     )
 
 

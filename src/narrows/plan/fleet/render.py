@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from narrows.plan.render import model_line
+from narrows.plan.render import count, model_line
 from narrows.spec.fleet import Spread, counted
-from narrows.spec.forecast import Elsewhere, Forecast, Option, Run
+from narrows.spec.forecast import Dial, Elsewhere, Forecast, Option, Run, Sizing
 from narrows.spec.machine import Fact
 from narrows.spec.units import Bytes, FlopPerSecond, Joules, Seconds, Tokens, Watts
 
@@ -20,7 +20,8 @@ _WIDTH = 100
 def text(forecast: Forecast) -> str:
     """The whole answer, in blocks parted by blank lines."""
     blocks = (
-        _what(forecast), _predicted(forecast), _step(forecast), _memory(forecast),
+        _what(forecast), _predicted(forecast), _dial(forecast.dial), _step(forecast),
+        _memory(forecast),
         _doubling(forecast), _options("runner-up layouts", forecast.runners_up),
         _options("one technique changed", forecast.techniques, structure=False),
         _options("fastest for its memory", forecast.front),
@@ -109,6 +110,36 @@ def _run(run: Run) -> str:
     if run.carbon_grams is not None:
         told.append(f"{run.carbon_grams / 1e6:.3g} t of CO2")
     return f"{Tokens(run.tokens).text()} in {run.steps:,} steps: {', '.join(told)}"
+
+
+def _dial(dial: Dial | None) -> Iterator[str]:
+    if dial is None:
+        return
+    binding, *others = dial.limits
+    yield f"the budget: {binding.bound}"
+    yield f"  buys     {Tokens(dial.tokens).text()}"
+    for each in others:
+        yield f"           {each.bound} would buy {Tokens(each.tokens).text()}"
+    if dial.sizing is not None:
+        yield from _sizing(dial.sizing)
+    told = f"  loss     compute-optimal for this size: {Tokens(dial.tokens_optimal).text()}"
+    if dial.loss is not None:
+        told = f"  loss     {dial.loss:.3g} by the law, of its own text and tokenizer;" + told[10:]
+    yield told
+
+
+def _sizing(sizing: Sizing) -> Iterator[str]:
+    if sizing.twice_parameters is None or sizing.twice_tokens is None:
+        yield f"  size     of {sizing.sizes}, the one that these tokens are compute-optimal for"
+        return
+    yield (
+        f"  size     the lowest loss by the law of {sizing.sizes}, each at the throughput of its "
+        "own best layout (arXiv:2404.10102)" + ("; the next does not fit" if sizing.largest else "")
+    )
+    yield (
+        f"           twice as much would make it {count(sizing.twice_parameters)} parameters on "
+        f"{Tokens(sizing.twice_tokens).text()}"
+    )
 
 
 def _step(forecast: Forecast) -> Iterator[str]:
