@@ -211,10 +211,25 @@ def test_the_shape_may_be_a_folder_with_a_config(capsys: Said, tmp_path: Path) -
 
 def test_other_fleets_stand_beside_it(capsys: Said) -> None:
     found = answered(capsys, *EIGHT, "--against", "8xb200", "--against", "rtx-4090")
-    assert [each.fleet for each in found.elsewhere] == ["8xb200", "rtx-4090"]
-    quicker, none = found.elsewhere
+    assert [each.fleet for each in found.elsewhere] == ["8xb200", "8xh100-sxm", "rtx-4090"]
+    quicker, own, none = found.elsewhere
+    assert own.step_seconds == found.predicted.step_seconds
     assert quicker.step_seconds and quicker.step_seconds < found.predicted.step_seconds
     assert none.spread is None
+
+
+def test_the_best_machine_is_by_the_goal(capsys: Said) -> None:
+    asked = ["plan", "--machine", "8xh100-sxm", "--model", "smollm2-135m", "--batch", "64",
+             "--context", "1024", "--against", "h100-sxm", "--against", "rtx-3060"]  # fmt: skip
+    assert answered(capsys, *asked).elsewhere[0].fleet == "8xh100-sxm"
+    found = answered(capsys, *asked, "--goal", "money")
+    assert [each.fleet for each in found.elsewhere] == ["h100-sxm", "8xh100-sxm", "rtx-3060"]
+    assert found.elsewhere[-1].dollars_per_billion_tokens is None
+    assert main([*asked, "--goal", "money"]) == 0
+    assert "best for money: 1 x h100-sxm, $" in capsys.readouterr().out
+    gaming = ["plan", "--machine", "rtx-3060", "--model", "gpt2", "--goal", "money"]
+    message, hint = refused(capsys, *gaming)
+    assert "the price of NVIDIA GeForce RTX 3060" in message and "--goal time" in hint
 
 
 def test_the_goal_decides(capsys: Said) -> None:
@@ -271,7 +286,10 @@ def test_this_machine_stands_beside_those_to_rent(
     monkeypatch.setattr("narrows.hardware.probe.machine_known", lambda: machine)
     small = ["plan", "--model", "smollm2-135m", "--batch", "8", "--context", "1024"]
     found = answered(capsys, *small, "--machine", "h100", "--against", "here")
-    assert [each.fleet for each in found.elsewhere] == ["here"]
-    assert found.elsewhere[0].step_seconds > 100 * found.predicted.step_seconds
+    assert [each.fleet for each in found.elsewhere] == ["h100", "here"]
+    assert found.elsewhere[1].step_seconds > 100 * found.predicted.step_seconds
     alone = answered(capsys, *small, "--machine", "here")
-    assert alone.predicted.step_seconds == found.elsewhere[0].step_seconds
+    assert alone.predicted.step_seconds == found.elsewhere[1].step_seconds
+    for goal in ("time", "money", "energy"):
+        both = answered(capsys, *small, "--machine", "here", "--against", "h100", "--goal", goal)
+        assert [each.fleet for each in both.elsewhere] == ["h100", "here"]

@@ -46,8 +46,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tune", choices=["lora", "qlora"],
                         help="adapters of rank 16 beside whole or 4-bit weights")  # fmt: skip
     parser.add_argument("--page", metavar="FILE", help="write the forecast as a page, too")
-    parser.add_argument("--goal", choices=["time", "energy", "memory"], default="time",
-                        help="what the layout is best for")  # fmt: skip
+    parser.add_argument("--goal", choices=["time", "money", "energy", "memory"],
+                        default="time", help="what layout and machine are best for")  # fmt: skip
 
 
 def is_fleet(chosen: argparse.Namespace) -> bool:

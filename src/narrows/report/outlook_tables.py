@@ -15,6 +15,10 @@ _AXES = {
     "context": Phrase("context", "上下文"), "expert": Phrase("expert", "专家"),
     "interleave": Phrase("pieces a stage", "每级分块"),
 }  # fmt: skip
+_GOALS = {
+    "time": Phrase("time", "时间"), "money": Phrase("money", "费用"),
+    "energy": Phrase("energy", "能量"), "memory": Phrase("memory", "显存"),
+}  # fmt: skip
 _RESOURCES = {
     "compute": Phrase("compute", "算力"),
     "memory bandwidth": Phrase("memory bandwidth", "显存带宽"),
@@ -140,12 +144,15 @@ def elsewhere(forecast: Forecast) -> Markup | None:
         Phrase("$ for a billion tokens", "每十亿 token 费用"),
         Phrase("J a token", "每 token 焦耳"),
     )  # fmt: skip
-    rows = [_place(each) for each in forecast.elsewhere]
-    lede = Phrase("The same step at its best on each.", "同样的一步，在各处的最优。")
+    rows = [_place(each, first=each is forecast.elsewhere[0]) for each in forecast.elsewhere]
+    lede = Phrase(
+        "The same step at its best on each; the best for {goal} first.",
+        "同样的一步，在各处的最优；{goal}最优者在前。",
+    ).filled(goal=spoken(_GOALS, forecast.goal))
     return section(Phrase("Elsewhere", "换一台机器"), lede, _table(heads, rows))
 
 
-def _place(each: Elsewhere) -> Markup:
+def _place(each: Elsewhere, *, first: bool) -> Markup:
     if each.step_seconds is None or each.tokens_per_s is None:
         return element("tr", element("th", each.fleet, scope="row"),
                        element("td", each.verdict, colspan="4"))  # fmt: skip
@@ -153,7 +160,7 @@ def _place(each: Elsewhere) -> Markup:
     return _row(
         same(each.fleet), duration(each.step_seconds), f"{each.tokens_per_s:,.0f}",
         "–" if money is None else f"${money:,.0f}",
-        "–" if joules is None else significant(joules), first=False,
+        "–" if joules is None else significant(joules), first=first,
     )  # fmt: skip
 
 

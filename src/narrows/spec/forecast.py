@@ -24,7 +24,7 @@ class Option(Record):
 
 
 class Elsewhere(Record):
-    """The best layout of the same step on another fleet; None where nothing fits there."""
+    """The best layout of the same step on one of several fleets; None where nothing fits there."""
 
     fleet: str
     devices: int
@@ -102,7 +102,8 @@ class Forecast(Record):
     """A model's training on a fleet, predicted; `tokens` None: no amount was given.
 
     `predicted.total` is of undisturbed steps; `run` is what is really waited and paid for, None
-    where failures leave no time to train.
+    where failures leave no time to train. `elsewhere` has the fleet itself among those it is set
+    against, the best for the goal first; `scaling` is the same batch on fewer and more devices.
     """
 
     model_name: str

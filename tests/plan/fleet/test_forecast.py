@@ -16,10 +16,16 @@ from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Forecast
 from narrows.spec.job import budget
+from narrows.spec.machine import Fact
 from narrows.spec.model import ModelSpec
+from narrows.spec.units import DollarsPerHour, Watts
 
 MakeFleet = Callable[..., Fleet]
 Ask = Callable[..., Question]
+
+
+def fact(value: Any) -> Fact[Any]:
+    return Fact(value=value, basis="assumed", source="made up for a test")
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +249,8 @@ def test_the_hint_counts_devices_and_not_what_looks_like_a_count(
 def test_elsewhere_is_the_best_of_another_fleet_or_why_not(
     answer: Forecast, ask: Ask, make_fleet: MakeFleet
 ) -> None:
-    tiny, four, formless = answer.elsewhere
+    own, four, tiny, formless = answer.elsewhere
+    assert own.spread == answer.spread and own.step_seconds == answer.predicted.step_seconds
     with pytest.raises(DoesNotFit) as caught:
         forecast(ask(fleet=make_fleet(devices=1, gigabytes=1.0)))
     needed = caught.value.what.removeprefix("the job does not fit: ").partition(" needed")[0]
@@ -257,6 +264,27 @@ def test_elsewhere_is_the_best_of_another_fleet_or_why_not(
     # Two dollars an hour for each of four.
     assert four.tokens_per_s is not None
     assert four.dollars_per_billion_tokens == pytest.approx(8 / 3600 / four.tokens_per_s * 1e9)
+
+
+def test_the_best_of_several_fleets_is_by_the_goal(ask: Ask, make_fleet: MakeFleet) -> None:
+    dear = make_fleet(devices=32, price=fact(DollarsPerHour(20.0)), name="dear")
+    thrifty = make_fleet(devices=4, power_full=fact(Watts(200.0)), name="thrifty")
+    unknown = make_fleet(devices=64, price=None, power_full=None, name="unknown")
+    others = (dear, thrifty, unknown)
+    first = {
+        goal: forecast(ask(goal=goal, against=others)).elsewhere
+        for goal in ("time", "money", "energy")
+    }
+    assert [each.fleet for each in first["time"]] == ["unknown", "dear", "16xmade-up", "thrifty"]
+    assert first["money"][0].fleet == "thrifty" and first["energy"][0].fleet == "thrifty"
+    for goal in ("money", "energy"):
+        assert first[goal][-1].fleet == "unknown" and first[goal][-1].tokens_per_s
+        with pytest.raises(BadInput, match="is not known, so no layout is best"):
+            forecast(ask(goal=goal, fleet=unknown))
+
+
+def test_money_is_time_on_one_fleet(ask: Ask) -> None:
+    assert forecast(ask(goal="money")).spread == forecast(ask(goal="time")).spread
 
 
 def test_scaling_is_the_same_batch_on_other_counts(answer: Forecast) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from narrows.plan.fleet.dial import Pace, bought
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.failures import goodput, run
+from narrows.plan.fleet.machines import against, place, refuse_unknown, scaling
 from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.search import Found, Goal, Wanted, candidates, evaluate, search
@@ -19,7 +20,7 @@ from narrows.plan.fleet.time import Step, step
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet, Spread, counted
-from narrows.spec.forecast import Elsewhere, Forecast, Option
+from narrows.spec.forecast import Forecast, Option
 from narrows.spec.ledger import Kind, Ledger, Phase, Row, Total
 from narrows.spec.machine import Fact
 from narrows.spec.plan import Doubling
@@ -43,6 +44,7 @@ _PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
 
 def forecast(question: Question) -> Forecast:
     """Raises BadInput where no layout is possible, DoesNotFit where none fits."""
+    refuse_unknown(question)
     work = Work.of(question.model, question.model.context)
     found = search(work, question.fleet, question.batch, question.wanted)
     chosen = found.best(question.goal)
@@ -75,9 +77,7 @@ def forecast(question: Question) -> Forecast:
         goodput=good,
         run=run(predicted.total, good, question.fleet) if tokens else None,
         dial=dial,
-        elsewhere=tuple(
-            elsewhere(work, question, other, question.wanted.free()) for other in question.against
-        ),
+        elsewhere=against(work, question, place(work, question, question.fleet, found)),
         scaling=tuple(scaling(work, question)),
         tokens=tokens,
     )
@@ -113,55 +113,6 @@ def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float |
             * float(fleet.carbon.value),
         ),
     )  # fmt: skip
-
-
-def elsewhere(work: Work, question: Question, fleet: Fleet, wanted: Wanted) -> Elsewhere:
-    """The same step at its best on another fleet."""
-    try:
-        found = search(work, fleet, question.batch, wanted)
-    except BadInput as refusal:
-        return Elsewhere(fleet=fleet.name, devices=fleet.devices, spread=None, verdict=refusal.what)
-    chosen = found.best(question.goal)
-    if chosen is None:
-        least = float(found.bytes.min()) / 1e9
-        return Elsewhere(
-            fleet=fleet.name, devices=fleet.devices, spread=None,
-            verdict=f"does not fit: {least:.1f} GB of {found.limit / 1e9:.1f} GB at the least",
-        )  # fmt: skip
-    tokens, seconds = question.batch * work.positions, float(found.seconds[chosen])
-    price = float(fleet.price.value) * fleet.devices / 3600.0 if fleet.price else None
-    energy = float(found.joules[chosen])
-    return Elsewhere(
-        fleet=fleet.name,
-        devices=fleet.devices,
-        spread=found.spreads.spread(chosen),
-        step_seconds=seconds,
-        tokens_per_s=tokens / seconds,
-        memory_peak=float(found.bytes[chosen]),
-        dollars_per_billion_tokens=None if price is None else price * seconds / tokens * 1e9,
-        joules_per_token=energy / tokens if energy else None,
-    )
-
-
-def scaling(work: Work, question: Question) -> Iterator[Elsewhere]:
-    """The same batch on fewer and on more of the same devices, by factors of two."""
-    fleet = question.fleet
-    for factor in (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
-        devices = fleet.devices * factor
-        if devices < 1 or devices != int(devices):
-            continue
-        # The last domain joins them all; the inner ones join no more than there are.
-        inner = [
-            msgspec.structs.replace(each, devices=min(each.devices, int(devices)))
-            for each in fleet.domains[:-1]
-        ]
-        outer = msgspec.structs.replace(fleet.domains[-1], devices=int(devices))
-        resized = msgspec.structs.replace(
-            fleet, devices=int(devices), domains=(*inner, outer),
-            devices_per_node=min(fleet.devices_per_node, int(devices)),
-        )  # fmt: skip
-        if len(fleet.domains) > 1 or factor <= 1.0:
-            yield elsewhere(work, question, resized, question.wanted)
 
 
 def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:

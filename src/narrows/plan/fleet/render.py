@@ -25,8 +25,8 @@ def text(forecast: Forecast) -> str:
         _doubling(forecast), _options("runner-up layouts", forecast.runners_up),
         _options("one technique changed", forecast.techniques, structure=False),
         _options("fastest for its memory", forecast.front),
-        _others("the same step elsewhere", forecast.elsewhere),
-        _others("the same batch on fewer and on more", forecast.scaling), _basis(forecast),
+        _elsewhere(forecast), _others("the same batch on fewer and on more", forecast.scaling),
+        _basis(forecast),
     )  # fmt: skip
     wrapped = ([line for long in block for line in _wrapped(long)] for block in blocks)
     return "\n\n".join("\n".join(block) for block in wrapped if block)
@@ -183,6 +183,39 @@ def _options(title: str, options: tuple[Option, ...], *, structure: bool = True)
         )
 
 
+def _elsewhere(forecast: Forecast) -> Iterator[str]:
+    others, goal = forecast.elsewhere, forecast.goal
+    yield from _others(f"the same step elsewhere, by {goal}", others)
+    if not others or (told := _per_token(others[0], goal)) is None:
+        return
+    own = next(each for each in others if each.fleet == forecast.fleet.name)
+    line = f"  best for {goal}: {_named(others[0])}, {told}"
+    if own is not others[0]:
+        line += f"; {_named(own)}: {_per_token(own, goal)}"
+    yield line
+
+
+def _per_token(each: Elsewhere, goal: str) -> str | None:
+    values = {
+        "time": (each.tokens_per_s, "{:,.0f} tokens/s"),
+        "money": (each.dollars_per_billion_tokens, "${} for a billion tokens"),
+        "energy": (each.joules_per_token, "{:.3g} J a token"),
+        "memory": (each.memory_peak and each.memory_peak / 1e9, "{:.3g} GB of a device"),
+    }
+    value, words = values[goal]
+    if value is None:
+        return None
+    return words.format(_dollars(value) if goal == "money" else value)
+
+
+def _dollars(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100.0 else f"{value:.3g}"
+
+
+def _named(each: Elsewhere) -> str:
+    return f"{each.devices:,} x {counted(each.fleet)[-1]}"
+
+
 def _others(title: str, others: tuple[Elsewhere, ...]) -> Iterator[str]:
     if not others:
         return
@@ -190,7 +223,7 @@ def _others(title: str, others: tuple[Elsewhere, ...]) -> Iterator[str]:
     yield f"{title:38}{heads}"
     first = next((each for each in others if each.tokens_per_s), None)
     for each in others:
-        name = f"  {each.devices:,} x {counted(each.fleet)[-1]}"
+        name = f"  {_named(each)}"
         if first is None or each.tokens_per_s is None or each.step_seconds is None:
             yield f"{name:38}{each.verdict}"
             continue
@@ -199,7 +232,7 @@ def _others(title: str, others: tuple[Elsewhere, ...]) -> Iterator[str]:
         money, joules = each.dollars_per_billion_tokens, each.joules_per_token
         yield (
             f"{name:38}{Seconds(each.step_seconds).text():>10}{each.tokens_per_s:14,.0f}"
-            f"{linear:11.0%}{'-' if money is None else f'{money:,.0f}':>14}"
+            f"{linear:11.0%}{'-' if money is None else _dollars(money):>14}"
             f"{'-' if joules is None else f'{joules:.3g}':>11}"
         )
 
