@@ -246,6 +246,20 @@ def test_the_goal_decides(capsys: Said) -> None:
     assert values["memory"]["memory"] < values["memory"]["time"]
 
 
+def test_carbon_is_of_the_region_and_its_buildings(capsys: Said) -> None:
+    asked = [*EIGHT, "--budget", "1T tokens", "--against", "8xb200"]
+    usual = answered(capsys, *asked)
+    found = answered(capsys, *asked, "--region", "sweden", "--pue", "1.1")
+    assert usual.run is not None and found.run is not None
+    assert usual.run.carbon_grams is not None and found.run.carbon_grams is not None
+    assert found.run.joules == usual.run.joules
+    ratio = found.run.carbon_grams / usual.run.carbon_grams
+    assert ratio == pytest.approx(41 * 1.1 / (473 * 1.56))
+    message, hint = refused(capsys, *asked, "--region", "swedn")
+    assert message == 'no region "swedn" in the catalogue' and "sweden" in hint
+    assert "0.5 cannot be" in refused(capsys, *asked, "--pue", "0.5")[0]
+
+
 def test_neither_torch_nor_a_file_of_this_machine_is_loaded(tmp_path: Path) -> None:
     program = (
         "import sys; from narrows.cli.main import main;"

@@ -46,6 +46,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tune", choices=["lora", "qlora"],
                         help="adapters of rank 16 beside whole or 4-bit weights")  # fmt: skip
     parser.add_argument("--page", metavar="FILE", help="write the forecast as a page, too")
+    parser.add_argument("--region", metavar="NAME",
+                        help="where machines stand, for carbon: france, us-west, ...")  # fmt: skip
+    parser.add_argument("--pue", type=float, metavar="N",
+                        help="what the building draws for a watt of machines: 1.1")  # fmt: skip
     parser.add_argument("--goal", choices=["time", "money", "energy", "memory"],
                         default="time", help="what layout and machine are best for")  # fmt: skip
 
@@ -66,9 +70,17 @@ def named(name: str) -> Fleet:
     return fleet_here(intent.machine(name)) if name == "here" else fleet(name)
 
 
+def _placed(name: str, chosen: argparse.Namespace) -> Fleet:
+    """The fleet of that name where the arguments say that machines stand."""
+    from narrows.hardware.regions import placed
+
+    return placed(named(name), chosen.region, chosen.pue)
+
+
 def refuse(chosen: argparse.Namespace) -> None:
     """Raises BadInput where something was given that a machine at hand is not asked."""
-    for name in ("model", "context", "batch", "serve", "against", "tune", "page"):
+    for name in ("model", "context", "batch", "serve", "against", "tune", "page", "region",
+                 "pue"):  # fmt: skip
         if getattr(chosen, name) not in (None, []):
             raise BadInput(
                 f"--{name} is of machines of the catalogue",
@@ -83,7 +95,7 @@ def question(chosen: argparse.Namespace) -> Question:
     from narrows.spec.job import budget
 
     _refuse_what_is_of_a_job(chosen)
-    known = named(chosen.machine)
+    known = _placed(chosen.machine, chosen)
     if chosen.batch is not None and chosen.batch < 1:
         raise BadInput(f"--batch is {chosen.batch}", hint="at least one sequence")
     if not chosen.model:
@@ -95,7 +107,7 @@ def question(chosen: argparse.Namespace) -> Question:
         batch=usual if chosen.batch is None else chosen.batch,
         wanted=Wanted(**_wanted(chosen), **_tuning(chosen, spec)), goal=chosen.goal,
         budget=budget(*chosen.budget) if chosen.budget else None,
-        against=tuple(named(name) for name in chosen.against),
+        against=tuple(_placed(name, chosen) for name in chosen.against),
     )  # fmt: skip
 
 
@@ -129,7 +141,7 @@ def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
         fleet=known, budget=budget(*chosen.budget), batch=chosen.batch, goal=chosen.goal,
         context=_CONTEXT_SIZED if chosen.context is None else chosen.context,
         wanted=Wanted(**_wanted(chosen)),
-        against=tuple(named(name) for name in chosen.against),
+        against=tuple(_placed(name, chosen) for name in chosen.against),
     ))  # fmt: skip
 
 
@@ -138,7 +150,7 @@ def demand(chosen: argparse.Namespace) -> Demand:
     from narrows.plan.fleet.service import Demand
     from narrows.spec.units import Seconds
 
-    for name in ("budget", "overrides", "against", "tune", "page"):
+    for name in ("budget", "overrides", "against", "tune", "page", "region", "pue"):
         if getattr(chosen, name) not in (None, []):
             option = "set" if name == "overrides" else name
             raise BadInput(f"--{option} says nothing of serving", hint="leave it or --serve out")
