@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from narrows.hardware.accelerators import accelerator, accelerators
-from narrows.hardware.fleet import fleet, fleet_here, fleet_of, reach
+from narrows.hardware.fleet import fleet, fleet_here, fleet_of, ladder, reach
 from narrows.spec import record
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import Machine
@@ -155,6 +155,28 @@ def test_reaches_are_shares(key: str) -> None:
     assert all(0.0 < share <= 1.0 for share in shares)
     assert found.attention_backward <= found.attention_forward <= found.matmul
     assert 0.5 < found.narrow < 2.0 and 0.0 < found.half < 1000.0
+
+
+def test_a_ladder_is_the_same_devices_in_other_numbers() -> None:
+    known = fleet("16x8xh100-sxm")
+    found = ladder(known)
+    assert [each.devices for each in found] == [16, 32, 64, 128, 256, 512, 1024]
+    assert found[3] is known and found[0] == msgspec.structs.replace(
+        fleet("2x8xh100-sxm"), name="16xh100-sxm"
+    )
+    up = ladder(fleet("8xgb200"))
+    assert [each.devices for each in up] == [1, 2, 4, 8, 16, 32, 64]
+    # All of them are within one NVLink domain of 72, however few were asked for.
+    assert [len(each.domains) for each in up] == [1] * 7
+
+
+def test_what_was_measured_has_no_greater_numbers() -> None:
+    machine = record.load(Machine, Path(__file__).parents[1] / "cli" / "machine.toml")
+    assert [each.devices for each in ladder(fleet_here(machine))] == [1]
+    four = msgspec.structs.replace(machine, devices=4)
+    found = ladder(fleet_here(four))
+    assert [each.devices for each in found] == [1, 2, 4]
+    assert [each.domains[0].devices for each in found] == [1, 2, 4]
 
 
 def test_this_machine_reaches_what_was_measured_of_it() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from narrows.hardware.fleet import fleet
+from narrows.hardware.fleet import fleet, ladder
 from narrows.model.presets import preset
 from narrows.plan.fleet.dial import dial
 from narrows.plan.fleet.forecast import forecast
@@ -24,6 +24,7 @@ def seen() -> Forecast:
             name="llama-2-7b", model=preset("llama-2-7b").spec, fleet=fleet("2x8xa100-80gb"),
             batch=64, wanted=Wanted(pipeline=4, tensor=2), budget=budget("1T tokens"),
             against=(fleet("8xh100-sxm"), fleet("rtx-3060")),
+            ladder=ladder(fleet("2x8xa100-80gb")),
         )
     )  # fmt: skip
 
@@ -50,6 +51,17 @@ def test_the_page_says_what_a_budget_buys(seen: Forecast) -> None:
         assert part in html, part
     bare = msgspec.structs.replace(seen, dial=None)
     assert "What the budget buys" not in outlook.html(bare)
+
+
+def test_the_formula_stands_beside_the_curve(seen: Forecast) -> None:
+    assert seen.bend is not None
+    html = outlook.html(seen)
+    assert "T = a n/p + b p" in html and "half of the devices" in html and "一半卡时" in html
+    lone = msgspec.structs.replace(seen, bend=None)
+    assert "T = a n/p + b p" not in outlook.html(lone)
+    both = msgspec.structs.replace(seen.bend, devices=77.0, devices_real=55.0)
+    html = outlook.html(msgspec.structs.replace(seen, bend=both))
+    assert "bends at √(a n/b) = 77 devices" in html and "the model bends at 55" in html
 
 
 def test_a_single_stage_has_no_timeline(seen: Forecast) -> None:

@@ -90,6 +90,7 @@ def refuse(chosen: argparse.Namespace) -> None:
 
 def question(chosen: argparse.Namespace) -> Question:
     """The arguments as a question; raises BadInput where they contradict each other."""
+    from narrows.hardware.fleet import ladder
     from narrows.plan.fleet.question import Question
     from narrows.plan.fleet.search import Wanted
     from narrows.spec.job import budget
@@ -107,7 +108,7 @@ def question(chosen: argparse.Namespace) -> Question:
         batch=usual if chosen.batch is None else chosen.batch,
         wanted=Wanted(**_wanted(chosen), **_tuning(chosen, spec)), goal=chosen.goal,
         budget=budget(*chosen.budget) if chosen.budget else None,
-        against=tuple(_placed(name, chosen) for name in chosen.against),
+        against=tuple(_placed(name, chosen) for name in chosen.against), ladder=ladder(known),
     )  # fmt: skip
 
 
@@ -121,6 +122,7 @@ def _refuse_what_is_of_a_job(chosen: argparse.Namespace) -> None:
 
 def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
     """Of the size that the budget buys."""
+    from narrows.hardware.fleet import ladder
     from narrows.plan.fleet.dial import dial
     from narrows.plan.fleet.question import Wish
     from narrows.plan.fleet.search import Wanted
@@ -141,7 +143,7 @@ def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
         fleet=known, budget=budget(*chosen.budget), batch=chosen.batch, goal=chosen.goal,
         context=_CONTEXT_SIZED if chosen.context is None else chosen.context,
         wanted=Wanted(**_wanted(chosen)),
-        against=tuple(_placed(name, chosen) for name in chosen.against),
+        against=tuple(_placed(name, chosen) for name in chosen.against), ladder=ladder(known),
     ))  # fmt: skip
 
 

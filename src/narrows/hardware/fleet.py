@@ -6,6 +6,8 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import msgspec
+
 from narrows.hardware.accelerators import Accelerator, accelerator, plain
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Domain, Fleet, Reach, counted
@@ -22,6 +24,8 @@ _CATALOGUE = Path(__file__).with_name("catalogue")
 # Microseconds of one message: within a node, across a switch, between hosts (NCCL's own model,
 # nccl/src/graph/tuning.cc: NVLink 0.6 to 1, network 2.7 to 14 by algorithm).
 _LATENCY_INSIDE, _LATENCY_OUTSIDE = Seconds(1e-6), Seconds(5e-6)
+_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+_HERE = "here"
 _NO_NETWORK = BytesPerSecond(12.5e9)
 
 
@@ -73,6 +77,35 @@ def fleet_of(
     )  # fmt: skip
 
 
+def ladder(known: Fleet) -> tuple[Fleet, ...]:
+    """The same devices in fewer and in greater numbers, by factors of two, eight times at most.
+
+    What was measured is known in no greater number than it was measured in.
+    """
+    devices = [known.devices * factor for factor in _FACTORS]
+    whole = [int(count) for count in devices if count >= 1 and count == int(count)]
+    if known.architecture == _HERE:
+        return tuple(_fewer(known, count) for count in whole if count <= known.devices)
+    _, per_node, what = counted(known.name)
+    listed = accelerator(what)
+    return tuple(
+        known if count == known.devices else fleet_of(
+            listed, count, name=f"{count}x{what}", per_node=per_node and min(per_node, count)
+        )
+        for count in whole
+    )  # fmt: skip
+
+
+def _fewer(known: Fleet, devices: int) -> Fleet:
+    domains = tuple(
+        msgspec.structs.replace(each, devices=min(each.devices, devices)) for each in known.domains
+    )
+    return msgspec.structs.replace(
+        known, devices=devices, domains=domains,
+        devices_per_node=min(known.devices_per_node, devices),
+    )  # fmt: skip
+
+
 def fleet_here(machine: Machine) -> Fleet:
     """A measured machine as a fleet of what computes in it: its reach is known, not fitted."""
     device = machine.device
@@ -91,7 +124,7 @@ def fleet_here(machine: Machine) -> Fleet:
         name="here",
         accelerator=device.name if device.kind != "cpu" else machine.name,
         kind=device.kind,
-        architecture="here",
+        architecture=_HERE,
         devices=machine.devices,
         devices_per_node=machine.devices,
         peak={name: curve.peak for name, curve in curves.items()},

@@ -18,9 +18,9 @@ from narrows.report.numbers import (
     significant,
     size,
 )
-from narrows.report.sections import HALF, both, section
+from narrows.report.sections import HALF, both, figure, key, section
 from narrows.report.words import Phrase, same, spoken
-from narrows.spec.forecast import Forecast
+from narrows.spec.forecast import Bend, Forecast
 from narrows.spec.record import write_atomically
 
 
@@ -140,9 +140,40 @@ def _scaling(forecast: Forecast) -> Markup:
     title = Phrase("More devices, the same batch", "更多加速器，同样的批")
     if len(known) < 2:
         return section(title, Phrase("No other number fits.", "没有其他数量放得下。"))
-    plot = both(lambda width: plots.scaling(known, forecast.fleet.devices, width), HALF)
+    bend = forecast.bend
     lede = Phrase("Dashed: as many times the tokens as devices.", "虚线：吞吐与加速器数成正比。")
-    return section(title, lede, element("figure", plot))
+    own = forecast.fleet.devices
+    if bend is None:
+        plot = both(lambda width: plots.scaling(known, own, width), HALF)
+        return section(title, lede, element("figure", plot))
+    tokens = forecast.predicted.step_tokens
+    plot = both(
+        lambda width: plots.scaling(known, own, width, lambda n: tokens / bend.step_seconds(n)),
+        HALF,
+    )
+    legend = [
+        key("line", Phrase("the model", "模型")),
+        key("line validation", same("T = a n/p + b p")),
+    ]
+    note = element("p", _bend(bend, max(n for n, _ in known)), class_="aside")
+    return section(title, lede, figure(legend, plot), note)
+
+
+def _bend(bend: Bend, most: int) -> Phrase:
+    """At how many devices the articles' formula bends, and at how many the model does."""
+    formula = Phrase("does not bend (b = 0)", "不弯折（b = 0）")
+    if bend.devices is not None:
+        formula = Phrase(
+            "bends at √(a n/b) = {n} devices", "在 √(a n/b) = {n} 张卡处弯折"
+        ).filled(n=f"{bend.devices:,.0f}")  # fmt: skip
+    real = Phrase("has not bent by {n}", "到 {n} 张卡仍未弯折").filled(n=f"{most:,}")
+    if bend.devices_real is not None:
+        real = Phrase("bends at {n}", "在 {n} 张卡处弯折").filled(n=f"{bend.devices_real:,.0f}")
+    return Phrase(
+        "Where half of the devices' time is lost: the formula, fitted to these steps within "
+        "{error}, {formula}; the model {real}.",
+        "以一半卡时被浪费为准：公式（与这些步的拟合误差在 {error} 以内）{formula}；模型{real}。",
+    ).filled(error=share(bend.error), formula=formula, real=real)
 
 
 def _pipeline(forecast: Forecast) -> Markup | None:

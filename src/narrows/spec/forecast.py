@@ -48,6 +48,25 @@ class Goodput(Record):
     share: float
 
 
+class Bend(Record):
+    """T = a n/p + b p fitted to steps on p devices: `work_seconds` is a n, `device_seconds` b.
+
+    The formula bends at `devices` = sqrt(a n / b), where half of the devices' time no longer
+    divides; the model's own curve at `devices_real`, where a step takes twice as many
+    device-seconds as at best. None: not within these counts. `error` is the largest of the fit.
+    """
+
+    work_seconds: float
+    device_seconds: float
+    devices: float | None = None
+    devices_real: float | None = None
+    error: float
+
+    def step_seconds(self, devices: float) -> float:
+        """The formula's step on so many devices."""
+        return self.work_seconds / devices + self.device_seconds * devices
+
+
 class Limit(Record):
     """One bound of a budget, and the tokens that it buys."""
 
@@ -127,6 +146,7 @@ class Forecast(Record):
     dial: Dial | None = None
     elsewhere: tuple[Elsewhere, ...] = ()
     scaling: tuple[Elsewhere, ...] = ()
+    bend: Bend | None = None
     tokens: float | None = None
 
     @property

@@ -42,9 +42,10 @@ def ask(small: ModelSpec, fleet: Fleet) -> Ask:
 @pytest.fixture(scope="module")
 def answer(ask: Ask, make_fleet: MakeFleet) -> Forecast:
     tiny, four = make_fleet(devices=1, gigabytes=1.0), make_fleet(devices=4)
-    return forecast(
-        ask(budget=budget("1B tokens"), against=(tiny, four, make_fleet(devices=16, formats=())))
-    )
+    return forecast(ask(
+        budget=budget("1B tokens"), against=(tiny, four, make_fleet(devices=16, formats=())),
+        ladder=tuple(make_fleet(devices=1 << power) for power in range(1, 8)),
+    ))  # fmt: skip
 
 
 def test_rows_make_the_step(answer: Forecast) -> None:
@@ -298,6 +299,7 @@ def test_scaling_is_the_same_batch_on_other_counts(answer: Forecast) -> None:
     first, last = answer.scaling[0], answer.scaling[-1]
     assert first.tokens_per_s and last.tokens_per_s
     assert last.tokens_per_s / first.tokens_per_s < 64
+    assert answer.bend is not None and answer.bend.error < 0.25
 
 
 @pytest.mark.parametrize("suffix", ["toml", "json"])

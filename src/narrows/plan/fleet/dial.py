@@ -205,7 +205,8 @@ def _question(wish: Wish, chosen: _Sized, sizing: Sizing) -> Question:
     return Question(
         name=f"a llama of {count(chosen.model.parameters)} parameters", model=chosen.model,
         fleet=wish.fleet, batch=chosen.batch, wanted=wish.wanted, goal=wish.goal,
-        budget=wish.budget, against=wish.against, sizing=sizing,
+        budget=wish.budget, against=wish.against, ladder=wish.ladder,
+        sizing=sizing,
     )  # fmt: skip
 
 

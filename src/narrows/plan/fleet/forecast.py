@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
+from narrows.plan.fleet.bend import bend
 from narrows.plan.fleet.dial import Pace, bought
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.failures import goodput, run
@@ -57,6 +58,7 @@ def forecast(question: Question) -> Forecast:
     dial = bought(question, Pace.of(found, chosen, question.fleet, step_tokens, good.share))
     tokens = None if dial is None else dial.tokens
     predicted = ledger(work, spread, question.fleet, question.batch, tokens)
+    others = scaling(work, question)
     return Forecast(
         model_name=question.name,
         model=question.model,
@@ -78,7 +80,8 @@ def forecast(question: Question) -> Forecast:
         run=run(predicted.total, good, question.fleet) if tokens else None,
         dial=dial,
         elsewhere=against(work, question, place(work, question, question.fleet, found)),
-        scaling=tuple(scaling(work, question)),
+        scaling=others,
+        bend=bend(others),
         tokens=tokens,
     )
 

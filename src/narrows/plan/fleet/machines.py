@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-
-import msgspec
 
 from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.search import Found, Goal, Wanted, search
@@ -13,8 +10,6 @@ from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Elsewhere
-
-_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def refuse_unknown(question: Question) -> None:
@@ -62,15 +57,9 @@ def place(work: Work, question: Question, fleet: Fleet, found: Found) -> Elsewhe
     )
 
 
-def scaling(work: Work, question: Question) -> Iterator[Elsewhere]:
-    """The same batch on fewer and on more of the same devices, by factors of two."""
-    fleet = question.fleet
-    for factor in _FACTORS:
-        devices = fleet.devices * factor
-        if devices < 1 or devices != int(devices):
-            continue
-        if len(fleet.domains) > 1 or factor <= 1.0:
-            yield _searched(work, question, _resized(fleet, int(devices)), question.wanted)
+def scaling(work: Work, question: Question) -> tuple[Elsewhere, ...]:
+    """The same batch on fewer and on more of the same devices."""
+    return tuple(_searched(work, question, each, question.wanted) for each in question.ladder)
 
 
 def _searched(work: Work, question: Question, fleet: Fleet, wanted: Wanted) -> Elsewhere:
@@ -79,19 +68,6 @@ def _searched(work: Work, question: Question, fleet: Fleet, wanted: Wanted) -> E
     except BadInput as refusal:
         return Elsewhere(fleet=fleet.name, devices=fleet.devices, spread=None, verdict=refusal.what)
     return place(work, question, fleet, found)
-
-
-def _resized(fleet: Fleet, devices: int) -> Fleet:
-    """The last domain joins all devices; the inner ones join no more than there are."""
-    inner = [
-        msgspec.structs.replace(each, devices=min(each.devices, devices))
-        for each in fleet.domains[:-1]
-    ]
-    outer = msgspec.structs.replace(fleet.domains[-1], devices=devices)
-    return msgspec.structs.replace(
-        fleet, devices=devices, domains=(*inner, outer),
-        devices_per_node=min(fleet.devices_per_node, devices),
-    )  # fmt: skip
 
 
 def _is_known(fleet: Fleet, goal: Goal) -> bool:

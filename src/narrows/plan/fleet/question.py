@@ -14,7 +14,8 @@ from narrows.spec.model import ModelSpec
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """A model, a fleet and a batch; the budget bounds the whole training, and chose the model's
-    size where there is a `sizing`.
+    size where there is a `sizing`. The fleet is set `against` others, and `ladder` is of its own
+    devices in other numbers.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Question:
     goal: Goal = "time"
     budget: Budget | None = None
     against: tuple[Fleet, ...] = ()
+    ladder: tuple[Fleet, ...] = ()
     sizing: Sizing | None = None
 
 
@@ -39,3 +41,4 @@ class Wish:
     wanted: Wanted
     goal: Goal = "time"
     against: tuple[Fleet, ...] = ()
+    ladder: tuple[Fleet, ...] = ()

@@ -25,7 +25,7 @@ def text(forecast: Forecast) -> str:
         _doubling(forecast), _options("runner-up layouts", forecast.runners_up),
         _options("one technique changed", forecast.techniques, structure=False),
         _options("fastest for its memory", forecast.front),
-        _elsewhere(forecast), _others("the same batch on fewer and on more", forecast.scaling),
+        _elsewhere(forecast), _scaling(forecast),
         _basis(forecast),
     )  # fmt: skip
     wrapped = ([line for long in block for line in _wrapped(long)] for block in blocks)
@@ -193,6 +193,23 @@ def _elsewhere(forecast: Forecast) -> Iterator[str]:
     if own is not others[0]:
         line += f"; {_named(own)}: {_per_token(own, goal)}"
     yield line
+
+
+def _scaling(forecast: Forecast) -> Iterator[str]:
+    yield from _others("the same batch on fewer and on more", forecast.scaling)
+    if (bend := forecast.bend) is None:
+        return
+    most = max(each.devices for each in forecast.scaling if each.step_seconds)
+    formula = "does not bend here (b = 0)"
+    if bend.devices is not None:
+        formula = f"bends at sqrt(a n/b) = {bend.devices:,.0f} devices"
+    real = f"has not bent by {most:,}"
+    if bend.devices_real is not None:
+        real = f"bends at {bend.devices_real:,.0f}"
+    yield (
+        f"  T = a n/p + b p, within {bend.error:.1%} of these steps, {formula}; the step itself "
+        f"{real} (half of the devices' time lost)"
+    )
 
 
 def _per_token(each: Elsewhere, goal: str) -> str | None:
