@@ -64,6 +64,14 @@ def test_the_formula_stands_beside_the_curve(seen: Forecast) -> None:
     assert "bends at √(a n/b) = 77 devices" in html and "the model bends at 55" in html
 
 
+def test_the_moment_of_the_peak_is_said(seen: Forecast) -> None:
+    first = msgspec.structs.replace(seen, peak_at="first stage")
+    assert "on the first stage, its forwards in flight" in outlook.html(first)
+    assert "on the last stage, at the loss" in outlook.html(
+        msgspec.structs.replace(seen, peak_at="loss")
+    )
+
+
 def test_a_single_stage_has_no_timeline(seen: Forecast) -> None:
     spread = msgspec.structs.replace(seen.spread, pipeline=1)
     assert 'data-plot="pipeline"' not in outlook.html(msgspec.structs.replace(seen, spread=spread))

@@ -119,7 +119,14 @@ def _memory(forecast: Forecast) -> Markup:
         for name, value in peak.ranked() if value > 0
     ]  # fmt: skip
     plot = both(lambda width: plots.bars(bars, width, "Bytes of the fullest device"), HALF)
-    lede = Phrase("Bytes of the fullest device at its peak.", "最满的一张卡在峰值时的显存。")
+    when = Phrase("at the loss", "计算损失时")
+    if forecast.peak_at == "first stage":
+        when = Phrase("on the first stage, its forwards in flight", "首级，前向在途时")
+    elif forecast.spread.pipeline > 1:
+        when = Phrase("on the last stage, at the loss", "末级，计算损失时")
+    lede = Phrase(
+        "Bytes of the fullest device at its peak: {when}.", "最满的一张卡在峰值时的显存：{when}。"
+    ).filled(when=when)
     return section(Phrase("Where memory goes", "显存去向"), lede, element("figure", plot))
 
 

@@ -6,11 +6,19 @@ run needs.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from narrows.spec.fleet import Fleet, Spread
 from narrows.spec.ledger import Ledger
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Doubling
 from narrows.spec.record import Record
+
+Moment = Literal["first stage", "loss"]
+"""When memory is fullest: on the first stage, its forwards in flight kept and the first backward
+about to begin; or at the loss, on the last stage or the only one. Nothing is allocated for the
+optimizer's step, and activations are gone by then: it is never the peak.
+"""
 
 
 class Option(Record):
@@ -134,6 +142,7 @@ class Forecast(Record):
     spread: Spread
     predicted: Ledger
     memory_limit: float
+    peak_at: Moment
     layouts_evaluated: int
     layouts_fitting: int
     bottleneck: str

@@ -10,6 +10,7 @@ import pytest
 
 from narrows.plan.fleet.forecast import forecast
 from narrows.plan.fleet.question import Question
+from narrows.plan.fleet.render import text
 from narrows.plan.fleet.search import Wanted
 from narrows.spec import record
 from narrows.spec.errors import BadInput, DoesNotFit
@@ -88,6 +89,18 @@ def test_the_run_is_the_undisturbed_one_and_what_failures_take(answer: Forecast)
     assert (run.steps, run.tokens) == (total.steps, total.tokens)
     for name in ("seconds", "joules", "dollars", "carbon_grams"):
         assert getattr(run, name) == pytest.approx(getattr(total, name) / share), name
+
+
+def test_the_peak_is_told_with_its_moment(ask: Ask, small: ModelSpec) -> None:
+    assert forecast(ask(wanted=Wanted(pipeline=1))).peak_at == "loss"
+    wanted = Wanted(pipeline=8, tensor=1, context=1, micro_batch=1, recompute="none")
+    many = forecast(ask(wanted=wanted))
+    assert many.peak_at == "first stage" and many.predicted.memory.logits == 0.0
+    wordy = msgspec.structs.replace(small, vocabulary=2**18)
+    last = forecast(ask(wanted=wanted, model=wordy))
+    assert last.peak_at == "loss" and last.predicted.memory.logits > 0.0
+    assert "on the first stage, its forwards in flight" in text(many)
+    assert "on the last stage, at the loss" in text(last)
 
 
 def test_without_an_end_the_run_is_one_step(ask: Ask) -> None:

@@ -21,8 +21,8 @@ from narrows.plan.fleet.time import Step, step
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet, Spread, counted
-from narrows.spec.forecast import Forecast, Option
-from narrows.spec.ledger import Kind, Ledger, Phase, Row, Total
+from narrows.spec.forecast import Forecast, Moment, Option
+from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
 from narrows.spec.machine import Fact
 from narrows.spec.plan import Doubling
 
@@ -69,6 +69,7 @@ def forecast(question: Question) -> Forecast:
         spread=spread,
         predicted=predicted,
         memory_limit=found.limit,
+        peak_at=_moment(spread, predicted.memory),
         layouts_evaluated=found.spreads.size,
         layouts_fitting=int(found.fits.sum()),
         bottleneck=doubled[0].resource,
@@ -128,6 +129,11 @@ def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:
                 flop=flop if field == "gemm" else 0.0, memory_bytes=0.0, network_bytes=0.0,
                 seconds=value, joules=energy * value / seconds,
             )  # fmt: skip
+
+
+def _moment(spread: Spread, peak: MemoryPeak) -> Moment:
+    """Of the two stages that compete, only the first of several has no logits."""
+    return "first stage" if spread.pipeline > 1 and not peak.logits else "loss"
 
 
 def _option(found: Found, index: int, verdict: str) -> Option:

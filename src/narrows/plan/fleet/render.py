@@ -9,12 +9,16 @@ from typing import Any
 
 from narrows.plan.render import count, model_line
 from narrows.spec.fleet import Spread, counted
-from narrows.spec.forecast import Dial, Elsewhere, Forecast, Option, Run, Sizing
+from narrows.spec.forecast import Dial, Elsewhere, Forecast, Moment, Option, Run, Sizing
 from narrows.spec.machine import Fact
 from narrows.spec.units import Bytes, FlopPerSecond, Joules, Seconds, Tokens, Watts
 
 _SHARE_LEAST = 0.002
 _WIDTH = 100
+_MOMENTS: dict[Moment, str] = {
+    "first stage": "on the first stage, its forwards in flight",
+    "loss": "at the loss",
+}
 
 
 def text(forecast: Forecast) -> str:
@@ -154,7 +158,10 @@ def _step(forecast: Forecast) -> Iterator[str]:
 def _memory(forecast: Forecast) -> Iterator[str]:
     peak = forecast.predicted.memory
     limit = Bytes(forecast.memory_limit).text()
-    yield f"memory of the fullest device: {Bytes(peak.peak).text()} of {limit}"
+    when = _MOMENTS[forecast.peak_at]
+    if forecast.peak_at == "loss" and forecast.spread.pipeline > 1:
+        when = f"on the last stage, {when}"
+    yield f"memory of the fullest device: {Bytes(peak.peak).text()} of {limit}, {when}"
     for name, value in peak.ranked():
         if value > 0.01 * peak.peak:
             yield f"  {name:30}{value / peak.peak:6.1%}  {Bytes(value).text()}"
