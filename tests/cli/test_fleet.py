@@ -187,14 +187,6 @@ def test_a_fleet_needs_a_model_and_a_file_to_be_there(capsys: Said) -> None:
     assert message == "other.toml does not exist" and hint == "narrows probe -o machine.toml"
 
 
-def test_what_does_not_fit_is_exit_3_with_machines_that_would_do(capsys: Said) -> None:
-    words = ["plan", "--model", "llama-3.1-405b", "--machine"]
-    message, hint = refused(capsys, *words, "8xh100-sxm", code=3)
-    assert message.startswith("the job does not fit: ") and "\n  optimizer " in message
-    machine = hint.removeprefix("--machine ").partition(",")[0]
-    assert machine == "128xh100-sxm" and main([*words, machine]) == 0
-
-
 def test_the_shape_may_be_a_folder_with_a_config(capsys: Said, tmp_path: Path) -> None:
     config = {
         "model_type": "llama", "hidden_size": 512, "intermediate_size": 1408,

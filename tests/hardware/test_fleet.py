@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from narrows.hardware.accelerators import accelerator, accelerators
-from narrows.hardware.fleet import fleet, fleet_here, fleet_of, ladder, reach
+from narrows.hardware.fleet import fleet, fleet_here, fleet_of, ladder, reach, roomier
 from narrows.spec import record
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import Machine
@@ -155,6 +155,15 @@ def test_reaches_are_shares(key: str) -> None:
     assert all(0.0 < share <= 1.0 for share in shares)
     assert found.attention_backward <= found.attention_forward <= found.matmul
     assert 0.5 < found.narrow < 2.0 and 0.0 < found.half < 1000.0
+
+
+def test_roomier_devices_are_of_the_kind_and_as_many() -> None:
+    known = fleet("2x8xh100-sxm")
+    found = [fleet(name) for name in roomier(known)]
+    sizes = [float(each.memory_capacity.value) for each in found]
+    assert sizes == sorted(sizes) and sizes[0] > 1.1 * known.memory_capacity.value
+    assert {(each.devices, each.devices_per_node, each.kind) for each in found} == {(16, 8, "cuda")}
+    assert "2x8xh200-sxm" in roomier(known)
 
 
 def test_a_ladder_is_the_same_devices_in_other_numbers() -> None:

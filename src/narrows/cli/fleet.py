@@ -23,8 +23,10 @@ _CONTEXT_SIZED = 2048
 _ADAPTER_RANK = 16
 _NF4_BITS = 4.127
 """Of a weight, its scale included: 0.127 with scales quantized again (arXiv:2305.14314)."""
+_SWITCHES = {"true": True, "false": False}
 _LAYOUT = (
     "precision", "tensor", "pipeline", "context", "expert", "micro_batch", "sharding", "recompute",
+    "offload", "chunked_loss",
 )  # fmt: skip
 
 
@@ -215,6 +217,6 @@ def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:
                 hint=f"did you mean --set layout.{near}=...? (known: {', '.join(_LAYOUT)})",
             )
         text = value.strip().strip("\"'")
-        found[name] = int(text) if text.lstrip("-").isdigit() else text
+        found[name] = _SWITCHES.get(text, int(text) if text.lstrip("-").isdigit() else text)
     from_builtins(Spread, found, source="--set layout")
     return found

@@ -6,8 +6,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from narrows.cli import fleet, intent, speak
-from narrows.spec.errors import BadInput
+from narrows.cli import fleet, intent, remedy, speak
+from narrows.spec.errors import BadInput, DoesNotFit
 
 SUMMARY = "Settle every value of a run, and predict its time, memory, energy and cost."
 EXAMPLES = """\
@@ -74,7 +74,11 @@ def _for_a_fleet(chosen: argparse.Namespace) -> int:
         from narrows.plan.fleet.forecast import forecast
         from narrows.plan.fleet.render import text
 
-        predicted = forecast(fleet.question(chosen))
+        asked = fleet.question(chosen)
+        try:
+            predicted = forecast(asked)
+        except DoesNotFit as refusal:
+            raise remedy.advised(refusal, chosen, asked) from None
         found, told = predicted, text(predicted)
         if chosen.page:
             from narrows.report import outlook

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from narrows.hardware.accelerators import Accelerator, accelerator, plain
+from narrows.hardware.accelerators import Accelerator, accelerator, accelerators, plain
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Domain, Fleet, Reach, counted
 from narrows.spec.machine import Fact, Machine
@@ -26,6 +26,8 @@ _CATALOGUE = Path(__file__).with_name("catalogue")
 _LATENCY_INSIDE, _LATENCY_OUTSIDE = Seconds(1e-6), Seconds(5e-6)
 _FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _HERE = "here"
+# A device with a little more memory is another make of the same size.
+_ROOMIER = 1.1
 _NO_NETWORK = BytesPerSecond(12.5e9)
 
 
@@ -75,6 +77,18 @@ def fleet_of(
             source=assumed["overhead"]["rented_source"],
         ),
     )  # fmt: skip
+
+
+def roomier(known: Fleet) -> tuple[str, ...]:
+    """Names of as many devices of the same kind with more memory each, the least more first."""
+    larger = {
+        key: each.memory_capacity for key, each in accelerators().items()
+        if each.kind == known.kind
+        and each.memory_capacity > _ROOMIER * known.memory_capacity.value
+    }  # fmt: skip
+    first, second, _ = counted(known.name)
+    counts = "".join(f"{count}x" for count in (first, second) if count is not None)
+    return tuple(counts + key for key in sorted(larger, key=lambda key: larger[key]))
 
 
 def ladder(known: Fleet) -> tuple[Fleet, ...]:

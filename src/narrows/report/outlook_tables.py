@@ -38,11 +38,16 @@ def layout(spread: Spread) -> Phrase:
             english.append(f"{word.en} {count}")
             chinese.append(f"{word.zh} {count}")
     micro = f"{spread.micro_batch} × {spread.accumulation}"
-    recompute = "" if spread.recompute == "none" else f", recompute {spread.recompute}"
+    rest = [Phrase(f"{spread.sharding} sharded", f"分片 {spread.sharding}")]
+    if spread.recompute != "none":
+        rest.append(Phrase(f"recompute {spread.recompute}", f"重计算 {spread.recompute}"))
+    if spread.offload:
+        rest.append(Phrase("gradients and optimizer on the host", "梯度与优化器在主机内存"))
+    if spread.chunked_loss:
+        rest.append(Phrase("the loss in chunks", "损失分块"))
     return Phrase(
-        f"{', '.join(english)}; micro-batch {micro}; {spread.sharding} sharded{recompute}",
-        f"{'、'.join(chinese)}；微批 {micro}；分片 {spread.sharding}"
-        + ("" if not recompute else f"；重计算 {spread.recompute}"),
+        f"{', '.join(english)}; micro-batch {micro}; {', '.join(each.en for each in rest)}",
+        f"{'、'.join(chinese)}；微批 {micro}；{'；'.join(each.zh for each in rest)}",
     )
 
 

@@ -41,6 +41,10 @@ PASSES_EXPERT = 12.5
 EXPERT_SHOWN = 0.62
 # Bytes that the optimizer reads and writes for a parameter.
 OPTIMIZER_BYTES = 28.0
+# Seconds that a host takes for a parameter that its devices leave to it, the way there and back
+# included: 16.8 and 20.1 s more a step of Llama 7B on eight A800 and two Xeon 8358 under DeepSpeed
+# (chenyaofo, "Training speed of LLaMA-7B", 2024: 64 sequences, ZeRO 3 and 2). Assumed elsewhere.
+OFFLOAD_SECONDS = 2.7e-9
 # A step takes this times the sum of its parts: stragglers, host and data.
 JITTER = 1.08
 

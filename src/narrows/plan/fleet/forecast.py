@@ -15,19 +15,18 @@ from narrows.plan.fleet.failures import goodput, run
 from narrows.plan.fleet.machines import against, place, refuse_unknown, scaling
 from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.question import Question
-from narrows.plan.fleet.search import Found, Goal, Wanted, candidates, evaluate, search
+from narrows.plan.fleet.search import Found, Goal, evaluate, search
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import Step, step
 from narrows.plan.fleet.work import Work
-from narrows.spec.errors import BadInput, DoesNotFit
-from narrows.spec.fleet import Fleet, Spread, counted
+from narrows.spec.errors import DoesNotFit
+from narrows.spec.fleet import Fleet, Spread
 from narrows.spec.forecast import Forecast, Moment, Option
 from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
 from narrows.spec.machine import Fact
 from narrows.spec.plan import Doubling
 
 _RUNNERS_UP = 5
-_DOUBLINGS = 12
 _PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
     ("gemm", "products", "forward", "gemm"), ("attention", "attention", "forward", "attention"),
     ("pointwise", "memory-bound operations", "forward", "pointwise"),
@@ -185,6 +184,11 @@ def _techniques(work: Work, spread: Spread, fleet: Fleet, limit: float) -> Itera
     ]
     if spread.sequence_parallel and spread.tensor > 1:
         changes.append(("no sequence parallelism", {"sequence_parallel": False}))
+    changes += [
+        (what, {name: True})
+        for what, name in (("optimizer on the host", "offload"), ("loss in chunks", "chunked_loss"))
+        if not getattr(spread, name)
+    ]
     now = evaluate(work, Spreads.of([spread]), fleet)
     for what, change in changes:
         other = msgspec.structs.replace(spread, **change)
@@ -240,40 +244,9 @@ def _refusal(question: Question, found: Found) -> DoesNotFit:
     least = int(found.bytes.argmin())
     spreads = Spreads.of([found.spreads.spread(least)])
     held = memory(Work.of(question.model, question.model.context), spreads).record(0)
-    kinds = held.ranked()
-    causes = ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in kinds[:3])
-    fleet = question.fleet
-    more = _devices_enough(question, found.limit)
-    name = f"--machine {more}x{counted(fleet.name)[-1]}, or " if more else ""
     return DoesNotFit(
         f"the job does not fit: {held.peak / 1e9:.1f} GB needed by the leanest of "
         f"{found.spreads.size:,} layouts, {found.limit / 1e9:.1f} GB free on each "
-        f"{fleet.accelerator}",
-        causes=(causes,),
-        hint=name + _leaner(kinds[0][0], question.wanted),
+        f"{question.fleet.accelerator}",
+        causes=(", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in held.ranked()[:3]),),
     )
-
-
-def _leaner(largest: str, wanted: Wanted) -> str:
-    """What makes the largest kind of memory smaller."""
-    if largest in ("activations", "logits", "workspace"):
-        return "a smaller batch or context"
-    if wanted.trained == 1.0:
-        return "adapters over frozen weights (--tune qlora), or a smaller model"
-    if wanted.stored_bits is None:
-        return "frozen weights of 4 bits (--tune qlora), or a smaller model"
-    return "a smaller model"
-
-
-def _devices_enough(question: Question, limit: float) -> int | None:
-    """The fewest devices, by doubling, over which some layout fits."""
-    work = Work.of(question.model, question.model.context)
-    for power in range(1, _DOUBLINGS + 1):
-        fleet = msgspec.structs.replace(question.fleet, devices=question.fleet.devices << power)
-        try:
-            spreads = candidates(work, fleet, question.batch, question.wanted)
-        except BadInput:
-            continue
-        if float(memory(work, spreads).peak.min()) <= limit:
-            return fleet.devices
-    return None

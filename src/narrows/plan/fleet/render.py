@@ -58,6 +58,10 @@ def described(spread: Spread) -> str:
     words.append(f"{spread.sharding} sharded" if spread.sharding != "none" else "nothing sharded")
     if spread.recompute != "none":
         words.append(f"recompute {spread.recompute}")
+    if spread.offload:
+        words.append("gradients and optimizer on the host")
+    if spread.chunked_loss:
+        words.append("the loss in chunks")
     if spread.trained < 1.0:
         words.append(f"{spread.trained:.2%} of the weights trained")
     if spread.stored_bits is not None:

@@ -43,6 +43,8 @@ class Wanted:
     recompute: str | None = None
     trained: float = 1.0
     stored_bits: float | None = None
+    offload: bool = False
+    chunked_loss: bool = False
 
     def free(self) -> Wanted:
         """The same work with nothing of its layout fixed."""
@@ -130,7 +132,8 @@ def candidates(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Spreads:
     return Spreads(
         shared=Spread(
             precision=wanted.precision,  # type: ignore[arg-type]
-            trained=wanted.trained, stored_bits=wanted.stored_bits,
+            trained=wanted.trained, stored_bits=wanted.stored_bits, offload=wanted.offload,
+            chunked_loss=wanted.chunked_loss,
         ),
         data=data, replicas=replicas, tensor=tensor,
         pipeline=pipeline, interleave=interleave, context=context, expert=expert,

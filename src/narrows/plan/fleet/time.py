@@ -34,6 +34,7 @@ class Rates:
     attention_backward: float
     biased: float
     memory: float
+    sharing_a_host: float
 
     @classmethod
     def of(cls, fleet: Fleet, precision: str) -> Rates:
@@ -57,6 +58,7 @@ class Rates:
             attention_backward=whole * reach.attention_backward,
             biased=reach.biased,
             memory=float(fleet.memory_bandwidth.value) * reach.memory,
+            sharing_a_host=float(fleet.devices_per_node),
         )
 
 
@@ -329,4 +331,7 @@ def _optimizer(spreads: Spreads, rates: Rates, held: tuple[Array, Array]) -> Arr
     sharded = spreads.sharding >= 1
     mine = common / np.where(sharded, spreads.shards, 1.0)
     mine = mine + own / np.where(sharded, spreads.expert_shards, 1.0)
-    return np.asarray(mine * spreads.shared.trained * constants.OPTIMIZER_BYTES / rates.memory)
+    each = constants.OPTIMIZER_BYTES / rates.memory
+    if spreads.shared.offload:
+        each = constants.OFFLOAD_SECONDS * rates.sharing_a_host
+    return np.asarray(mine * spreads.shared.trained * each)
