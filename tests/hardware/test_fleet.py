@@ -114,6 +114,16 @@ def test_without_any_network_one_is_assumed() -> None:
     assert "assumed" in fleet_of(lonely, 8, name="x").domains[0].name
 
 
+def test_what_is_assumed_says_so() -> None:
+    gaming = fleet("8xrtx-3090")
+    assert gaming.domains[-1].bandwidth.basis == "assumed"
+    assert gaming.memory_capacity.basis == "datasheet"
+    assert fleet("h100-sxm").reach.basis == "fitted"
+    assert fleet("v100-sxm-16gb").reach.basis == "assumed"
+    bare = msgspec.structs.replace(accelerator("h100-sxm"), network=None)
+    assert fleet_of(bare, 16, name="x").domains[-1].bandwidth.basis == "assumed"
+
+
 def test_facts_name_their_sources() -> None:
     known, found = accelerators()["h100-sxm"], fleet("h100-sxm")
     assert found.memory_capacity.value == known.memory_capacity

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 import msgspec
@@ -58,7 +59,7 @@ def test_the_formula_stands_beside_the_curve(seen: Forecast) -> None:
     html = outlook.html(seen)
     assert "T = a n/p + b p" in html and "half of the devices" in html and "一半卡时" in html
     lone = msgspec.structs.replace(seen, bend=None)
-    assert "T = a n/p + b p" not in outlook.html(lone)
+    assert "half of the devices" not in outlook.html(lone)
     both = msgspec.structs.replace(seen.bend, devices=77.0, devices_real=55.0)
     html = outlook.html(msgspec.structs.replace(seen, bend=both))
     assert "bends at √(a n/b) = 77 devices" in html and "the model bends at 55" in html
@@ -70,6 +71,14 @@ def test_the_moment_of_the_peak_is_said(seen: Forecast) -> None:
     assert "on the last stage, at the loss" in outlook.html(
         msgspec.structs.replace(seen, peak_at="loss")
     )
+
+
+def test_every_number_says_its_basis_on_the_page(seen: Forecast) -> None:
+    html = outlook.html(seen)
+    for each in (*seen.answers, *seen.facts):
+        assert escape(each.source, quote=False) in html and each.value in html, each.name
+    for part in ("what is said", "what it rests on", "规格书", "拟合", "假定", "电能使用效率"):
+        assert part in html, part
 
 
 def test_a_single_stage_has_no_timeline(seen: Forecast) -> None:

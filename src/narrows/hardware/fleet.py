@@ -145,7 +145,7 @@ def fleet_here(machine: Machine) -> Fleet:
         reach=Reach(
             matmul=1.0, half=half, narrow=1.0, attention_forward=forward / peak,
             attention_backward=backward / peak, biased=1.0, memory=1.0,
-            source=f"measured here, {machine.probed_at[:10]}",
+            source=f"measured here, {machine.probed_at[:10]}", basis="measured",
         ),
         memory_capacity=device.memory.free,
         memory_bandwidth=device.memory.copy,
@@ -222,8 +222,9 @@ def _domains(
             )
         )  # fmt: skip
     if not found or found[-1].devices < devices:
-        rate = known.network.bandwidth if known.network else _NO_NETWORK
-        bandwidth = _fact(known, "network", rate)
+        bandwidth = Fact(value=_NO_NETWORK, basis="assumed", source="100 Gbit/s a device")
+        if known.network is not None:
+            bandwidth = _fact(known, "network", known.network.bandwidth)
         if network is not None:
             bandwidth = Fact(value=BytesPerSecond(network), basis="datasheet", source="as given")
         found.append(
@@ -237,4 +238,7 @@ def _domains(
 
 
 def _fact(known: Accelerator, name: str, value: object) -> Fact:  # type: ignore[type-arg]
-    return Fact(value=value, basis="datasheet", source=known.source_of.get(name, known.source))
+    source = known.source_of.get(name, known.source)
+    return Fact(
+        value=value, basis="assumed" if source.startswith("assumed") else "datasheet", source=source
+    )

@@ -43,12 +43,10 @@ def html(forecast: Forecast) -> str:
         element("div", tables.doubling(forecast), tables.techniques(forecast), class_=wide),
         tables.layouts(forecast),
         tables.elsewhere(forecast),
-        tables.facts(forecast),
+        tables.evidence(forecast),
         element("footer", Phrase(
-            "Written by narrows. Nothing here was measured: data sheets, and what published runs "
-            "kept up of them. The page loads nothing.",
-            "由 narrows 生成。此处没有实测值：依据规格书，以及公开测量所达到的比例。"
-            "本页不加载任何外部内容。",
+            "Written by narrows. A prediction; the page loads nothing.",
+            "由 narrows 生成。此为预测；本页不加载任何外部内容。",
         )),
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from narrows.report.numbers import compact, duration, percent, significant, size
 from narrows.report.sections import section
 from narrows.report.words import BASES, Phrase, same, spoken
 from narrows.spec.fleet import Spread
-from narrows.spec.forecast import Elsewhere, Forecast, Sizing
+from narrows.spec.forecast import Elsewhere, Evidence, Forecast, Sizing
 
 _AXES = {
     "data": Phrase("data", "数据"), "replicas": Phrase("copies", "副本"),
@@ -18,6 +18,20 @@ _AXES = {
 _GOALS = {
     "time": Phrase("time", "时间"), "money": Phrase("money", "费用"),
     "energy": Phrase("energy", "能量"), "memory": Phrase("memory", "显存"),
+}  # fmt: skip
+_EVIDENCE = {
+    "step": Phrase("step", "每步"), "memory_of_a_device": Phrase("memory of a device", "每卡显存"),
+    "power": Phrase("power", "功率"), "goodput": Phrase("goodput", "有效时间"),
+    "whole_training": Phrase("whole training", "全程"), "energy": Phrase("energy", "能量"),
+    "money": Phrase("money", "费用"), "carbon": Phrase("carbon", "碳排放"),
+    "loss": Phrase("loss", "损失"), "memory": Phrase("memory", "显存"),
+    "memory_bandwidth": Phrase("memory bandwidth", "显存带宽"),
+    "power_idle": Phrase("power, idle", "空闲功率"),
+    "power_full": Phrase("power, full", "满载功率"),
+    "price_of_a_device": Phrase("price of a device", "单卡租价"),
+    "carbon_of_electricity": Phrase("carbon of electricity", "电力碳强度"),
+    "power_usage_effectiveness": Phrase("power usage effectiveness", "电能使用效率（PUE）"),
+    "reach": Phrase("reach", "可达比例"),
 }  # fmt: skip
 _RESOURCES = {
     "compute": Phrase("compute", "算力"),
@@ -169,36 +183,29 @@ def _place(each: Elsewhere, *, first: bool) -> Markup:
     )  # fmt: skip
 
 
-def facts(forecast: Forecast) -> Markup:
-    """What the answer is computed from, and how that is known."""
-    fleet = forecast.fleet
-    facts = [(f"peak {name}", fact) for name, fact in fleet.peak.items()]
-    told: list[tuple[str, str, str, str]] = [
-        (name, fact.value.text(4), fact.basis, fact.source) for name, fact in facts
-    ]
-    for name, fact in (("memory", fleet.memory_capacity), ("bandwidth", fleet.memory_bandwidth),
-                       ("carbon", fleet.carbon), ("price", fleet.price)):  # fmt: skip
-        if fact is not None:
-            told.append((name, fact.value.text(4), fact.basis, fact.source))
-    told += [
-        (
-            domain.name,
-            domain.bandwidth.value.text(4),
-            domain.bandwidth.basis,
-            domain.bandwidth.source,
-        )
-        for domain in fleet.domains
-    ]
-    rows = [
-        element("tr", element("th", name, scope="row"), element("td", value, class_="number"),
-                element("td", spoken(BASES, basis), class_="basis"),
-                element("td", source, class_="source"))
-        for name, value, basis, source in told
+def evidence(forecast: Forecast) -> Markup:
+    """How each number is known: what the forecast says, then what it was made from."""
+    groups = (
+        (Phrase("what is said", "结论"), forecast.answers),
+        (Phrase("what it rests on", "所依据的事实"), forecast.facts),
+    )
+    tables = [
+        _table((head, Phrase("value", "取值"), Phrase("basis", "依据"), Phrase("source", "来源")),
+               [_known(each) for each in known])
+        for head, known in groups
     ]  # fmt: skip
-    heads = (Phrase("fact", "事实"), Phrase("value", "取值"), Phrase("basis", "依据"),
-             Phrase("source", "来源"))  # fmt: skip
-    lede = Phrase(f"Reach: {fleet.reach.source}.", f"可达比例：{fleet.reach.source}。")
-    return section(Phrase("What it is computed from", "计算依据"), lede, _table(heads, rows))
+    lede = Phrase("Each number with its basis: measured, datasheet, fitted, estimated or assumed.",
+                  "每个数都注明依据：实测、规格书、拟合、估算或假定。")  # fmt: skip
+    return section(Phrase("How it is known", "依据"), lede, *tables)
+
+
+def _known(each: Evidence) -> Markup:
+    return element(
+        "tr", element("th", spoken(_EVIDENCE, each.name), scope="row"),
+        element("td", each.value, class_="number"),
+        element("td", spoken(BASES, each.basis), class_="basis"),
+        element("td", each.source, class_="source"),
+    )  # fmt: skip
 
 
 def _row(name: Phrase, *values: Node, first: bool) -> Markup:

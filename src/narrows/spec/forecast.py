@@ -10,6 +10,7 @@ from typing import Literal
 
 from narrows.spec.fleet import Fleet, Spread
 from narrows.spec.ledger import Ledger
+from narrows.spec.machine import Basis
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Doubling
 from narrows.spec.record import Record
@@ -54,6 +55,15 @@ class Goodput(Record):
     checkpoint_interval_s: float
     checkpoint_seconds: float
     share: float
+
+
+class Evidence(Record):
+    """A number that a forecast rests on or says, how it is known, and from where."""
+
+    name: str
+    value: str
+    basis: Basis
+    source: str
 
 
 class Bend(Record):
@@ -131,6 +141,7 @@ class Forecast(Record):
     `predicted.total` is of undisturbed steps; `run` is what is really waited and paid for, None
     where failures leave no time to train. `elsewhere` has the fleet itself among those it is set
     against, the best for the goal first; `scaling` is the same batch on fewer and more devices.
+    `answers` says of its main numbers, `facts` of what they were made from, how they are known.
     """
 
     model_name: str
@@ -153,6 +164,8 @@ class Forecast(Record):
     goodput: Goodput
     run: Run | None = None
     dial: Dial | None = None
+    answers: tuple[Evidence, ...]
+    facts: tuple[Evidence, ...]
     elsewhere: tuple[Elsewhere, ...] = ()
     scaling: tuple[Elsewhere, ...] = ()
     bend: Bend | None = None

@@ -11,6 +11,7 @@ import numpy as np
 from narrows.plan.fleet.bend import bend
 from narrows.plan.fleet.dial import Pace, bought
 from narrows.plan.fleet.energy import joules
+from narrows.plan.fleet.evidence import answers, facts
 from narrows.plan.fleet.failures import goodput, run
 from narrows.plan.fleet.machines import against, place, refuse_unknown, scaling
 from narrows.plan.fleet.memory import memory
@@ -58,6 +59,7 @@ def forecast(question: Question) -> Forecast:
     tokens = None if dial is None else dial.tokens
     predicted = ledger(work, spread, question.fleet, question.batch, tokens)
     others = scaling(work, question)
+    bent, whole = bend(others), run(predicted.total, good, question.fleet) if tokens else None
     return Forecast(
         model_name=question.name,
         model=question.model,
@@ -77,11 +79,13 @@ def forecast(question: Question) -> Forecast:
         runners_up=tuple(_runners_up(found, chosen, question.goal)),
         techniques=tuple(_techniques(work, spread, question.fleet, found.limit)),
         goodput=good,
-        run=run(predicted.total, good, question.fleet) if tokens else None,
+        run=whole,
         dial=dial,
         elsewhere=against(work, question, place(work, question, question.fleet, found)),
         scaling=others,
-        bend=bend(others),
+        bend=bent,
+        answers=tuple(answers(question.fleet, predicted, good, whole, dial, bent)),
+        facts=tuple(facts(question.fleet, spread.precision)),
         tokens=tokens,
     )
 

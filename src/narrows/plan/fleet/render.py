@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import Any
 
 from narrows.plan.render import count, model_line
 from narrows.spec.fleet import Spread, counted
-from narrows.spec.forecast import Dial, Elsewhere, Forecast, Moment, Option, Run, Sizing
-from narrows.spec.machine import Fact
+from narrows.spec.forecast import Dial, Elsewhere, Evidence, Forecast, Moment, Option, Run, Sizing
 from narrows.spec.units import Bytes, FlopPerSecond, Joules, Seconds, Tokens, Watts
 
 _SHARE_LEAST = 0.002
@@ -30,7 +28,7 @@ def text(forecast: Forecast) -> str:
         _options("one technique changed", forecast.techniques, structure=False),
         _options("fastest for its memory", forecast.front),
         _elsewhere(forecast), _scaling(forecast),
-        _basis(forecast),
+        _evidence("how this is known", forecast.answers), _evidence("from", forecast.facts),
     )  # fmt: skip
     wrapped = ([line for long in block for line in _wrapped(long)] for block in blocks)
     return "\n\n".join("\n".join(block) for block in wrapped if block)
@@ -265,17 +263,9 @@ def _others(title: str, others: tuple[Elsewhere, ...]) -> Iterator[str]:
         )
 
 
-def _basis(forecast: Forecast) -> Iterator[str]:
-    fleet = forecast.fleet
-    yield "from"
-    known: list[tuple[str, Fact[Any]]] = [
-        (f"peak {name}", fact) for name, fact in fleet.peak.items()
-        if name in (forecast.spread.precision, "bf16")
-    ]  # fmt: skip
-    known += [("memory", fleet.memory_capacity), ("memory bandwidth", fleet.memory_bandwidth)]
-    known += [(domain.name, domain.bandwidth) for domain in fleet.domains]
-    if fleet.price is not None:
-        known.append(("price of a device", fleet.price))
-    for name, fact in known:
-        yield f"  {name}: {fact.value.text()} ({fact.basis}, {fact.source})"
-    yield f"  reach: {fleet.reach.source}"
+def _evidence(title: str, known: tuple[Evidence, ...]) -> Iterator[str]:
+    yield title
+    for each in known:
+        named = each.source.startswith(each.basis)
+        source = each.source if named else f"{each.basis}, {each.source}"
+        yield f"  {each.name}: {each.value} ({source})"
