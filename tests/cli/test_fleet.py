@@ -76,13 +76,13 @@ def test_any_budget_buys_tokens_and_the_tightest_binds(capsys: Said) -> None:
     bounds = ("--budget", "3 days", "--budget", "$1000", "--budget", "10T tokens")
     found = answered(capsys, *EIGHT, *bounds)
     assert found.dial is not None and found.run is not None and found.dial.sizing is None
-    assert [each.bound for each in found.dial.limits] == ["$1,000", "3 d of time", "10 T tokens"]
+    assert [each.bound for each in found.dial.limits] == ["$1,000", "3 d", "10 T tokens"]
     assert found.run.dollars is not None and 990 < found.run.dollars <= 1000
     longer = answered(capsys, *EIGHT, "--budget", "3 days")
     assert longer.run is not None and 0.99 * 259_200 < longer.run.seconds <= 259_200
     assert main([*EIGHT, *bounds]) == 0
     said = capsys.readouterr().out
-    assert "the budget: $1,000\n" in said and "3 d of time would buy" in said
+    assert "the budget: $1,000\n" in said and "3 d would buy" in said
     assert "is over before the end" in refused(capsys, *EIGHT, "--budget", "2 s")[0]
 
 

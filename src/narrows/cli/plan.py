@@ -16,6 +16,7 @@ narrows plan job.toml -o plan.toml                  keep the plan, to train it l
 narrows plan job.toml --set model.layers=12         what if
 narrows plan job.toml --machine other.toml          on a machine probed elsewhere
 narrows plan --machine 8xh100-sxm --model llama-3.1-8b              on machines to rent
+narrows plan --machine 8xh100-sxm --budget "$10,000"                what they can train for that
 narrows plan --machine h100-sxm --model llama-3.1-8b --serve 32     how it would answer"""
 
 

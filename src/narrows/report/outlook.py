@@ -19,9 +19,23 @@ from narrows.report.numbers import (
     size,
 )
 from narrows.report.sections import HALF, both, figure, key, section
-from narrows.report.words import Phrase, same, spoken
+from narrows.report.words import MEMORY, Phrase, same, spoken
 from narrows.spec.forecast import Bend, Forecast
 from narrows.spec.record import write_atomically
+
+_PARTS = {
+    "products": Phrase("products", "矩阵乘法"), "attention": Phrase("attention", "注意力"),
+    "memory-bound_operations": Phrase("memory-bound operations", "受带宽限制的运算"),
+    "head_and_loss": Phrase("head and loss", "输出层与损失"),
+    "tensor-parallel_collectives": Phrase("tensor-parallel collectives", "张量并行通信"),
+    "tokens_to_experts": Phrase("tokens to experts", "专家路由通信"),
+    "context-parallel_ring": Phrase("context-parallel ring", "上下文并行环"),
+    "pipeline_hops": Phrase("pipeline hops", "流水线传递"),
+    "pipeline_bubble": Phrase("pipeline bubble", "流水线气泡"),
+    "data-parallel_collectives": Phrase("data-parallel collectives", "数据并行通信"),
+    "optimizer": Phrase("optimizer", "优化器"),
+    "stragglers,_host_and_data": Phrase("stragglers, host and data", "掉队、主机与数据"),
+}  # fmt: skip
 
 
 def write(forecast: Forecast, page: Path) -> None:
@@ -104,7 +118,7 @@ def _cards(forecast: Forecast) -> list[Markup]:
 
 def _time(forecast: Forecast) -> Markup:
     rows = sorted(forecast.predicted.rows, key=lambda row: -row.seconds)
-    bars = [(same(row.operation), row.seconds, duration(row.seconds)) for row in rows]
+    bars = [(spoken(_PARTS, row.operation), row.seconds, duration(row.seconds)) for row in rows]
     plot = both(lambda width: plots.bars(bars, width, "Seconds of a step"), HALF)
     lede = Phrase("Seconds by part of a step.", "一步之中各部分所用时间。")
     return section(Phrase("Where a step goes", "时间去向"), lede, element("figure", plot))
@@ -113,7 +127,7 @@ def _time(forecast: Forecast) -> Markup:
 def _memory(forecast: Forecast) -> Markup:
     peak = forecast.predicted.memory
     bars = [
-        (spoken({}, name), value, same(size(value)))
+        (spoken(MEMORY, name), value, same(size(value)))
         for name, value in peak.ranked() if value > 0
     ]  # fmt: skip
     plot = both(lambda width: plots.bars(bars, width, "Bytes of the fullest device"), HALF)
@@ -160,7 +174,7 @@ def _scaling(forecast: Forecast) -> Markup:
         key("line", Phrase("the model", "模型")),
         key("line validation", same("T = a n/p + b p")),
     ]
-    note = element("p", _bend(bend, max(n for n, _ in known)), class_="aside")
+    note = element("p", _bend(bend, max(n for n, _ in known)), class_="lede")
     return section(title, lede, figure(legend, plot), note)
 
 

@@ -87,7 +87,7 @@ def dial(forecast: Forecast) -> Markup | None:
     if dial.sizing is not None:
         told.append(_sizing(dial.sizing))
     heads = (Phrase("at most", "至多"), Phrase("tokens", "token 数"))
-    notes = [element("p", each, class_="aside") for each in told[1:]]
+    notes = [element("p", each, class_="lede") for each in told[1:]]
     title = Phrase("What the budget buys", "预算能买到什么")
     return section(title, told[0], _table(heads, rows), *notes)
 
@@ -178,7 +178,7 @@ def _place(each: Elsewhere, *, first: bool) -> Markup:
     money, joules = each.dollars_per_billion_tokens, each.joules_per_token
     return _row(
         same(each.fleet), duration(each.step_seconds), f"{each.tokens_per_s:,.0f}",
-        "–" if money is None else f"${money:,.0f}",
+        "–" if money is None else f"${money:,.0f}" if money >= 100 else f"${significant(money)}",
         "–" if joules is None else significant(joules), first=first,
     )  # fmt: skip
 
@@ -191,7 +191,7 @@ def evidence(forecast: Forecast) -> Markup:
     )
     tables = [
         _table((head, Phrase("value", "取值"), Phrase("basis", "依据"), Phrase("source", "来源")),
-               [_known(each) for each in known])
+               [_known(each) for each in known], words=(0, 2, 3))
         for head, known in groups
     ]  # fmt: skip
     lede = Phrase("Each number with its basis: measured, datasheet, fitted, estimated or assumed.",
@@ -214,9 +214,12 @@ def _row(name: Phrase, *values: Node, first: bool) -> Markup:
                    class_="first" if first else None)  # fmt: skip
 
 
-def _table(heads: tuple[Phrase, ...], rows: list[Markup]) -> Markup:
+def _table(
+    heads: tuple[Phrase, ...], rows: list[Markup], *, words: tuple[int, ...] = (0,)
+) -> Markup:
+    """Columns hold numbers but for those at `words`."""
     cells = [
-        element("th", head, scope="col", class_="number" if place else None)
+        element("th", head, scope="col", class_=None if place in words else "number")
         for place, head in enumerate(heads)
     ]
     table = element("table", element("thead", element("tr", cells)), element("tbody", rows))

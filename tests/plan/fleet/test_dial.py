@@ -66,7 +66,7 @@ def test_the_tightest_bound_binds(ask: Ask) -> None:
     answer = ask("1h", "1T tokens", "$1", "1 GWh")
     assert answer.dial is not None
     assert [each.bound for each in answer.dial.limits] == [
-        "$1", "1 h of time", "1 T tokens", "1 GWh of energy"
+        "$1", "1 h", "1 T tokens", "1 GWh"
     ]  # fmt: skip
     bought = [each.tokens for each in answer.dial.limits]
     assert bought == sorted(bought) and answer.dial.tokens <= bought[0]

@@ -76,11 +76,10 @@ def limits(budget: Budget, pace: Pace, fleet: Fleet) -> tuple[Limit, ...]:
     """
     found: list[tuple[str, float]] = []
     if budget.time is not None:
-        told = f"{Seconds(budget.time).text()} of time"
-        found.append((told, float(budget.time) * pace.tokens_per_s))
+        found.append((Seconds(budget.time).text(), float(budget.time) * pace.tokens_per_s))
     if budget.energy is not None:
-        told = f"{Joules(budget.energy).text()} of energy"
-        found.append((told, float(budget.energy) * _known(pace.tokens_per_joule, "power", fleet)))
+        tokens = float(budget.energy) * _known(pace.tokens_per_joule, "power", fleet)
+        found.append((Joules(budget.energy).text(), tokens))
     if budget.money is not None:
         money = float(budget.money)
         told = f"${money:,.0f}" if money >= 10.0 else Dollars(money).text()
