@@ -171,3 +171,8 @@ def count(value: float) -> str:
         if value >= factor:
             return f"{value / factor:.3g}{letter}"
     return str(int(value))
+
+
+def dollars(value: float) -> str:
+    """Money: $42.5, $1,504,863."""
+    return f"${value:,.0f}" if value >= 100.0 else f"${value:.3g}"

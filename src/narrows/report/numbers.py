@@ -122,6 +122,11 @@ def flop_rate(value: float) -> str:
     return _scaled(value, FlopPerSecond)
 
 
+def dollars(value: float) -> str:
+    """Money: $42.5, $1,504,863."""
+    return f"${value:,.0f}" if value >= 100 else f"${significant(value)}"
+
+
 def energy(joules: float) -> str:
     """Energy: 212 J, 5.12 Wh, 1.20 kWh, 324 MWh."""
     for factor, unit in ((3.6e12, "GWh"), (3.6e9, "MWh")):

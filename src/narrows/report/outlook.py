@@ -10,6 +10,7 @@ from narrows.report.document import document
 from narrows.report.markup import Markup, Node, element
 from narrows.report.numbers import (
     compact,
+    dollars,
     duration,
     energy,
     flop_rate,
@@ -104,7 +105,7 @@ def _cards(forecast: Forecast) -> list[Markup]:
         cards.append((Phrase("whole training", "全程"), duration(run.seconds),
                       "" if run.joules is None else energy(run.joules)))  # fmt: skip
         if run.dollars is not None:
-            cards.append((Phrase("money", "费用"), f"${run.dollars:,.0f}",
+            cards.append((Phrase("money", "费用"), dollars(run.dollars),
                           Phrase("at rental prices", "按租价")))  # fmt: skip
         if run.carbon_grams is not None:
             cards.append((Phrase("carbon", "碳排放"), grams(run.carbon_grams),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from narrows.report.markup import Markup, Node, element
-from narrows.report.numbers import compact, duration, percent, significant, size
+from narrows.report.numbers import compact, dollars, duration, percent, significant, size
 from narrows.report.sections import section
 from narrows.report.words import BASES, Phrase, same, spoken
 from narrows.spec.fleet import Spread
@@ -178,7 +178,7 @@ def _place(each: Elsewhere, *, first: bool) -> Markup:
     money, joules = each.dollars_per_billion_tokens, each.joules_per_token
     return _row(
         same(each.fleet), duration(each.step_seconds), f"{each.tokens_per_s:,.0f}",
-        "–" if money is None else f"${money:,.0f}" if money >= 100 else f"${significant(money)}",
+        "–" if money is None else dollars(money),
         "–" if joules is None else significant(joules), first=first,
     )  # fmt: skip
 

@@ -167,6 +167,14 @@ class DollarsPerHour(Quantity):
     written = (("$/h", 1.0),)
 
 
+class Grams(Quantity):
+    """A mass of carbon dioxide."""
+
+    symbol, example = "g", "12 kg"
+    units = {"g": 1.0, "mg": 1e-3, "kg": 1e3, "t": 1e6}
+    written = _descending(units, "t", "kg", "g", "mg")
+
+
 class GramsPerKilowattHour(Quantity):
     """Carbon intensity of electricity, in grams of CO2 equivalent."""
 

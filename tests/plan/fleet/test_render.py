@@ -14,7 +14,7 @@ from narrows.plan.fleet.search import Wanted
 from narrows.spec.fleet import Fleet, Spread
 from narrows.spec.job import budget
 from narrows.spec.model import ModelSpec
-from narrows.spec.units import Seconds
+from narrows.spec.units import Grams, Seconds
 
 MakeFleet = Callable[..., Fleet]
 Show = Callable[..., str]
@@ -68,7 +68,8 @@ def test_rates_and_totals_are_those_of_the_ledger(small: ModelSpec, fleet: Fleet
         f"{flop / 1e12:.3g} TFLOP/s of",
         f"{watts / 1e3:.3g} kW, {watts / 16:.3g} W a device",
         f"steps: {total.seconds / share / 86_400:.3g} d,", f"${total.dollars / share:,.0f}",
-        f"{total.joules / share / 3.6e9:.3g} MWh", f"{total.carbon_grams / share / 1e6:.3g} t of",
+        f"{total.joules / share / 3.6e9:.3g} MWh",
+        f"{Grams(total.carbon_grams / share).text()} of CO2",
         f"{Seconds(ledger.step_seconds).text()}, ",
     ):  # fmt: skip
         assert part in " ".join(shown.split()), part

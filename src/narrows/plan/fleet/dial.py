@@ -14,13 +14,13 @@ from narrows.plan.fleet.failures import goodput
 from narrows.plan.fleet.question import Question, Wish
 from narrows.plan.fleet.search import Found, search
 from narrows.plan.fleet.work import Work
-from narrows.plan.render import count
+from narrows.plan.render import count, dollars
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Dial, Limit, Sizing
 from narrows.spec.job import Budget, ModelIntent
 from narrows.spec.model import ModelSpec
-from narrows.spec.units import Dollars, Joules, Seconds, Tokens
+from narrows.spec.units import Joules, Seconds, Tokens
 
 # As many layers as heads, each of 128: Llama 7B has 32 of both, 13B 40 (arXiv:2302.13971). From
 # 9M parameters to 1.4T; the wide ones by fours and eights, so that tensor ranks divide their heads.
@@ -82,8 +82,7 @@ def limits(budget: Budget, pace: Pace, fleet: Fleet) -> tuple[Limit, ...]:
         found.append((Joules(budget.energy).text(), tokens))
     if budget.money is not None:
         money = float(budget.money)
-        told = f"${money:,.0f}" if money >= 10.0 else Dollars(money).text()
-        found.append((told, money * _known(pace.tokens_per_dollar, "price", fleet)))
+        found.append((dollars(money), money * _known(pace.tokens_per_dollar, "price", fleet)))
     if budget.tokens is not None:
         found.append((Tokens(budget.tokens).text(), float(budget.tokens)))
     found.sort(key=lambda pair: pair[1])

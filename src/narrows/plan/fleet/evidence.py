@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from narrows.plan.render import dollars
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Bend, Dial, Evidence, Goodput, Run
 from narrows.spec.ledger import Ledger
 from narrows.spec.machine import Fact
-from narrows.spec.units import Bytes, Joules, Seconds, Watts
+from narrows.spec.units import Bytes, Grams, Joules, Seconds, Watts
 
 _FAILURES = (
     "419 interruptions in 54 days of 16,384 H100s (arXiv:2407.21783), taken to hold here; "
@@ -85,11 +86,11 @@ def _whole(fleet: Fleet, run: Run) -> Iterator[Evidence]:
         yield Evidence(name="energy", value=energy, basis="estimated", source=_POWER)
     if run.dollars is not None:
         source = "whole training at the price of its devices"
-        money = f"${run.dollars:,.0f}"
+        money = dollars(run.dollars)
         yield Evidence(name="money", value=money, basis="estimated", source=source)
     if run.carbon_grams is not None:
         yield Evidence(
-            name="carbon", value=f"{run.carbon_grams / 1e6:.3g} t of CO2", basis=fleet.carbon.basis,
+            name="carbon", value=Grams(run.carbon_grams).text(), basis=fleet.carbon.basis,
             source="energy, what the building adds, and the carbon of its electricity",
         )  # fmt: skip
 

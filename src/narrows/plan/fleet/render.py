@@ -6,10 +6,10 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from narrows.plan.render import count, model_line
+from narrows.plan.render import count, dollars, model_line
 from narrows.spec.fleet import Spread, counted
 from narrows.spec.forecast import Dial, Elsewhere, Evidence, Forecast, Moment, Option, Run, Sizing
-from narrows.spec.units import Bytes, FlopPerSecond, Joules, Seconds, Tokens, Watts
+from narrows.spec.units import Bytes, FlopPerSecond, Grams, Joules, Seconds, Tokens, Watts
 
 _SHARE_LEAST = 0.002
 _WIDTH = 100
@@ -112,9 +112,9 @@ def _run(run: Run) -> str:
     if run.joules is not None:
         told.append(Joules(run.joules).text())
     if run.dollars is not None:
-        told.append(f"${run.dollars:,.0f}")
+        told.append(dollars(run.dollars))
     if run.carbon_grams is not None:
-        told.append(f"{run.carbon_grams / 1e6:.3g} t of CO2")
+        told.append(f"{Grams(run.carbon_grams).text()} of CO2")
     return f"{Tokens(run.tokens).text()} in {run.steps:,} steps: {', '.join(told)}"
 
 
@@ -224,18 +224,14 @@ def _scaling(forecast: Forecast) -> Iterator[str]:
 def _per_token(each: Elsewhere, goal: str) -> str | None:
     values = {
         "time": (each.tokens_per_s, "{:,.0f} tokens/s"),
-        "money": (each.dollars_per_billion_tokens, "${} for a billion tokens"),
+        "money": (each.dollars_per_billion_tokens, "{} for a billion tokens"),
         "energy": (each.joules_per_token, "{:.3g} J a token"),
         "memory": (each.memory_peak and each.memory_peak / 1e9, "{:.3g} GB of a device"),
     }
     value, words = values[goal]
     if value is None:
         return None
-    return words.format(_dollars(value) if goal == "money" else value)
-
-
-def _dollars(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100.0 else f"{value:.3g}"
+    return words.format(dollars(value) if goal == "money" else value)
 
 
 def _named(each: Elsewhere) -> str:
@@ -245,7 +241,7 @@ def _named(each: Elsewhere) -> str:
 def _others(title: str, others: tuple[Elsewhere, ...]) -> Iterator[str]:
     if not others:
         return
-    heads = f"{'step':>10}{'tokens/s':>14}{'a device':>11}{'$ / B tokens':>14}{'J / token':>11}"
+    heads = f"{'step':>10}{'tokens/s':>14}{'a device':>11}{'B tokens for':>14}{'J / token':>11}"
     yield f"{title:38}{heads}"
     first = next((each for each in others if each.tokens_per_s), None)
     for each in others:
@@ -258,7 +254,7 @@ def _others(title: str, others: tuple[Elsewhere, ...]) -> Iterator[str]:
         money, joules = each.dollars_per_billion_tokens, each.joules_per_token
         yield (
             f"{name:38}{Seconds(each.step_seconds).text():>10}{each.tokens_per_s:14,.0f}"
-            f"{linear:11.0%}{'-' if money is None else _dollars(money):>14}"
+            f"{linear:11.0%}{'-' if money is None else dollars(money):>14}"
             f"{'-' if joules is None else f'{joules:.3g}':>11}"
         )
 
