@@ -85,11 +85,12 @@ class Found:
     def pareto(self) -> list[int]:
         """Those that no other beats in both time and memory, fastest first."""
         order = np.lexsort((self.bytes, self.seconds))
+        order = order[self.fits[order]]
         least, front = np.inf, []
-        for index in order:
-            if self.fits[index] and self.bytes[index] < 0.98 * least:
-                least = float(self.bytes[index])
-                front.append(int(index))
+        for index, size in zip(order.tolist(), self.bytes[order].tolist(), strict=True):
+            if size < 0.98 * least:
+                least = size
+                front.append(index)
         return front
 
 
