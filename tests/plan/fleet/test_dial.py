@@ -138,3 +138,10 @@ def test_the_batch_divides_among_the_devices(
     law = scaling.batch_tokens(float(scaling.optimal_tokens(chosen.model.parameters)))
     assert 0.5 < chosen.batch * 512 / law < 2.0
     assert size("1 day", batch=48).batch == 48
+
+
+def test_what_no_size_can_be_laid_out_as_is_bad_input(size: Any, make_fleet: MakeFleet) -> None:
+    with pytest.raises(BadInput, match="has no fp4 figures"):
+        size("1 day", wanted=Wanted(precision="fp4"))
+    with pytest.raises(BadInput, match="cannot be divided"):
+        size("1B tokens", batch=3, wanted=Wanted(tensor=1, pipeline=1, context=1))

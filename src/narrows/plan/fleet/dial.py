@@ -136,10 +136,10 @@ def dial(wish: Wish) -> Question:
         assert budget.tokens is not None, "a budget has a limit"
         start = _nearest(models, float(scaling.optimal_parameters(float(budget.tokens))))
         best = next((each for place in range(start, -1, -1) if (each := tried(place))), None)
-        return _question(wish, _fitting(best, wish), Sizing(sizes=len(models)))
+        return _question(wish, _fitting(best, wish, models[0]), Sizing(sizes=len(models)))
     place = _lowest(tried, _nearest(models, _guess(wish)), len(models), 1.0)
-    chosen = _fitting(tried(place), wish)
-    more = _fitting(tried(_lowest(tried, place, len(models), 2.0)), wish)
+    chosen = _fitting(tried(place), wish, models[0])
+    more = _fitting(tried(_lowest(tried, place, len(models), 2.0)), wish, models[0])
     return _question(wish, chosen, Sizing(
         sizes=len(models), largest=place + 1 < len(models) and tried(place + 1) is None,
         twice_parameters=float(more.model.parameters), twice_tokens=2.0 * more.limits[0].tokens,
@@ -221,14 +221,18 @@ def _nearest(models: tuple[ModelSpec, ...], parameters: float) -> int:
     return distance.index(min(distance))
 
 
-def _fitting(sized: _Sized | None, wish: Wish) -> _Sized:
-    if sized is None:
-        raise DoesNotFit(
-            f"no model of this kind fits {wish.fleet.devices} x {wish.fleet.accelerator} with "
-            "what is asked of the layout",
-            hint="more devices, or leave --set and --batch out",
-        )
-    return sized
+def _fitting(sized: _Sized | None, wish: Wish, smallest: ModelSpec) -> _Sized:
+    """Raises BadInput where not even the smallest can be laid out as asked, else DoesNotFit."""
+    if sized is not None:
+        return sized
+    search(
+        Work.of(smallest, wish.context), wish.fleet, wish.batch or _batch(wish, 1e9), wish.wanted
+    )
+    raise DoesNotFit(
+        f"no model of this kind fits {wish.fleet.devices} x {wish.fleet.accelerator} with what is "
+        "asked of the layout",
+        hint="more devices, or leave --set and --batch out",
+    )
 
 
 def _known(value: float | None, what: str, fleet: Fleet) -> float:
