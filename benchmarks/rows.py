@@ -284,6 +284,7 @@ def _finetuning(row: Row, model: ModelSpec) -> dict[str, object]:
     if "nf4" in row["precision"]:
         # 4 bits and a scale of 32 (or, quantized again, about 8) bits for each 64 weights.
         found["stored_bits"] = 4.127 if row["precision"].endswith("dq") else 4.5
-    found["offload"] = "offload" in row["notes"] and "offload=False" not in row["notes"]
+    offloaded = "offload" in row["notes"] and "offload=False" not in row["notes"]
+    found["offload"] = "host" if offloaded else "none"
     found["chunked_loss"] = "Liger" in row["notes"]
     return found

@@ -18,7 +18,8 @@ import msgspec
 
 from narrows.hardware.fleet import fleet
 from narrows.model.presets import preset
-from narrows.plan.fleet.search import Wanted, candidates, evaluate
+from narrows.plan.fleet.search import candidates, evaluate
+from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 
 MODEL, MACHINE, BATCH, POSITIONS = "llama-3.1-405b", "2048x8xh100-sxm", 2048, 8192

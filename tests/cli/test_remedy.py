@@ -32,10 +32,10 @@ def advised(capsys: Said, *words: str) -> list[list[str]]:
     ("words", "changes"),
     [
         (["rtx-4090", "--batch", "16", "--context", "2048"],
-         ["layout.offload=true", "b200", "8xrtx-4090", "qlora", "lora"]),
+         ["layout.offload=host", "b200", "8xrtx-4090", "qlora", "lora"]),
         (["4xh100-sxm", "--set", "recompute=none", "--set", "micro_batch=4", "--pue", "1.1"],
-         ["layout.micro_batch=1", "layout.offload=true", "layout.recompute=full", "8xh100-sxm",
-          "4xh100-nvl"]),
+         ["layout.state_bits=8", "layout.micro_batch=1", "layout.recompute=pointwise",
+          "8xh100-sxm", "4xh100-nvl", "lora", "qlora", "4096"]),
         (["8xh100-sxm", "--model", "llama-3.1-405b"], ["128xh100-sxm", "qlora"]),
     ],
 )  # fmt: skip
@@ -57,7 +57,7 @@ def test_the_pace_that_is_promised_is_the_pace_that_is_planned(capsys: Said) -> 
     assert "--goal money" in command and "--budget '1B tokens'" in command
     assert main([*shlex.split(command)[1:], "--json"]) == 0
     found = record.loads(Forecast, capsys.readouterr().out, source="forecast.json")
-    assert found.spread.offload
+    assert found.spread.state_bits == 8
     rate, memory = found.predicted.tokens_per_s, found.predicted.memory.peak
     assert told == f"{rate:,.0f} tokens/s, {memory / 1e9:.1f} GB a device"
 

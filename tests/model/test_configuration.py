@@ -29,6 +29,13 @@ def alternating(layers: int, every: int) -> list[str]:
     ]
 
 
+def yarn(factor: float, beta_fast: float, mscale: float) -> Config:
+    return {
+        "beta_fast": beta_fast, "beta_slow": 1, "factor": factor, "mscale": mscale,
+        "mscale_all_dim": mscale, "original_max_position_embeddings": 4096, "type": "yarn",
+    }  # fmt: skip
+
+
 # Written from the repositories' config.json: what matters, in their spelling.
 REAL: dict[str, Config] = {
     "gpt2-medium": {
@@ -98,6 +105,7 @@ REAL: dict[str, Config] = {
     "qwen3-30b-a3b": {
         "model_type": "qwen3_moe", **sizes(48, 2048, 32, 6144, 151936), "hidden_act": "silu",
         "attention_bias": False, "decoder_sparse_step": 1, "head_dim": 128,
+        "norm_topk_prob": True,
         "num_key_value_heads": 4, "max_position_embeddings": 40960, "mlp_only_layers": [],
         "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
         "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": None,
@@ -108,6 +116,7 @@ REAL: dict[str, Config] = {
         "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
         "num_key_value_heads": 4, "max_position_embeddings": 8192, "rms_norm_eps": 1e-06,
         "rope_theta": 10000.0, "sliding_window": 4096, "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 256,
     },
     "gemma-3-1b": {
         "model_type": "gemma3_text", **sizes(26, 1152, 4, 6912, 262144), "head_dim": 256,
@@ -119,16 +128,17 @@ REAL: dict[str, Config] = {
         "model_type": "gemma3", "mm_tokens_per_image": 256, "vision_config": {"hidden_size": 1152},
         "text_config": {
             "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
-            "num_hidden_layers": 34, "sliding_window": 1024, "rope_scaling": {"factor": 8.0},
+            "num_hidden_layers": 34, "sliding_window": 1024,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         },
     },
     "gemma-3-27b": {
         "model_type": "gemma3",
         "text_config": {
             **sizes(62, 5376, 32, 21504, 262208), "head_dim": 128, "num_key_value_heads": 16,
-            "layer_types": alternating(62, 6), "sliding_window": 1024,
+            "layer_types": alternating(62, 6), "sliding_window": 1024, "query_pre_attn_scalar": 168,
             "rope_parameters": {
-                "full_attention": {"rope_theta": 1000000.0, "factor": 8.0},
+                "full_attention": {"rope_theta": 1000000.0, "factor": 8.0, "rope_type": "linear"},
                 "sliding_attention": {"rope_theta": 10000.0},
             },
         },
@@ -160,6 +170,10 @@ REAL: dict[str, Config] = {
         "layer_types": alternating(24, 2), "max_position_embeddings": 131072,
         "num_experts_per_tok": 4, "num_local_experts": 32, "rms_norm_eps": 1e-05,
         "rope_theta": 150000, "sliding_window": 128, "tie_word_embeddings": False,
+        "rope_scaling": {
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "rope_type": "yarn",
+            "original_max_position_embeddings": 4096, "truncate": False,
+        },
     },
     "deepseek-v2-lite": {
         "model_type": "deepseek_v2", **sizes(27, 2048, 16, 10944, 102400), "hidden_act": "silu",
@@ -168,6 +182,8 @@ REAL: dict[str, Config] = {
         "n_shared_experts": 2, "num_experts_per_tok": 6, "num_key_value_heads": 16,
         "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
         "rms_norm_eps": 1e-06, "rope_theta": 10000, "v_head_dim": 128,
+        "n_group": 1, "topk_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.0,
+        "rope_scaling": yarn(40, 32, 0.707),
     },
     "deepseek-v3": {
         "model_type": "deepseek_v3", **sizes(61, 7168, 128, 18432, 129280), "hidden_act": "silu",
@@ -176,6 +192,8 @@ REAL: dict[str, Config] = {
         "n_shared_experts": 1, "num_experts_per_tok": 8, "num_key_value_heads": 128,
         "num_nextn_predict_layers": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
         "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_theta": 10000, "v_head_dim": 128,
+        "n_group": 8, "topk_group": 4, "norm_topk_prob": True, "routed_scaling_factor": 2.5,
+        "rope_scaling": yarn(40, 32, 1.0),
     },
     "t5-base": {
         "model_type": "t5", "d_ff": 3072, "d_kv": 64, "d_model": 768, "layer_norm_epsilon": 1e-06,
@@ -187,6 +205,7 @@ REAL["kimi-k2"] = {
     **REAL["deepseek-v3"], "model_type": "kimi_k2", "num_attention_heads": 64,
     "num_key_value_heads": 64, "n_routed_experts": 384, "first_k_dense_replace": 1,
     "vocab_size": 163840, "max_position_embeddings": 131072, "rope_theta": 50000,
+    "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827, "rope_scaling": yarn(32, 1, 1.0),
 }  # fmt: skip
 
 
@@ -254,7 +273,7 @@ def test_variants_of_a_family(tmp_path: Path) -> None:
     gated = read(tmp_path, changed("t5-base", feed_forward_proj="gated-silu"))
     assert gated.feed_forward == SwiGLU()
     after = read(tmp_path, changed("opt-1.3b", do_layer_norm_before=False))
-    assert not after.final_norm
+    assert not after.final_norm and after.block_norms == "stream"
     dense = read(tmp_path, changed("qwen3-30b-a3b", mlp_only_layers=[1, 0]))
     assert dense.experts is not None and dense.experts.dense_layers == 2
 

@@ -11,21 +11,14 @@ from torch import Tensor
 from narrows.kernels.build import obstacle
 from narrows.kernels.load import load
 from narrows.model.transformer import Transformer, initialise
-from narrows.spec.errors import BadInput
 from narrows.spec.model import (
     GELU,
-    Alibi,
-    Experts,
-    GeGLU,
-    Latent,
     LayerNorm,
     Learned,
     ModelSpec,
-    ReLU,
     RMSNorm,
     Rotary,
     SwiGLU,
-    Window,
     gpt2,
     llama,
 )
@@ -93,26 +86,6 @@ def test_published_sizes() -> None:
     }  # fmt: skip
     for shape, count in sizes.items():
         assert shape.parameters == count
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"positions": Learned(extra=2)}, {"positions": Alibi()}, {"norm": LayerNorm(scale=False)},
-        {"norm": LayerNorm(biases=True)}, {"feed_forward": ReLU()}, {"feed_forward": GeGLU()},
-        {"experts": Experts(count=4, chosen=2, width=32)},
-        {"latent": Latent(kv_rank=16, rope_width=8, value_width=16)}, {"window": Window(size=8)},
-        {"qkv_biases": True}, {"head_bias": True}, {"query_norm": "head"}, {"block_norms": 4},
-        {"final_norm": False}, {"embedding_norm": True}, {"causal": False}, {"token_types": 2},
-        {"pooler": True}, {"sinks": True}, {"encoder_layers": 2},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_what_cannot_be_built_yet_is_refused_by_name(change: dict[str, object]) -> None:
-    shape = spec(**change)
-    with pytest.raises(BadInput, match=f"^model.{next(iter(change))} = ") as caught:
-        Transformer(shape, load("torch"))
-    assert caught.value.hint and "narrows plan" in caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -19,7 +19,7 @@ from narrows.hardware.fleet import fleet, ladder
 from narrows.model.presets import preset
 from narrows.plan.fleet.forecast import forecast
 from narrows.plan.fleet.question import Question
-from narrows.plan.fleet.search import Wanted
+from narrows.plan.fleet.variants import Wanted
 from narrows.report import outlook
 from narrows.report.page import write
 from narrows.report.roofline import points

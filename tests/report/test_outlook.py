@@ -11,9 +11,8 @@ from narrows.model.presets import preset
 from narrows.plan.fleet.dial import dial
 from narrows.plan.fleet.forecast import forecast
 from narrows.plan.fleet.question import Question, Wish
-from narrows.plan.fleet.search import Wanted
+from narrows.plan.fleet.variants import Wanted
 from narrows.report import outlook
-from narrows.report.outlook_plots import schedule
 from narrows.spec.forecast import Forecast
 from narrows.spec.job import budget
 
@@ -68,7 +67,7 @@ def test_the_formula_stands_beside_the_curve(seen: Forecast) -> None:
 def test_the_moment_of_the_peak_is_said(seen: Forecast) -> None:
     first = msgspec.structs.replace(seen, peak_at="first stage")
     assert "on the first stage, its forwards in flight" in outlook.html(first)
-    assert "on the last stage, at the loss" in outlook.html(
+    assert "on the stage of the head, at the loss" in outlook.html(
         msgspec.structs.replace(seen, peak_at="loss")
     )
 
@@ -84,25 +83,3 @@ def test_every_number_says_its_basis_on_the_page(seen: Forecast) -> None:
 def test_a_single_stage_has_no_timeline(seen: Forecast) -> None:
     spread = msgspec.structs.replace(seen.spread, pipeline=1)
     assert 'data-plot="pipeline"' not in outlook.html(msgspec.structs.replace(seen, spread=spread))
-
-
-@pytest.mark.parametrize(("stages", "micros"), [(1, 3), (4, 4), (4, 9), (8, 2)])
-def test_the_timeline_is_a_schedule(stages: int, micros: int) -> None:
-    blocks = schedule(stages, micros)
-    assert len(blocks) == 2 * stages * micros
-    ends = {(s, m, f): start + length for s, start, length, m, f in blocks}
-    for stage, start, _, micro, forward in blocks:
-        if forward and stage:
-            assert start >= ends[stage - 1, micro, True]
-        if not forward:
-            after = (stage, micro, True) if stage == stages - 1 else (stage + 1, micro, False)
-            assert start >= ends[after]
-    for stage in range(stages):
-        mine = sorted((start, start + length) for s, start, length, _, _ in blocks if s == stage)
-        assert all(end <= later for (_, end), (later, _) in zip(mine, mine[1:], strict=False))
-
-
-def test_the_bubble_is_as_long_as_the_formula_says() -> None:
-    stages, micros = 4, 12
-    whole = max(start + length for _, start, length, _, _ in schedule(stages, micros))
-    assert whole == (micros + stages - 1) * 3.0

@@ -23,11 +23,12 @@ _CONTEXT_SIZED = 2048
 _ADAPTER_RANK = 16
 _NF4_BITS = 4.127
 """Of a weight, its scale included: 0.127 with scales quantized again (arXiv:2305.14314)."""
-_SWITCHES = {"true": True, "false": False}
 _LAYOUT = (
-    "precision", "tensor", "pipeline", "context", "expert", "micro_batch", "sharding", "recompute",
-    "offload", "chunked_loss",
+    "precision", "tensor", "pipeline", "interleave", "context", "expert", "micro_batch",
+    "first_fewer", "last_fewer", "sharding", "reshard", "recompute", "schedule", "placement",
+    "exchange", "sequence_parallel", "state_bits", "offload", "chunked_loss",
 )  # fmt: skip
+_TRUTHS = {"true": True, "false": False}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +95,7 @@ def question(chosen: argparse.Namespace) -> Question:
     """The arguments as a question; raises BadInput where they contradict each other."""
     from narrows.hardware.fleet import ladder
     from narrows.plan.fleet.question import Question
-    from narrows.plan.fleet.search import Wanted
+    from narrows.plan.fleet.variants import Wanted
     from narrows.spec.job import budget
 
     _refuse_what_is_of_a_job(chosen)
@@ -127,7 +128,7 @@ def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
     from narrows.hardware.fleet import ladder
     from narrows.plan.fleet.dial import dial
     from narrows.plan.fleet.question import Wish
-    from narrows.plan.fleet.search import Wanted
+    from narrows.plan.fleet.variants import Wanted
     from narrows.spec.job import budget
 
     machine = shlex.quote(chosen.machine)
@@ -217,6 +218,8 @@ def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:
                 hint=f"did you mean --set layout.{near}=...? (known: {', '.join(_LAYOUT)})",
             )
         text = value.strip().strip("\"'")
-        found[name] = _SWITCHES.get(text, int(text) if text.lstrip("-").isdigit() else text)
+        found[name] = int(text) if text.lstrip("-").isdigit() else _TRUTHS.get(text, text)
+    if found.get("schedule") == "zero_bubble":
+        found.setdefault("interleave", 2)
     from_builtins(Spread, found, source="--set layout")
     return found

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from narrows.plan.fleet.question import Question
     from narrows.plan.fleet.remedy import Change, Remedy
 
-_SHOWN = 5
 _SINGLE = ("machine", "model", "context", "batch", "tune", "region", "pue", "page")
 _REPEATED = {"budget": "budget", "set": "overrides", "against": "against"}
 
@@ -27,7 +26,7 @@ def advised(refusal: DoesNotFit, chosen: argparse.Namespace, asked: Question) ->
     found = remedies(
         asked, lambda change: fleet.question(_changed(chosen, change)), roomier(asked.fleet)
     )
-    lines = [_line(chosen, remedy) for remedy in found[:_SHOWN]]
+    lines = [_line(chosen, remedy) for remedy in found]
     hint = "\n  or: ".join(lines) or "a smaller model: no single change makes this one fit"
     return DoesNotFit(refusal.what, causes=refusal.causes, hint=hint)
 

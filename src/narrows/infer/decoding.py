@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from narrows.model.transformer import Transformer
@@ -42,5 +41,4 @@ class Decoding:
         model = self._model
         tokens_BT = torch.tensor([tokens], device=model.head_VD.device)
         hidden_BTD = model.hidden(tokens_BT, self._caches, start)
-        logits_V: Tensor = F.linear(hidden_BTD[0, -1], model.head_VD)
-        return logits_V
+        return model.logits(hidden_BTD[0, -1])

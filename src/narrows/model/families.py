@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
+
+import msgspec
 
 from narrows.model.settings import Settings
 from narrows.model.shapes import (
@@ -14,6 +17,7 @@ from narrows.model.shapes import (
     read_rotary,
     read_sizes,
     read_window,
+    yarn_growth,
 )
 from narrows.spec.model import (
     GELU,
@@ -24,6 +28,8 @@ from narrows.spec.model import (
     Learned,
     Relative,
     RMSNorm,
+    Sigmoid,
+    Softmax,
     Window,
 )
 
@@ -62,6 +68,7 @@ def _bert(config: Settings) -> Shape:
         "causal": False,
         "token_types": config.count("type_vocab_size", default=2),
         "pooler": True,
+        "block_norms": "stream",
     }
 
 
@@ -78,6 +85,7 @@ def _opt(config: Settings) -> Shape:
         "feed_forward": config.feed_forward("activation_function", gated=False, default="relu"),
         "biases": True,
         "tied_embeddings": config.flag("tie_word_embeddings", default=True),
+        "block_norms": "before" if before else "stream",
         "final_norm": before and not config.flag("_remove_final_layer_norm", default=False),
     }
 
@@ -105,6 +113,7 @@ def _t5(config: Settings) -> Shape:
     layers, heads = config.count("num_layers"), config.count("num_heads")
     projection = str(config.data.get("feed_forward_proj") or "relu")
     activation = Settings({"feed_forward_proj": projection.removeprefix("gated-")}, config.source)
+    tied = config.flag("tie_word_embeddings", default=True)
     return {
         "layers": config.count("num_decoder_layers", default=layers),
         "encoder_layers": layers,
@@ -115,13 +124,18 @@ def _t5(config: Settings) -> Shape:
         "feed_forward_width": config.count("d_ff"),
         "vocabulary": config.count("vocab_size"),
         "context": config.count("n_positions", default=512),
-        "positions": Relative(buckets=config.count("relative_attention_num_buckets", default=32)),
+        "positions": Relative(
+            buckets=config.count("relative_attention_num_buckets", default=32),
+            distance=config.count("relative_attention_max_distance", default=128),
+        ),
         "norm": RMSNorm(epsilon=config.number("layer_norm_epsilon", default=1e-6)),
         "feed_forward": activation.feed_forward(
             "feed_forward_proj", gated=projection.startswith("gated-")
         ),
         "biases": False,
-        "tied_embeddings": config.flag("tie_word_embeddings", default=True),
+        "tied_embeddings": tied,
+        "query_scale": 1.0,
+        "logit_scale": config.count("d_model") ** -0.5 if tied else 1.0,
     }
 
 
@@ -167,6 +181,7 @@ def _qwen3_moe(config: Settings) -> Shape:
         chosen=chosen,
         width=config.count("moe_intermediate_size"),
         dense_layers=len(dense),
+        gate=Softmax(normalised=config.flag("norm_topk_prob", default=False)),
     )
     config.only("attention_bias", False, default=False)
     window = _qwen_window(config)
@@ -178,23 +193,43 @@ def _gemma2(config: Settings) -> Shape:
     shape = read_decoder(config, head_width=256, activation="gelu_pytorch_tanh")
     tied = config.flag("tie_word_embeddings", default=True)
     window = read_window(config, full_every=2, default=4096)
-    return {**shape, "block_norms": 4, "tied_embeddings": tied, "window": window}
+    return {
+        **shape, **_gemma_scales(config, shape), "tied_embeddings": tied, "window": window,
+        "score_cap": config.some("attn_logit_softcapping", default=50.0),
+        "logit_cap": config.some("final_logit_softcapping", default=30.0),
+    }  # fmt: skip
+
+
+def _gemma_scales(config: Settings, shape: Shape) -> Shape:
+    return {
+        "block_norms": "both",
+        "embedding_scale": math.sqrt(shape["width"]),
+        "query_scale": config.number("query_pre_attn_scalar", default=256.0) ** -0.5,
+    }
 
 
 def _gemma3(config: Settings) -> Shape:
     # Configs of the models with vision leave out what transformers takes for granted.
     granted = {
         "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208,
-        "max_position_embeddings": 131072,
+        "max_position_embeddings": 131072, "rope_local_base_freq": 10_000.0,
     }  # fmt: skip
     given = {key: value for key, value in config.data.items() if value is not None}
     config = Settings({**granted, **given}, config.source)
     config.only("attention_bias", False, default=False)
     every = config.count("sliding_window_pattern", "_sliding_window_pattern", default=6)
     shape = read_decoder(config, head_width=256, activation="gelu_pytorch_tanh", base=1e6)
+    local = config.number("rope_local_base_freq")
+    if (parameters := config.table("rope_parameters")) and (
+        within := parameters.table("sliding_attention")
+    ):
+        local = within.number("rope_theta", default=local)
     return {
         **shape,
-        "block_norms": 4,
+        **_gemma_scales(config, shape),
+        "positions": msgspec.structs.replace(shape["positions"], window_base=local),
+        "score_cap": config.some("attn_logit_softcapping"),
+        "logit_cap": config.some("final_logit_softcapping"),
         "query_norm": "head",
         "tied_embeddings": config.flag("tie_word_embeddings", default=True),
         "window": read_window(config, full_every=every, default=4096),
@@ -204,12 +239,12 @@ def _gemma3(config: Settings) -> Shape:
 def _phi(config: Settings) -> Shape:
     config.only("qk_layernorm", False, default=False)
     return {
-        **read_rotary(config),
+        **read_rotary(config, share=0.5),
         "norm": LayerNorm(epsilon=config.number("layer_norm_eps", default=1e-5)),
         "feed_forward": config.feed_forward("hidden_act", gated=False, default="gelu_new"),
         "biases": True,
         "head_bias": True,
-        "block_norms": 1,
+        "block_norms": "shared",
     }
 
 
@@ -224,7 +259,7 @@ def _olmo(config: Settings) -> Shape:
 
 def _olmo2(config: Settings) -> Shape:
     config.only("attention_bias", False, default=False)
-    return {**read_decoder(config, epsilon=1e-5), "query_norm": "whole"}
+    return {**read_decoder(config, epsilon=1e-5), "query_norm": "whole", "block_norms": "behind"}
 
 
 def _gpt_oss(config: Settings) -> Shape:
@@ -263,6 +298,9 @@ def _deepseek(config: Settings, *, balanced: bool) -> Shape:
     if dense > layers:
         what = f"first_k_dense_replace is {dense}, and num_hidden_layers is {layers}"
         raise config.refusal(what, f"use first_k_dense_replace <= {layers}")
+    normalised = config.flag("norm_topk_prob", default=balanced)
+    gate = Sigmoid(normalised=normalised) if balanced else Softmax(normalised=normalised)
+    groups = config.count("n_group", default=8 if balanced else 1)
     experts = Experts(
         count=count,
         chosen=chosen,
@@ -270,11 +308,25 @@ def _deepseek(config: Settings, *, balanced: bool) -> Shape:
         shared=config.count("n_shared_experts", default=0, least=0),
         dense_layers=dense,
         router_biases=balanced,
+        gate=gate,
+        scale=config.number("routed_scaling_factor", default=2.5 if balanced else 1.0),
+        groups=groups,
+        groups_open=config.count("topk_group", default=4 if balanced else 1) if groups > 1 else 1,
     )
     # transformers writes the turned width as head_dim; a head is as wide as what is not turned.
     plain = {**config.data, "head_dim": config.count("qk_nope_head_dim")}
     shape = read_decoder(Settings(plain, config.source))
-    return {**shape, "latent": latent, "experts": experts}
+    scale = _yarn_scale(config, plain["head_dim"] + latent.rope_width)
+    return {**shape, "latent": latent, "experts": experts, "query_scale": scale}
+
+
+def _yarn_scale(config: Settings, width: int) -> float | None:
+    """DeepSeek sharpens the scores of stretched contexts (arXiv:2412.19437, its own code)."""
+    table = config.table("rope_parameters") or config.table("rope_scaling")
+    weight = None if table is None else table.some("mscale_all_dim")
+    if table is None or weight is None:
+        return None
+    return float(width**-0.5 * yarn_growth(table.number("factor"), weight) ** 2)
 
 
 def _qwen_window(config: Settings) -> Window | None:

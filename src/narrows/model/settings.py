@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from narrows.spec.errors import BadInput, nearest
-from narrows.spec.model import GELU, FeedForward, GeGLU, ReLU, SwiGLU
+from narrows.spec.model import GELU, FeedForward, GeGLU, ReLU, SquaredReLU, SwiGLU
 
-_GELUS = ("gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh")
-_PLAIN: dict[str, FeedForward] = {"relu": ReLU(), **dict.fromkeys(_GELUS, GELU())}
+_EXACT, _TANH = ("gelu", "gelu_python"), ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+_PLAIN: dict[str, FeedForward] = {
+    "relu": ReLU(), "relu2": SquaredReLU(), **dict.fromkeys(_EXACT, GELU(exact=True)),
+    **dict.fromkeys(_TANH, GELU()),
+}  # fmt: skip
+# Behind a gate GELU is its tanh form: Gemma and T5 say "gelu" and compute that.
 _GATED: dict[str, FeedForward] = {
-    "silu": SwiGLU(), "swish": SwiGLU(), **dict.fromkeys(_GELUS, GeGLU()),
+    "silu": SwiGLU(), "swish": SwiGLU(), **dict.fromkeys((*_EXACT, *_TANH), GeGLU()),
 }  # fmt: skip
 
 
@@ -47,6 +51,14 @@ class Settings:
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
             raise self.refusal(f"{name} should be a number above 0, not {value!r}", f"{name}: 1e-5")
         return float(value)
+
+    def some(self, name: str, default: float | None = None) -> float | None:
+        """A number above zero, or None where the key is null."""
+        if self.has(name) and self.data[name] is None:
+            return None
+        if default is None and not self.has(name):
+            return None
+        return self.number(name, default=default)
 
     def flag(self, *names: str, default: bool | None = None) -> bool:
         """True or false."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from narrows.model.settings import Settings
-from narrows.spec.model import RMSNorm, Rotary, Window
+from narrows.spec.model import Banded, Linear, RMSNorm, Rotary, Scaling, Window, Yarn
 
 Shape = dict[str, Any]
 
@@ -26,22 +27,64 @@ def read_decoder(
 
 
 def read_rotary(
-    config: Settings, *, head_width: int | None = None, base: float = 10_000.0
+    config: Settings, *, head_width: int | None = None, base: float = 10_000.0, share: float = 1.0
 ) -> Shape:
     """Sizes, and positions of the base that attention without a window has."""
     base = config.number("rope_theta", default=base)
-    if parameters := config.table("rope_parameters"):
+    share = config.number("partial_rotary_factor", default=share)
+    parameters = config.table("rope_parameters")
+    if parameters is not None:
         parameters = parameters.table("full_attention") or parameters
         inner = parameters.number("rope_theta", default=base)
         if config.has("rope_theta") and inner != base:
             what = f"rope_theta is {base}, and within rope_parameters it is {inner}"
             raise config.refusal(what, "they mean the same: delete one of them")
-        base = inner
+        base, share = inner, parameters.number("partial_rotary_factor", default=share)
+    scaling = read_scaling(parameters or config.table("rope_scaling"))
     return {
         **read_sizes(config, head_width=head_width),
-        "positions": Rotary(base=base),
+        "positions": Rotary(base=base, share=share, scaling=scaling),
         "tied_embeddings": config.flag("tie_word_embeddings", default=False),
     }
+
+
+def read_scaling(table: Settings | None) -> Scaling | None:
+    """How rotations are slowed. What grows with the sequence ("dynamic") or has a factor for every
+    pair ("longrope") a ModelSpec cannot say, and None is the nearest.
+    """
+    kind = None if table is None else table.data.get("rope_type", table.data.get("type"))
+    if table is None or kind in (None, "default", "dynamic", "longrope", "su"):
+        return None
+    factor, own = table.number("factor"), "original_max_position_embeddings"
+    match kind:
+        case "linear":
+            return Linear(factor=factor)
+        case "llama3":
+            return Banded(
+                factor=factor,
+                low=table.number("low_freq_factor", default=1.0),
+                high=table.number("high_freq_factor", default=4.0),
+                positions=table.count(own, default=8192),
+            )
+        case "yarn":
+            growth = yarn_growth(factor, 1.0)
+            if (one := table.some("mscale")) and (all_ := table.some("mscale_all_dim")):
+                growth = yarn_growth(factor, one) / yarn_growth(factor, all_)
+            return Yarn(
+                factor=factor,
+                positions=table.count(own, default=4096),
+                low=table.number("beta_slow", default=1.0),
+                high=table.number("beta_fast", default=32.0),
+                growth=table.number("attention_factor", default=growth),
+                whole_pairs=table.flag("truncate", default=True),
+            )
+    known = "default, linear, llama3, yarn, dynamic, longrope"
+    raise table.refusal(f"rope_type cannot be {kind!r}", f"use one of: {known}")
+
+
+def yarn_growth(factor: float, weight: float) -> float:
+    """By how much queries and keys grow where contexts do by `factor` (arXiv:2309.00071)."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0
 
 
 def read_sizes(

@@ -1,4 +1,4 @@
-"""The transformer: a decoder, pre-norm, with GPT-2's and Llama's choices as types of its spec.
+"""The transformer: decoder, encoder or both, with every choice a type of its spec.
 
 Data flows down this file: tokens → embedding → L × (attention, feed-forward) → norm → logits or
 loss. Each block hands on the residual stream and the last addition to it, not yet added, so that
@@ -8,35 +8,34 @@ the model is spread over devices is `parallel`'s.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from narrows.kernels.interface import Activation, Heads, Kernels, Rotation
-from narrows.kernels.loss import linear_cross_entropy
-from narrows.kernels.reference import rotate, split_heads
+from narrows.kernels.interface import Heads, Kernels, Rotation
+from narrows.kernels.loss import Head, head_cross_entropy
+from narrows.model.attention import (
+    Cache,
+    Crossing,
+    LatentWeights,
+    Place,
+    QueryNorms,
+    Scores,
+    attend,
+    grouped,
+)
+from narrows.model.feed_forward import Routed, activated_linear
+from narrows.model.positions import angles, mask
+from narrows.model.weights import NormWeights, Stream, Weights
 from narrows.spec.errors import BadInput
-from narrows.spec.model import GELU, LayerNorm, Learned, ModelSpec, Rotary, SwiGLU
+from narrows.spec.model import Learned, ModelSpec, Relative, Rotary
 
-Wrapper = Callable[[Callable[..., "Stream"]], Callable[..., "Stream"]]
-
-
-class Stream(NamedTuple):
-    """The residual stream x [B,T,D] and what is still to be added to it."""
-
-    x_BTD: Tensor
-    delta_BTD: Tensor | None
-
-
-class Cache(NamedTuple):
-    """Keys and values of one block, [B,K,S,H] with room for every position to come."""
-
-    keys_BKSH: Tensor
-    values_BKSH: Tensor
+Wrapper = Callable[[Callable[..., Stream]], Callable[..., Stream]]
 
 
 class Transformer(nn.Module):
@@ -44,226 +43,309 @@ class Transformer(nn.Module):
 
     def __init__(self, spec: ModelSpec, kernels: Kernels, *, wrap: Wrapper | None = None) -> None:
         super().__init__()
-        _refuse_unbuildable(spec)
         self.spec, self.kernels = spec, kernels
-        self.tokens = Weights(spec.vocabulary, spec.width)
+        D = spec.width
+        self.tokens = Weights(spec.vocabulary, D)
         learned = isinstance(spec.positions, Learned)
-        self.positions = Weights(spec.context, spec.width) if learned else None
-        self.blocks = nn.ModuleList(Block(spec, kernels, wrap=wrap) for _ in range(spec.layers))
-        self.norm = NormWeights(spec)
-        tied = spec.tied_embeddings
-        self.head = None if tied else Weights(spec.vocabulary, spec.width)
-        self._rotations: dict[tuple[int, str], Rotation] = {}
+        self.positions = Weights(spec.context + spec.positions.extra, D) if learned else None
+        self.types = Weights(spec.token_types, D) if spec.token_types else None
+        self.norm_embedding = NormWeights.of_stream(spec) if spec.embedding_norm else None
+        self.encoder = Encoder(spec, kernels, wrap=wrap) if spec.encoder_layers else None
+        self.relative = _relative(spec)
+        self.blocks = nn.ModuleList(
+            Block(spec, kernels, layer=layer, wrap=wrap) for layer in range(spec.layers)
+        )
+        self.norm = NormWeights.of_stream(spec) if spec.final_norm else None
+        self.pooler = Weights(D, D, biased=True) if spec.pooler else None
+        self.head = None if spec.tied_embeddings else Weights(spec.vocabulary, D)
+        self.head_bias = nn.Parameter(torch.empty(spec.vocabulary)) if spec.head_bias else None
+        self._rotations: dict[tuple[bool, str], Rotation] = {}
 
     @property
     def head_VD(self) -> Tensor:
         """Weights that turn the last hidden state into logits."""
         return self.tokens.weight if self.head is None else self.head.weight
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Logits [B,T,V]."""
-        return F.linear(self.hidden(tokens_BT), self.head_VD)
+    def forward(self, tokens_BT: Tensor, source_BS: Tensor | None = None) -> Tensor:
+        """Logits [B,T,V]; of an encoder-decoder `source_BS` is what its encoder reads."""
+        return self.logits(self.hidden(tokens_BT, encoded_BSD=self._encoded(source_BS)))
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, *, chunk: int, scale: float) -> Tensor:
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Logits [..., V] of last hidden states."""
+        logits_BTV = F.linear(self._scaled(x_BTD), self.head_VD, self.head_bias)
+        cap = self.spec.logit_cap
+        return logits_BTV if cap is None else cap * (logits_BTV / cap).tanh()
+
+    def loss(
+        self, tokens_BT: Tensor, targets_BT: Tensor, *, chunk: int, scale: float,
+        source_BS: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Sum of the cross entropies times `scale`; negative targets count for nothing."""
-        x_MD = self.hidden(tokens_BT).flatten(0, 1)
-        return linear_cross_entropy(
-            x_MD, self.head_VD, targets_BT.flatten(), kernels=self.kernels, chunk=chunk, scale=scale
-        )
+        x_BTD = self.hidden(tokens_BT, encoded_BSD=self._encoded(source_BS))
+        head = Head(self.head_VD, self.head_bias, self.spec.logit_cap)
+        return head_cross_entropy(
+            self._scaled(x_BTD).flatten(0, 1), head, targets_BT.flatten(), kernels=self.kernels,
+            chunk=chunk, scale=scale,
+        )  # fmt: skip
 
     def hidden(
-        self, tokens_BT: Tensor, caches: list[Cache] | None = None, start: int = 0
-    ) -> Tensor:
+        self, tokens_BT: Tensor, caches: list[Cache] | None = None, start: int = 0, *,
+        encoded_BSD: Tensor | None = None, types_BT: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Normalised last hidden states [B,T,D]; with caches, of positions from `start` on."""
-        T = tokens_BT.shape[1]
-        x_BTD = F.embedding(tokens_BT, self.tokens.weight)
-        if self.positions is not None:
-            x_BTD = x_BTD + self.positions.weight[start : start + T]
-        rotation = self._rotation(start, T, tokens_BT.device)
-        stream = Stream(self._dropped(x_BTD), None)
+        stream = Stream(self._embedded(tokens_BT, start, types_BT), None)
+        places: dict[int | None, Place] = {}
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
+            if block.window not in places:
+                span = (start, tokens_BT.shape[1])
+                place = self._place(span, stream.x_BTD, block.window)
+                places[block.window] = place._replace(encoded_BSD=encoded_BSD)
+            place = places[block.window]
             if caches is None:
-                stream = block(*stream, rotation)
+                stream = block(*stream, place)
             else:
-                stream = block.extend(stream, rotation, caches[index], start)
-        return self.norm(self.kernels, stream)[1]
+                stream = block.extend(stream, place, caches[index])
+        return stream.sum() if self.norm is None else self.norm(self.kernels, stream)[1]
+
+    def encode(self, source_BS: Tensor) -> Tensor:
+        """What the encoder makes of its tokens, for the decoder to attend to [B,S,D]."""
+        assert self.encoder is not None
+        x_BSD = self._embedded(source_BS, 0, None)
+        rotation = self._rotation(0, source_BS.shape[1], x_BSD.device)
+        return self.encoder(x_BSD, rotation)
+
+    def pooled(self, hidden_BTD: Tensor) -> Tensor:
+        """A summary of each sequence from its first position's last hidden state [B,D]."""
+        assert self.pooler is not None
+        return F.linear(hidden_BTD[:, 0], self.pooler.weight, self.pooler.bias).tanh()
 
     def caches(self, sequences: int, positions: int) -> list[Cache]:
         """Empty caches for every block."""
         spec, like = self.spec, self.tokens.weight
-        shape = (sequences, spec.kv_heads, positions, spec.head_width)
-        return [Cache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
+        keys_BKSH = like.new_zeros(sequences, spec.kv_heads, positions, spec.score_width)
+        values_BKSH = like.new_zeros(sequences, spec.kv_heads, positions, spec.value_width)
+        return [Cache(keys_BKSH.clone(), values_BKSH.clone()) for _ in self.blocks]
 
-    def _dropped(self, x_BTD: Tensor) -> Tensor:
-        return F.dropout(x_BTD, self.spec.dropout, self.training) if self.spec.dropout else x_BTD
+    def _embedded(self, tokens_BT: Tensor, start: int, types_BT: Tensor | None) -> Tensor:
+        spec, T = self.spec, tokens_BT.shape[1]
+        x_BTD = self.tokens.rows(tokens_BT)
+        if spec.embedding_scale != 1.0:
+            x_BTD = x_BTD * spec.embedding_scale
+        if self.positions is not None:
+            assert isinstance(spec.positions, Learned)
+            first = start + spec.positions.extra
+            x_BTD = x_BTD + self.positions.weight[first : first + T]
+        if self.types is not None:
+            types_BT = torch.zeros_like(tokens_BT) if types_BT is None else types_BT
+            x_BTD = x_BTD + F.embedding(types_BT, self.types.weight)
+        if self.norm_embedding is not None:
+            x_BTD = self.norm_embedding.alone(x_BTD)
+        return _dropped(self, x_BTD)
 
-    def _rotation(self, start: int, count: int, device: torch.device) -> Rotation | None:
+    def _encoded(self, source_BS: Tensor | None) -> Tensor | None:
+        if (source_BS is None) != (self.encoder is None):
+            what = "has no encoder to read" if self.encoder is None else "has an encoder and needs"
+            raise BadInput(
+                f"the model {what} source tokens",
+                hint="give source_BS where model.encoder_layers is above 0, and only there",
+            )
+        return None if source_BS is None else self.encode(source_BS)
+
+    def _scaled(self, x_BTD: Tensor) -> Tensor:
+        scale = self.spec.logit_scale
+        return x_BTD if scale == 1.0 else x_BTD * scale
+
+    def _place(self, span: tuple[int, int], like: Tensor, window: int | None) -> Place:
+        """Of the positions of `span`, first and count, in layers of that window."""
+        rotation = self._rotation(*span, like.device, windowed=window is not None)
+        table_RN = None if self.relative is None else self.relative.weight
+        return Place(span[0], rotation, mask(self.spec, span, window, table_RN, like))
+
+    def _rotation(
+        self, start: int, count: int, device: torch.device, *, windowed: bool = False
+    ) -> Rotation | None:
         if not isinstance(self.spec.positions, Rotary):
             return None
-        key = (self.spec.context, str(device))
+        key = (windowed, str(device))
         if key not in self._rotations:
-            self._rotations[key] = _angles(self.spec, device)
+            self._rotations[key] = angles(self.spec, device, windowed=windowed)
         cos_TH, sin_TH = self._rotations[key]
         return Rotation(cos_TH[start : start + count], sin_TH[start : start + count])
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each normalised before and added after."""
+class Encoder(nn.Module):
+    """Blocks that attend both ways, and a norm behind them."""
 
     def __init__(self, spec: ModelSpec, kernels: Kernels, *, wrap: Wrapper | None) -> None:
         super().__init__()
+        self.kernels = kernels
+        self.spec = spec = msgspec.structs.replace(
+            spec, layers=spec.encoder_layers, encoder_layers=0, causal=False, experts=None,
+            window=None,
+        )  # fmt: skip
+        self.relative = _relative(spec)
+        self.blocks = nn.ModuleList(
+            Block(spec, kernels, layer=layer, wrap=wrap) for layer in range(spec.layers)
+        )
+        self.norm = NormWeights.of_stream(spec)
+
+    def forward(self, x_BSD: Tensor, rotation: Rotation | None) -> Tensor:
+        """Normalised last hidden states [B,S,D]."""
+        table_RN = None if self.relative is None else self.relative.weight
+        bias = mask(self.spec, (0, x_BSD.shape[1]), None, table_RN, x_BSD)
+        stream = Stream(x_BSD, None)
+        for block in self.blocks:
+            stream = block(*stream, Place(0, rotation, bias))
+        return self.norm(self.kernels, stream)[1]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with its norm and added to the stream."""
+
+    def __init__(
+        self, spec: ModelSpec, kernels: Kernels, *, layer: int, wrap: Wrapper | None
+    ) -> None:
+        super().__init__()
         self.spec, self.kernels = spec, kernels
         self.heads = Heads(spec.heads, spec.kv_heads, spec.head_width)
-        self.norm_attention = NormWeights(spec)
-        self.qkv = Weights(spec.qkv_width, spec.width, biased=spec.biases)
-        self.out = Weights(spec.width, spec.heads * spec.head_width, biased=spec.biases)
-        self.norm_feed_forward = NormWeights(spec)
-        self.up = Weights(spec.up_width, spec.width, biased=spec.biases)
-        self.down = Weights(spec.width, spec.feed_forward_width, biased=spec.biases)
+        self.attend = attend
+        self.scores, self.window = Scores.of(spec), spec.window_of(layer)
+        D, twice = spec.width, spec.block_norms == "both"
+        self.norm_attention = NormWeights.of_stream(spec)
+        biased = spec.biases or spec.qkv_biases
+        fused = None if spec.latent else Weights(spec.qkv_width, D, biased=biased)
+        self.qkv = fused or LatentWeights(spec)
+        self.query_norms = QueryNorms(spec) if spec.query_norm else None
+        self.sinks = nn.Parameter(torch.empty(spec.heads)) if spec.sinks else None
+        self.out = Weights(D, spec.heads * spec.value_width, biased=spec.biases)
+        self.norm_attention_out = NormWeights.of_stream(spec) if twice else None
+        crossing = spec.encoder_layers > 0
+        self.norm_crossing = NormWeights.of_stream(spec) if crossing else None
+        self.crossing = Crossing(spec) if crossing else None
+        shared = spec.block_norms == "shared"
+        self.norm_feed_forward = None if shared else NormWeights.of_stream(spec)
+        dense = spec.experts is None or layer < spec.experts.dense_layers
+        self.experts = None if dense else Routed(spec)
+        self.up = Weights(spec.up_width, D, biased=spec.biases) if dense else None
+        self.down = Weights(D, spec.feed_forward_width, biased=spec.biases) if dense else None
+        self.norm_feed_forward_out = NormWeights.of_stream(spec) if twice else None
+        # Where nothing is masked but what follows, the kernels' own attention computes the same.
+        turned = not isinstance(spec.positions, Rotary) or spec.positions.share == 1.0
+        plain = self.scores == Scores(causal=True, scale=None, cap=None) and turned
+        self.fused = plain and not (spec.query_norm or spec.sinks)
         self._run = wrap(self._compute) if wrap else self._compute
 
-    def forward(self, x_BTD: Tensor, delta_BTD: Tensor | None, rotation: Rotation | None) -> Stream:
-        """Causal, over whole sequences."""
-        return self._run(x_BTD, delta_BTD, rotation)
+    def forward(self, x_BTD: Tensor, delta_BTD: Tensor | None, place: Place) -> Stream:
+        """Over whole sequences."""
+        return self._run(x_BTD, delta_BTD, place)
+
+    def extend(self, stream: Stream, place: Place, cache: Cache) -> Stream:
+        """The same for new positions, whose keys and values join the cache."""
+        return self._compute(*stream, place, cache)
 
     def _compute(
-        self, x_BTD: Tensor, delta_BTD: Tensor | None, rotation: Rotation | None
+        self, x_BTD: Tensor, delta_BTD: Tensor | None, place: Place, cache: Cache | None = None
     ) -> Stream:
-        kernels = self.kernels
-        x_BTD, y_BTD = self.norm_attention(kernels, Stream(x_BTD, delta_BTD))
-        qkv_BTX = kernels.linear(y_BTD, self.qkv.weight, self.qkv.bias)
-        y_BTX = kernels.attention(qkv_BTX, self.heads, rotation)
-        return self._feed_forward(x_BTD, y_BTX)
+        stream = Stream(x_BTD, delta_BTD)
 
-    def extend(self, stream: Stream, rotation: Rotation | None, cache: Cache, start: int) -> Stream:
-        """The same for new positions from `start` on, whose keys and values join the cache."""
-        x_BTD, y_BTD = self.norm_attention(self.kernels, stream)
-        qkv_BTX = self.kernels.linear(y_BTD, self.qkv.weight, self.qkv.bias)
-        q_BNTH, k_BKTH, v_BKTH = split_heads(qkv_BTX, self.heads)
-        if rotation is not None:
-            q_BNTH, k_BKTH = rotate(q_BNTH, rotation), rotate(k_BKTH, rotation)
-        end = start + x_BTD.shape[1]
-        cache.keys_BKSH[:, :, start:end] = k_BKTH
-        cache.values_BKSH[:, :, start:end] = v_BKTH
-        past = Cache(cache.keys_BKSH[:, :, :end], cache.values_BKSH[:, :, :end])
-        out_BNTH = _attend_one(q_BNTH, past) if end == start + 1 else _attend(q_BNTH, past, start)
-        return self._feed_forward(x_BTD, out_BNTH.transpose(1, 2).flatten(2))
+        def attention(y_BTD: Tensor) -> Tensor:
+            return self._attention(y_BTD, place, cache)
 
-    def _feed_forward(self, x_BTD: Tensor, y_BTX: Tensor) -> Stream:
-        kernels, spec = self.kernels, self.spec
-        delta_BTD = self._dropped(kernels.linear(y_BTX, self.out.weight, self.out.bias))
-        x_BTD, y_BTD = self.norm_feed_forward(kernels, Stream(x_BTD, delta_BTD))
-        h_BTX = kernels.linear(y_BTD, self.up.weight, self.up.bias)
-        activation: Activation = "gelu" if isinstance(spec.feed_forward, GELU) else "swiglu"
-        delta_BTD = kernels.activated_linear(h_BTX, self.down.weight, self.down.bias, activation)
-        return Stream(x_BTD, self._dropped(delta_BTD))
+        if self.spec.block_norms in ("shared", "apart"):
+            x_BTD, y_BTD = self.norm_attention(self.kernels, stream)
+            norm = self.norm_feed_forward
+            z_BTD = y_BTD if norm is None else norm.alone(x_BTD)
+            added_BTD = _dropped(self, attention(y_BTD)) + _dropped(self, self._feed_forward(z_BTD))
+            return Stream(x_BTD, added_BTD)
+        stream = self._added(stream, attention, self.norm_attention, self.norm_attention_out)
+        if self.crossing is not None:
+            crossing, encoded_BSD = self.crossing, place.encoded_BSD
+            assert encoded_BSD is not None and self.norm_crossing is not None
 
-    def _dropped(self, x_BTD: Tensor) -> Tensor:
-        return F.dropout(x_BTD, self.spec.dropout, self.training) if self.spec.dropout else x_BTD
+            def cross(y_BTD: Tensor) -> Tensor:
+                return crossing(self.kernels, y_BTD, encoded_BSD)
 
-
-def _refuse_unbuildable(spec: ModelSpec) -> None:
-    """Raise BadInput where the spec says what can be planned and not yet built here."""
-    norm = spec.norm
-    absent = (
-        "experts", "latent", "window", "qkv_biases", "head_bias", "query_norm", "embedding_norm",
-        "token_types", "pooler", "sinks", "encoder_layers",
-    )  # fmt: skip
-    buildable = {
-        "positions": isinstance(spec.positions, Rotary) or spec.positions == Learned(),
-        "norm": not isinstance(norm, LayerNorm)
-        or (norm.scale and norm.biases in (None, spec.biases)),
-        "feed_forward": isinstance(spec.feed_forward, GELU | SwiGLU),
-        "block_norms": spec.block_norms == 2,
-        "final_norm": spec.final_norm,
-        "causal": spec.causal,
-        **{name: not getattr(spec, name) for name in absent},
-    }
-    for name, fine in buildable.items():
-        if not fine:
-            what = f"model.{name} = {getattr(spec, name)} cannot be built yet"
-            raise BadInput(what, hint="narrows plan can plan such a model")
-
-
-def _attend(q_BNTH: Tensor, past: Cache, start: int) -> Tensor:
-    """Attention of queries at positions from `start` on to all keys up to their own."""
-    grouped = q_BNTH.shape[1] != past.keys_BKSH.shape[1]
-    if start == 0:
-        return F.scaled_dot_product_attention(q_BNTH, *past, is_causal=True, enable_gqa=grouped)
-    T, S = q_BNTH.shape[2], past.keys_BKSH.shape[2]
-    allowed_TS = torch.ones(T, S, dtype=torch.bool, device=q_BNTH.device).tril(start)
-    return F.scaled_dot_product_attention(q_BNTH, *past, attn_mask=allowed_TS, enable_gqa=grouped)
-
-
-def _attend_one(q_BN1H: Tensor, past: Cache) -> Tensor:
-    """Attention of the newest position: the heads that share keys are that many queries of them.
-
-    On the processor keys are widened: torch packs all of them anew for a single bf16 query, which
-    takes three times as long as the widening (12 heads of 64, 1000 keys: 579 against 166 µs).
-    """
-    q_BKGH = q_BN1H.reshape(q_BN1H.shape[0], past.keys_BKSH.shape[1], -1, q_BN1H.shape[-1])
-    wide = torch.float32 if q_BN1H.device.type == "cpu" else q_BN1H.dtype
-    keys_BKSH, values_BKSH = past
-    out_BKGH = F.scaled_dot_product_attention(
-        q_BKGH.to(wide), keys_BKSH.to(wide), values_BKSH.to(wide)
-    )
-    return out_BKGH.reshape(q_BN1H.shape).to(q_BN1H.dtype)
-
-
-class Weights(nn.Module):
-    """Weight [rows, columns] and bias [rows] of a product, or a table of `rows` embeddings.
-
-    Unlike nn.Linear it draws no first values: `initialise` does, or a checkpoint is read; and on
-    the meta device drawing would load 75 MB of torch's tracing code.
-    """
-
-    def __init__(self, rows: int, columns: int, *, biased: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, columns))
-        self.bias = nn.Parameter(torch.empty(rows)) if biased else None
-
-
-class NormWeights(nn.Module):
-    """Weight, and where the spec has biases the bias, of a LayerNorm or RMSNorm."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.centre = isinstance(spec.norm, LayerNorm)
-        self.epsilon = spec.norm.epsilon
-        self.weight = nn.Parameter(torch.empty(spec.width))
-        self.bias = nn.Parameter(torch.empty(spec.width)) if self.centre and spec.biases else None
-
-    def forward(self, kernels: Kernels, stream: Stream) -> tuple[Tensor, Tensor]:
-        """x + delta, and its norm."""
-        return kernels.add_norm(
-            *stream, self.weight, self.bias, epsilon=self.epsilon, centre=self.centre
+            stream = self._added(stream, cross, self.norm_crossing, None)
+        assert self.norm_feed_forward is not None
+        return self._added(
+            stream, self._feed_forward, self.norm_feed_forward, self.norm_feed_forward_out
         )
+
+    def _added(
+        self, stream: Stream, compute: Callable[[Tensor], Tensor], norm: NormWeights,
+        second: NormWeights | None,
+    ) -> Stream:  # fmt: skip
+        """The stream and what `compute` adds to it, with norms where the spec has them."""
+        kernels, order = self.kernels, self.spec.block_norms
+        if order in ("before", "both"):
+            x_BTD, y_BTD = norm(kernels, stream)
+        else:
+            x_BTD = y_BTD = stream.sum()
+        delta_BTD = _dropped(self, compute(y_BTD))
+        if order == "stream":
+            return Stream(norm(kernels, Stream(x_BTD, delta_BTD))[1], None)
+        if order == "behind":
+            delta_BTD = norm.alone(delta_BTD)
+        if second is not None:
+            delta_BTD = second.alone(delta_BTD)
+        return Stream(x_BTD, delta_BTD)
+
+    def _attention(self, y_BTD: Tensor, place: Place, cache: Cache | None) -> Tensor:
+        kernels = self.kernels
+        if isinstance(self.qkv, LatentWeights):
+            q_BNTH, k_BKTH, v_BKTH = self.qkv(kernels, y_BTD, place.rotation)
+        else:
+            qkv_BTX = kernels.linear(y_BTD, self.qkv.weight, self.qkv.bias)
+            if cache is None and place.mask_TS is None and self.fused:
+                y_BTX = kernels.attention(qkv_BTX, self.heads, place.rotation)
+                return kernels.linear(y_BTX, self.out.weight, self.out.bias)
+            q_BNTH, k_BKTH, v_BKTH = grouped(
+                qkv_BTX, self.heads, self.query_norms, place.rotation
+            )  # fmt: skip
+        past = Cache(k_BKTH, v_BKTH)
+        if cache is not None:
+            past = cache.extended(k_BKTH, v_BKTH, place.start)
+        out_BNTH = self.attend(q_BNTH, past, self.scores, place.mask_TS, self.sinks)
+        y_BTX = out_BNTH.transpose(1, 2).flatten(2)
+        return kernels.linear(y_BTX, self.out.weight, self.out.bias)
+
+    def _feed_forward(self, y_BTD: Tensor) -> Tensor:
+        if self.experts is not None:
+            given_BTD: Tensor = self.experts(self.kernels, y_BTD)
+            return given_BTD
+        assert self.up is not None and self.down is not None
+        h_BTX = self.kernels.linear(y_BTD, self.up.weight, self.up.bias)
+        return activated_linear(self.kernels, h_BTX, self.down, self.spec.feed_forward)
 
 
 def initialise(model: Transformer, seed: int) -> None:
-    """Normal weights of deviation 0.02, divided by √(2L) where a block writes to the residual
-    stream (Radford et al. 2019); biases zero, norms one. Equal for equal seeds on every device.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    residual = 0.02 / math.sqrt(2 * model.spec.layers)
+    """Give every parameter its first value."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-                continue
-            deviation = residual if name.endswith(("out.weight", "down.weight")) else 0.02
-            drawn = torch.empty(parameter.shape, dtype=torch.float32)
-            parameter.copy_(drawn.normal_(0.0, deviation, generator=generator))
+            parameter.copy_(first_value(model.spec, name, parameter.shape, seed))
 
 
-def _angles(spec: ModelSpec, device: torch.device) -> Rotation:
-    assert isinstance(spec.positions, Rotary)
-    half = spec.head_width // 2
-    # Kept for training too, which cannot use what was made in inference mode.
-    with torch.inference_mode(False):
-        exponents_H = torch.arange(half, dtype=torch.float64, device=device) / half
-        frequencies_H = spec.positions.base**-exponents_H
-        positions_T = torch.arange(spec.context, dtype=torch.float64, device=device)
-        angles_TH = positions_T[:, None] * frequencies_H
-        return Rotation(angles_TH.cos().float(), angles_TH.sin().float())
+def first_value(spec: ModelSpec, name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """Normal weights of deviation 0.02, divided by √(2L) where a block writes to the residual
+    stream (Radford et al. 2019); biases and sinks zero, norms one; fp32.
+
+    Equal for equal seeds and names on every device, whatever else a process has.
+    """
+    *_, owner, kind = ["", *name.split(".")]
+    if kind != "weight" or len(shape) == 1:
+        return torch.full(shape, 1.0 if kind == "weight" else 0.0)
+    residual = owner in ("out", "down", "shared_down")
+    deviation = 0.02 / math.sqrt(2 * spec.layers) if residual else 0.02
+    own = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(own[:8], "little") >> 1)
+    return torch.empty(shape).normal_(0.0, deviation, generator=generator)
+
+
+def _relative(spec: ModelSpec) -> Weights | None:
+    positions = spec.positions
+    return Weights(positions.buckets, spec.heads) if isinstance(positions, Relative) else None
+
+
+def _dropped(part: Transformer | Block, x_BTD: Tensor) -> Tensor:
+    return F.dropout(x_BTD, part.spec.dropout, part.training) if part.spec.dropout else x_BTD

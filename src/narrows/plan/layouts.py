@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from narrows.spec.layout import Layout
 from narrows.spec.machine import KernelSet
-from narrows.spec.model import LayerNorm, Learned, ModelSpec, Rotary, SwiGLU
+from narrows.spec.model import LayerNorm, Learned, ModelSpec, Rotary
 
 Array = npt.NDArray[np.float64]
 TrainingPrecision = Literal["fp32", "bf16"]
@@ -115,7 +115,7 @@ class Shapes:
             parameters=column("parameters"),
             rotary=isinstance(first.positions, Rotary),
             learned=isinstance(first.positions, Learned),
-            gated=isinstance(first.feed_forward, SwiGLU),
+            gated=first.gated,
             tied=first.tied_embeddings,
             biases=first.biases,
             centred=isinstance(first.norm, LayerNorm),

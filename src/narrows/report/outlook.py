@@ -38,6 +38,12 @@ _PARTS = {
     "stragglers,_host_and_data": Phrase("stragglers, host and data", "掉队、主机与数据"),
 }  # fmt: skip
 
+_MOMENTS = {
+    "first stage": Phrase("on the first stage, its forwards in flight", "首级，前向在途时"),
+    "middle stage": Phrase("on the second stage, its forwards in flight", "第二级，前向在途时"),
+    "loss": Phrase("at the loss", "计算损失时"),
+}
+
 
 def write(forecast: Forecast, page: Path) -> None:
     """Write the page; raises OSError where it cannot be written."""
@@ -132,11 +138,9 @@ def _memory(forecast: Forecast) -> Markup:
         for name, value in peak.ranked() if value > 0
     ]  # fmt: skip
     plot = both(lambda width: plots.bars(bars, width, "Bytes of the fullest device"), HALF)
-    when = Phrase("at the loss", "计算损失时")
-    if forecast.peak_at == "first stage":
-        when = Phrase("on the first stage, its forwards in flight", "首级，前向在途时")
-    elif forecast.spread.pipeline > 1:
-        when = Phrase("on the last stage, at the loss", "末级，计算损失时")
+    when = _MOMENTS[forecast.peak_at]
+    if forecast.peak_at == "loss" and forecast.spread.pipeline > 1:
+        when = Phrase("on the stage of the head, at the loss", "输出层所在级，计算损失时")
     lede = Phrase(
         "Bytes of the fullest device at its peak: {when}.", "最满的一张卡在峰值时的显存：{when}。"
     ).filled(when=when)
@@ -202,8 +206,8 @@ def _pipeline(forecast: Forecast) -> Markup | None:
         return None
     plot = both(lambda width: plots.pipeline(spread, width), 2 * HALF)
     lede = Phrase(
-        "One forward, one backward: what runs on the first stages for the first micro-batches; "
-        "gaps are the bubble.",
-        "一前一后（1F1B）：前几级流水线在前几个微批上的执行；空白即气泡。",
-    )
+        "{schedule}: what runs on the first ranks for the first micro-batches, forward, backward "
+        "and gradients of weights; gaps are the bubble.",
+        "{schedule}：前几个设备在前几个微批上的前向、反向与权重梯度；空白即气泡。",
+    ).filled(schedule=tables.CHOICES[spread.schedule])
     return section(Phrase("The pipeline", "流水线"), lede, element("figure", plot))

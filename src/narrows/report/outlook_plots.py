@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from narrows.report import ticks
 from narrows.report.markup import Markup, element
+from narrows.report.pipelines import timeline
 from narrows.report.plot import (
     Frame,
     Linear,
@@ -25,6 +26,11 @@ _PITCH, _BAR = 26.0, 13.0
 _STAGES_MOST, _MICRO_MOST = 8, 16
 _NARROW = 400.0
 _GRID = 48
+_PASSES = {
+    "forward": (Phrase("forward", "前向"), "predicted"),
+    "backward": (Phrase("backward", "反向"), "measured"),
+    "weights": (Phrase("gradients of weights", "权重梯度"), "weights"),
+}
 
 
 def bars(rows: Sequence[tuple[Phrase, float, Phrase]], width: float, name: str) -> Markup:
@@ -115,59 +121,23 @@ def scaling(
 
 
 def pipeline(spread: Spread, width: float) -> Markup:
-    """One forward, one backward (1F1B) of the first micro-batches; backward lasts twice as long."""
-    stages, micros = min(spread.pipeline, _STAGES_MOST), min(spread.accumulation, _MICRO_MOST)
-    blocks = schedule(stages, micros)
-    end = max(start + length for _, start, length, _, _ in blocks)
-    frame = Frame(width=width, height=22.0 * stages + 4, left=26.0, right=4.0, top=0.0, bottom=0.0)
+    """What each rank does with the first micro-batches; backward lasts twice as long as forward."""
+    ranks, micros = min(spread.pipeline, _STAGES_MOST), min(spread.accumulation, _MICRO_MOST)
+    slots = timeline(spread, ranks, micros)
+    end = max(slot.start + slot.length for slot in slots)
+    frame = Frame(width=width, height=22.0 * ranks + 4, left=26.0, right=4.0, top=0.0, bottom=0.0)
     across = Linear(low=0.0, high=end, start=frame.left, end=frame.x_end)
     marks: list[Markup] = []
-    for stage in range(stages):
-        marks.append(text(frame.left - 8, 22.0 * stage + 16, f"{stage + 1}", anchor="end"))
-    for stage, start, length, micro, forward in blocks:
-        word = Phrase("forward", "前向") if forward else Phrase("backward", "反向")
+    for rank in range(ranks):
+        marks.append(text(frame.left - 8, 22.0 * rank + 16, f"{rank + 1}", anchor="end"))
+    for slot in slots:
+        word, class_ = _PASSES[slot.task.passing]
         tip = Phrase("stage {s}, micro-batch {m}, {w}", "第 {s} 级，微批 {m}，{w}").filled(
-            s=str(stage + 1), m=str(micro + 1), w=word
+            s=str(slot.task.piece + 1), m=str(slot.task.micro + 1), w=word
         )
         marks.append(element(
-            "rect", x=across.at(start) + 0.5, y=22.0 * stage + 3, height=17.0,
-            width=max(0.5, across.at(start + length) - across.at(start) - 1.0),
-            class_="predicted" if forward else "measured", **told(tip),
+            "rect", x=across.at(slot.start) + 0.5, y=22.0 * slot.rank + 3, height=17.0,
+            width=max(0.5, across.at(slot.start + slot.length) - across.at(slot.start) - 1.0),
+            class_=class_, **told(tip),
         ))  # fmt: skip
     return drawing(frame, marks, name="Timeline of the pipeline", data_plot="pipeline")
-
-
-def schedule(stages: int, micros: int) -> list[tuple[int, float, float, int, bool]]:
-    """1F1B (arXiv:2006.09503): stage, start, length, micro-batch and whether forward, of each.
-
-    A stage runs stages - stage forwards, then one backward and one forward in turn.
-    """
-    orders = []
-    for stage in range(stages):
-        ahead = min(stages - stage, micros)
-        order = [(micro, True) for micro in range(ahead)]
-        for micro in range(micros):
-            order.append((micro, False))
-            if ahead + micro < micros:
-                order.append((ahead + micro, True))
-        orders.append(order)
-    done: dict[tuple[int, int, bool], float] = {}
-    free, place = [0.0] * stages, [0] * stages
-    blocks: list[tuple[int, float, float, int, bool]] = []
-    while any(place[stage] < len(orders[stage]) for stage in range(stages)):
-        for stage in range(stages):
-            while place[stage] < len(orders[stage]):
-                micro, forward = orders[stage][place[stage]]
-                if forward:
-                    needs = (stage - 1, micro, True) if stage else None
-                else:
-                    last = stage == stages - 1
-                    needs = (stage, micro, True) if last else (stage + 1, micro, False)
-                if needs is not None and needs not in done:
-                    break
-                start = max(free[stage], done[needs] if needs is not None else 0.0)
-                length = 1.0 if forward else 2.0
-                free[stage] = done[stage, micro, forward] = start + length
-                blocks.append((stage, start, length, micro, forward))
-                place[stage] += 1
-    return blocks

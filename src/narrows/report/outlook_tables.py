@@ -15,6 +15,25 @@ _AXES = {
     "context": Phrase("context", "上下文"), "expert": Phrase("expert", "专家"),
     "interleave": Phrase("pieces a stage", "每级分块"),
 }  # fmt: skip
+CHOICES = {
+    "sharding": Phrase("sharded", "分片"), "recompute": Phrase("recompute", "重计算"),
+    "schedule": Phrase("schedule", "调度"), "placement": Phrase("placement", "放置"),
+    "exchange": Phrase("context by", "上下文交换"), "reshard": Phrase("reshard", "重新分片"),
+    "first_fewer": Phrase("layers fewer in the first stage", "首级少"),
+    "last_fewer": Phrase("layers fewer in the last stage", "末级少"),
+    "sequence_parallel": Phrase("sequence parallelism", "序列并行"),
+    "state_bits": Phrase("bits of a moment", "优化器位数"),
+    "offload": Phrase("offload to", "卸载至"),
+    "chunked_loss": Phrase("loss in chunks", "分块损失"),
+    "none": Phrase("none", "无"), "optimizer": Phrase("optimizer", "优化器"),
+    "gradients": Phrase("gradients", "梯度"), "parameters": Phrase("parameters", "参数"),
+    "selective": Phrase("selective", "选择性"), "full": Phrase("full", "全部"),
+    "pointwise": Phrase("norms and activations", "归一化与激活"),
+    "gpipe": same("GPipe"), "1f1b": same("1F1B"), "zero_bubble": Phrase("zero-bubble", "零气泡"),
+    "data_outermost": Phrase("data outermost", "数据在最外"),
+    "all_to_all": Phrase("all-to-all", "全交换"), "host": Phrase("host", "主机"),
+    "disk": Phrase("disk", "磁盘"), "False": Phrase("off", "关"), "True": Phrase("on", "开"),
+}  # fmt: skip
 _GOALS = {
     "time": Phrase("time", "时间"), "money": Phrase("money", "费用"),
     "energy": Phrase("energy", "能量"), "memory": Phrase("memory", "显存"),
@@ -52,17 +71,13 @@ def layout(spread: Spread) -> Phrase:
             english.append(f"{word.en} {count}")
             chinese.append(f"{word.zh} {count}")
     micro = f"{spread.micro_batch} × {spread.accumulation}"
-    rest = [Phrase(f"{spread.sharding} sharded", f"分片 {spread.sharding}")]
-    if spread.recompute != "none":
-        rest.append(Phrase(f"recompute {spread.recompute}", f"重计算 {spread.recompute}"))
-    if spread.offload:
-        rest.append(Phrase("gradients and optimizer on the host", "梯度与优化器在主机内存"))
-    if spread.chunked_loss:
-        rest.append(Phrase("the loss in chunks", "损失分块"))
-    return Phrase(
-        f"{', '.join(english)}; micro-batch {micro}; {', '.join(each.en for each in rest)}",
-        f"{'、'.join(chinese)}；微批 {micro}；{'；'.join(each.zh for each in rest)}",
-    )
+    english.append(f"micro-batch {micro}")
+    chinese.append(f"微批 {micro}")
+    for name, value in {"sharding": spread.sharding, **spread.unusual}.items():
+        word, said = CHOICES[name], CHOICES.get(str(value), same(str(value)))
+        english.append(f"{word.en} {said.en}")
+        chinese.append(f"{word.zh} {said.zh}")
+    return Phrase(", ".join(english), "、".join(chinese))
 
 
 def dial(forecast: Forecast) -> Markup | None:

@@ -20,7 +20,23 @@ from narrows.spec.units import (
 
 Format = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int8", "int4"]
 Sharding = Literal["none", "optimizer", "gradients", "parameters"]
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "selective", "full", "pointwise"]
+"""What is computed again backward: nothing, attention's scores (arXiv:2205.05198), whole blocks, or
+norms and activations alone.
+"""
+Schedule = Literal["1f1b", "gpipe", "zero_bubble"]
+"""Of a pipeline: one forward and one backward in turn (arXiv:2104.04473), all forwards first
+(arXiv:1811.06965), or backward passes cut in two and stages in a V (arXiv:2401.10241).
+"""
+Placement = Literal["pipeline_outermost", "data_outermost"]
+"""Which ranks are neighbours, innermost first: tensor, context, data, pipeline, as Megatron places
+them; or tensor, pipeline, context, data.
+"""
+Exchange = Literal["ring", "all_to_all"]
+"""How ranks of a context meet all keys: keys go around (arXiv:2310.01889), or heads are dealt out
+(arXiv:2309.14509).
+"""
+Offload = Literal["none", "host", "disk"]
 Fusion = Literal["eager", "fused", "compiled"]
 """Memory-bound operations one by one, fused by hand, or by a compiler."""
 
@@ -100,11 +116,14 @@ class Spread(Record):
     context. Experts are spread over `expert` of the data and tensor ranks.
 
     `trained` is the share of parameters that have gradients; `stored_bits` those of a weight that
-    is kept narrower than it computes in. `offload` keeps gradients and optimizer in the host's
-    memory, `chunked_loss` never has all logits at once.
+    is kept narrower than it computes in, `state_bits` those of each of the optimizer's two moments.
+    `offload` keeps gradients and optimizer in the host's memory or on its disk, `chunked_loss`
+    never has all logits at once.
 
     `sharding` says what of the data ranks' copies is kept once (ZeRO, arXiv:1910.02054), `replicas`
-    how often that set is repeated. `interleave` is the number of pieces of a pipeline stage.
+    how often that set is repeated; without `reshard` a block's parameters, once gathered, stay from
+    the forward to the backward pass. `interleave` is the number of pieces of a pipeline stage;
+    the first stage has `first_fewer` layers fewer than one in the middle, the last `last_fewer`.
     """
 
     data: int = 1
@@ -116,15 +135,22 @@ class Spread(Record):
     expert: int = 1
     micro_batch: int = 1
     accumulation: int = 1
+    first_fewer: int = 0
+    last_fewer: int = 0
     sharding: Sharding = "optimizer"
+    reshard: bool = True
     recompute: Recompute = "none"
+    schedule: Schedule = "1f1b"
+    placement: Placement = "pipeline_outermost"
+    exchange: Exchange = "ring"
     sequence_parallel: bool = True
     precision: Literal["fp32", "bf16", "fp16", "fp8", "fp4"] = "bf16"
     flash_attention: bool = True
     kernels: Fusion = "fused"
     trained: float = 1.0
     stored_bits: float | None = None
-    offload: bool = False
+    state_bits: Literal[32, 16, 8] = 32
+    offload: Offload = "none"
     chunked_loss: bool = False
 
     def __post_init__(self) -> None:
@@ -134,6 +160,32 @@ class Spread(Record):
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise BadInput(f"layout.{name} is {getattr(self, name)}", hint="use at least 1")
+        for name in ("first_fewer", "last_fewer"):
+            if getattr(self, name) < 0:
+                raise BadInput(f"layout.{name} is {getattr(self, name)}", hint="use at least 0")
+        if self.schedule == "zero_bubble" and self.interleave != 2:
+            raise BadInput(
+                f"a zero-bubble pipeline has 2 pieces a stage, not {self.interleave}",
+                hint="layout.interleave = 2",
+            )
+        if self.schedule == "gpipe" and self.interleave != 1:
+            raise BadInput(
+                f"GPipe's stages are whole, not {self.interleave} pieces",
+                hint="layout.interleave = 1, or layout.schedule = 1f1b",
+            )
+
+    @property
+    def unusual(self) -> dict[str, object]:
+        """Its choices that are not the usual ones, by name; sizes and sharding are no choices."""
+        usual = Spread()
+        return {
+            name: value
+            for name in (
+                "recompute", "schedule", "placement", "exchange", "reshard", "first_fewer",
+                "last_fewer", "sequence_parallel", "state_bits", "offload", "chunked_loss",
+            )
+            if (value := getattr(self, name)) != getattr(usual, name)
+        }  # fmt: skip
 
     @property
     def devices(self) -> int:

@@ -15,9 +15,9 @@ from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Doubling
 from narrows.spec.record import Record
 
-Moment = Literal["first stage", "loss"]
-"""When memory is fullest: on the first stage, its forwards in flight kept and the first backward
-about to begin; or at the loss, on the last stage or the only one. Nothing is allocated for the
+Moment = Literal["first stage", "middle stage", "loss"]
+"""When memory is fullest: on a stage without the head, its forwards in flight kept and its first
+backward about to begin; or at the loss, on the stage that has it. Nothing is allocated for the
 optimizer's step, and activations are gone by then: it is never the peak.
 """
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from narrows.spec.errors import BadInput
+from narrows.spec.fleet import Exchange, Schedule, Sharding
 from narrows.spec.machine import KernelSet
 from narrows.spec.record import Record
 
@@ -17,6 +19,9 @@ class Layout(Record):
     is that of weights in products and of activations; masters and moments are fp32. `loss_chunk` is
     the number of positions whose logits exist at once. `recompute` drops a block's activations and
     computes them again in the backward pass.
+
+    Of several processes each is at one place of replicas · data · tensor · pipeline · context; the
+    names mean what they do in `fleet.Spread`. `threads` are those of one process.
     """
 
     micro_batch: int
@@ -27,3 +32,32 @@ class Layout(Record):
     kernels: KernelSet
     threads: int
     loss_chunk: int
+    data: int = 1
+    replicas: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    interleave: int = 1
+    context: int = 1
+    expert: int = 1
+    sharding: Sharding = "none"
+    reshard: bool = True
+    schedule: Schedule = "1f1b"
+    exchange: Exchange = "ring"
+    sequence_parallel: bool = True
+    first_fewer: int = 0
+    last_fewer: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("data", "replicas", "tensor", "pipeline", "interleave", "context", "expert"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"layout.{name} is {getattr(self, name)}", hint="use at least 1")
+
+    @property
+    def processes(self) -> int:
+        """Processes that it takes."""
+        return self.replicas * self.data * self.tensor * self.pipeline * self.context
+
+    @property
+    def batches(self) -> int:
+        """Ranks that read different sequences."""
+        return self.replicas * self.data

@@ -1,123 +1,78 @@
-"""The shape of a model. Choices are types: a rotary position is another record, not a flag."""
+"""The shape of a model, and what follows from it: parameters, and FLOP of a token."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from narrows.spec.errors import BadInput
+from narrows.spec.parts import (
+    GELU,
+    Alibi,
+    Banded,
+    Experts,
+    FeedForward,
+    Gate,
+    GeGLU,
+    Latent,
+    LayerNorm,
+    Learned,
+    Linear,
+    Norm,
+    Norms,
+    Positions,
+    Relative,
+    ReLU,
+    RMSNorm,
+    Rotary,
+    Scaling,
+    Sigmoid,
+    Softmax,
+    SquaredReLU,
+    SwiGLU,
+    Window,
+    Yarn,
+)
 from narrows.spec.record import Record
 
-
-class Learned(Record, tag="learned", tag_field="type"):
-    """A position embedding per position, added to the token embedding (GPT-2); `extra` rows more
-    than positions, as OPT keeps two.
-    """
-
-    extra: int = 0
-
-
-class Rotary(Record, tag="rotary", tag_field="type"):
-    """Queries and keys turned by an angle that grows with the position (arXiv:2104.09864)."""
-
-    base: float = 10_000.0
-
-
-class Alibi(Record, tag="alibi", tag_field="type"):
-    """A penalty on distance added to the scores, without parameters (arXiv:2108.12409)."""
-
-
-class Relative(Record, tag="relative", tag_field="type"):
-    """A learned number per head and bucket of distance, shared by all layers (arXiv:1910.10683)."""
-
-    buckets: int = 32
-
-
-class LayerNorm(Record, tag="layer_norm", tag_field="type"):
-    """Centre and scale (arXiv:1607.06450).
-
-    `scale` False: no parameters at all (OLMo). `biases` None: where the projections have them.
-    """
-
-    epsilon: float = 1e-5
-    scale: bool = True
-    biases: bool | None = None
-
-
-class RMSNorm(Record, tag="rms_norm", tag_field="type"):
-    """Scale only (arXiv:1910.07467)."""
-
-    epsilon: float = 1e-5
-
-
-class GELU(Record, tag="gelu", tag_field="type"):
-    """One matrix up, the tanh form of GELU, one matrix down (arXiv:1606.08415)."""
-
-
-class ReLU(Record, tag="relu", tag_field="type"):
-    """One matrix up, max(0, x), one matrix down (arXiv:1706.03762)."""
-
-
-class SwiGLU(Record, tag="swiglu", tag_field="type"):
-    """Gate and up, silu(gate) · up, one matrix down (arXiv:2002.05202)."""
-
-
-class GeGLU(Record, tag="geglu", tag_field="type"):
-    """Gate and up, gelu(gate) · up, one matrix down (arXiv:2002.05202)."""
-
-
-class Experts(Record):
-    """Feed-forward as a choice: each token goes through `chosen` of `count` experts of `width`, and
-    through all `shared` ones (arXiv:1701.06538, arXiv:2401.06066).
-
-    The first `dense_layers` keep the dense feed-forward. With `capacity` an expert takes at most
-    capacity · tokens · chosen / count tokens and drops the rest; without, it takes all.
-    """
-
-    count: int
-    chosen: int
-    width: int
-    shared: int = 0
-    shared_width: int | None = None
-    dense_layers: int = 0
-    capacity: float | None = None
-    router_biases: bool = False
-    biases: bool = False
-
-    @property
-    def shared_total(self) -> int:
-        """Width of all shared experts together."""
-        return self.shared * (self.shared_width or self.width)
-
-
-class Latent(Record):
-    """Keys and values from a common vector of `kv_rank`, beside `rope_width` turned dimensions that
-    all heads share; values of `value_width` (arXiv:2405.04434). `query_rank` None: full queries.
-    """
-
-    kv_rank: int
-    rope_width: int
-    value_width: int
-    query_rank: int | None = None
-
-
-class Window(Record):
-    """Attention to the last `size` positions only, but in every `full_every`-th layer to all."""
-
-    size: int
-    full_every: int | None = None
-
-
-Positions = Learned | Rotary | Alibi | Relative
-Norm = LayerNorm | RMSNorm
-FeedForward = GELU | ReLU | SwiGLU | GeGLU
+__all__ = [
+    "GELU",
+    "Alibi",
+    "Banded",
+    "Experts",
+    "FeedForward",
+    "Gate",
+    "GeGLU",
+    "Latent",
+    "LayerNorm",
+    "Learned",
+    "Linear",
+    "Norm",
+    "Norms",
+    "Positions",
+    "Relative",
+    "ReLU",
+    "RMSNorm",
+    "Rotary",
+    "Scaling",
+    "Sigmoid",
+    "Softmax",
+    "SquaredReLU",
+    "SwiGLU",
+    "Window",
+    "Yarn",
+    "ModelSpec",
+    "gpt2",
+    "llama",
+]
 
 
 class ModelSpec(Record):
     """A transformer. MHA, GQA and MQA differ in `kv_heads` only.
 
-    By default a pre-norm decoder. `block_norms`: 1 where attention and feed-forward run side by
-    side, 2, or 4 with norms behind both as well. `query_norm`: a norm of queries and keys over each
-    head, or over all heads. `encoder_layers` beside `layers` of a decoder that attends to them.
+    By default a pre-norm decoder. `query_norm`: a norm of queries and keys over each head, or over
+    all heads. `encoder_layers` beside `layers` of a decoder that attends to them. Embeddings are
+    multiplied by `embedding_scale`, scores by `query_scale` (None: 1 / √ of the head's width) and
+    logits by `logit_scale`; a cap c makes x of them c · tanh(x / c).
     """
 
     layers: int
@@ -140,7 +95,7 @@ class ModelSpec(Record):
     qkv_biases: bool = False
     head_bias: bool = False
     query_norm: Literal["head", "whole"] | None = None
-    block_norms: int = 2
+    block_norms: Norms = "before"
     final_norm: bool = True
     embedding_norm: bool = False
     causal: bool = True
@@ -148,6 +103,11 @@ class ModelSpec(Record):
     pooler: bool = False
     sinks: bool = False
     encoder_layers: int = 0
+    embedding_scale: float = 1.0
+    query_scale: float | None = None
+    score_cap: float | None = None
+    logit_cap: float | None = None
+    logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
         counts = (
@@ -166,6 +126,20 @@ class ModelSpec(Record):
             raise BadInput(
                 f"rotary positions turn pairs, and head_width is {self.head_width}",
                 hint="use an even head_width",
+            )
+        experts = self.experts
+        if experts is not None and (
+            experts.count % experts.groups or not 1 <= experts.groups_open <= experts.groups
+        ):
+            raise BadInput(
+                f"{experts.groups_open} of {experts.groups} groups of {experts.count} experts "
+                "cannot be open",
+                hint="use groups that divide model.experts.count, and open at least 1 of them",
+            )
+        if self.latent is not None and (self.biases or self.qkv_biases or self.query_norm):
+            raise BadInput(
+                "latent attention has no biases and no query_norm",
+                hint="set model.biases and model.qkv_biases to false, and leave out query_norm",
             )
         if not 0.0 <= self.dropout < 1.0:
             raise BadInput(f"dropout is {self.dropout}", hint="use 0 <= dropout < 1")
@@ -201,6 +175,11 @@ class ModelSpec(Record):
         return self.feed_forward_width * (2 if self.gated else 1)
 
     @property
+    def norms_per_block(self) -> int:
+        """How many norms of the stream a block has."""
+        return {"both": 4, "shared": 1}.get(self.block_norms, 2)
+
+    @property
     def layers_of_experts(self) -> int:
         """Decoder layers whose feed-forward is a choice of experts."""
         return self.layers - self.experts.dense_layers if self.experts else 0
@@ -209,7 +188,7 @@ class ModelSpec(Record):
     def parameters(self) -> int:
         """Parameters of the whole model; the hinge test holds it to the real module."""
         dense = self.layers - self.layers_of_experts
-        norms = self.block_norms * self._norm_parameters
+        norms = self.norms_per_block * self._norm_parameters
         total = self.layers * (self._attention_parameters + norms)
         total += dense * self._dense_parameters + self.layers_of_experts * self._expert_parameters
         encoder = self._attention_parameters + norms + self._dense_parameters
@@ -254,16 +233,24 @@ class ModelSpec(Record):
     @property
     def flop_per_token(self) -> float:
         """Model FLOP of forward and backward for a token: 6 per weight used in a product, and
-        12 L N H T / 2 for causal attention (arXiv:2001.08361, with the causal half left out).
+        12 L N H T / 2 for causal attention (arXiv:2001.08361, with the causal half left out). With
+        an encoder a token stands for one that it reads and one that the decoder does.
         """
-        keys = sum(self.keys_mean(self.context, layer) for layer in range(self.layers))
-        scores = keys * self.heads * (self.score_width + self.value_width)
+        scores = self.keys_total(self.context) * self.heads * (self.score_width + self.value_width)
         return 6.0 * self.product_parameters_active + 6.0 * scores
 
     @property
     def score_width(self) -> int:
         """Width over which a query meets a key."""
         return self.head_width + (self.latent.rope_width if self.latent else 0)
+
+    def keys_total(self, positions: int) -> float:
+        """Keys that a query meets on average, summed over all attentions: the decoder's, its
+        second one to the encoder's `positions`, and the encoder's own.
+        """
+        crossing = self.layers if self.encoder_layers else 0
+        keys = sum(self.keys_mean(positions, layer) for layer in range(self.layers))
+        return keys + positions * float(crossing + self.encoder_layers)
 
     def keys_mean(self, positions: int, layer: int) -> float:
         """Keys that a query of `positions` attends to on average, in this layer."""

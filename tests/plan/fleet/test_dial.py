@@ -10,7 +10,7 @@ from narrows.plan import scaling
 from narrows.plan.fleet import dial
 from narrows.plan.fleet.forecast import forecast
 from narrows.plan.fleet.question import Question, Wish
-from narrows.plan.fleet.search import Wanted
+from narrows.plan.fleet.variants import Wanted
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Forecast

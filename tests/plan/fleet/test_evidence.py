@@ -9,7 +9,7 @@ import pytest
 from narrows.plan.fleet.forecast import forecast
 from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.render import text
-from narrows.plan.fleet.search import Wanted
+from narrows.plan.fleet.variants import Wanted
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Forecast
 from narrows.spec.job import budget

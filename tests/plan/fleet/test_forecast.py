@@ -11,7 +11,7 @@ import pytest
 from narrows.plan.fleet.forecast import forecast
 from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.render import text
-from narrows.plan.fleet.search import Wanted
+from narrows.plan.fleet.variants import Wanted
 from narrows.spec import record
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet
@@ -94,7 +94,7 @@ def test_the_peak_is_told_with_its_moment(ask: Ask, small: ModelSpec) -> None:
     last = forecast(ask(wanted=wanted, model=wordy))
     assert last.peak_at == "loss" and last.predicted.memory.logits > 0.0
     assert "on the first stage, its forwards in flight" in text(many)
-    assert "on the last stage, at the loss" in text(last)
+    assert "on the stage of the head, at the loss" in text(last)
 
 
 def test_without_an_end_the_run_is_one_step(ask: Ask) -> None:

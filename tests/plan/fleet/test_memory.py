@@ -203,7 +203,7 @@ def test_a_chunked_loss_never_has_all_logits(hold: Hold, small: ModelSpec) -> No
 
 
 def test_what_is_offloaded_is_not_on_the_device(hold: Hold) -> None:
-    held, kept = hold(offload=True), hold()
+    held, kept = hold(offload="host"), hold()
     assert held["gradients"] == held["optimizer"] == 0.0
     assert held["weights"] == kept["weights"] and held["activations"] == kept["activations"]
 
@@ -243,3 +243,34 @@ def test_kinds_make_the_peak_which_grows_with_the_micro_batch(
     assert float(found.peak[0]) == pytest.approx(sum(kinds.values()))
     twice = hold(of=model, **{**layout, "micro_batch": 2 * layout["micro_batch"]})
     assert sum(twice.values()) > sum(kinds.values()) > constants.RUNTIME_BYTES
+
+
+def test_norms_and_activations_done_again_are_not_kept(hold: Hold, small: ModelSpec) -> None:
+    kept, dropped = (hold(recompute=chosen)["activations"] for chosen in ("none", "pointwise"))
+    values = 2 * small.width + small.feed_forward_width
+    assert kept - dropped == pytest.approx(
+        constants.ALLOCATOR * small.layers * small.context * 2 * values
+    )
+    assert dropped > hold(recompute="full")["activations"]
+
+
+def test_parameters_that_stay_gathered_are_a_whole_copy(hold: Hold, small: ModelSpec) -> None:
+    layout = {"data": 16, "sharding": "parameters"}
+    extra = hold(reshard=False, **layout)["workspace"] - hold(**layout)["workspace"]
+    assert extra == pytest.approx(constants.ALLOCATOR * 2 * matrices(small) * 6 / 8)
+
+
+def test_all_forwards_first_keep_all_micro_batches(hold: Hold) -> None:
+    layout = {"pipeline": 4, "accumulation": 32}
+    ratio = hold(schedule="gpipe", **layout)["activations"] / hold(**layout)["activations"]
+    assert ratio == pytest.approx(32 / 4)
+
+
+def test_the_fullest_stage_may_be_any(small: ModelSpec, hold: Hold) -> None:
+    """With a large vocabulary the last one, whose logits are there at once."""
+    layout = {"pipeline": 4, "accumulation": 4}
+    assert hold(**layout)["logits"] == 0.0
+    wordy = msgspec.structs.replace(small, vocabulary=512_000)
+    assert hold(of=wordy, **layout)["logits"] > 0.0
+    bent = hold(schedule="zero_bubble", interleave=2, **layout)
+    assert bent["logits"] > 0.0

@@ -9,10 +9,13 @@ import pytest
 
 from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.remedy import Change, Remedy, remedies
-from narrows.plan.fleet.search import Wanted, search
+from narrows.plan.fleet.search import search
+from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
+from narrows.spec.machine import Fact
 from narrows.spec.model import ModelSpec
+from narrows.spec.units import BytesPerSecond
 
 MakeFleet = Callable[..., Any]
 Mend = Callable[..., list[Remedy]]
@@ -25,7 +28,8 @@ def mend(small: ModelSpec, make_fleet: MakeFleet) -> Mend:
     def mended(
         *, devices: int = 1, gigabytes: float = 8.0, large: float = 80.0, **wanted: Any
     ) -> list[Remedy]:
-        fleet = make_fleet(devices=devices, gigabytes=gigabytes)
+        link = Fact(value=BytesPerSecond(25e9), basis="assumed", source="made up for a test")
+        fleet = make_fleet(devices=devices, gigabytes=gigabytes, host_link=link)
         question = Question(
             name="small", model=small, fleet=fleet, batch=16, wanted=Wanted(**wanted)
         )
@@ -59,7 +63,7 @@ def test_layouts_come_first_then_machines_then_other_trainings(mend: Mend) -> No
     assert kinds == sorted(kinds, key=["set", "machine", "context", "tune"].index) or (
         kinds.index("set") < kinds.index("machine") < min(kinds.index("tune"), len(kinds))
     )
-    assert ("set", "layout.offload=true") in found and ("machine", "large") in found
+    assert ("set", "layout.offload=host") in found and ("machine", "large") in found
     assert ("machine", "2xmade-up") in found and ("tune", "qlora") in found
 
 

@@ -10,7 +10,7 @@ from narrows.model.presets import preset
 from narrows.plan.fleet.forecast import forecast
 from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.render import described, text
-from narrows.plan.fleet.search import Wanted
+from narrows.plan.fleet.variants import Wanted
 from narrows.spec.fleet import Fleet, Spread
 from narrows.spec.job import budget
 from narrows.spec.model import ModelSpec

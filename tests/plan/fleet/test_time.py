@@ -302,14 +302,6 @@ def test_compiled_kernels_move_least(take: TakeStep) -> None:
     assert compiled == pytest.approx(constants.COMPILED * apart) and compiled < fused <= apart
 
 
-def test_the_optimizer_reads_and_writes_its_share(take: TakeStep, small: ModelSpec) -> None:
-    whole = stack_parameters(small) + 2 * small.vocabulary * small.width
-    seconds_alone = constants.OPTIMIZER_BYTES * whole / (1e12 * 0.8)
-    assert parts(take(data=4, sharding="none"))["optimizer"] == pytest.approx(seconds_alone)
-    assert parts(take(data=4))["optimizer"] == pytest.approx(seconds_alone / 4)
-    assert parts(take(tensor=4))["optimizer"] == pytest.approx(seconds_alone / 4)
-
-
 def test_frozen_weights_need_no_gradient_of_their_own(take: TakeStep) -> None:
     whole = parts(take(data=16, sharding="optimizer"))
     adapters = parts(take(data=16, sharding="optimizer", trained=0.01))
@@ -317,3 +309,65 @@ def test_frozen_weights_need_no_gradient_of_their_own(take: TakeStep) -> None:
     assert adapters["optimizer"] == pytest.approx(0.01 * whole["optimizer"])
     assert adapters["data"] == pytest.approx(0.01 * whole["data"])
     assert adapters["attention"] == whole["attention"]
+
+
+def test_stages_that_are_neighbours_spare_the_network_where_data_does_not(
+    take: TakeStep, make_fleet: MakeFleet
+) -> None:
+    slow = make_fleet(network=2e9)
+    layout = {"data": 4, "pipeline": 4, "accumulation": 8}
+    megatron = parts(take(on=slow, **layout))
+    turned = parts(take(on=slow, placement="data_outermost", **layout))
+    assert turned["pipeline"] < megatron["pipeline"] / 2
+    assert turned["data"] > megatron["data"]
+    assert turned["gemm"] == megatron["gemm"]
+
+
+def test_heads_dealt_out_are_sent_and_not_hidden(take: TakeStep, small: ModelSpec) -> None:
+    ring, dealt = (parts(take(context=4, exchange=chosen)) for chosen in ("ring", "all_to_all"))
+    assert ring["context"] == 0.0
+    # Queries and outputs of 16 heads of 128, keys and values of 4, at a quarter of the positions;
+    # three quarters leave the rank, twice, over the bus.
+    moved = small.context / 4 * (16 * 256 + 4 * 256) * 2
+    share = constants.LINK
+    bus = 2 * small.layers * (moved * 0.75 / (100e9 * share) + 3e-6)
+    assert dealt["context"] == pytest.approx(bus, rel=1e-6)
+    again = parts(take(context=4, exchange="all_to_all", recompute="full"))
+    assert again["context"] == pytest.approx(1.5 * bus, rel=1e-6)
+
+
+def test_parameters_that_stay_are_gathered_once(take: TakeStep, make_fleet: MakeFleet) -> None:
+    slow = make_fleet(network=1e9)
+    twice, once = (
+        parts(take(on=slow, data=16, sharding="parameters", reshard=chosen))["data"]
+        for chosen in (True, False)
+    )
+    assert 0.6 < once / twice < 0.75
+
+
+def test_norms_and_activations_alone_are_cheap_to_do_again(take: TakeStep) -> None:
+    none, pointwise, full = (
+        take(data=16, recompute=chosen) for chosen in ("none", "pointwise", "full")
+    )
+    assert seconds(none) < seconds(pointwise) < seconds(none) + (seconds(full) - seconds(none)) / 3
+    assert parts(pointwise)["gemm"] == parts(none)["gemm"]
+    assert parts(pointwise)["pointwise"] == pytest.approx(parts(full)["pointwise"])
+
+
+def test_experts_of_a_capacity_compute_it_whole(take: TakeStep, sparse: ModelSpec) -> None:
+    assert sparse.experts is not None
+    roomy = msgspec.structs.replace(
+        sparse, experts=msgspec.structs.replace(sparse.experts, capacity=2.0)
+    )
+    usual, padded = (parts(take(of=model, data=16, expert=16)) for model in (sparse, roomy))
+    assert padded["gemm"] > usual["gemm"]
+    assert 1.9 < padded["expert"] / usual["expert"] < 2.0
+
+
+def test_fewer_layers_beside_the_head_shorten_the_step(take: TakeStep, small: ModelSpec) -> None:
+    """A vocabulary that weighs as much as two layers."""
+    heavy = msgspec.structs.replace(small, layers=14, vocabulary=64_000)
+    even, uneven = (
+        take(of=heavy, pipeline=4, accumulation=64, last_fewer=fewer) for fewer in (0, 2)
+    )
+    assert seconds(uneven) < seconds(even)

@@ -39,23 +39,23 @@ EXPERT_REACH = 0.7
 PASSES_EXPERT = 12.5
 # What of the exchange of tokens with their experts is not hidden.
 EXPERT_SHOWN = 0.62
-# Bytes that the optimizer reads and writes for a parameter.
+# Bytes that the optimizer reads and writes for a parameter, its moments in 32 bits.
 OPTIMIZER_BYTES = 28.0
-# Seconds that a host takes for a parameter that its devices leave to it, the way there and back
-# included: 16.8 and 20.1 s more a step of Llama 7B on eight A800 and two Xeon 8358 under DeepSpeed
-# (chenyaofo, "Training speed of LLaMA-7B", 2024: 64 sequences, ZeRO 3 and 2). Assumed elsewhere.
-OFFLOAD_SECONDS = 2.7e-9
+# What a host gives each of its devices where the optimizer is offloaded: its memory's bandwidth
+# (two sockets of eight DDR4-3200 channels for eight devices) and its disks' (four NVMe drives).
+HOST_MEMORY = 50e9
+HOST_DISK = 3e9
 # A step takes this times the sum of its parts: stragglers, host and data.
 JITTER = 1.08
 
 # Memory. What an allocator reserves over what is in use.
 ALLOCATOR = 1.06
-# Bytes of a gradient and of the optimizer's state for a parameter: fp32 sums, fp32 masters
-# and two moments beside 16-bit weights (arXiv:1910.02054).
+# Bytes of a gradient and of a master for a parameter, beside 16-bit weights (arXiv:1910.02054).
 GRADIENT_BYTES = 4.0
-STATE_BYTES = 12.0
-# Streams of the width that a block keeps: before and behind both norms.
-STREAMS_KEPT = 5.0
+MASTER_BYTES = 4.0
+# Streams of the width that a block keeps beside those before and behind its norms: two masks of
+# dropout, a byte each (arXiv:2205.05198).
+STREAMS_MORE = 1.0
 # Bytes of a logit while the loss is taken: fp32 and its gradient beside 16 bits.
 LOGIT_MEMORY = 10.0
 # Streams in flight beside what is kept; libraries, kernels and communication buffers.

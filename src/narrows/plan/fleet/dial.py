@@ -166,7 +166,7 @@ def _sized(wish: Wish, model: ModelSpec) -> _Sized | None:
     work = Work.of(model, wish.context)
     batch = wish.batch or _batch(wish, float(scaling.optimal_tokens(model.parameters)))
     try:
-        found = search(work, wish.fleet, batch, wish.wanted)
+        found = search(work, wish.fleet, batch, wish.wanted, wish.goal)
     except BadInput:
         return None
     chosen = found.best(wish.goal)

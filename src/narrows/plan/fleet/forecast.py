@@ -14,10 +14,11 @@ from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.evidence import answers, facts
 from narrows.plan.fleet.failures import goodput, run
 from narrows.plan.fleet.machines import against, place, refuse_unknown, scaling
-from narrows.plan.fleet.memory import memory
+from narrows.plan.fleet.memory import fullest, memory
 from narrows.plan.fleet.question import Question
-from narrows.plan.fleet.search import Found, Goal, evaluate, search
+from narrows.plan.fleet.search import Found, Goal, search
 from narrows.plan.fleet.spreads import Spreads
+from narrows.plan.fleet.techniques import techniques
 from narrows.plan.fleet.time import Step, step
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import DoesNotFit
@@ -47,7 +48,7 @@ def forecast(question: Question) -> Forecast:
     """Raises BadInput where no layout is possible, DoesNotFit where none fits."""
     refuse_unknown(question)
     work = Work.of(question.model, question.model.context)
-    found = search(work, question.fleet, question.batch, question.wanted)
+    found = search(work, question.fleet, question.batch, question.wanted, question.goal)
     chosen = found.best(question.goal)
     if chosen is None:
         raise _refusal(question, found)
@@ -70,14 +71,14 @@ def forecast(question: Question) -> Forecast:
         spread=spread,
         predicted=predicted,
         memory_limit=found.limit,
-        peak_at=_moment(spread, predicted.memory),
+        peak_at=_moment(work, spread, predicted.memory),
         layouts_evaluated=found.spreads.size,
         layouts_fitting=int(found.fits.sum()),
         bottleneck=doubled[0].resource,
         doubling=doubled,
-        front=tuple(_option(found, i, "") for i in found.pareto()[:12]),
+        front=tuple(found.option(i) for i in found.pareto()[:12]),
         runners_up=tuple(_runners_up(found, chosen, question.goal)),
-        techniques=tuple(_techniques(work, spread, question.fleet, found.limit)),
+        techniques=tuple(techniques(work, spread, question.fleet, found.limit)),
         goodput=good,
         run=whole,
         dial=dial,
@@ -134,16 +135,12 @@ def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:
             )  # fmt: skip
 
 
-def _moment(spread: Spread, peak: MemoryPeak) -> Moment:
-    """Of the two stages that compete, only the first of several has no logits."""
-    return "first stage" if spread.pipeline > 1 and not peak.logits else "loss"
-
-
-def _option(found: Found, index: int, verdict: str) -> Option:
-    return Option(
-        spread=found.spreads.spread(index), step_seconds=float(found.seconds[index]),
-        memory_peak=float(found.bytes[index]), joules=float(found.joules[index]), verdict=verdict,
-    )  # fmt: skip
+def _moment(work: Work, spread: Spread, peak: MemoryPeak) -> Moment:
+    """Only the stage with the head has logits."""
+    if peak.logits > 0.0:
+        return "loss"
+    first = int(fullest(work, Spreads.of([spread]))[0]) == 0
+    return "first stage" if first else "middle stage"
 
 
 def _runners_up(found: Found, chosen: int, goal: Goal) -> Iterator[Option]:
@@ -159,48 +156,12 @@ def _runners_up(found: Found, chosen: int, goal: Goal) -> Iterator[Option]:
             more = found.seconds[index] / best - 1.0
             memory_ratio = found.bytes[index] / found.bytes[chosen]
             slower = f"{abs(more):.1%} {'slower' if more >= 0.0 else 'quicker'}"
-            yield _option(found, int(index), f"{slower}, {memory_ratio:.2f}x the memory")
+            yield found.option(int(index), f"{slower}, {memory_ratio:.2f}x the memory")
 
 
 def _structure(spreads: Spreads, index: int) -> tuple[int, ...]:
     names = ("tensor", "pipeline", "context", "expert")
     return tuple(int(getattr(spreads, name)[index]) for name in names)
-
-
-def _techniques(work: Work, spread: Spread, fleet: Fleet, limit: float) -> Iterator[Option]:
-    """The chosen layout with one technique changed, each alone."""
-    changes: list[tuple[str, dict[str, object]]] = [
-        (f"recompute {name}", {"recompute": name})
-        for name in ("none", "selective", "full")
-        if name != spread.recompute
-    ]
-    changes += [
-        (f"shard {name}", {"sharding": name})
-        for name in ("none", "optimizer", "gradients", "parameters")
-        if name != spread.sharding
-    ]
-    if spread.flash_attention:
-        changes.append(("attention through memory", {"flash_attention": False}))
-    changes += [
-        (f"{name} kernels", {"kernels": name})
-        for name in ("eager", "fused", "compiled")
-        if name != spread.kernels
-    ]
-    if spread.sequence_parallel and spread.tensor > 1:
-        changes.append(("no sequence parallelism", {"sequence_parallel": False}))
-    changes += [
-        (what, {name: True})
-        for what, name in (("optimizer on the host", "offload"), ("loss in chunks", "chunked_loss"))
-        if not getattr(spread, name)
-    ]
-    now = evaluate(work, Spreads.of([spread]), fleet)
-    for what, change in changes:
-        other = msgspec.structs.replace(spread, **change)
-        found = evaluate(work, Spreads.of([other]), fleet)
-        times = float(found.seconds[0] / now.seconds[0])
-        verdict = f"{what}: {times:.2f}x the time, {float(found.bytes[0]) / 1e9:.1f} GB"
-        verdict += "" if float(found.bytes[0]) <= limit else ", does not fit"
-        yield _option(found, 0, verdict)
 
 
 def _doubling(work: Work, spread: Spread, question: Question, found: Found) -> tuple[Doubling, ...]:

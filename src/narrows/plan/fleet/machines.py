@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from narrows.plan.fleet.question import Question
-from narrows.plan.fleet.search import Found, Goal, Wanted, search
+from narrows.plan.fleet.search import Found, Goal, search
+from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet
@@ -34,8 +35,7 @@ def against(work: Work, question: Question, own: Elsewhere) -> tuple[Elsewhere, 
 
 def place(work: Work, question: Question, fleet: Fleet, found: Found) -> Elsewhere:
     """The step at its best on a fleet whose layouts were found."""
-    goal: Goal = question.goal if _is_known(fleet, question.goal) else "time"
-    chosen = found.best(goal)
+    chosen = found.best(_goal(question, fleet))
     if chosen is None:
         least = float(found.bytes.min()) / 1e9
         return Elsewhere(
@@ -64,10 +64,14 @@ def scaling(work: Work, question: Question) -> tuple[Elsewhere, ...]:
 
 def _searched(work: Work, question: Question, fleet: Fleet, wanted: Wanted) -> Elsewhere:
     try:
-        found = search(work, fleet, question.batch, wanted)
+        found = search(work, fleet, question.batch, wanted, _goal(question, fleet))
     except BadInput as refusal:
         return Elsewhere(fleet=fleet.name, devices=fleet.devices, spread=None, verdict=refusal.what)
     return place(work, question, fleet, found)
+
+
+def _goal(question: Question, fleet: Fleet) -> Goal:
+    return question.goal if _is_known(fleet, question.goal) else "time"
 
 
 def _is_known(fleet: Fleet, goal: Goal) -> bool:

@@ -1,16 +1,19 @@
 """Bytes of one device at the worst moment under many layouts, by kind (arXiv:2205.05198).
 
-Two stages compete: the first keeps the activations of as many micro-batches as the pipeline is
-deep, the last those of one, and the logits.
+Stages compete: the first keeps the activations of as many micro-batches as the pipeline is deep,
+the last those of few, and the logits.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 
 from narrows.plan.fleet import constants
+from narrows.plan.fleet.optimizer import state_bytes
 from narrows.plan.fleet.spreads import Spreads
-from narrows.plan.fleet.time import stage_parameters
+from narrows.plan.fleet.stages import Stages, parameters_of, stages
 from narrows.plan.fleet.work import Work, parameters
 from narrows.plan.layouts import Array
 from narrows.plan.memory import MemoryBytes
@@ -18,54 +21,67 @@ from narrows.plan.memory import MemoryBytes
 _FP32 = 4.0
 _CHUNK = 1024.0
 """Positions whose logits exist at once where the loss is taken in chunks."""
+_LOOKED_UP = np.array([[1.0], [0.0], [0.0]])
+"""Tables of embeddings of each kind of stage."""
 
 
 def memory(work: Work, spreads: Spreads) -> MemoryBytes:
     """The device that needs most, [layouts]; masters are counted with the optimizer's states."""
-    common, own = stage_parameters(work, spreads)
+    held = stages(work, spreads)
+    every = _each(work, spreads, held)
+    worst = every.peak.argmax(axis=0)[None]
+    return MemoryBytes(**{
+        field.name: np.take_along_axis(getattr(every, field.name), worst, axis=0)[0]
+        for field in fields(every)
+    })  # fmt: skip
+
+
+def fullest(work: Work, spreads: Spreads) -> Array:
+    """Which stage needs most, [layouts]: the first (0), one in the middle (1) or the last (2)."""
+    return np.asarray(_each(work, spreads, stages(work, spreads)).peak.argmax(axis=0))
+
+
+def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
+    """Of a device of each kind of stage, [stages, layouts]."""
     value, d = spreads.value_bytes, spreads.shards
+    sharding, shared = spreads.sharding, spreads.shared
+    common, own = parameters_of(work, spreads, held.layers, held.tables)
     state = common + own
     mine = common / d + own / spreads.expert_shards
-    sharding = spreads.sharding
-    shared = spreads.shared
     stored = value if shared.stored_bits is None else shared.stored_bits / 8.0
-    # Tables of embeddings are looked up as they are; only products read narrower weights.
-    table = work.spec.vocabulary * work.spec.width * (value - stored)
+    # The table of embeddings is looked up as it is; only products read narrower weights.
+    table = _LOOKED_UP * work.spec.vocabulary * work.spec.width * (value - stored)
     weights = stored * np.where(sharding == 3, mine, state) + table / spreads.tensor
     # Two blocks' weights stand gathered at once: one computes, the next arrives.
-    layers = work.layers / spreads.pipeline
-    gathered = np.where(sharding == 3, 2.0 * value * state / np.maximum(layers, 1.0), 0.0)
-    here = 0.0 if shared.offload else shared.trained
+    blocks = np.where(spreads.reshard == 1, np.minimum(2.0, held.layers), held.layers)
+    gathered = np.where(sharding == 3, value * state * blocks / np.maximum(held.layers, 1.0), 0.0)
+    here = 0.0 if shared.offload != "none" else shared.trained
     gradients = here * constants.GRADIENT_BYTES * np.where(sharding >= 2, mine, state)
-    optimizer = here * constants.STATE_BYTES * np.where(sharding >= 1, mine, state)
+    optimizer = here * state_bytes(shared) * np.where(sharding >= 1, mine, state)
     T = spreads.micro_batch * (work.positions / spreads.context)
-    p = spreads.pipeline
-    flight = np.minimum(p, spreads.accumulation)
-    flight = flight * (1.0 + np.where(spreads.interleave > 1, (p - 1.0) / (p * spreads.interleave),
-                                      0.0))  # fmt: skip
     block = T * kept_bytes(work, spreads)
     stream = T * work.spec.width * value
-    kept_stream = stream / (spreads.tensor if spreads.shared.sequence_parallel else 1.0)
+    kept_stream = stream / (spreads.tensor if shared.sequence_parallel else 1.0)
     full = spreads.recompute == 2
     kept = np.where(full, kept_stream, block)
     again = np.where(full, block, 0.0)
     rows = np.minimum(T, _CHUNK) if shared.chunked_loss else T
     logits = rows * work.spec.vocabulary / spreads.tensor * constants.LOGIT_MEMORY
-    first = flight * layers * kept + again
-    last = layers * kept + again + logits
-    at_first = first >= last
-    training = float(shared.trained > 0.0)
+    there = np.where(held.layers > 0.0, 1.0, 0.0)
+    training = there * float(shared.trained > 0.0)
     return MemoryBytes(
         weights=weights,
-        masters=0.0 * T,
+        masters=0.0 * weights,
         gradients=gradients,
         optimizer=optimizer,
-        activations=training * constants.ALLOCATOR * np.where(at_first, first, last - logits),
-        logits=training * np.where(at_first & (p > 1), 0.0, logits),
-        workspace=constants.ALLOCATOR
+        activations=training
+        * constants.ALLOCATOR
+        * (held.flight * held.layers * kept + again),
+        logits=training * held.losses * logits,
+        workspace=there * constants.ALLOCATOR
         * (gathered + training * constants.WORKSPACE_STREAMS * stream),
-        runtime=constants.RUNTIME_BYTES + 0.0 * T,
-    )
+        runtime=there * constants.RUNTIME_BYTES,
+    )  # fmt: skip
 
 
 def kept_bytes(work: Work, spreads: Spreads) -> Array:
@@ -74,17 +90,22 @@ def kept_bytes(work: Work, spreads: Spreads) -> Array:
     whole = spreads.tensor if spreads.shared.sequence_parallel else np.ones_like(t)
     # What a product in fewer bits reads again backward is kept in those bits, a byte at the least.
     narrow = 1.0 if spreads.shared.precision in ("fp8", "fp4") else value
-    attention = value * sum(m.out for m in work.attention if m.name != "out")
-    attention += narrow * spec.heads * spec.value_width
-    feed = work.layers_dense * (value * spec.up_width + narrow * spec.feed_forward_width)
+    attention = value * work.attention_kept
+    attention += work.attentions * spec.heads * (narrow * spec.value_width + _FP32)
+    feed = work.layers_dense * value * spec.up_width
+    activated = work.layers_dense * narrow * spec.feed_forward_width
     if spec.experts is not None:
-        tokens = spec.experts.chosen * spec.experts.width + spec.experts.shared_total
+        chosen = spec.experts.chosen * (spec.experts.capacity or 1.0)
+        tokens = chosen * spec.experts.width + spec.experts.shared_total
+        routed = chosen * spec.width
         gates = 2.0 if spec.gated else 1.0
-        each = (gates * value + narrow) * tokens + narrow * spec.experts.chosen * spec.width
-        feed += work.layers_experts * each
-    inside = attention + feed / work.layers + _FP32 * spec.heads
-    # The stream before both norms and after them; dropout's masks are no longer the habit.
-    outside = spec.width * ((constants.STREAMS_KEPT - 2.0) * value + 2.0 * narrow)
+        feed += work.layers_experts * (gates * value * tokens + narrow * routed)
+        activated += work.layers_experts * narrow * tokens
+    # Norms and activations are quick to do again: nothing of theirs waits then.
+    lasting = np.where(spreads.recompute == 3, 0.0, 1.0)
+    inside = attention + (feed + lasting * activated) / work.layers
+    read, given = work.streams_kept
+    outside = spec.width * ((constants.STREAMS_MORE + read) * value + lasting * given * narrow)
     kept = outside / whole + inside / t
     if not spreads.shared.flash_attention:
         # Scores, softmax and their dropout, 5 bytes each (arXiv:2205.05198, equation 2).

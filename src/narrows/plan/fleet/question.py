@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from narrows.plan.fleet.search import Goal, Wanted
+from narrows.plan.fleet.search import Goal
+from narrows.plan.fleet.variants import Wanted
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Sizing
 from narrows.spec.job import Budget

@@ -8,7 +8,8 @@ from typing import Literal
 
 from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.question import Question
-from narrows.plan.fleet.search import MEMORY_SHARE, Found, Wanted, candidates, search
+from narrows.plan.fleet.search import MEMORY_SHARE, Found, candidates, search
+from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import counted
@@ -19,9 +20,14 @@ Change = tuple[Option, str]
 Changed = Callable[[Change], Question]
 """The question with one change; raises BadInput where there is no such question."""
 
-_FIXED = ("recompute", "sharding", "micro_batch", "tensor", "pipeline", "context", "expert")
+_FIXED = (
+    "recompute", "sharding", "micro_batch", "tensor", "pipeline", "interleave", "schedule",
+    "context", "expert",
+)  # fmt: skip
 _CONTEXT_LEAST = 512
 _DOUBLINGS = 12
+# Of each kind: what is left out costs more and helps no more.
+_MOST = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,8 @@ def remedies(question: Question, changed: Changed, roomier: Sequence[str]) -> li
     found: list[Remedy] = []
     for changes in kinds:
         fitting = [each for change in changes if (each := _tried(change, changed)) is not None]
-        found += sorted(fitting, key=lambda remedy: remedy.devices / remedy.tokens_per_s)
+        fitting.sort(key=lambda remedy: remedy.devices / remedy.tokens_per_s)
+        found += fitting[:_MOST]
     return found
 
 
@@ -54,14 +61,20 @@ def _layouts(wanted: Wanted, changed: Changed) -> Iterator[Change]:
     for name in _FIXED:
         if getattr(wanted, name) is not None and (value := _freed(name, changed)) is not None:
             yield "set", f"layout.{name}={value}"
-    for name in ("offload", "chunked_loss"):
-        if not getattr(wanted, name):
-            yield "set", f"layout.{name}=true"
+    if wanted.offload == "none":
+        yield "set", "layout.offload=host"
+    if not wanted.chunked_loss:
+        yield "set", "layout.chunked_loss=true"
+    if wanted.state_bits > 8:
+        yield "set", "layout.state_bits=8"
 
 
 def _freed(name: str, changed: Changed) -> object:
     """The value of one choice in the best layout that fits where only it is left open."""
-    question = changed(("set", f"layout.{name}="))
+    try:
+        question = changed(("set", f"layout.{name}="))
+    except BadInput:
+        return None
     found = _found(question)
     chosen = None if found is None else found.best(question.goal)
     if found is None or chosen is None:
@@ -115,7 +128,7 @@ def _tried(change: Change, changed: Changed) -> Remedy | None:
 def _found(question: Question) -> Found | None:
     try:
         work = Work.of(question.model, question.model.context)
-        return search(work, question.fleet, question.batch, question.wanted)
+        return search(work, question.fleet, question.batch, question.wanted, question.goal)
     except BadInput:
         return None
 

@@ -15,6 +15,7 @@ _SHARE_LEAST = 0.002
 _WIDTH = 100
 _MOMENTS: dict[Moment, str] = {
     "first stage": "on the first stage, its forwards in flight",
+    "middle stage": "on the second stage, its forwards in flight",
     "loss": "at the loss",
 }
 
@@ -54,17 +55,21 @@ def described(spread: Spread) -> str:
         words.append(f"{spread.interleave} pieces a stage")
     words.append(f"micro-batch {spread.micro_batch} x {spread.accumulation}")
     words.append(f"{spread.sharding} sharded" if spread.sharding != "none" else "nothing sharded")
-    if spread.recompute != "none":
-        words.append(f"recompute {spread.recompute}")
-    if spread.offload:
-        words.append("gradients and optimizer on the host")
-    if spread.chunked_loss:
-        words.append("the loss in chunks")
+    words += [_choice(name, value) for name, value in spread.unusual.items()]
     if spread.trained < 1.0:
         words.append(f"{spread.trained:.2%} of the weights trained")
     if spread.stored_bits is not None:
         words.append(f"the rest in {spread.stored_bits:g} bits")
     return ", ".join(words)
+
+
+def _choice(name: str, value: object) -> str:
+    word = name.replace("_", " ")
+    if isinstance(value, bool):
+        return word if value else f"no {word}"
+    if isinstance(value, int):
+        return f"{word} {value}"
+    return f"{word} {value}".replace("_", " ")
 
 
 def _what(forecast: Forecast) -> Iterator[str]:
@@ -162,7 +167,7 @@ def _memory(forecast: Forecast) -> Iterator[str]:
     limit = Bytes(forecast.memory_limit).text()
     when = _MOMENTS[forecast.peak_at]
     if forecast.peak_at == "loss" and forecast.spread.pipeline > 1:
-        when = f"on the last stage, {when}"
+        when = f"on the stage of the head, {when}"
     yield f"memory of the fullest device: {Bytes(peak.peak).text()} of {limit}, {when}"
     for name, value in peak.ranked():
         if value > 0.01 * peak.peak:

@@ -13,44 +13,25 @@ import numpy.typing as npt
 from narrows.plan.family import divisors
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.memory import memory
-from narrows.plan.fleet.spreads import RECOMPUTES, SHARDINGS, Spreads
+from narrows.plan.fleet.spreads import CHOICES, RECOMPUTES, SHARDINGS, Spreads
 from narrows.plan.fleet.time import step
+from narrows.plan.fleet.variants import Wanted, refined
 from narrows.plan.fleet.work import Work
 from narrows.plan.layouts import Array
 from narrows.spec.errors import BadInput
-from narrows.spec.fleet import Fleet, Spread
+from narrows.spec.fleet import Fleet
+from narrows.spec.forecast import Option
 
 Goal = Literal["time", "money", "energy", "memory"]
 # Of a device's memory, what a plan may count on: the rest is the driver's and fragments'.
 MEMORY_SHARE = 0.94
 # Layouts at once: their arrays stay in the second-level cache.
 _CHUNK = 4096
+# Layouts whose variants are evaluated, and by how much these may exceed the memory at first.
+_PROMISING = 256
+_NEARLY = 1.25
 _PIECES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 20)
 _TENSOR_MOST, _MICRO_MOST, _POSITIONS_LEAST = 64, 64, 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What of a layout is fixed; None is searched."""
-
-    precision: str = "bf16"
-    tensor: int | None = None
-    pipeline: int | None = None
-    context: int | None = None
-    expert: int | None = None
-    micro_batch: int | None = None
-    sharding: str | None = None
-    recompute: str | None = None
-    trained: float = 1.0
-    stored_bits: float | None = None
-    offload: bool = False
-    chunked_loss: bool = False
-
-    def free(self) -> Wanted:
-        """The same work with nothing of its layout fixed."""
-        return Wanted(
-            precision=self.precision, trained=self.trained, stored_bits=self.stored_bits
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +63,53 @@ class Found:
         index = int(held.argmin())
         return index if np.isfinite(held[index]) else None
 
+    def option(self, index: int, verdict: str = "") -> Option:
+        """One of them as a record."""
+        return Option(
+            spread=self.spreads.spread(index), step_seconds=float(self.seconds[index]),
+            memory_peak=float(self.bytes[index]), joules=float(self.joules[index]),
+            verdict=verdict,
+        )  # fmt: skip
+
+    def beside(self, other: Found) -> Found:
+        """These layouts and the other's."""
+        arrays = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in ("seconds", "bytes", "joules")
+        }
+        return Found(spreads=self.spreads.beside(other.spreads), limit=self.limit, **arrays)
+
+    def promising(self, goal: Goal) -> npt.NDArray[np.intp]:
+        """Those whose variants may be the best: the first by the goal of those that fit or nearly
+        do, the leanest, and one of each pair of time and memory that no other beats.
+        """
+        near = np.where(self.bytes <= _NEARLY * self.limit, self.values(goal), np.inf)
+        most = min(_PROMISING, near.size) - 1
+        first = np.argpartition(near, most)[: most + 1]
+        leanest = np.argpartition(self.bytes, most)[: most // 8 + 1]
+        return np.unique(np.concatenate([first, leanest, np.array(self.pareto(), dtype=np.intp)]))
+
     def pareto(self) -> list[int]:
         """Those that no other beats in both time and memory, fastest first."""
-        order = np.lexsort((self.bytes, self.seconds))
-        order = order[self.fits[order]]
+        fitting = np.flatnonzero(self.fits)
+        order = fitting[np.lexsort((self.bytes[fitting], self.seconds[fitting]))]
+        lowest = np.minimum.accumulate(np.concatenate([[np.inf], self.bytes[order]]))
         least, front = np.inf, []
-        for index, size in zip(order.tolist(), self.bytes[order].tolist(), strict=True):
-            if size < 0.98 * least:
-                least = size
-                front.append(index)
+        for index in order[lowest[1:] < lowest[:-1]]:
+            if self.bytes[index] < 0.98 * least:
+                least = float(self.bytes[index])
+                front.append(int(index))
         return front
 
 
-def search(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Found:
-    """Evaluate every layout of `batch` sequences a step.
+def search(work: Work, fleet: Fleet, batch: int, wanted: Wanted, goal: Goal = "time") -> Found:
+    """Evaluate every structure of `batch` sequences a step, then the best ones' variants.
 
     Raises BadInput where there is none.
     """
-    spreads = candidates(work, fleet, batch, wanted)
-    return evaluate(work, spreads, fleet)
+    found = evaluate(work, candidates(work, fleet, batch, wanted), fleet)
+    variants = refined(work, found.spreads.part(found.promising(goal)), wanted)
+    return found.beside(evaluate(work, variants, fleet)) if variants.size else found
 
 
 def evaluate(work: Work, spreads: Spreads, fleet: Fleet) -> Found:
@@ -124,21 +133,32 @@ def candidates(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Spreads:
     rows = np.array(list(_structures(work, fleet, batch, wanted)), dtype=float)
     if not rows.size:
         raise _refusal(work, fleet, batch, wanted)
-    shardings = _named(wanted.sharding, SHARDINGS)
-    recomputes = _named(wanted.recompute, RECOMPUTES)
-    choices = np.array(list(itertools.product(shardings, recomputes)), dtype=float)
+    # Doing norms and activations again is a variant; the others differ too much to be one.
+    recomputes = RECOMPUTES[:3] if wanted.recompute is None else (wanted.recompute,)
+    shardings = SHARDINGS if wanted.sharding is None else (wanted.sharding,)
+    choices = np.array([
+        (SHARDINGS.index(sharding), RECOMPUTES.index(recompute))
+        for sharding, recompute in itertools.product(shardings, recomputes)
+    ], dtype=float)  # fmt: skip
     every = np.repeat(rows, len(choices), axis=0)
     again = np.tile(choices, (len(rows), 1))
-    tensor, pipeline, context, expert, data, micro, accumulation, interleave, replicas = every.T
+    fixed = {
+        name: np.full(len(every), float(known.index(given)) if given is not None else usual)
+        for name, known in CHOICES.items()
+        if name not in ("sharding", "recompute")
+        for given, usual in [(getattr(wanted, name), float(name == "reshard"))]
+    }
+    fewer = {
+        name: np.full(len(every), float(getattr(wanted, name) or 0))
+        for name in ("first_fewer", "last_fewer")
+    }
+    names = (
+        "tensor", "pipeline", "context", "expert", "data", "micro_batch", "accumulation",
+        "interleave", "replicas",
+    )  # fmt: skip
     return Spreads(
-        shared=Spread(
-            precision=wanted.precision,  # type: ignore[arg-type]
-            trained=wanted.trained, stored_bits=wanted.stored_bits, offload=wanted.offload,
-            chunked_loss=wanted.chunked_loss,
-        ),
-        data=data, replicas=replicas, tensor=tensor,
-        pipeline=pipeline, interleave=interleave, context=context, expert=expert,
-        micro_batch=micro, accumulation=accumulation, sharding=again[:, 0], recompute=again[:, 1],
+        shared=wanted.shared, sharding=again[:, 0], recompute=again[:, 1],
+        **dict(zip(names, every.T, strict=True)), **fixed, **fewer,
     )  # fmt: skip
 
 
@@ -162,7 +182,7 @@ def _structures(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Iterato
             data = left // p
             if batch % data:
                 continue
-            pieces = [1, *(v for v in _PIECES if p > 1 and _even(layers, p * v))]
+            pieces = _pieces(layers, p, wanted)
             micros = [b for b in divisors(batch // data) if b <= _MICRO_MOST]
             spread = [e for e in divisors(experts) if data * t % e == 0]
             for e, b, r in itertools.product(
@@ -173,8 +193,19 @@ def _structures(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Iterato
                     continue
                 m = batch // (data * b)
                 for v in pieces:
-                    if v == 1 or m % p == 0:
+                    if v == 1 or m % p == 0 or wanted.schedule == "zero_bubble":
                         yield t, p, c, e, data // r, b, m, v, r
+
+
+def _pieces(layers: int, stages: int, wanted: Wanted) -> list[int]:
+    """Into how many a stage may be cut."""
+    if wanted.schedule == "gpipe" or stages == 1:
+        return [1] if wanted.interleave in (None, 1) else []
+    if wanted.schedule == "zero_bubble":
+        return [2]
+    if wanted.interleave is not None:
+        return [wanted.interleave] if wanted.interleave * stages <= layers else []
+    return [1, *(v for v in _PIECES if _even(layers, stages * v))]
 
 
 def _even(layers: int, pieces: int) -> bool:
@@ -193,12 +224,6 @@ def _powers(most: int) -> list[int]:
 
 def _options(fixed: int | None, free: list[int]) -> list[int]:
     return free if fixed is None else [fixed]
-
-
-def _named(fixed: str | None, names: tuple[str, ...]) -> list[int]:
-    if fixed is None:
-        return list(range(len(names)))
-    return [names.index(fixed)]
 
 
 def _refusal(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> BadInput:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from narrows.plan.layouts import Array
-from narrows.spec.fleet import Recompute, Sharding, Spread
+from narrows.spec.fleet import Exchange, Placement, Recompute, Schedule, Sharding, Spread
 
 SHARDINGS: tuple[Sharding, ...] = ("none", "optimizer", "gradients", "parameters")
-RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
-_COUNTS = (
+RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full", "pointwise")
+SCHEDULES: tuple[Schedule, ...] = ("1f1b", "gpipe", "zero_bubble")
+PLACEMENTS: tuple[Placement, ...] = ("pipeline_outermost", "data_outermost")
+EXCHANGES: tuple[Exchange, ...] = ("ring", "all_to_all")
+CHOICES: dict[str, tuple[object, ...]] = {
+    "sharding": SHARDINGS, "recompute": RECOMPUTES, "schedule": SCHEDULES,
+    "placement": PLACEMENTS, "exchange": EXCHANGES, "reshard": (False, True),
+}  # fmt: skip
+COUNTS = (
     "data", "replicas", "tensor", "pipeline", "interleave", "context", "expert", "micro_batch",
-    "accumulation",
+    "accumulation", "first_fewer", "last_fewer",
 )  # fmt: skip
+ARRAYS = (*COUNTS, *CHOICES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spreads:
     """Candidates that share what `shared` says, which no search varies; arrays [layouts].
 
-    `sharding` and `recompute` are places in SHARDINGS and RECOMPUTES.
+    What has a name is its place in CHOICES.
     """
 
     shared: Spread
@@ -36,37 +45,46 @@ class Spreads:
     expert: Array
     micro_batch: Array
     accumulation: Array
+    first_fewer: Array
+    last_fewer: Array
     sharding: Array
+    reshard: Array
     recompute: Array
+    schedule: Array
+    placement: Array
+    exchange: Array
 
     @classmethod
     def of(cls, spreads: Sequence[Spread]) -> Spreads:
         """Stack layouts that differ in numbers only."""
-        columns = {name: np.array([float(getattr(s, name)) for s in spreads]) for name in _COUNTS}
-        return cls(
-            shared=spreads[0],
-            sharding=np.array([float(SHARDINGS.index(s.sharding)) for s in spreads]),
-            recompute=np.array([float(RECOMPUTES.index(s.recompute)) for s in spreads]),
-            **columns,
-        )
+        columns = {name: np.array([float(getattr(s, name)) for s in spreads]) for name in COUNTS}
+        for name, known in CHOICES.items():
+            columns[name] = np.array([float(known.index(getattr(s, name))) for s in spreads])
+        return cls(shared=spreads[0], **columns)
 
     def spread(self, index: int) -> Spread:
         """The `index`-th candidate as a record."""
-        return msgspec.structs.replace(
-            self.shared,
-            **{name: int(getattr(self, name)[index]) for name in _COUNTS},
-            sharding=SHARDINGS[int(self.sharding[index])],
-            recompute=RECOMPUTES[int(self.recompute[index])],
-        )
+        counts = {name: int(getattr(self, name)[index]) for name in COUNTS}
+        named = {
+            name: known[int(getattr(self, name)[index])] for name, known in CHOICES.items()
+        }  # fmt: skip
+        return msgspec.structs.replace(self.shared, **counts, **named)
 
-    def part(self, which: slice) -> Spreads:
-        """A run of the candidates."""
-        arrays = {
-            field.name: getattr(self, field.name)[which]
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), np.ndarray)
+    def part(self, which: slice | npt.NDArray[np.intp]) -> Spreads:
+        """Some of the candidates."""
+        return self.changed(**{name: getattr(self, name)[which] for name in ARRAYS})
+
+    def changed(self, **arrays: Array) -> Spreads:
+        """The same with other arrays."""
+        known = {name: getattr(self, name) for name in ARRAYS}
+        return Spreads(shared=self.shared, **{**known, **arrays})
+
+    def beside(self, others: Spreads) -> Spreads:
+        """These and `others`, in one."""
+        both = {
+            name: np.concatenate([getattr(self, name), getattr(others, name)]) for name in ARRAYS
         }
-        return Spreads(shared=self.shared, **arrays)
+        return Spreads(shared=self.shared, **both)
 
     @property
     def size(self) -> int:
@@ -82,6 +100,22 @@ class Spreads:
     def expert_shards(self) -> Array:
         """Ranks that share one copy of an expert's weights."""
         return np.maximum(1.0, self.shards * self.tensor / self.expert)
+
+    @property
+    def inside_data(self) -> Array:
+        """Devices between neighbours of a context or of a data-parallel group."""
+        return self.tensor * np.where(self.placement == 1, self.pipeline, 1.0)
+
+    @property
+    def inside_pipeline(self) -> Array:
+        """Devices between neighbours of a pipeline."""
+        within = self.context * self.data * self.replicas
+        return self.tensor * np.where(self.placement == 1, 1.0, within)
+
+    @property
+    def zero_bubble(self) -> npt.NDArray[np.bool_]:
+        """Which of them cut the backward pass in two."""
+        return np.asarray(self.schedule == SCHEDULES.index("zero_bubble"))
 
     @property
     def value_bytes(self) -> float:

@@ -12,8 +12,10 @@ import numpy as np
 
 from narrows.plan.fleet import constants
 from narrows.plan.fleet.links import Links
+from narrows.plan.fleet.optimizer import step_seconds
 from narrows.plan.fleet.spreads import Spreads
-from narrows.plan.fleet.work import Matrix, Work, halves, parameters
+from narrows.plan.fleet.stages import bubble, layers, parameters_of, stages
+from narrows.plan.fleet.work import Matrix, Work, halves
 from narrows.plan.layouts import Array
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet
@@ -34,7 +36,6 @@ class Rates:
     attention_backward: float
     biased: float
     memory: float
-    sharing_a_host: float
 
     @classmethod
     def of(cls, fleet: Fleet, precision: str) -> Rates:
@@ -58,7 +59,6 @@ class Rates:
             attention_backward=whole * reach.attention_backward,
             biased=reach.biased,
             memory=float(fleet.memory_bandwidth.value) * reach.memory,
-            sharing_a_host=float(fleet.devices_per_node),
         )
 
 
@@ -98,23 +98,25 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     p, m = spreads.pipeline, spreads.accumulation
     each = work.layers / p
     often = each * m
-    # The last stage has the head and the fewest blocks; with one stage, both are its own.
+    # All wait for the stage that takes longest; what it takes longer than its share is lost.
     whole = block.forward + block.backward
-    worst = np.maximum(np.ceil(each) * whole, np.floor(each) * whole + head)
+    first, middle, last = layers(work, spreads)
+    head_alone = np.where(p > 1, last, each) * whole + head
+    worst = np.maximum(np.maximum(first, np.where(p > 1, middle, each)) * whole, head_alone)
     per_micro = worst + each * block.communicating
     over = worst - each * whole
     hops = _hops(work.spec, spreads, links, T)
     pipeline = hops * (m + p - 1.0) * spreads.interleave
-    bubble = (p - 1.0) / spreads.interleave * per_micro + np.maximum(0.0, over - head) * m
-    held = stage_parameters(work, spreads)
+    waited = bubble(spreads, per_micro, each * block.weight_gradients)
+    held = parameters_of(work, spreads, each, stages(work, spreads).tables[0])
     data = _data(work, spreads, links, block, head, held)
-    optimizer = _optimizer(spreads, rates, held)
+    optimizer = step_seconds(spreads, fleet, held, rates.memory)
     parts = {
         "gemm": block.gemm * often, "attention": block.attention * often,
         "pointwise": block.pointwise * often, "head": np.minimum(over, head) * m,
         "tensor": block.tensor * often, "expert": block.expert * often,
-        "context": block.context * often, "pipeline": pipeline, "bubble": bubble, "data": data,
-        "optimizer": optimizer,
+        "context": block.context * often, "pipeline": pipeline,
+        "bubble": waited + np.maximum(0.0, over - head) * m, "data": data, "optimizer": optimizer,
     }  # fmt: skip
     total = np.asarray(sum(parts.values()))
     return Step(**parts, waiting=total * (constants.JITTER - 1.0))
@@ -132,6 +134,7 @@ class _Block:
     context: Array
     forward: Array
     backward: Array
+    weight_gradients: Array
 
     @property
     def communicating(self) -> Array:
@@ -145,7 +148,7 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
     forward_attention, backward_attention = _scores(work, spreads, rates, T)
     memory_bound = _memory_bound(work, spreads, rates, T)
     again_attention = full + selective
-    again_pointwise = full + 0.5 * selective
+    again_pointwise = full + 0.5 * selective + (spreads.recompute == 3)
     # Frozen weights need no gradient of their own: one product of the two backward falls away.
     gemm_all = gemm * (2.0 + spreads.shared.trained + full)
     attention = forward_attention * (1.0 + again_attention) + backward_attention
@@ -162,8 +165,8 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
     return _Block(
         gemm=gemm_all, attention=attention, pointwise=pointwise, tensor=tensor,
         expert=_experts_exchange(work, spreads, links, T) * (2.0 + full),
-        context=_ring(work, spreads, links, T, forward_attention, backward_attention),
-        forward=forward, backward=backward,
+        context=_contexts(work, spreads, links, T, (forward_attention, backward_attention)),
+        forward=forward, backward=backward, weight_gradients=gemm * spreads.shared.trained,
     )  # fmt: skip
 
 
@@ -176,7 +179,8 @@ def _products(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
     if experts is None:
         return np.asarray(seconds)
     local = experts.count / spreads.expert
-    tokens = T / t * experts.chosen / local
+    # Experts of a fixed capacity compute all of it, filled or not.
+    tokens = T / t * experts.chosen * (experts.capacity or 1.0) / local
     each = halves(work.expert, half).whole
     grouped = local * 2.0 * (tokens + half) * each / (rates.matmul * constants.EXPERT_REACH)
     return np.asarray(seconds + work.layers_experts / work.layers * grouped)
@@ -240,49 +244,41 @@ def _experts_exchange(work: Work, spreads: Spreads, links: Links, T: Array) -> A
         return np.zeros_like(T)
     # A token goes out in the products' format and comes back in 16 bits.
     narrow = 1.0 if spreads.shared.precision in ("fp8", "fp4") else spreads.value_bytes
-    sent = T / spreads.tensor * experts.chosen * work.spec.width * (narrow + spreads.value_bytes)
+    copies = experts.chosen * (experts.capacity or 1.0)
+    sent = T / spreads.tensor * copies * work.spec.width * (narrow + spreads.value_bytes)
     share = constants.EXPERT_SHOWN * work.layers_experts / work.layers
-    return share * links.exchange(sent, spreads.expert, np.ones_like(T))
+    stride = np.where(spreads.expert > spreads.tensor, spreads.inside_data / spreads.tensor, 1.0)
+    return share * links.exchange(sent, spreads.expert, stride)
 
 
-def _ring(
-    work: Work, spreads: Spreads, links: Links, T: Array, forward: Array, backward: Array
+def _contexts(
+    work: Work, spreads: Spreads, links: Links, T: Array, attention: tuple[Array, Array]
 ) -> Array:
-    """Keys and values pass once around forward and twice backward (arXiv:2310.01889), hidden
-    behind the attention that needs them.
-    """
-    spec = work.spec
-    keys = 2.0 * spec.kv_heads * spec.head_width / spreads.tensor
-    once = links.gather(T * spreads.context * keys * spreads.value_bytes, spreads.context,
-                        spreads.tensor)  # fmt: skip
-    return np.maximum(0.0, once - forward) + np.maximum(0.0, 2.0 * once - backward)
+    """How queries meet the keys of other ranks of their context, forward and backward."""
+    if not np.any(spreads.context > 1):
+        return np.zeros_like(T)
+    spec, c, t = work.spec, spreads.context, spreads.tensor
+    forward, backward = attention
+    # Keys and values pass once around forward and twice backward (arXiv:2310.01889), hidden behind
+    # the attention that needs them.
+    keys = 2.0 * spec.kv_heads * spec.head_width / t
+    once = links.gather(T * c * keys * spreads.value_bytes, c, spreads.inside_data)
+    ring = np.maximum(0.0, once - forward) + np.maximum(0.0, 2.0 * once - backward)
+    # Or heads are dealt out and gathered again (arXiv:2309.14509), keys at least one head a rank.
+    heads = spec.heads * (spec.score_width + spec.value_width) / t
+    dealt = heads + 2.0 * spec.head_width * np.maximum(spec.kv_heads / t, c)
+    sent = links.exchange(T * dealt * spreads.value_bytes, c, spreads.inside_data)
+    again = 2.0 + (spreads.recompute == 2)
+    return np.where(spreads.exchange == 1, sent * again, ring)
 
 
 def _hops(spec: ModelSpec, spreads: Spreads, links: Links, T: Array) -> Array:
     """An activation to the next stage and its gradient back, cut among the tensor ranks."""
     moved = 2.0 * T * spec.width * spreads.value_bytes
-    stride = spreads.tensor * spreads.context * spreads.data * spreads.replicas
-    hop = links.send(moved / spreads.tensor, stride)
+    hop = links.send(moved / spreads.tensor, spreads.inside_pipeline)
     if not spreads.shared.sequence_parallel:
         hop = hop + moved / links.inside
     return np.where(spreads.pipeline > 1, hop, 0.0)
-
-
-def stage_parameters(work: Work, spreads: Spreads) -> tuple[Array, Array]:
-    """Parameters of one rank in the fullest stage: those that all data ranks share, and those of
-    its experts, which only data / expert ranks do.
-    """
-    spec, t, p = work.spec, spreads.tensor, spreads.pipeline
-    whole, cut = work.average_block(0.0)
-    layers = work.layers / p
-    table = float(spec.vocabulary * spec.width)
-    tables = np.where(p > 1, 1.0, 1.0 if spec.tied_embeddings else 2.0) * table
-    common = layers * (whole + cut / t) + tables / t
-    own = np.zeros_like(common)
-    if spec.experts is not None:
-        each = spec.experts.count * parameters(work.expert).whole
-        own = layers * (work.layers_experts / work.layers) * each / spreads.expert
-    return np.asarray(common), np.asarray(own)
 
 
 def _data(
@@ -296,8 +292,8 @@ def _data(
     """What data-parallel collectives add to the step, beyond what computing hides."""
     common, own = held
     value, d, m = spreads.value_bytes, spreads.shards, spreads.accumulation
-    stride = spreads.tensor * 1.0
-    layers = work.layers / spreads.pipeline
+    stride = spreads.inside_data
+    blocks = work.layers / spreads.pipeline
 
     def gathered(width: float) -> Array:
         shared = links.gather(common * width, d, stride)
@@ -310,13 +306,15 @@ def _data(
         )
 
     once = gathered(value)
-    forward = layers * block.forward + head / 3.0
-    backward = layers * block.backward + head * 2.0 / 3.0
+    forward = blocks * block.forward + head / 3.0
+    backward = blocks * block.backward + head * 2.0 / 3.0
     hidden = constants.OVERLAP
     every = np.maximum(0.0, once - hidden * forward)
     trained = spreads.shared.trained
-    every = every + np.maximum(0.0, (1.0 + trained) * once - hidden * backward)
-    every = every + (1.0 + trained) * once / layers
+    # Backward, parameters are gathered again where they were dropped, gradients scattered.
+    behind = spreads.reshard + trained
+    every = every + np.maximum(0.0, behind * once - hidden * backward)
+    every = every + behind * once / blocks
     plain = constants.EXPOSED_REDUCTION * trained * (gathered(4.0) + once)
     exposed = np.where(spreads.sharding == 3, every * m, plain)
     r = spreads.replicas
@@ -324,14 +322,3 @@ def _data(
     across = 2.0 * links.gather(shard, r, stride * d)
     across = np.maximum(0.0, across - 0.5 * backward)
     return np.where(d > 1, exposed, 0.0) + np.where(r > 1, across, 0.0)
-
-
-def _optimizer(spreads: Spreads, rates: Rates, held: tuple[Array, Array]) -> Array:
-    common, own = held
-    sharded = spreads.sharding >= 1
-    mine = common / np.where(sharded, spreads.shards, 1.0)
-    mine = mine + own / np.where(sharded, spreads.expert_shards, 1.0)
-    each = constants.OPTIMIZER_BYTES / rates.memory
-    if spreads.shared.offload:
-        each = constants.OFFLOAD_SECONDS * rates.sharing_a_host
-    return np.asarray(mine * spreads.shared.trained * each)

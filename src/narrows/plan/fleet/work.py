@@ -52,7 +52,7 @@ class Work:
     @classmethod
     def of(cls, spec: ModelSpec, positions: int) -> Work:
         """`spec` on sequences of `positions`."""
-        keys = sum(spec.keys_mean(positions, layer) for layer in range(spec.layers)) / spec.layers
+        keys = spec.keys_total(positions) / (spec.layers + spec.encoder_layers)
         D, gates = float(spec.width), 2.0 if spec.gated else 1.0
         routed: tuple[Matrix, ...] = ()
         expert: tuple[Matrix, ...] = ()
@@ -98,6 +98,32 @@ class Work:
         return 2.0 * self.keys * spec.heads * (spec.score_width + spec.value_width)
 
     @property
+    def attentions(self) -> float:
+        """Attentions of an average block: a decoder's to its encoder, spread over all blocks, is
+        another.
+        """
+        return 1.0 + (self.spec.layers if self.spec.encoder_layers else 0) / self.layers
+
+    @property
+    def attention_kept(self) -> float:
+        """Values of a token that an average block's attention keeps for its backward pass, its
+        output apart: what it reads, and what norms before it read.
+        """
+        spec, latent = self.spec, self.spec.latent
+        if latent is None:
+            turned = (spec.heads + spec.kv_heads) * spec.head_width if spec.query_norm else 0
+            return spec.qkv_width * self.attentions + turned
+        ranks = latent.kv_rank + (latent.query_rank or 0)
+        return 2.0 * ranks + spec.heads * (2.0 * spec.score_width + latent.value_width)
+
+    @property
+    def streams_kept(self) -> tuple[float, float]:
+        """Streams that an average block's norms keep, and those that its products do."""
+        read = {"both": 4.0, "shared": 1.0, "apart": 1.0}.get(self.spec.block_norms, 2.0)
+        given = 1.0 if self.spec.block_norms == "shared" else 2.0
+        return read + self.attentions - 1.0, given + self.attentions - 1.0
+
+    @property
     def biased_scores(self) -> bool:
         """Whether a bias is added to the scores, which few attention kernels are fast at."""
         return isinstance(self.spec.positions, Alibi)
@@ -141,11 +167,11 @@ def adapter_share(work: Work, rank: int) -> float:
 
 
 def _attention(spec: ModelSpec) -> Iterable[Matrix]:
-    D, N = float(spec.width), float(spec.heads)
+    D = float(spec.width)
     crossing = spec.layers if spec.encoder_layers else 0
     # A decoder's second attention, to its encoder, spread evenly over all layers.
     often = 1.0 + crossing / (spec.layers + spec.encoder_layers)
-    N *= often
+    N = spec.heads * often
     latent = spec.latent
     if latent is None:
         yield Matrix("qkv", spec.qkv_width * often, D, "out")

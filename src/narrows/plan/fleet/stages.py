@@ -1,0 +1,91 @@
+"""What the stages of a pipeline hold and how long they wait for each other, under its schedule.
+
+Three kinds of stages are followed: the first, one in the middle (the second, which keeps most of
+those without an embedding), and the last, with the head. A zero-bubble pipeline is laid in a V
+(arXiv:2405.15362): its first rank holds the first piece and the last.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from narrows.plan.fleet.spreads import SCHEDULES, Spreads
+from narrows.plan.fleet.work import Work, parameters
+from narrows.plan.layouts import Array
+
+
+class Stages(NamedTuple):
+    """Arrays [stages, layouts]: layers, embedding tables, whether the loss is taken there, and the
+    micro-batches whose activations it keeps at once. A stage that is not there has zeros.
+    """
+
+    layers: Array
+    tables: Array
+    losses: Array
+    flight: Array
+
+
+def stages(work: Work, spreads: Spreads) -> Stages:
+    """The first stage, one in the middle, the last."""
+    p, v, m = spreads.pipeline, spreads.interleave, spreads.accumulation
+    first, middle, last = layers(work, spreads)
+    alone = p == 1.0
+    joined = alone | spreads.zero_bubble
+    many = np.where(spreads.zero_bubble, p > 1.0, p > 2.0)
+    both = 1.0 if work.spec.tied_embeddings else 2.0
+    zero = np.zeros_like(p)
+    own = np.where(alone, work.layers, np.where(spreads.zero_bubble, last, first))
+    early = np.where(v > 1.0, p + (p - 1.0) / v, p)
+    second = np.where(v > 1.0, p + (p - 3.0) / v, p - 1.0)
+    late = np.where(v > 1.0, ((v - 1.0) * p + 1.0) / v, 1.0)
+    flight = np.stack([early, second, late])
+    flight = np.where(spreads.zero_bubble, p, flight)
+    flight = np.where(spreads.schedule == SCHEDULES.index("gpipe"), m, flight)
+    return Stages(
+        layers=np.stack([own, np.where(many, middle, zero), np.where(joined, zero, last)]),
+        tables=np.stack([np.where(joined, both, 1.0), zero, np.where(joined, zero, 1.0)]),
+        losses=np.stack([joined * 1.0, zero, np.where(joined, zero, 1.0)]),
+        flight=np.where(alone, 1.0, np.minimum(flight, m)),
+    )
+
+
+def layers(work: Work, spreads: Spreads) -> tuple[Array, Array, Array]:
+    """Layers of the first stage, of the fullest in the middle and of the one with the head."""
+    each = (work.layers + spreads.first_fewer + spreads.last_fewer) / spreads.pipeline
+    full = np.ceil(each)
+    return (
+        full - spreads.first_fewer,
+        full,
+        np.maximum(0.0, np.floor(each) - spreads.last_fewer),
+    )
+
+
+def parameters_of(
+    work: Work, spreads: Spreads, layers: Array, tables: Array
+) -> tuple[Array, Array]:
+    """Parameters of one rank with so many layers and tables: those that all data ranks share, and
+    those of its experts, which only data / expert ranks do.
+    """
+    whole, cut = work.average_block(0.0)
+    table = float(work.spec.vocabulary * work.spec.width)
+    common = layers * (whole + cut / spreads.tensor) + tables * table / spreads.tensor
+    own = np.zeros_like(common)
+    if work.spec.experts is not None:
+        each = work.spec.experts.count * parameters(work.expert).whole
+        own = layers * (work.layers_experts / work.layers) * each / spreads.expert
+    return np.asarray(common), np.asarray(own)
+
+
+def bubble(spreads: Spreads, micro_batch: Array, weights: Array) -> Array:
+    """Seconds that a stage waits while the pipeline fills and drains; `micro_batch` are those of
+    one on the fullest stage, of which `weights` go to gradients of weights.
+
+    A zero-bubble pipeline waits what its weight gradients do not fill, forward + backward - 2 ·
+    weights for each of p - 1 stages (arXiv:2401.10241, table 1), and at least half a forward pass,
+    which is what its schedule loses where all three are equal (report/pipelines.py draws it).
+    """
+    unfilled = np.maximum(micro_batch / 6.0, micro_batch - 3.0 * weights)
+    one = np.where(spreads.zero_bubble, unfilled, micro_batch / spreads.interleave)
+    return np.asarray((spreads.pipeline - 1.0) * one)
