@@ -76,7 +76,16 @@ def test_every_number_says_its_basis_on_the_page(seen: Forecast) -> None:
     html = outlook.html(seen)
     for each in (*seen.answers, *seen.facts):
         assert escape(each.source, quote=False) in html and each.value in html, each.name
-    for part in ("what is said", "what it rests on", "规格书", "拟合", "假定", "电能使用效率"):
+    for part in (
+        "what is said",
+        "what it rests on",
+        "规格书",
+        "拟合",
+        "假定",
+        "电能使用效率",
+        "网络带宽",
+        "显存容量",
+    ):
         assert part in html, part
 
 

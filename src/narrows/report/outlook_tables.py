@@ -54,11 +54,11 @@ _EVIDENCE = {
 }  # fmt: skip
 _RESOURCES = {
     "compute": Phrase("compute", "算力"),
-    "memory bandwidth": Phrase("memory bandwidth", "显存带宽"),
-    "memory capacity": Phrase("memory capacity", "显存容量"),
-    "link bandwidth inside a node": Phrase("link bandwidth inside a node", "节点内带宽"),
-    "network bandwidth": Phrase("network bandwidth", "网络带宽"),
-    "link latency": Phrase("link latency", "通信延迟"),
+    "memory_bandwidth": Phrase("memory bandwidth", "显存带宽"),
+    "memory_capacity": Phrase("memory capacity", "显存容量"),
+    "link_bandwidth_inside_a_node": Phrase("link bandwidth inside a node", "节点内带宽"),
+    "network_bandwidth": Phrase("network bandwidth", "网络带宽"),
+    "link_latency": Phrase("link latency", "通信延迟"),
 }
 
 
