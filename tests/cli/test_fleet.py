@@ -70,8 +70,33 @@ def test_a_budget_of_tokens_gives_totals(capsys: Said) -> None:
     assert "324 MWh" in said and "$" in said and "t of CO2" in said
     assert main(EIGHT) == 0
     assert "  total " not in capsys.readouterr().out
-    _, hint = refused(capsys, *EIGHT, "--budget", "5min")
-    assert "tokens" in hint
+
+
+def test_any_budget_buys_tokens_and_the_tightest_binds(capsys: Said) -> None:
+    bounds = ("--budget", "3 days", "--budget", "$1000", "--budget", "10T tokens")
+    found = answered(capsys, *EIGHT, *bounds)
+    assert found.dial is not None and found.run is not None and found.dial.sizing is None
+    assert [each.bound for each in found.dial.limits] == ["$1,000", "3 d", "10 T tokens"]
+    assert found.run.dollars is not None and 990 < found.run.dollars <= 1000
+    longer = answered(capsys, *EIGHT, "--budget", "3 days")
+    assert longer.run is not None and 0.99 * 259_200 < longer.run.seconds <= 259_200
+    assert main([*EIGHT, *bounds]) == 0
+    said = capsys.readouterr().out
+    assert "the budget: $1,000\n" in said and "3 d would buy" in said
+    assert "is over before the end" in refused(capsys, *EIGHT, "--budget", "2 s")[0]
+
+
+def test_without_a_model_the_budget_chooses_its_size(capsys: Said) -> None:
+    machine = ["plan", "--machine", "8xh100-sxm"]
+    found = answered(capsys, *machine, "--budget", "$1000")
+    assert found.dial is not None and found.dial.sizing is not None and found.dial.loss is not None
+    assert 1e9 < found.model.parameters < 4e9
+    assert 5 < found.dial.tokens / found.model.parameters < 50
+    assert main([*machine, "--budget", "$1000"]) == 0
+    assert "the lowest loss by the law of 51" in capsys.readouterr().out
+    message, hint = refused(capsys, *machine, "--budget", "$1000", "--tune", "lora")
+    assert "none is named" in message and "--model" in hint
+    assert "price" in refused(capsys, "plan", "--machine", "rtx-3060", "--budget", "$5")[0]
 
 
 @pytest.mark.parametrize(
@@ -162,14 +187,6 @@ def test_a_fleet_needs_a_model_and_a_file_to_be_there(capsys: Said) -> None:
     assert message == "other.toml does not exist" and hint == "narrows probe -o machine.toml"
 
 
-def test_what_does_not_fit_is_exit_3_with_machines_that_would_do(capsys: Said) -> None:
-    words = ["plan", "--model", "llama-3.1-405b", "--machine"]
-    message, hint = refused(capsys, *words, "8xh100-sxm", code=3)
-    assert message.startswith("the job does not fit: ") and "\n  optimizer " in message
-    machine = hint.removeprefix("--machine ").partition(",")[0]
-    assert machine == "128xh100-sxm" and main([*words, machine]) == 0
-
-
 def test_the_shape_may_be_a_folder_with_a_config(capsys: Said, tmp_path: Path) -> None:
     config = {
         "model_type": "llama", "hidden_size": 512, "intermediate_size": 1408,
@@ -186,10 +203,25 @@ def test_the_shape_may_be_a_folder_with_a_config(capsys: Said, tmp_path: Path) -
 
 def test_other_fleets_stand_beside_it(capsys: Said) -> None:
     found = answered(capsys, *EIGHT, "--against", "8xb200", "--against", "rtx-4090")
-    assert [each.fleet for each in found.elsewhere] == ["8xb200", "rtx-4090"]
-    quicker, none = found.elsewhere
+    assert [each.fleet for each in found.elsewhere] == ["8xb200", "8xh100-sxm", "rtx-4090"]
+    quicker, own, none = found.elsewhere
+    assert own.step_seconds == found.predicted.step_seconds
     assert quicker.step_seconds and quicker.step_seconds < found.predicted.step_seconds
     assert none.spread is None
+
+
+def test_the_best_machine_is_by_the_goal(capsys: Said) -> None:
+    asked = ["plan", "--machine", "8xh100-sxm", "--model", "smollm2-135m", "--batch", "64",
+             "--context", "1024", "--against", "h100-sxm", "--against", "rtx-3060"]  # fmt: skip
+    assert answered(capsys, *asked).elsewhere[0].fleet == "8xh100-sxm"
+    found = answered(capsys, *asked, "--goal", "money")
+    assert [each.fleet for each in found.elsewhere] == ["h100-sxm", "8xh100-sxm", "rtx-3060"]
+    assert found.elsewhere[-1].dollars_per_billion_tokens is None
+    assert main([*asked, "--goal", "money"]) == 0
+    assert "best for money: 1 x h100-sxm, $" in capsys.readouterr().out
+    gaming = ["plan", "--machine", "rtx-3060", "--model", "gpt2", "--goal", "money"]
+    message, hint = refused(capsys, *gaming)
+    assert "the price of NVIDIA GeForce RTX 3060" in message and "--goal time" in hint
 
 
 def test_the_goal_decides(capsys: Said) -> None:
@@ -204,6 +236,20 @@ def test_the_goal_decides(capsys: Said) -> None:
     for goal in goals:
         assert values[goal][goal] == min(values[goal].values()), goal
     assert values["memory"]["memory"] < values["memory"]["time"]
+
+
+def test_carbon_is_of_the_region_and_its_buildings(capsys: Said) -> None:
+    asked = [*EIGHT, "--budget", "1T tokens", "--against", "8xb200"]
+    usual = answered(capsys, *asked)
+    found = answered(capsys, *asked, "--region", "sweden", "--pue", "1.1")
+    assert usual.run is not None and found.run is not None
+    assert usual.run.carbon_grams is not None and found.run.carbon_grams is not None
+    assert found.run.joules == usual.run.joules
+    ratio = found.run.carbon_grams / usual.run.carbon_grams
+    assert ratio == pytest.approx(41 * 1.1 / (473 * 1.56))
+    message, hint = refused(capsys, *asked, "--region", "swedn")
+    assert message == 'no region "swedn" in the catalogue' and "sweden" in hint
+    assert "0.5 cannot be" in refused(capsys, *asked, "--pue", "0.5")[0]
 
 
 def test_neither_torch_nor_a_file_of_this_machine_is_loaded(tmp_path: Path) -> None:
@@ -246,7 +292,10 @@ def test_this_machine_stands_beside_those_to_rent(
     monkeypatch.setattr("narrows.hardware.probe.machine_known", lambda: machine)
     small = ["plan", "--model", "smollm2-135m", "--batch", "8", "--context", "1024"]
     found = answered(capsys, *small, "--machine", "h100", "--against", "here")
-    assert [each.fleet for each in found.elsewhere] == ["here"]
-    assert found.elsewhere[0].step_seconds > 100 * found.predicted.step_seconds
+    assert [each.fleet for each in found.elsewhere] == ["h100", "here"]
+    assert found.elsewhere[1].step_seconds > 100 * found.predicted.step_seconds
     alone = answered(capsys, *small, "--machine", "here")
-    assert alone.predicted.step_seconds == found.elsewhere[0].step_seconds
+    assert alone.predicted.step_seconds == found.elsewhere[1].step_seconds
+    for goal in ("time", "money", "energy"):
+        both = answered(capsys, *small, "--machine", "here", "--against", "h100", "--goal", goal)
+        assert [each.fleet for each in both.elsewhere] == ["h100", "here"]

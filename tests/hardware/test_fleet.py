@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from narrows.hardware.accelerators import accelerator, accelerators
-from narrows.hardware.fleet import fleet, fleet_here, fleet_of, reach
+from narrows.hardware.fleet import fleet, fleet_here, fleet_of, ladder, reach, roomier
 from narrows.spec import record
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import Machine
@@ -114,6 +114,16 @@ def test_without_any_network_one_is_assumed() -> None:
     assert "assumed" in fleet_of(lonely, 8, name="x").domains[0].name
 
 
+def test_what_is_assumed_says_so() -> None:
+    gaming = fleet("8xrtx-3090")
+    assert gaming.domains[-1].bandwidth.basis == "assumed"
+    assert gaming.memory_capacity.basis == "datasheet"
+    assert fleet("h100-sxm").reach.basis == "fitted"
+    assert fleet("v100-sxm-16gb").reach.basis == "assumed"
+    bare = msgspec.structs.replace(accelerator("h100-sxm"), network=None)
+    assert fleet_of(bare, 16, name="x").domains[-1].bandwidth.basis == "assumed"
+
+
 def test_facts_name_their_sources() -> None:
     known, found = accelerators()["h100-sxm"], fleet("h100-sxm")
     assert found.memory_capacity.value == known.memory_capacity
@@ -155,6 +165,37 @@ def test_reaches_are_shares(key: str) -> None:
     assert all(0.0 < share <= 1.0 for share in shares)
     assert found.attention_backward <= found.attention_forward <= found.matmul
     assert 0.5 < found.narrow < 2.0 and 0.0 < found.half < 1000.0
+
+
+def test_roomier_devices_are_of_the_kind_and_as_many() -> None:
+    known = fleet("2x8xh100-sxm")
+    found = [fleet(name) for name in roomier(known)]
+    sizes = [float(each.memory_capacity.value) for each in found]
+    assert sizes == sorted(sizes) and sizes[0] > 1.1 * known.memory_capacity.value
+    assert {(each.devices, each.devices_per_node, each.kind) for each in found} == {(16, 8, "cuda")}
+    assert "2x8xh200-sxm" in roomier(known)
+
+
+def test_a_ladder_is_the_same_devices_in_other_numbers() -> None:
+    known = fleet("16x8xh100-sxm")
+    found = ladder(known)
+    assert [each.devices for each in found] == [16, 32, 64, 128, 256, 512, 1024]
+    assert found[3] is known and found[0] == msgspec.structs.replace(
+        fleet("2x8xh100-sxm"), name="16xh100-sxm"
+    )
+    up = ladder(fleet("8xgb200"))
+    assert [each.devices for each in up] == [1, 2, 4, 8, 16, 32, 64]
+    # All of them are within one NVLink domain of 72, however few were asked for.
+    assert [len(each.domains) for each in up] == [1] * 7
+
+
+def test_what_was_measured_has_no_greater_numbers() -> None:
+    machine = record.load(Machine, Path(__file__).parents[1] / "cli" / "machine.toml")
+    assert [each.devices for each in ladder(fleet_here(machine))] == [1]
+    four = msgspec.structs.replace(machine, devices=4)
+    found = ladder(fleet_here(four))
+    assert [each.devices for each in found] == [1, 2, 4]
+    assert [each.domains[0].devices for each in found] == [1, 2, 4]
 
 
 def test_this_machine_reaches_what_was_measured_of_it() -> None:

@@ -15,9 +15,16 @@ from typing import Any
 
 import pytest
 
+from narrows.hardware.fleet import fleet, ladder
+from narrows.model.presets import preset
+from narrows.plan.fleet.forecast import forecast
+from narrows.plan.fleet.question import Question
+from narrows.plan.fleet.variants import Wanted
+from narrows.report import outlook
 from narrows.report.page import write
 from narrows.report.roofline import points
 from narrows.report.run import read
+from narrows.spec.job import budget
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 FLAGS = [
@@ -215,6 +222,27 @@ def test_a_run_on_its_way_is_a_whole_page_too(make_run, visit, width):
         assert page.errors == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(STICKING_OUT) == []
+
+
+@pytest.mark.parametrize("language", ["en-US", "zh-CN"])
+@pytest.mark.parametrize("width", [PHONE, DESK], ids=["phone", "desk"])
+def test_the_page_of_a_forecast_is_whole(visit, tmp_path, width, language):
+    known = fleet("8xrtx-3090")
+    outlook.write(
+        forecast(Question(
+            name="gpt2", model=preset("gpt2").spec, fleet=known, batch=64, wanted=Wanted(),
+            budget=budget("3 days", "20B tokens"), against=(fleet("h100-sxm"),),
+            ladder=ladder(known),
+        )),
+        tmp_path / "forecast.html",
+    )  # fmt: skip
+    file = tmp_path / "forecast.html"
+    page = visit(file, width=width, language=language)
+    assert page.errors == [] and page.requests == [file.as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(STICKING_OUT) == []
+    scaling = page.query_selector_all("svg[data-plot=scaling] path.validation")
+    assert len([each for each in scaling if each.is_visible()]) == 1
 
 
 if __name__ == "__main__":

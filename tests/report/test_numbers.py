@@ -76,15 +76,17 @@ def test_other_quantities():
     assert [spaced(size(value)) for value in (612e6, 999.9e6, 24e9, 12, 0)] == [
         "612 MB", "1.00 GB", "24.0 GB", "12.0 B", "0 B"
     ]  # fmt: skip
-    assert [spaced(energy(value)) for value in (212, 1661, 4e6)] == [
+    assert [spaced(energy(value)) for value in (212, 1661, 4e6, 1.17e12)] == [
         "212 J",
         "0.461 Wh",
         "1.11 kWh",
+        "325 MWh",
     ]
-    assert [spaced(grams(value)) for value in (0.185, 1.51, 4100)] == [
+    assert [spaced(grams(value)) for value in (0.185, 1.51, 4100, 2.39e8)] == [
         "185 mg",
         "1.51 g",
         "4.10 kg",
+        "239 t",
     ]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
-    from narrows.plan.fleet.forecast import Question
+    from narrows.plan.fleet.question import Question
     from narrows.plan.fleet.service import Demand
     from narrows.spec.fleet import Fleet
     from narrows.spec.model import ModelSpec
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _BATCH_TOKENS = 4_194_304
 _CONTEXT = 8192
 """What models are trained on first, however long the contexts that they learn in the end."""
+_CONTEXT_SIZED = 2048
+"""Of a model that the budget sizes: as in the trainings that the scaling law was fitted to."""
 _ADAPTER_RANK = 16
 _NF4_BITS = 4.127
 """Of a weight, its scale included: 0.127 with scales quantized again (arXiv:2305.14314)."""
@@ -47,8 +49,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tune", choices=["lora", "qlora"],
                         help="adapters of rank 16 beside whole or 4-bit weights")  # fmt: skip
     parser.add_argument("--page", metavar="FILE", help="write the forecast as a page, too")
-    parser.add_argument("--goal", choices=["time", "energy", "memory"], default="time",
-                        help="what the layout is best for")  # fmt: skip
+    parser.add_argument("--region", metavar="NAME",
+                        help="where machines stand, for carbon: france, us-west, ...")  # fmt: skip
+    parser.add_argument("--pue", type=float, metavar="N",
+                        help="what the building draws for a watt of machines: 1.1")  # fmt: skip
+    parser.add_argument("--goal", choices=["time", "money", "energy", "memory"],
+                        default="time", help="what layout and machine are best for")  # fmt: skip
 
 
 def is_fleet(chosen: argparse.Namespace) -> bool:
@@ -67,9 +73,17 @@ def named(name: str) -> Fleet:
     return fleet_here(intent.machine(name)) if name == "here" else fleet(name)
 
 
+def _placed(name: str, chosen: argparse.Namespace) -> Fleet:
+    """The fleet of that name where the arguments say that machines stand."""
+    from narrows.hardware.regions import placed
+
+    return placed(named(name), chosen.region, chosen.pue)
+
+
 def refuse(chosen: argparse.Namespace) -> None:
     """Raises BadInput where something was given that a machine at hand is not asked."""
-    for name in ("model", "context", "batch", "serve", "against", "tune", "page"):
+    for name in ("model", "context", "batch", "serve", "against", "tune", "page", "region",
+                 "pue"):  # fmt: skip
         if getattr(chosen, name) not in (None, []):
             raise BadInput(
                 f"--{name} is of machines of the catalogue",
@@ -79,31 +93,61 @@ def refuse(chosen: argparse.Namespace) -> None:
 
 def question(chosen: argparse.Namespace) -> Question:
     """The arguments as a question; raises BadInput where they contradict each other."""
-    from narrows.plan.fleet.forecast import Question
+    from narrows.hardware.fleet import ladder
+    from narrows.plan.fleet.question import Question
     from narrows.plan.fleet.variants import Wanted
+    from narrows.spec.job import budget
 
+    _refuse_what_is_of_a_job(chosen)
+    known = _placed(chosen.machine, chosen)
+    if chosen.batch is not None and chosen.batch < 1:
+        raise BadInput(f"--batch is {chosen.batch}", hint="at least one sequence")
+    if not chosen.model:
+        return _sized(chosen, known)
+    spec = model(chosen.model, chosen.context)
+    usual = max(1, _BATCH_TOKENS // spec.context)
+    return Question(
+        name=chosen.model, model=spec, fleet=known,
+        batch=usual if chosen.batch is None else chosen.batch,
+        wanted=Wanted(**_wanted(chosen), **_tuning(chosen, spec)), goal=chosen.goal,
+        budget=budget(*chosen.budget) if chosen.budget else None,
+        against=tuple(_placed(name, chosen) for name in chosen.against), ladder=ladder(known),
+    )  # fmt: skip
+
+
+def _refuse_what_is_of_a_job(chosen: argparse.Namespace) -> None:
     if chosen.machine.endswith(".toml"):
         raise BadInput(f"{chosen.machine} does not exist", hint="narrows probe -o machine.toml")
     for given in (chosen.file, chosen.corpus and "--corpus", chosen.allow and "--allow"):
         if given:
             raise BadInput(f"{given} says nothing of a fleet", hint="leave it out")
-    known = named(chosen.machine)
-    if not chosen.model:
+
+
+def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
+    """Of the size that the budget buys."""
+    from narrows.hardware.fleet import ladder
+    from narrows.plan.fleet.dial import dial
+    from narrows.plan.fleet.question import Wish
+    from narrows.plan.fleet.variants import Wanted
+    from narrows.spec.job import budget
+
+    machine = shlex.quote(chosen.machine)
+    if not chosen.budget:
         raise BadInput(
             f"nothing says which model to train on {chosen.machine}",
-            hint=f"narrows plan --machine {shlex.quote(chosen.machine)} --model llama-3.1-8b",
+            hint=f"narrows plan --machine {machine} --model llama-3.1-8b",
         )
-    spec = model(chosen.model, chosen.context)
-    usual = max(1, _BATCH_TOKENS // spec.context)
-    batch = usual if chosen.batch is None else chosen.batch
-    if batch < 1:
-        raise BadInput(f"--batch is {batch}", hint="at least one sequence")
-    return Question(
-        name=chosen.model, model=spec, fleet=known, batch=batch,
-        wanted=Wanted(**_wanted(chosen), **_tuning(chosen, spec)),
-        goal=chosen.goal, tokens=_tokens(chosen),
-        against=tuple(named(name) for name in chosen.against),
-    )  # fmt: skip
+    if chosen.tune:
+        raise BadInput(
+            "adapters are beside the weights of a model, and none is named",
+            hint=f"narrows plan --machine {machine} --model llama-3.1-8b --tune {chosen.tune}",
+        )
+    return dial(Wish(
+        fleet=known, budget=budget(*chosen.budget), batch=chosen.batch, goal=chosen.goal,
+        context=_CONTEXT_SIZED if chosen.context is None else chosen.context,
+        wanted=Wanted(**_wanted(chosen)),
+        against=tuple(_placed(name, chosen) for name in chosen.against), ladder=ladder(known),
+    ))  # fmt: skip
 
 
 def demand(chosen: argparse.Namespace) -> Demand:
@@ -111,7 +155,7 @@ def demand(chosen: argparse.Namespace) -> Demand:
     from narrows.plan.fleet.service import Demand
     from narrows.spec.units import Seconds
 
-    for name in ("budget", "overrides", "against", "tune", "page"):
+    for name in ("budget", "overrides", "against", "tune", "page", "region", "pue"):
         if getattr(chosen, name) not in (None, []):
             option = "set" if name == "overrides" else name
             raise BadInput(f"--{option} says nothing of serving", hint="leave it or --serve out")
@@ -179,17 +223,3 @@ def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:
         found.setdefault("interleave", 2)
     from_builtins(Spread, found, source="--set layout")
     return found
-
-
-def _tokens(chosen: argparse.Namespace) -> float | None:
-    from narrows.spec.job import budget
-
-    if not chosen.budget:
-        return None
-    limits = budget(*chosen.budget)
-    if limits.tokens is None:
-        raise BadInput(
-            "a fleet's plan takes a budget of tokens",
-            hint='such as --budget "15T tokens"',
-        )
-    return float(limits.tokens)

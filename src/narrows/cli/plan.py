@@ -6,8 +6,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from narrows.cli import fleet, intent, speak
-from narrows.spec.errors import BadInput
+from narrows.cli import fleet, intent, remedy, speak
+from narrows.spec.errors import BadInput, DoesNotFit
 
 SUMMARY = "Settle every value of a run, and predict its time, memory, energy and cost."
 EXAMPLES = """\
@@ -16,6 +16,7 @@ narrows plan job.toml -o plan.toml                  keep the plan, to train it l
 narrows plan job.toml --set model.layers=12         what if
 narrows plan job.toml --machine other.toml          on a machine probed elsewhere
 narrows plan --machine 8xh100-sxm --model llama-3.1-8b              on machines to rent
+narrows plan --machine 8xh100-sxm --budget "$10,000"                what they can train for that
 narrows plan --machine h100-sxm --model llama-3.1-8b --serve 32     how it would answer"""
 
 
@@ -74,7 +75,11 @@ def _for_a_fleet(chosen: argparse.Namespace) -> int:
         from narrows.plan.fleet.forecast import forecast
         from narrows.plan.fleet.render import text
 
-        predicted = forecast(fleet.question(chosen))
+        asked = fleet.question(chosen)
+        try:
+            predicted = forecast(asked)
+        except DoesNotFit as refusal:
+            raise remedy.advised(refusal, chosen, asked) from None
         found, told = predicted, text(predicted)
         if chosen.page:
             from narrows.report import outlook

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from narrows.spec.errors import BadInput, nearest
+from narrows.spec.errors import BadInput, suggestion
 from narrows.spec.record import Record, from_builtins, read
 from narrows.spec.units import Bytes, BytesPerSecond, DollarsPerHour, FlopPerSecond, Watts
 
@@ -102,7 +102,7 @@ def accelerator(name: str) -> Accelerator:
     keys = _keys()
     if key := keys.get(plain(name)):
         return accelerators()[key]
-    raise BadInput(f'no accelerator "{name}" in the catalogue', hint=_hint(plain(name), keys))
+    raise BadInput(f'no accelerator "{name}" in the catalogue', hint=suggestion(plain(name), keys))
 
 
 def plain(name: str) -> str:
@@ -123,16 +123,6 @@ def _keys() -> dict[str, str]:
         for key, accelerator in accelerators().items()
         for spelling in spellings(key, accelerator)
     }
-
-
-def _hint(wanted: str, keys: dict[str, str]) -> str:
-    left, near = dict(keys), list[str]()
-    while len(near) < 3 and (guess := nearest(wanted, left)):
-        near.append(keys[guess])
-        left = {spelling: key for spelling, key in left.items() if key not in near}
-    if not near:
-        return f"use one of: {', '.join(accelerators())}"
-    return f"did you mean {' or '.join(near)}?"
 
 
 def _load(path: Path) -> dict[str, Accelerator]:

@@ -6,7 +6,9 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from narrows.hardware.accelerators import Accelerator, accelerator, plain
+import msgspec
+
+from narrows.hardware.accelerators import Accelerator, accelerator, accelerators, plain
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Domain, Fleet, Reach, counted
 from narrows.spec.machine import Fact, Machine
@@ -22,6 +24,10 @@ _CATALOGUE = Path(__file__).with_name("catalogue")
 # Microseconds of one message: within a node, across a switch, between hosts (NCCL's own model,
 # nccl/src/graph/tuning.cc: NVLink 0.6 to 1, network 2.7 to 14 by algorithm).
 _LATENCY_INSIDE, _LATENCY_OUTSIDE = Seconds(1e-6), Seconds(5e-6)
+_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+_HERE = "here"
+# A device with a little more memory is another make of the same size.
+_ROOMIER = 1.1
 _NO_NETWORK = BytesPerSecond(12.5e9)
 
 
@@ -73,6 +79,47 @@ def fleet_of(
     )  # fmt: skip
 
 
+def roomier(known: Fleet) -> tuple[str, ...]:
+    """Names of as many devices of the same kind with more memory each, the least more first."""
+    larger = {
+        key: each.memory_capacity for key, each in accelerators().items()
+        if each.kind == known.kind
+        and each.memory_capacity > _ROOMIER * known.memory_capacity.value
+    }  # fmt: skip
+    first, second, _ = counted(known.name)
+    counts = "".join(f"{count}x" for count in (first, second) if count is not None)
+    return tuple(counts + key for key in sorted(larger, key=lambda key: larger[key]))
+
+
+def ladder(known: Fleet) -> tuple[Fleet, ...]:
+    """The same devices in fewer and in greater numbers, by factors of two, eight times at most.
+
+    What was measured is known in no greater number than it was measured in.
+    """
+    devices = [known.devices * factor for factor in _FACTORS]
+    whole = [int(count) for count in devices if count >= 1 and count == int(count)]
+    if known.architecture == _HERE:
+        return tuple(_fewer(known, count) for count in whole if count <= known.devices)
+    _, per_node, what = counted(known.name)
+    listed = accelerator(what)
+    return tuple(
+        known if count == known.devices else fleet_of(
+            listed, count, name=f"{count}x{what}", per_node=per_node and min(per_node, count)
+        )
+        for count in whole
+    )  # fmt: skip
+
+
+def _fewer(known: Fleet, devices: int) -> Fleet:
+    domains = tuple(
+        msgspec.structs.replace(each, devices=min(each.devices, devices)) for each in known.domains
+    )
+    return msgspec.structs.replace(
+        known, devices=devices, domains=domains,
+        devices_per_node=min(known.devices_per_node, devices),
+    )  # fmt: skip
+
+
 def fleet_here(machine: Machine) -> Fleet:
     """A measured machine as a fleet of what computes in it: its reach is known, not fitted."""
     device = machine.device
@@ -91,14 +138,14 @@ def fleet_here(machine: Machine) -> Fleet:
         name="here",
         accelerator=device.name if device.kind != "cpu" else machine.name,
         kind=device.kind,
-        architecture="here",
+        architecture=_HERE,
         devices=machine.devices,
         devices_per_node=machine.devices,
         peak={name: curve.peak for name, curve in curves.items()},
         reach=Reach(
             matmul=1.0, half=half, narrow=1.0, attention_forward=forward / peak,
             attention_backward=backward / peak, biased=1.0, memory=1.0,
-            source=f"measured here, {machine.probed_at[:10]}",
+            source=f"measured here, {machine.probed_at[:10]}", basis="measured",
         ),
         memory_capacity=device.memory.free,
         memory_bandwidth=device.memory.copy,
@@ -175,8 +222,9 @@ def _domains(
             )
         )  # fmt: skip
     if not found or found[-1].devices < devices:
-        rate = known.network.bandwidth if known.network else _NO_NETWORK
-        bandwidth = _fact(known, "network", rate)
+        bandwidth = Fact(value=_NO_NETWORK, basis="assumed", source="100 Gbit/s a device")
+        if known.network is not None:
+            bandwidth = _fact(known, "network", known.network.bandwidth)
         if network is not None:
             bandwidth = Fact(value=BytesPerSecond(network), basis="datasheet", source="as given")
         found.append(
@@ -190,4 +238,7 @@ def _domains(
 
 
 def _fact(known: Accelerator, name: str, value: object) -> Fact:  # type: ignore[type-arg]
-    return Fact(value=value, basis="datasheet", source=known.source_of.get(name, known.source))
+    source = known.source_of.get(name, known.source)
+    return Fact(
+        value=value, basis="assumed" if source.startswith("assumed") else "datasheet", source=source
+    )

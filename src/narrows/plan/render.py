@@ -32,7 +32,7 @@ def model_line(model: ModelSpec) -> str:
     if model.kv_heads != model.heads:
         heads += f" sharing {model.kv_heads} keys"
     return (
-        f"{_count(model.parameters)} parameters: {model.layers} layers, width {model.width}, "
+        f"{count(model.parameters)} parameters: {model.layers} layers, width {model.width}, "
         f"{heads}, feed-forward {model.feed_forward_width} ({kind}), "
         f"vocabulary {model.vocabulary}, context {model.context}"
     )
@@ -165,8 +165,14 @@ def _duration(value: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
+    """A number of parameters as models are named: 124M, 7.87B."""
     for factor, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g}{letter}"
     return str(int(value))
+
+
+def dollars(value: float) -> str:
+    """Money: $42.5, $1,504,863."""
+    return f"${value:,.0f}" if value >= 100.0 else f"${value:.3g}"

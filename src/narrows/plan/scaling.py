@@ -2,7 +2,8 @@
 
 All constants of the laws stand here, each with its source. The laws were fitted on models of 44M to
 16B parameters on web text (and, for repetition, 7M to 9B): for smaller models and other tokenizers
-they are extrapolated, so their loss ranks choices and is never shown as a prediction.
+they are extrapolated, so their loss ranks choices. Within those sizes it may be shown as the law's,
+of its text and its tokenizer.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class LossLaw:
 # Besiroglu et al. 2024, arXiv:2404.10102: the same data fitted again, consistent with Hoffmann's
 # approaches 1 and 2, as the printed constants of approach 3 are not.
 LOSS_LAW = LossLaw(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
+
+FITTED_PARAMETERS = (44e6, 16e9)
 
 # Muennighoff et al. 2023, arXiv:2305.16264, appendix A: how fast repeated tokens and parameters
 # beyond what the unique tokens call for lose their worth.

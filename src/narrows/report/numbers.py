@@ -122,8 +122,16 @@ def flop_rate(value: float) -> str:
     return _scaled(value, FlopPerSecond)
 
 
+def dollars(value: float) -> str:
+    """Money: $42.5, $1,504,863."""
+    return f"${value:,.0f}" if value >= 100 else f"${significant(value)}"
+
+
 def energy(joules: float) -> str:
-    """Energy: 212 J, 5.12 Wh, 1.20 kWh."""
+    """Energy: 212 J, 5.12 Wh, 1.20 kWh, 324 MWh."""
+    for factor, unit in ((3.6e12, "GWh"), (3.6e9, "MWh")):
+        if abs(joules) >= factor:
+            return f"{significant(joules / factor)}{_GAP}{unit}"
     for factor, unit in ((3.6e6, "kWh"), (3600.0, "Wh")):
         if abs(joules) >= factor / 10:
             return f"{significant(joules / factor)}{_GAP}{unit}"
@@ -131,7 +139,9 @@ def energy(joules: float) -> str:
 
 
 def grams(value: float) -> str:
-    """A mass: 310 mg, 1.62 g, 4.1 kg."""
+    """A mass: 310 mg, 1.62 g, 4.1 kg, 239 t."""
+    if abs(value) >= 1e6:
+        return f"{significant(value / 1e6)}{_GAP}t"
     if abs(value) >= 1e3:
         return f"{significant(value / 1e3)}{_GAP}kg"
     if abs(value) >= 1:

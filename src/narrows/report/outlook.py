@@ -5,56 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 
 from narrows.report import outlook_plots as plots
+from narrows.report import outlook_tables as tables
 from narrows.report.document import document
 from narrows.report.markup import Markup, Node, element
 from narrows.report.numbers import (
     compact,
+    dollars,
     duration,
     energy,
     flop_rate,
-    percent,
+    grams,
     share,
     significant,
     size,
 )
-from narrows.report.sections import HALF, both, section
-from narrows.report.words import BASES, Phrase, same, spoken
-from narrows.spec.fleet import Spread
-from narrows.spec.forecast import Elsewhere, Forecast
+from narrows.report.sections import HALF, both, figure, key, section
+from narrows.report.words import MEMORY, Phrase, same, spoken
+from narrows.spec.forecast import Bend, Forecast
 from narrows.spec.record import write_atomically
 
-_AXES = {
-    "data": Phrase("data", "数据"), "replicas": Phrase("copies", "副本"),
-    "tensor": Phrase("tensor", "张量"), "pipeline": Phrase("pipeline", "流水线"),
-    "context": Phrase("context", "上下文"), "expert": Phrase("expert", "专家"),
-    "interleave": Phrase("pieces a stage", "每级分块"),
+_PARTS = {
+    "products": Phrase("products", "矩阵乘法"), "attention": Phrase("attention", "注意力"),
+    "memory-bound_operations": Phrase("memory-bound operations", "受带宽限制的运算"),
+    "head_and_loss": Phrase("head and loss", "输出层与损失"),
+    "tensor-parallel_collectives": Phrase("tensor-parallel collectives", "张量并行通信"),
+    "tokens_to_experts": Phrase("tokens to experts", "专家路由通信"),
+    "context-parallel_ring": Phrase("context-parallel ring", "上下文并行环"),
+    "pipeline_hops": Phrase("pipeline hops", "流水线传递"),
+    "pipeline_bubble": Phrase("pipeline bubble", "流水线气泡"),
+    "data-parallel_collectives": Phrase("data-parallel collectives", "数据并行通信"),
+    "optimizer": Phrase("optimizer", "优化器"),
+    "stragglers,_host_and_data": Phrase("stragglers, host and data", "掉队、主机与数据"),
 }  # fmt: skip
-CHOICES = {
-    "sharding": Phrase("sharded", "分片"), "recompute": Phrase("recompute", "重计算"),
-    "schedule": Phrase("schedule", "调度"), "placement": Phrase("placement", "放置"),
-    "exchange": Phrase("context by", "上下文交换"), "reshard": Phrase("reshard", "重新分片"),
-    "first_fewer": Phrase("layers fewer in the first stage", "首级少"),
-    "last_fewer": Phrase("layers fewer in the last stage", "末级少"),
-    "sequence_parallel": Phrase("sequence parallelism", "序列并行"),
-    "state_bits": Phrase("bits of a moment", "优化器位数"),
-    "offload": Phrase("offload to", "卸载至"),
-    "chunked_loss": Phrase("loss in chunks", "分块损失"),
-    "none": Phrase("none", "无"), "optimizer": Phrase("optimizer", "优化器"),
-    "gradients": Phrase("gradients", "梯度"), "parameters": Phrase("parameters", "参数"),
-    "selective": Phrase("selective", "选择性"), "full": Phrase("full", "全部"),
-    "pointwise": Phrase("norms and activations", "归一化与激活"),
-    "gpipe": same("GPipe"), "1f1b": same("1F1B"), "zero_bubble": Phrase("zero-bubble", "零气泡"),
-    "data_outermost": Phrase("data outermost", "数据在最外"),
-    "all_to_all": Phrase("all-to-all", "全交换"), "host": Phrase("host", "主机"),
-    "disk": Phrase("disk", "磁盘"), "False": Phrase("off", "关"), "True": Phrase("on", "开"),
-}  # fmt: skip
-_RESOURCES = {
-    "compute": Phrase("compute", "算力"),
-    "memory bandwidth": Phrase("memory bandwidth", "显存带宽"),
-    "memory capacity": Phrase("memory capacity", "显存容量"),
-    "link bandwidth inside a node": Phrase("link bandwidth inside a node", "节点内带宽"),
-    "network bandwidth": Phrase("network bandwidth", "网络带宽"),
-    "link latency": Phrase("link latency", "通信延迟"),
+
+_MOMENTS = {
+    "first stage": Phrase("on the first stage, its forwards in flight", "首级，前向在途时"),
+    "middle stage": Phrase("on the second stage, its forwards in flight", "第二级，前向在途时"),
+    "loss": Phrase("at the loss", "计算损失时"),
 }
 
 
@@ -70,42 +57,23 @@ def html(forecast: Forecast) -> str:
         f"{forecast.model_name} · {forecast.fleet.name}",
         _hero(forecast),
         element("div", _cards(forecast), class_="cards"),
+        tables.dial(forecast),
         element("div", _time(forecast), _memory(forecast), class_=wide),
         element("div", _front(forecast), _scaling(forecast), class_=wide),
         _pipeline(forecast),
-        element("div", _doubling(forecast), _techniques(forecast), class_=wide),
-        _layouts(forecast),
-        _elsewhere(forecast),
-        _facts(forecast),
+        element("div", tables.doubling(forecast), tables.techniques(forecast), class_=wide),
+        tables.layouts(forecast),
+        tables.elsewhere(forecast),
+        tables.evidence(forecast),
         element("footer", Phrase(
-            "Written by narrows. Nothing here was measured: data sheets, and what published runs "
-            "kept up of them. The page loads nothing.",
-            "由 narrows 生成。此处没有实测值：依据规格书，以及公开测量所达到的比例。"
-            "本页不加载任何外部内容。",
+            "Written by narrows. A prediction; the page loads nothing.",
+            "由 narrows 生成。此为预测；本页不加载任何外部内容。",
         )),
     )  # fmt: skip
 
 
-def layout(spread: Spread) -> Phrase:
-    """A layout in words."""
-    english, chinese = [], []
-    for name, word in _AXES.items():
-        count = getattr(spread, name)
-        if count > 1 or name == "data":
-            english.append(f"{word.en} {count}")
-            chinese.append(f"{word.zh} {count}")
-    micro = f"{spread.micro_batch} × {spread.accumulation}"
-    english.append(f"micro-batch {micro}")
-    chinese.append(f"微批 {micro}")
-    for name, value in {"sharding": spread.sharding, **spread.unusual}.items():
-        word, said = CHOICES[name], CHOICES.get(str(value), same(str(value)))
-        english.append(f"{word.en} {said.en}")
-        chinese.append(f"{word.zh} {said.zh}")
-    return Phrase(", ".join(english), "、".join(chinese))
-
-
 def _hero(forecast: Forecast) -> Markup:
-    fleet, said = forecast.fleet, layout(forecast.spread)
+    fleet, said = forecast.fleet, tables.layout(forecast.spread)
     counts = {"all": f"{forecast.layouts_evaluated:,}", "fit": f"{forecast.layouts_fitting:,}"}
     return element(
         "div",
@@ -139,13 +107,15 @@ def _cards(forecast: Forecast) -> list[Markup]:
     if watts := ledger.watts:
         cards.append((Phrase("power", "功率"), f"{significant(watts / 1e3)} kW",
                       Phrase("all devices", "全部加速器")))  # fmt: skip
-    if forecast.tokens:
-        total, kept = ledger.total, forecast.goodput.share
-        cards.append((Phrase("whole training", "全程"), duration(total.seconds / kept),
-                      energy(total.joules / kept) if total.joules else ""))  # fmt: skip
-        if total.dollars:
-            cards.append((Phrase("money", "费用"), f"${total.dollars / kept:,.0f}",
+    if (run := forecast.run) is not None:
+        cards.append((Phrase("whole training", "全程"), duration(run.seconds),
+                      "" if run.joules is None else energy(run.joules)))  # fmt: skip
+        if run.dollars is not None:
+            cards.append((Phrase("money", "费用"), dollars(run.dollars),
                           Phrase("at rental prices", "按租价")))  # fmt: skip
+        if run.carbon_grams is not None:
+            cards.append((Phrase("carbon", "碳排放"), grams(run.carbon_grams),
+                          Phrase("CO₂ equivalent", "CO₂ 当量")))  # fmt: skip
     return [
         element("div", element("p", name, class_="name"), element("p", value, class_="figure"),
                 element("p", beside, class_="was"), class_="card")
@@ -155,7 +125,7 @@ def _cards(forecast: Forecast) -> list[Markup]:
 
 def _time(forecast: Forecast) -> Markup:
     rows = sorted(forecast.predicted.rows, key=lambda row: -row.seconds)
-    bars = [(same(row.operation), row.seconds, duration(row.seconds)) for row in rows]
+    bars = [(spoken(_PARTS, row.operation), row.seconds, duration(row.seconds)) for row in rows]
     plot = both(lambda width: plots.bars(bars, width, "Seconds of a step"), HALF)
     lede = Phrase("Seconds by part of a step.", "一步之中各部分所用时间。")
     return section(Phrase("Where a step goes", "时间去向"), lede, element("figure", plot))
@@ -164,17 +134,22 @@ def _time(forecast: Forecast) -> Markup:
 def _memory(forecast: Forecast) -> Markup:
     peak = forecast.predicted.memory
     bars = [
-        (spoken({}, name), value, same(size(value)))
+        (spoken(MEMORY, name), value, same(size(value)))
         for name, value in peak.ranked() if value > 0
     ]  # fmt: skip
     plot = both(lambda width: plots.bars(bars, width, "Bytes of the fullest device"), HALF)
-    lede = Phrase("Bytes of the fullest device at its peak.", "最满的一张卡在峰值时的显存。")
+    when = _MOMENTS[forecast.peak_at]
+    if forecast.peak_at == "loss" and forecast.spread.pipeline > 1:
+        when = Phrase("on the stage of the head, at the loss", "输出层所在级，计算损失时")
+    lede = Phrase(
+        "Bytes of the fullest device at its peak: {when}.", "最满的一张卡在峰值时的显存：{when}。"
+    ).filled(when=when)
     return section(Phrase("Where memory goes", "显存去向"), lede, element("figure", plot))
 
 
 def _front(forecast: Forecast) -> Markup:
     points = [
-        (option.memory_peak / 1e9, option.step_seconds, layout(option.spread))
+        (option.memory_peak / 1e9, option.step_seconds, tables.layout(option.spread))
         for option in (*forecast.front, *forecast.runners_up)
     ]
     lede = Phrase("No layout is both quicker and leaner than those on the left edge.",
@@ -189,9 +164,40 @@ def _scaling(forecast: Forecast) -> Markup:
     title = Phrase("More devices, the same batch", "更多加速器，同样的批")
     if len(known) < 2:
         return section(title, Phrase("No other number fits.", "没有其他数量放得下。"))
-    plot = both(lambda width: plots.scaling(known, forecast.fleet.devices, width), HALF)
+    bend = forecast.bend
     lede = Phrase("Dashed: as many times the tokens as devices.", "虚线：吞吐与加速器数成正比。")
-    return section(title, lede, element("figure", plot))
+    own = forecast.fleet.devices
+    if bend is None:
+        plot = both(lambda width: plots.scaling(known, own, width), HALF)
+        return section(title, lede, element("figure", plot))
+    tokens = forecast.predicted.step_tokens
+    plot = both(
+        lambda width: plots.scaling(known, own, width, lambda n: tokens / bend.step_seconds(n)),
+        HALF,
+    )
+    legend = [
+        key("line", Phrase("the model", "模型")),
+        key("line validation", same("T = a n/p + b p")),
+    ]
+    note = element("p", _bend(bend, max(n for n, _ in known)), class_="lede")
+    return section(title, lede, figure(legend, plot), note)
+
+
+def _bend(bend: Bend, most: int) -> Phrase:
+    """At how many devices the articles' formula bends, and at how many the model does."""
+    formula = Phrase("does not bend (b = 0)", "不弯折（b = 0）")
+    if bend.devices is not None:
+        formula = Phrase(
+            "bends at √(a n/b) = {n} devices", "在 √(a n/b) = {n} 张卡处弯折"
+        ).filled(n=f"{bend.devices:,.0f}")  # fmt: skip
+    real = Phrase("has not bent by {n}", "到 {n} 张卡仍未弯折").filled(n=f"{most:,}")
+    if bend.devices_real is not None:
+        real = Phrase("bends at {n}", "在 {n} 张卡处弯折").filled(n=f"{bend.devices_real:,.0f}")
+    return Phrase(
+        "Where half of the devices' time is lost: the formula, fitted to these steps within "
+        "{error}, {formula}; the model {real}.",
+        "以一半卡时被浪费为准：公式（与这些步的拟合误差在 {error} 以内）{formula}；模型{real}。",
+    ).filled(error=share(bend.error), formula=formula, real=real)
 
 
 def _pipeline(forecast: Forecast) -> Markup | None:
@@ -203,113 +209,5 @@ def _pipeline(forecast: Forecast) -> Markup | None:
         "{schedule}: what runs on the first ranks for the first micro-batches, forward, backward "
         "and gradients of weights; gaps are the bubble.",
         "{schedule}：前几个设备在前几个微批上的前向、反向与权重梯度；空白即气泡。",
-    ).filled(schedule=CHOICES[spread.schedule])
+    ).filled(schedule=tables.CHOICES[spread.schedule])
     return section(Phrase("The pipeline", "流水线"), lede, element("figure", plot))
-
-
-def _doubling(forecast: Forecast) -> Markup:
-    rows = [
-        _row(spoken(_RESOURCES, each.resource), percent(-each.saving), duration(each.step_seconds),
-             first=each.resource == forecast.bottleneck)
-        for each in forecast.doubling
-    ]  # fmt: skip
-    lede = Phrase("What twice as much of each resource would save of a step.",
-                  "每种资源加倍后，每步能省多少。")  # fmt: skip
-    heads = (Phrase("twice the", "加倍"), Phrase("saves", "节省"), Phrase("step", "每步"))
-    return section(Phrase("If one had twice as much", "若资源加倍"), lede, _table(heads, rows))
-
-
-def _techniques(forecast: Forecast) -> Markup:
-    now = forecast.predicted.step_seconds
-    rows = [
-        _row(same(each.verdict.partition(":")[0]), f"{each.step_seconds / now:.2f}×",
-             size(each.memory_peak), first=False)
-        for each in forecast.techniques
-    ]  # fmt: skip
-    lede = Phrase("The chosen layout with one thing changed.", "在选定布局上只改一项。")
-    heads = (Phrase("changed", "改动"), Phrase("time", "时间"), Phrase("memory", "显存"))
-    return section(Phrase("What a technique is worth", "每种技术值多少"), lede,
-                   _table(heads, rows))  # fmt: skip
-
-
-def _layouts(forecast: Forecast) -> Markup | None:
-    if not forecast.runners_up:
-        return None
-    rows = [
-        _row(layout(each.spread), duration(each.step_seconds), size(each.memory_peak), first=False)
-        for each in forecast.runners_up
-    ]
-    heads = (Phrase("layout", "布局"), Phrase("step", "每步"), Phrase("memory", "显存"))
-    lede = Phrase("The next best of other kinds.", "其他类型中的次优者。")
-    return section(Phrase("Layouts that lose", "落选的布局"), lede, _table(heads, rows))
-
-
-def _elsewhere(forecast: Forecast) -> Markup | None:
-    if not forecast.elsewhere:
-        return None
-    heads = (
-        Phrase("machine", "机器"), Phrase("step", "每步"), Phrase("tokens/s", "每秒 token"),
-        Phrase("$ for a billion tokens", "每十亿 token 费用"),
-        Phrase("J a token", "每 token 焦耳"),
-    )  # fmt: skip
-    rows = [_place(each) for each in forecast.elsewhere]
-    lede = Phrase("The same step at its best on each.", "同样的一步，在各处的最优。")
-    return section(Phrase("Elsewhere", "换一台机器"), lede, _table(heads, rows))
-
-
-def _place(each: Elsewhere) -> Markup:
-    if each.step_seconds is None or each.tokens_per_s is None:
-        return element("tr", element("th", each.fleet, scope="row"),
-                       element("td", each.verdict, colspan="4"))  # fmt: skip
-    money, joules = each.dollars_per_billion_tokens, each.joules_per_token
-    return _row(
-        same(each.fleet), duration(each.step_seconds), f"{each.tokens_per_s:,.0f}",
-        "–" if money is None else f"${money:,.0f}",
-        "–" if joules is None else significant(joules), first=False,
-    )  # fmt: skip
-
-
-def _facts(forecast: Forecast) -> Markup:
-    fleet = forecast.fleet
-    facts = [(f"peak {name}", fact) for name, fact in fleet.peak.items()]
-    told: list[tuple[str, str, str, str]] = [
-        (name, fact.value.text(4), fact.basis, fact.source) for name, fact in facts
-    ]
-    for name, fact in (("memory", fleet.memory_capacity), ("bandwidth", fleet.memory_bandwidth),
-                       ("carbon", fleet.carbon), ("price", fleet.price)):  # fmt: skip
-        if fact is not None:
-            told.append((name, fact.value.text(4), fact.basis, fact.source))
-    told += [
-        (
-            domain.name,
-            domain.bandwidth.value.text(4),
-            domain.bandwidth.basis,
-            domain.bandwidth.source,
-        )
-        for domain in fleet.domains
-    ]
-    rows = [
-        element("tr", element("th", name, scope="row"), element("td", value, class_="number"),
-                element("td", spoken(BASES, basis), class_="basis"),
-                element("td", source, class_="source"))
-        for name, value, basis, source in told
-    ]  # fmt: skip
-    heads = (Phrase("fact", "事实"), Phrase("value", "取值"), Phrase("basis", "依据"),
-             Phrase("source", "来源"))  # fmt: skip
-    lede = Phrase(f"Reach: {fleet.reach.source}.", f"可达比例：{fleet.reach.source}。")
-    return section(Phrase("What it is computed from", "计算依据"), lede, _table(heads, rows))
-
-
-def _row(name: Phrase, *values: Node, first: bool) -> Markup:
-    cells = [element("td", value, class_="number") for value in values]
-    return element("tr", element("th", name, scope="row"), cells,
-                   class_="first" if first else None)  # fmt: skip
-
-
-def _table(heads: tuple[Phrase, ...], rows: list[Markup]) -> Markup:
-    cells = [
-        element("th", head, scope="col", class_="number" if place else None)
-        for place, head in enumerate(heads)
-    ]
-    table = element("table", element("thead", element("tr", cells)), element("tbody", rows))
-    return element("div", table, class_="scroll")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from narrows.report import ticks
 from narrows.report.markup import Markup, element
@@ -25,6 +25,7 @@ from narrows.spec.fleet import Spread
 _PITCH, _BAR = 26.0, 13.0
 _STAGES_MOST, _MICRO_MOST = 8, 16
 _NARROW = 400.0
+_GRID = 48
 _PASSES = {
     "forward": (Phrase("forward", "前向"), "predicted"),
     "backward": (Phrase("backward", "反向"), "measured"),
@@ -80,17 +81,25 @@ def front(points: Sequence[tuple[float, float, Phrase]], limit: float, width: fl
     )  # fmt: skip
 
 
-def scaling(known: Sequence[tuple[int, float]], own: int, width: float) -> Markup:
-    """Tokens a second against devices, both by ratio, beside what would be linear."""
+def scaling(
+    known: Sequence[tuple[int, float]], own: int, width: float,
+    formula: Callable[[float], float] | None = None,
+) -> Markup:  # fmt: skip
+    """Tokens a second against devices, both by ratio, beside what would be linear and what a
+    `formula` says.
+    """
     frame = Frame(width=width, height=300.0, left=56.0, right=18.0, top=34.0, bottom=46.0)
     devices, rates = [float(n) for n, _ in known], [rate for _, rate in known]
     linear = [rates[0] * n / devices[0] for n in devices]
     across = Logarithmic(
         low=devices[0], high=devices[-1], start=frame.left + 10, end=frame.x_end - 10
     )
+    grid = [devices[0] * (devices[-1] / devices[0]) ** (k / _GRID) for k in range(_GRID + 1)]
+    fitted = [(n, formula(n)) for n in grid] if formula else []
     up = Logarithmic(
-        low=0.8 * min(rates), high=1.25 * max(linear), start=frame.y_end, end=frame.top
-    )
+        low=0.8 * min(*rates, *(v for _, v in fitted)), high=1.25 * max(*linear, *rates),
+        start=frame.y_end, end=frame.top,
+    )  # fmt: skip
     beside = [(mark, ticks.prefixed(mark)) for mark in ticks.logarithmic(up.low, up.high, 5)]
     beneath = [(n, f"{n:,.0f}") for n in devices]
     discs = [
@@ -105,6 +114,7 @@ def scaling(known: Sequence[tuple[int, float]], own: int, width: float) -> Marku
         left_axis(frame, up, beside, Phrase("tokens a second", "每秒 token")),
         bottom_axis(frame, across, beneath, Phrase("devices", "加速器数")),
         line([(across.at(n), up.at(v)) for n, v in zip(devices, linear, strict=True)], "roof"),
+        line([(across.at(n), up.at(v)) for n, v in fitted], "validation") if fitted else None,
         line([(across.at(n), up.at(v)) for n, v in zip(devices, rates, strict=True)], "training"),
         discs, name="Tokens a second against devices", data_plot="scaling",
     )  # fmt: skip

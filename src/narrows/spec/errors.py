@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
@@ -55,3 +55,14 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was probably meant to be."""
     matches = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+def suggestion(wanted: str, keys: Mapping[str, str]) -> str:
+    """A hint with up to three names near to `wanted`, or all; `keys` are names by spelling."""
+    left, near = dict(keys), list[str]()
+    while len(near) < 3 and (guess := nearest(wanted, left)):
+        near.append(keys[guess])
+        left = {spelling: key for spelling, key in left.items() if key not in near}
+    if not near:
+        return f"use one of: {', '.join(dict.fromkeys(keys.values()))}"
+    return f"did you mean {' or '.join(near)}?"

@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 from narrows.spec.errors import BadInput
-from narrows.spec.machine import Fact
+from narrows.spec.machine import Basis, Fact
 from narrows.spec.record import Record
 from narrows.spec.units import (
     Bytes,
@@ -72,6 +72,7 @@ class Reach(Record):
     biased: float
     memory: float
     source: str
+    basis: Basis = "assumed"
 
 
 class Domain(Record):

@@ -126,7 +126,8 @@ class Seconds(Quantity):
     symbol, example = "s", "10 min"
     units = {
         "s": 1.0, "sec": 1.0, "seconds": 1.0, **_prefixed("s", _SMALL),
-        "min": 60.0, "minutes": 60.0, "h": 3600.0, "hours": 3600.0, "d": 86400.0, "days": 86400.0,
+        "second": 1.0, "min": 60.0, "minute": 60.0, "minutes": 60.0, "h": 3600.0, "hour": 3600.0,
+        "hours": 3600.0, "d": 86400.0, "day": 86400.0, "days": 86400.0,
     }  # fmt: skip
     written = _descending(units, "d", "h", "min", "s", "ms", "µs", "ns")
 
@@ -164,6 +165,14 @@ class DollarsPerHour(Quantity):
     symbol, example = "$/h", "2.5 $/h"
     units = {"$/h": 1.0, "USD/h": 1.0}
     written = (("$/h", 1.0),)
+
+
+class Grams(Quantity):
+    """A mass of carbon dioxide."""
+
+    symbol, example = "g", "12 kg"
+    units = {"g": 1.0, "mg": 1e-3, "kg": 1e3, "t": 1e6}
+    written = _descending(units, "t", "kg", "g", "mg")
 
 
 class GramsPerKilowattHour(Quantity):

@@ -7,12 +7,14 @@ import msgspec
 import pytest
 
 from narrows.model.presets import preset
-from narrows.plan.fleet.forecast import Question, forecast
+from narrows.plan.fleet.forecast import forecast
+from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.render import described, text
 from narrows.plan.fleet.variants import Wanted
 from narrows.spec.fleet import Fleet, Spread
+from narrows.spec.job import budget
 from narrows.spec.model import ModelSpec
-from narrows.spec.units import Seconds
+from narrows.spec.units import Grams, Seconds
 
 MakeFleet = Callable[..., Fleet]
 Show = Callable[..., str]
@@ -31,7 +33,7 @@ def show(small: ModelSpec, fleet: Fleet) -> Show:
 
 @pytest.fixture(scope="module")
 def shown(show: Show, make_fleet: MakeFleet) -> str:
-    return show(tokens=1e12, against=(make_fleet(devices=1, gigabytes=1.0),))
+    return show(budget=budget("1T tokens"), against=(make_fleet(devices=1, gigabytes=1.0),))
 
 
 def test_the_answer_holds_all_that_was_asked(shown: str) -> None:
@@ -49,7 +51,12 @@ def test_the_answer_holds_all_that_was_asked(shown: str) -> None:
 
 def test_rates_and_totals_are_those_of_the_ledger(small: ModelSpec, fleet: Fleet) -> None:
     question = Question(
-        name="small", model=small, fleet=fleet, batch=64, wanted=Wanted(), tokens=1e12
+        name="small",
+        model=small,
+        fleet=fleet,
+        batch=64,
+        wanted=Wanted(),
+        budget=budget("1T tokens"),
     )
     answer = forecast(question)
     ledger, shown = answer.predicted, text(answer)
@@ -61,7 +68,8 @@ def test_rates_and_totals_are_those_of_the_ledger(small: ModelSpec, fleet: Fleet
         f"{flop / 1e12:.3g} TFLOP/s of",
         f"{watts / 1e3:.3g} kW, {watts / 16:.3g} W a device",
         f"steps: {total.seconds / share / 86_400:.3g} d,", f"${total.dollars / share:,.0f}",
-        f"{total.joules / share / 3.6e9:.3g} MWh", f"{total.carbon_grams / share / 1e6:.3g} t of",
+        f"{total.joules / share / 3.6e9:.3g} MWh",
+        f"{Grams(total.carbon_grams / share).text()} of CO2",
         f"{Seconds(ledger.step_seconds).text()}, ",
     ):  # fmt: skip
         assert part in " ".join(shown.split()), part
@@ -98,13 +106,13 @@ def test_what_was_not_asked_or_is_not_known_is_left_out(show: Show, make_fleet: 
     bare = show(fleet=make_fleet(price=None, power_full=None))
     for part in ("  total ", "  power ", "price", "elsewhere", "Wh"):
         assert part not in bare, part
-    ended = show(fleet=make_fleet(price=None), tokens=1e12)
+    ended = show(fleet=make_fleet(price=None), budget=budget("1T tokens"))
     assert "  total " in ended and "$" not in ended.split("where a step goes")[0]
 
 
 def test_failures_that_leave_no_time_are_said(show: Show, make_fleet: MakeFleet) -> None:
     many = show(
-        fleet=make_fleet(devices=2**20), batch=2**20, tokens=1e12,
+        fleet=make_fleet(devices=2**20), batch=2**20, budget=budget("1T tokens"),
         wanted=Wanted(tensor=1, pipeline=1, context=1, micro_batch=1),
     )  # fmt: skip
     assert "leaves 0.0% of the time" in many

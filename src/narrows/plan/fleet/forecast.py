@@ -4,38 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
+from narrows.plan.fleet.bend import bend
+from narrows.plan.fleet.dial import Pace, bought
 from narrows.plan.fleet.energy import joules
-from narrows.plan.fleet.memory import memory, weights_bytes
-from narrows.plan.fleet.search import Found, Goal, candidates, search
+from narrows.plan.fleet.evidence import answers, facts
+from narrows.plan.fleet.failures import goodput, run
+from narrows.plan.fleet.machines import against, place, refuse_unknown, scaling
+from narrows.plan.fleet.memory import fullest, memory
+from narrows.plan.fleet.question import Question
+from narrows.plan.fleet.search import Found, Goal, search
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.techniques import techniques
 from narrows.plan.fleet.time import Step, step
-from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
-from narrows.spec.errors import BadInput, DoesNotFit
-from narrows.spec.fleet import Fleet, Spread, counted
-from narrows.spec.forecast import Elsewhere, Forecast, Goodput, Option
-from narrows.spec.ledger import Kind, Ledger, Phase, Row, Total
+from narrows.spec.errors import DoesNotFit
+from narrows.spec.fleet import Fleet, Spread
+from narrows.spec.forecast import Forecast, Moment, Option
+from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
 from narrows.spec.machine import Fact
-from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Doubling
 
-_MTBF_DEVICE_SECONDS = 50_000 * 3600.0
-"""Between failures of one device with its share of the node: 419 interruptions in 54 days of 16,384
-H100s (arXiv:2407.21783, section 3.3.4).
-"""
-_STORAGE_BYTES_PER_NODE = 2e9
-"""A second, into storage that all nodes share (arXiv:2407.21783, section 3.3.1: 2 TB/s for 7,500
-servers is far less a node; this is a common cluster's).
-"""
-_RESTART_SECONDS = 600.0
 _RUNNERS_UP = 5
-_DOUBLINGS = 12
 _PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
     ("gemm", "products", "forward", "gemm"), ("attention", "attention", "forward", "attention"),
     ("pointwise", "memory-bound operations", "forward", "pointwise"),
@@ -51,22 +44,9 @@ _PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked; `tokens` of the whole training where known."""
-
-    name: str
-    model: ModelSpec
-    fleet: Fleet
-    batch: int
-    wanted: Wanted
-    goal: Goal = "time"
-    tokens: float | None = None
-    against: tuple[Fleet, ...] = ()
-
-
 def forecast(question: Question) -> Forecast:
     """Raises BadInput where no layout is possible, DoesNotFit where none fits."""
+    refuse_unknown(question)
     work = Work.of(question.model, question.model.context)
     found = search(work, question.fleet, question.batch, question.wanted, question.goal)
     chosen = found.best(question.goal)
@@ -74,6 +54,13 @@ def forecast(question: Question) -> Forecast:
         raise _refusal(question, found)
     spread = found.spreads.spread(chosen)
     doubled = _doubling(work, spread, question, found)
+    good = goodput(work, question.fleet, question.wanted.trained)
+    step_tokens = float(question.batch * work.positions)
+    dial = bought(question, Pace.of(found, chosen, question.fleet, step_tokens, good.share))
+    tokens = None if dial is None else dial.tokens
+    predicted = ledger(work, spread, question.fleet, question.batch, tokens)
+    others = scaling(work, question)
+    bent, whole = bend(others), run(predicted.total, good, question.fleet) if tokens else None
     return Forecast(
         model_name=question.name,
         model=question.model,
@@ -82,8 +69,9 @@ def forecast(question: Question) -> Forecast:
         batch_sequences=question.batch,
         goal=question.goal,
         spread=spread,
-        predicted=ledger(work, spread, question.fleet, question.batch, question.tokens),
+        predicted=predicted,
         memory_limit=found.limit,
+        peak_at=_moment(work, spread, predicted.memory),
         layouts_evaluated=found.spreads.size,
         layouts_fitting=int(found.fits.sum()),
         bottleneck=doubled[0].resource,
@@ -91,12 +79,15 @@ def forecast(question: Question) -> Forecast:
         front=tuple(found.option(i) for i in found.pareto()[:12]),
         runners_up=tuple(_runners_up(found, chosen, question.goal)),
         techniques=tuple(techniques(work, spread, question.fleet, found.limit)),
-        goodput=goodput(work, question.fleet, question.wanted.trained),
-        elsewhere=tuple(
-            elsewhere(work, question, other, question.wanted.free()) for other in question.against
-        ),
-        scaling=tuple(scaling(work, question)),
-        tokens=question.tokens,
+        goodput=good,
+        run=whole,
+        dial=dial,
+        elsewhere=against(work, question, place(work, question, question.fleet, found)),
+        scaling=others,
+        bend=bent,
+        answers=tuple(answers(question.fleet, predicted, good, whole, dial, bent)),
+        facts=tuple(facts(question.fleet, spread.precision)),
+        tokens=tokens,
     )
 
 
@@ -132,69 +123,6 @@ def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float |
     )  # fmt: skip
 
 
-def elsewhere(work: Work, question: Question, fleet: Fleet, wanted: Wanted) -> Elsewhere:
-    """The same step at its best on another fleet."""
-    try:
-        found = search(work, fleet, question.batch, wanted, question.goal)
-    except BadInput as refusal:
-        return Elsewhere(fleet=fleet.name, devices=fleet.devices, spread=None, verdict=refusal.what)
-    chosen = found.best(question.goal)
-    if chosen is None:
-        least = float(found.bytes.min()) / 1e9
-        return Elsewhere(
-            fleet=fleet.name, devices=fleet.devices, spread=None,
-            verdict=f"does not fit: {least:.1f} GB of {found.limit / 1e9:.1f} GB at the least",
-        )  # fmt: skip
-    tokens, seconds = question.batch * work.positions, float(found.seconds[chosen])
-    price = float(fleet.price.value) * fleet.devices / 3600.0 if fleet.price else None
-    energy = float(found.joules[chosen])
-    return Elsewhere(
-        fleet=fleet.name,
-        devices=fleet.devices,
-        spread=found.spreads.spread(chosen),
-        step_seconds=seconds,
-        tokens_per_s=tokens / seconds,
-        memory_peak=float(found.bytes[chosen]),
-        dollars_per_billion_tokens=None if price is None else price * seconds / tokens * 1e9,
-        joules_per_token=energy / tokens if energy else None,
-    )
-
-
-def scaling(work: Work, question: Question) -> Iterator[Elsewhere]:
-    """The same batch on fewer and on more of the same devices, by factors of two."""
-    fleet = question.fleet
-    for factor in (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
-        devices = fleet.devices * factor
-        if devices < 1 or devices != int(devices):
-            continue
-        # The last domain joins them all; the inner ones join no more than there are.
-        inner = [
-            msgspec.structs.replace(each, devices=min(each.devices, int(devices)))
-            for each in fleet.domains[:-1]
-        ]
-        outer = msgspec.structs.replace(fleet.domains[-1], devices=int(devices))
-        resized = msgspec.structs.replace(
-            fleet, devices=int(devices), domains=(*inner, outer),
-            devices_per_node=min(fleet.devices_per_node, int(devices)),
-        )  # fmt: skip
-        if len(fleet.domains) > 1 or factor <= 1.0:
-            yield elsewhere(work, question, resized, question.wanted)
-
-
-def goodput(work: Work, fleet: Fleet, trained: float = 1.0) -> Goodput:
-    """Of failures that come at random, and checkpoints that each cost their writing."""
-    between = _MTBF_DEVICE_SECONDS / fleet.devices
-    nodes = max(1.0, fleet.devices / fleet.devices_per_node)
-    # Weights, masters and moments: 14 bytes for each 2 of weights.
-    writing = 7.0 * trained * weights_bytes(work) / (_STORAGE_BYTES_PER_NODE * nodes)
-    interval = math.sqrt(2.0 * writing * between)
-    lost = writing / interval + (interval / 2.0 + _RESTART_SECONDS) / between
-    return Goodput(
-        mean_time_between_failures_s=between, checkpoint_interval_s=interval,
-        checkpoint_seconds=writing, share=max(0.0, 1.0 - lost),
-    )  # fmt: skip
-
-
 def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:
     seconds = float(taken.seconds[0])
     for field, name, phase, kind in _PARTS:
@@ -205,6 +133,14 @@ def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:
                 flop=flop if field == "gemm" else 0.0, memory_bytes=0.0, network_bytes=0.0,
                 seconds=value, joules=energy * value / seconds,
             )  # fmt: skip
+
+
+def _moment(work: Work, spread: Spread, peak: MemoryPeak) -> Moment:
+    """Only the stage with the head has logits."""
+    if peak.logits > 0.0:
+        return "loss"
+    first = int(fullest(work, Spreads.of([spread]))[0]) == 0
+    return "first stage" if first else "middle stage"
 
 
 def _runners_up(found: Found, chosen: int, goal: Goal) -> Iterator[Option]:
@@ -273,40 +209,9 @@ def _refusal(question: Question, found: Found) -> DoesNotFit:
     least = int(found.bytes.argmin())
     spreads = Spreads.of([found.spreads.spread(least)])
     held = memory(Work.of(question.model, question.model.context), spreads).record(0)
-    kinds = held.ranked()
-    causes = ", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in kinds[:3])
-    fleet = question.fleet
-    more = _devices_enough(question, found.limit)
-    name = f"--machine {more}x{counted(fleet.name)[-1]}, or " if more else ""
     return DoesNotFit(
         f"the job does not fit: {held.peak / 1e9:.1f} GB needed by the leanest of "
         f"{found.spreads.size:,} layouts, {found.limit / 1e9:.1f} GB free on each "
-        f"{fleet.accelerator}",
-        causes=(causes,),
-        hint=name + _leaner(kinds[0][0], question.wanted),
+        f"{question.fleet.accelerator}",
+        causes=(", ".join(f"{name} {value / 1e9:.1f} GB" for name, value in held.ranked()[:3]),),
     )
-
-
-def _leaner(largest: str, wanted: Wanted) -> str:
-    """What makes the largest kind of memory smaller."""
-    if largest in ("activations", "logits", "workspace"):
-        return "a smaller batch or context"
-    if wanted.trained == 1.0:
-        return "adapters over frozen weights (--tune qlora), or a smaller model"
-    if wanted.stored_bits is None:
-        return "frozen weights of 4 bits (--tune qlora), or a smaller model"
-    return "a smaller model"
-
-
-def _devices_enough(question: Question, limit: float) -> int | None:
-    """The fewest devices, by doubling, over which some layout fits."""
-    work = Work.of(question.model, question.model.context)
-    for power in range(1, _DOUBLINGS + 1):
-        fleet = msgspec.structs.replace(question.fleet, devices=question.fleet.devices << power)
-        try:
-            spreads = candidates(work, fleet, question.batch, question.wanted)
-        except BadInput:
-            continue
-        if float(memory(work, spreads).peak.min()) <= limit:
-            return fleet.devices
-    return None

@@ -36,6 +36,11 @@ def memory(work: Work, spreads: Spreads) -> MemoryBytes:
     })  # fmt: skip
 
 
+def fullest(work: Work, spreads: Spreads) -> Array:
+    """Which stage needs most, [layouts]: the first (0), one in the middle (1) or the last (2)."""
+    return np.asarray(_each(work, spreads, stages(work, spreads)).peak.argmax(axis=0))
+
+
 def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
     """Of a device of each kind of stage, [stages, layouts]."""
     value, d = spreads.value_bytes, spreads.shards

@@ -22,7 +22,7 @@ from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Option
 
-Goal = Literal["time", "energy", "memory"]
+Goal = Literal["time", "money", "energy", "memory"]
 # Of a device's memory, what a plan may count on: the rest is the driver's and fragments'.
 MEMORY_SHARE = 0.94
 # Layouts at once: their arrays stay in the second-level cache.
@@ -51,7 +51,11 @@ class Found:
 
     def values(self, goal: Goal) -> Array:
         """What the goal makes least."""
-        return {"time": self.seconds, "energy": self.joules, "memory": self.bytes}[goal]
+        # Every second of a fleet costs the same: money tells machines apart, not layouts.
+        return {
+            "time": self.seconds, "money": self.seconds, "energy": self.joules,
+            "memory": self.bytes,
+        }[goal]  # fmt: skip
 
     def best(self, goal: Goal = "time") -> int | None:
         """The best that fits, or None."""

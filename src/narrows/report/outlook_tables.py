@@ -1,0 +1,241 @@
+"""Tables of a forecast: what a budget buys, what a change is worth, other machines, the facts."""
+
+from __future__ import annotations
+
+from narrows.report.markup import Markup, Node, element
+from narrows.report.numbers import compact, dollars, duration, percent, significant, size
+from narrows.report.sections import section
+from narrows.report.words import BASES, Phrase, same, spoken
+from narrows.spec.fleet import Spread
+from narrows.spec.forecast import Elsewhere, Evidence, Forecast, Sizing
+
+_AXES = {
+    "data": Phrase("data", "数据"), "replicas": Phrase("copies", "副本"),
+    "tensor": Phrase("tensor", "张量"), "pipeline": Phrase("pipeline", "流水线"),
+    "context": Phrase("context", "上下文"), "expert": Phrase("expert", "专家"),
+    "interleave": Phrase("pieces a stage", "每级分块"),
+}  # fmt: skip
+CHOICES = {
+    "sharding": Phrase("sharded", "分片"), "recompute": Phrase("recompute", "重计算"),
+    "schedule": Phrase("schedule", "调度"), "placement": Phrase("placement", "放置"),
+    "exchange": Phrase("context by", "上下文交换"), "reshard": Phrase("reshard", "重新分片"),
+    "first_fewer": Phrase("layers fewer in the first stage", "首级少"),
+    "last_fewer": Phrase("layers fewer in the last stage", "末级少"),
+    "sequence_parallel": Phrase("sequence parallelism", "序列并行"),
+    "state_bits": Phrase("bits of a moment", "优化器位数"),
+    "offload": Phrase("offload to", "卸载至"),
+    "chunked_loss": Phrase("loss in chunks", "分块损失"),
+    "none": Phrase("none", "无"), "optimizer": Phrase("optimizer", "优化器"),
+    "gradients": Phrase("gradients", "梯度"), "parameters": Phrase("parameters", "参数"),
+    "selective": Phrase("selective", "选择性"), "full": Phrase("full", "全部"),
+    "pointwise": Phrase("norms and activations", "归一化与激活"),
+    "gpipe": same("GPipe"), "1f1b": same("1F1B"), "zero_bubble": Phrase("zero-bubble", "零气泡"),
+    "data_outermost": Phrase("data outermost", "数据在最外"),
+    "all_to_all": Phrase("all-to-all", "全交换"), "host": Phrase("host", "主机"),
+    "disk": Phrase("disk", "磁盘"), "False": Phrase("off", "关"), "True": Phrase("on", "开"),
+}  # fmt: skip
+_GOALS = {
+    "time": Phrase("time", "时间"), "money": Phrase("money", "费用"),
+    "energy": Phrase("energy", "能量"), "memory": Phrase("memory", "显存"),
+}  # fmt: skip
+_EVIDENCE = {
+    "step": Phrase("step", "每步"), "memory_of_a_device": Phrase("memory of a device", "每卡显存"),
+    "power": Phrase("power", "功率"), "goodput": Phrase("goodput", "有效时间"),
+    "whole_training": Phrase("whole training", "全程"), "energy": Phrase("energy", "能量"),
+    "money": Phrase("money", "费用"), "carbon": Phrase("carbon", "碳排放"),
+    "loss": Phrase("loss", "损失"), "memory": Phrase("memory", "显存"),
+    "memory_bandwidth": Phrase("memory bandwidth", "显存带宽"),
+    "power_idle": Phrase("power, idle", "空闲功率"),
+    "power_full": Phrase("power, full", "满载功率"),
+    "price_of_a_device": Phrase("price of a device", "单卡租价"),
+    "carbon_of_electricity": Phrase("carbon of electricity", "电力碳强度"),
+    "power_usage_effectiveness": Phrase("power usage effectiveness", "电能使用效率（PUE）"),
+    "reach": Phrase("reach", "可达比例"),
+}  # fmt: skip
+_RESOURCES = {
+    "compute": Phrase("compute", "算力"),
+    "memory_bandwidth": Phrase("memory bandwidth", "显存带宽"),
+    "memory_capacity": Phrase("memory capacity", "显存容量"),
+    "link_bandwidth_inside_a_node": Phrase("link bandwidth inside a node", "节点内带宽"),
+    "network_bandwidth": Phrase("network bandwidth", "网络带宽"),
+    "link_latency": Phrase("link latency", "通信延迟"),
+}
+
+
+def layout(spread: Spread) -> Phrase:
+    """A layout in words."""
+    english, chinese = [], []
+    for name, word in _AXES.items():
+        count = getattr(spread, name)
+        if count > 1 or name == "data":
+            english.append(f"{word.en} {count}")
+            chinese.append(f"{word.zh} {count}")
+    micro = f"{spread.micro_batch} × {spread.accumulation}"
+    english.append(f"micro-batch {micro}")
+    chinese.append(f"微批 {micro}")
+    for name, value in {"sharding": spread.sharding, **spread.unusual}.items():
+        word, said = CHOICES[name], CHOICES.get(str(value), same(str(value)))
+        english.append(f"{word.en} {said.en}")
+        chinese.append(f"{word.zh} {said.zh}")
+    return Phrase(", ".join(english), "、".join(chinese))
+
+
+def dial(forecast: Forecast) -> Markup | None:
+    """What the budget buys, by each of its bounds."""
+    dial = forecast.dial
+    if dial is None:
+        return None
+    rows = [
+        _row(same(each.bound), compact(each.tokens), first=each is dial.limits[0])
+        for each in dial.limits
+    ]
+    told = [Phrase(
+        "The first bound is the tightest; {tokens} tokens are whole steps within it. "
+        "Compute-optimal for this size: {optimal} tokens.",
+        "第一项约束最紧；在其内的整步共 {tokens} token。此规模的计算最优量：{optimal} token。",
+    ).filled(tokens=compact(dial.tokens), optimal=compact(dial.tokens_optimal))]  # fmt: skip
+    if dial.loss is not None:
+        told.append(Phrase(
+            "Loss by the scaling law, of its own text and tokenizer (arXiv:2404.10102): {loss}.",
+            "按缩放定律的损失（以其自身的文本与分词器计，arXiv:2404.10102）：{loss}。",
+        ).filled(loss=significant(dial.loss)))  # fmt: skip
+    if dial.sizing is not None:
+        told.append(_sizing(dial.sizing))
+    heads = (Phrase("at most", "至多"), Phrase("tokens", "token 数"))
+    notes = [element("p", each, class_="lede") for each in told[1:]]
+    title = Phrase("What the budget buys", "预算能买到什么")
+    return section(title, told[0], _table(heads, rows), *notes)
+
+
+def _sizing(sizing: Sizing) -> Phrase:
+    if sizing.twice_parameters is None or sizing.twice_tokens is None:
+        return Phrase(
+            "Of {sizes} sizes, the one that these tokens are compute-optimal for.",
+            "在 {sizes} 种规模中，这些 token 恰为其计算最优量的一种。",
+        ).filled(sizes=sizing.sizes)
+    largest = (
+        Phrase(" The next larger one does not fit.", "再大一号就放不下。")
+        if sizing.largest
+        else same("")
+    )
+    return Phrase(
+        "Of {sizes} sizes, the one with the lowest loss, each at the throughput of its own best "
+        "layout.{largest} Twice as much would make it {parameters} parameters on {tokens} tokens.",
+        "在 {sizes} 种规模中损失最低的一种，每种都以其最优布局的吞吐计。{largest}预算加倍则为 "
+        "{parameters} 参数、{tokens} token。",
+    ).filled(
+        sizes=sizing.sizes, largest=largest, parameters=compact(sizing.twice_parameters),
+        tokens=compact(sizing.twice_tokens),
+    )  # fmt: skip
+
+
+def doubling(forecast: Forecast) -> Markup:
+    """What twice as much of each resource would save."""
+    rows = [
+        _row(spoken(_RESOURCES, each.resource), percent(-each.saving), duration(each.step_seconds),
+             first=each.resource == forecast.bottleneck)
+        for each in forecast.doubling
+    ]  # fmt: skip
+    lede = Phrase("What twice as much of each resource would save of a step.",
+                  "每种资源加倍后，每步能省多少。")  # fmt: skip
+    heads = (Phrase("twice the", "加倍"), Phrase("saves", "节省"), Phrase("step", "每步"))
+    return section(Phrase("If one had twice as much", "若资源加倍"), lede, _table(heads, rows))
+
+
+def techniques(forecast: Forecast) -> Markup:
+    """The chosen layout with one thing changed."""
+    now = forecast.predicted.step_seconds
+    rows = [
+        _row(same(each.verdict.partition(":")[0]), f"{each.step_seconds / now:.2f}×",
+             size(each.memory_peak), first=False)
+        for each in forecast.techniques
+    ]  # fmt: skip
+    lede = Phrase("The chosen layout with one thing changed.", "在选定布局上只改一项。")
+    heads = (Phrase("changed", "改动"), Phrase("time", "时间"), Phrase("memory", "显存"))
+    return section(Phrase("What a technique is worth", "每种技术值多少"), lede,
+                   _table(heads, rows))  # fmt: skip
+
+
+def layouts(forecast: Forecast) -> Markup | None:
+    """The best layouts of other kinds."""
+    if not forecast.runners_up:
+        return None
+    rows = [
+        _row(layout(each.spread), duration(each.step_seconds), size(each.memory_peak), first=False)
+        for each in forecast.runners_up
+    ]
+    heads = (Phrase("layout", "布局"), Phrase("step", "每步"), Phrase("memory", "显存"))
+    lede = Phrase("The next best of other kinds.", "其他类型中的次优者。")
+    return section(Phrase("Layouts that lose", "落选的布局"), lede, _table(heads, rows))
+
+
+def elsewhere(forecast: Forecast) -> Markup | None:
+    """The same step on other machines."""
+    if not forecast.elsewhere:
+        return None
+    heads = (
+        Phrase("machine", "机器"), Phrase("step", "每步"), Phrase("tokens/s", "每秒 token"),
+        Phrase("$ for a billion tokens", "每十亿 token 费用"),
+        Phrase("J a token", "每 token 焦耳"),
+    )  # fmt: skip
+    rows = [_place(each, first=each is forecast.elsewhere[0]) for each in forecast.elsewhere]
+    lede = Phrase(
+        "The same step at its best on each; the best for {goal} first.",
+        "同样的一步，在各处的最优；{goal}最优者在前。",
+    ).filled(goal=spoken(_GOALS, forecast.goal))
+    return section(Phrase("Elsewhere", "换一台机器"), lede, _table(heads, rows))
+
+
+def _place(each: Elsewhere, *, first: bool) -> Markup:
+    if each.step_seconds is None or each.tokens_per_s is None:
+        return element("tr", element("th", each.fleet, scope="row"),
+                       element("td", each.verdict, colspan="4"))  # fmt: skip
+    money, joules = each.dollars_per_billion_tokens, each.joules_per_token
+    return _row(
+        same(each.fleet), duration(each.step_seconds), f"{each.tokens_per_s:,.0f}",
+        "–" if money is None else dollars(money),
+        "–" if joules is None else significant(joules), first=first,
+    )  # fmt: skip
+
+
+def evidence(forecast: Forecast) -> Markup:
+    """How each number is known: what the forecast says, then what it was made from."""
+    groups = (
+        (Phrase("what is said", "结论"), forecast.answers),
+        (Phrase("what it rests on", "所依据的事实"), forecast.facts),
+    )
+    tables = [
+        _table((head, Phrase("value", "取值"), Phrase("basis", "依据"), Phrase("source", "来源")),
+               [_known(each) for each in known], words=(0, 2, 3))
+        for head, known in groups
+    ]  # fmt: skip
+    lede = Phrase("Each number with its basis: measured, datasheet, fitted, estimated or assumed.",
+                  "每个数都注明依据：实测、规格书、拟合、估算或假定。")  # fmt: skip
+    return section(Phrase("How it is known", "依据"), lede, *tables)
+
+
+def _known(each: Evidence) -> Markup:
+    return element(
+        "tr", element("th", spoken(_EVIDENCE, each.name), scope="row"),
+        element("td", each.value, class_="number"),
+        element("td", spoken(BASES, each.basis), class_="basis"),
+        element("td", each.source, class_="source"),
+    )  # fmt: skip
+
+
+def _row(name: Phrase, *values: Node, first: bool) -> Markup:
+    cells = [element("td", value, class_="number") for value in values]
+    return element("tr", element("th", name, scope="row"), cells,
+                   class_="first" if first else None)  # fmt: skip
+
+
+def _table(
+    heads: tuple[Phrase, ...], rows: list[Markup], *, words: tuple[int, ...] = (0,)
+) -> Markup:
+    """Columns hold numbers but for those at `words`."""
+    cells = [
+        element("th", head, scope="col", class_=None if place in words else "number")
+        for place, head in enumerate(heads)
+    ]
+    table = element("table", element("thead", element("tr", cells)), element("tbody", rows))
+    return element("div", table, class_="scroll")
