@@ -74,7 +74,7 @@ def apply(model: Transformer, axis: Axis, *, sequence: bool) -> None:
         def pieces(*given: Any) -> Tensor:
             return sliced(embedded(*given), axis)
 
-        model._embedded = pieces  # type: ignore[method-assign]
+        model._embedded = pieces  # type: ignore[method-assign, assignment]
 
 
 def entered(x_BTD: Tensor, axis: Axis, *, sequence: bool) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from narrows.report.numbers import compact, plain
 from narrows.report.words import CHOICES, LAYOUT, Phrase, same, spoken
 from narrows.spec.layout import Layout
@@ -38,7 +40,8 @@ class Considered(Record):
 def choices(plan: Plan) -> tuple[Choice, ...]:
     """Every choice that has a why, then what remains of the layout."""
     built = to_builtins(plan)
-    names = [*plan.why, *(name for name in LAYOUT if not _explained(name, plan))]
+    rest = [name for name in told(plan.layout) if not _explained(name, plan)]
+    names = [*plan.why, *rest]
     return tuple(
         Choice(
             name=name,
@@ -78,6 +81,12 @@ def listed(layout: Layout, names: Iterable[str]) -> Phrase:
     )
 
 
+def told(layout: Layout) -> list[str]:
+    """What a single process chooses too, and of several processes what is not the default."""
+    fields = msgspec.structs.fields(layout)
+    return [each.name for each in fields if getattr(layout, each.name) != each.default]
+
+
 def family(model: ModelSpec) -> str:
     """Whose choices a model makes: Llama, GPT-2, or neither."""
     match model.positions, model.feed_forward:
@@ -108,7 +117,9 @@ def shown(value: Any) -> str:
 
 
 def _difference(layout: Layout, chosen: Layout) -> Phrase:
-    names = [name for name in LAYOUT if getattr(layout, name) != getattr(chosen, name)]
+    names = [
+        name for name in Layout.__struct_fields__ if getattr(layout, name) != getattr(chosen, name)
+    ]
     return listed(layout, names) if names else Phrase("as chosen", "选中的布局")
 
 
@@ -131,7 +142,7 @@ def _value(plan: Plan, built: dict[str, Any], name: str) -> Phrase:
     if name == "model":
         return _shape(plan.model)
     if name == "layout":
-        return listed(plan.layout, LAYOUT)
+        return listed(plan.layout, told(plan.layout))
     last = name.rpartition(".")[2]
     paths = [name.split("."), [last], *([place, last] for place in _PLACES)]
     for path in paths:

@@ -20,7 +20,7 @@ from narrows.report.numbers import (
     size,
 )
 from narrows.report.sections import HALF, both, figure, key, section
-from narrows.report.words import MEMORY, Phrase, same, spoken
+from narrows.report.words import MEMORY, VALUES, Phrase, same, spoken
 from narrows.spec.forecast import Bend, Forecast
 from narrows.spec.record import write_atomically
 
@@ -209,5 +209,5 @@ def _pipeline(forecast: Forecast) -> Markup | None:
         "{schedule}: what runs on the first ranks for the first micro-batches, forward, backward "
         "and gradients of weights; gaps are the bubble.",
         "{schedule}：前几个设备在前几个微批上的前向、反向与权重梯度；空白即气泡。",
-    ).filled(schedule=tables.CHOICES[spread.schedule])
+    ).filled(schedule=VALUES[spread.schedule])
     return section(Phrase("The pipeline", "流水线"), lede, element("figure", plot))

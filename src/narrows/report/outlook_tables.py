@@ -5,35 +5,11 @@ from __future__ import annotations
 from narrows.report.markup import Markup, Node, element
 from narrows.report.numbers import compact, dollars, duration, percent, significant, size
 from narrows.report.sections import section
-from narrows.report.words import BASES, Phrase, same, spoken
+from narrows.report.words import BASES, LAYOUT, VALUES, Phrase, same, spoken
 from narrows.spec.fleet import Spread
 from narrows.spec.forecast import Elsewhere, Evidence, Forecast, Sizing
 
-_AXES = {
-    "data": Phrase("data", "数据"), "replicas": Phrase("copies", "副本"),
-    "tensor": Phrase("tensor", "张量"), "pipeline": Phrase("pipeline", "流水线"),
-    "context": Phrase("context", "上下文"), "expert": Phrase("expert", "专家"),
-    "interleave": Phrase("pieces a stage", "每级分块"),
-}  # fmt: skip
-CHOICES = {
-    "sharding": Phrase("sharded", "分片"), "recompute": Phrase("recompute", "重计算"),
-    "schedule": Phrase("schedule", "调度"), "placement": Phrase("placement", "放置"),
-    "exchange": Phrase("context by", "上下文交换"), "reshard": Phrase("reshard", "重新分片"),
-    "first_fewer": Phrase("layers fewer in the first stage", "首级少"),
-    "last_fewer": Phrase("layers fewer in the last stage", "末级少"),
-    "sequence_parallel": Phrase("sequence parallelism", "序列并行"),
-    "state_bits": Phrase("bits of a moment", "优化器位数"),
-    "offload": Phrase("offload to", "卸载至"),
-    "chunked_loss": Phrase("loss in chunks", "分块损失"),
-    "none": Phrase("none", "无"), "optimizer": Phrase("optimizer", "优化器"),
-    "gradients": Phrase("gradients", "梯度"), "parameters": Phrase("parameters", "参数"),
-    "selective": Phrase("selective", "选择性"), "full": Phrase("full", "全部"),
-    "pointwise": Phrase("norms and activations", "归一化与激活"),
-    "gpipe": same("GPipe"), "1f1b": same("1F1B"), "zero_bubble": Phrase("zero-bubble", "零气泡"),
-    "data_outermost": Phrase("data outermost", "数据在最外"),
-    "all_to_all": Phrase("all-to-all", "全交换"), "host": Phrase("host", "主机"),
-    "disk": Phrase("disk", "磁盘"), "False": Phrase("off", "关"), "True": Phrase("on", "开"),
-}  # fmt: skip
+_AXES = ("data", "replicas", "tensor", "pipeline", "context", "expert", "interleave")
 _GOALS = {
     "time": Phrase("time", "时间"), "money": Phrase("money", "费用"),
     "energy": Phrase("energy", "能量"), "memory": Phrase("memory", "显存"),
@@ -65,8 +41,8 @@ _RESOURCES = {
 def layout(spread: Spread) -> Phrase:
     """A layout in words."""
     english, chinese = [], []
-    for name, word in _AXES.items():
-        count = getattr(spread, name)
+    for name in _AXES:
+        word, count = LAYOUT[name], getattr(spread, name)
         if count > 1 or name == "data":
             english.append(f"{word.en} {count}")
             chinese.append(f"{word.zh} {count}")
@@ -74,7 +50,7 @@ def layout(spread: Spread) -> Phrase:
     english.append(f"micro-batch {micro}")
     chinese.append(f"微批 {micro}")
     for name, value in {"sharding": spread.sharding, **spread.unusual}.items():
-        word, said = CHOICES[name], CHOICES.get(str(value), same(str(value)))
+        word, said = LAYOUT[name], VALUES.get(str(value), same(str(value)))
         english.append(f"{word.en} {said.en}")
         chinese.append(f"{word.zh} {said.zh}")
     return Phrase(", ".join(english), "、".join(chinese))

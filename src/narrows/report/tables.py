@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from narrows.report import comparison
 from narrows.report.choices import choices as decided
-from narrows.report.choices import considered, listed
+from narrows.report.choices import considered, listed, told
 from narrows.report.known import machine_facts, summed_up
 from narrows.report.markup import Markup, Node, element
 from narrows.report.numbers import duration, percent, show, size
 from narrows.report.run import Run, Sample
 from narrows.report.sections import section
-from narrows.report.words import BASES, EVENTS, LAYOUT, MEASURED, PREDICTED, Phrase, same, spoken
+from narrows.report.words import BASES, EVENTS, MEASURED, PREDICTED, Phrase, same, spoken
 
 SAMPLE_CHARACTERS_MOST = 4000
 EVENTS_MOST = 200
@@ -76,7 +76,7 @@ def layouts(run: Run) -> Markup:
     lede = Phrase(
         "Chosen: {layout}. The others are told by what they do otherwise.",
         "选中：{layout}。其余布局只列出不同之处。",
-    ).filled(layout=listed(run.plan.layout, LAYOUT))
+    ).filled(layout=listed(run.plan.layout, told(run.plan.layout)))
     return section(title, lede, element("div", table, class_="scroll layouts"))
 
 
