@@ -53,7 +53,7 @@ def one_step(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]
     mine = split(spec, layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)
     own_BT = tokens()[first : first + count]
-    loss = float(mine.run(own_BT, chunk=layout.loss_chunk, after=lambda: None))
+    loss = float(mine.run(own_BT, layout.loss_chunk))
     gradients = {
         name: local(parameter.grad)
         for name, parameter in mine.parameters().items()

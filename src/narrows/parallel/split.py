@@ -7,6 +7,7 @@ parts are given memory and first values; and from then on the model computes thi
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +35,21 @@ class Making(NamedTuple):
     dtype: torch.dtype
 
 
+def nothing(*_: object) -> None:
+    """What stands beside a micro-batch by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What a trainer does beside micro-batches: before each, by its place in the whole batch; after
+    each, when its gradients are there; and around their parts, by name.
+    """
+
+    before: Callable[[int], None] = nothing
+    after: Callable[[], None] = nothing
+    span: Callable[[str], AbstractContextManager[object]] = nullcontext
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """The model of this process. `parts` says what it has of each parameter; of parameters that
@@ -57,22 +73,44 @@ class Split:
         each = batch // self.ranks.batches.size
         return self.ranks.batches.rank * each, each
 
-    def run(self, tokens_BT: Tensor, *, chunk: int, after: Callable[[], None]) -> Tensor:
-        """Forward and backward over this process's sequences [b,T+1], `after` each micro-batch;
-        returns the mean loss over the counted targets of all processes.
+    def run(self, tokens_BT: Tensor, chunk: int, beside: Beside | None = None) -> Tensor:
+        """Forward and backward over this process's sequences [b,T+1]; returns the mean loss over
+        the counted targets of all processes.
         """
+        beside = beside or Beside()
         targets = (tokens_BT[:, 1:] >= 0).sum()
         scale = 1.0 / max(1, int(add_up(targets, self.ranks.batches)))
         total = torch.zeros((), dtype=torch.float32, device=tokens_BT.device)
         micros = tokens_BT.split(self.layout.micro_batch)
         for index, micro_BT in enumerate(micros):
+            beside.before(self.ranks.batches.rank * len(micros) + index)
             data.micro_batch(self.model, self.layout, last=index == len(micros) - 1)
-            inputs_BT, targets_BT = micro_BT[:, :-1].contiguous(), micro_BT[:, 1:].contiguous()
-            loss = self.model.loss(inputs_BT, targets_BT, chunk=chunk, scale=scale)
-            loss.backward()
+            with beside.span("forward"):
+                inputs_BT, targets_BT = divided(micro_BT)
+                loss = self.model.loss(inputs_BT, targets_BT, chunk=chunk, scale=scale)
+            with beside.span("backward"):
+                loss.backward()
             total += loss.detach()
-            after()
+            beside.after()
         return add_up(total, self.ranks.batches)
+
+    @torch.no_grad()
+    def loss(self, tokens_BT: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        """Sum of the cross entropies of this process's sequences [b,T+1], and how many targets
+        count; all processes call it as often.
+        """
+        inputs_BT, targets_BT = divided(tokens_BT)
+        total = self.model.loss(inputs_BT, targets_BT, chunk=chunk, scale=1.0)
+        return total, (targets_BT >= 0).sum()
+
+    def total(self, value: float) -> float:
+        """The sum of what every process has of something."""
+        if self.ranks.everyone.group is None:
+            return value
+        device = next(self.model.parameters()).device
+        return float(
+            add_up(torch.tensor(value, dtype=torch.float32, device=device), self.ranks.everyone)
+        )
 
     @torch.no_grad()
     def complete(self, gradients: dict[str, Tensor]) -> None:
@@ -107,6 +145,11 @@ def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed
         model=model, ranks=ranks, layout=layout, parts=parts, partial=frozenset(alike.partial),
         owned=frozenset(name for name in parts if _owns(name, alike.every, ranks)),
     )  # fmt: skip
+
+
+def divided(tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """What is read and what is to be written next of sequences [B,T+1]."""
+    return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
 
 
 def local(parameter: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 import narrows
-from narrows.plan import recipe
+from narrows.plan import processes, recipe
 from narrows.plan.cost import evaluation_seconds
 from narrows.plan.curves import matmul_peak
 from narrows.plan.design import Design, design
@@ -56,8 +56,10 @@ def make_plan(job: Job, machine: Machine, dataset: Dataset | None) -> Plan:
     """
     text = known_text(job, dataset)
     wanted = design(job, machine, text)
+    processes.check(job.layout, wanted.model, wanted.batch)
     options = candidates(job.layout, machine, wanted.batch, wanted.model.context)
-    found = search(Shapes.of([wanted.model]), options, machine)
+    share = 1.0 / job.layout.processes
+    found = search(Shapes.of([wanted.model]), options, machine, memory_scale=share)
     chosen = _choose(wanted, found, machine)
     if chosen is None:
         raise refusal(job, machine, wanted.model, wanted.batch, found)
@@ -187,7 +189,7 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         seed=job.seed,
         objective="next_token",
         model=model,
-        layout=layout,
+        layout=processes.shared(layout, job.layout),
         optimizer=optimizer,
         schedule=schedule,
         batch_sequences=wanted.batch,

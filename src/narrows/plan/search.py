@@ -101,7 +101,8 @@ def candidates(
     Raises BadInput where the intent asks for what the machine or the batch cannot do.
     """
     _check(intent, machine, batch_sequences)
-    micro = [intent.micro_batch] if intent.micro_batch else divisors(batch_sequences)
+    own = batch_sequences // intent.batches
+    micro = [intent.micro_batch] if intent.micro_batch else divisors(own)
     recompute = [intent.recompute == "full"] if intent.recompute else [False, True]
     threads = intent.threads or machine.device.threads
     rows: list[tuple[int, bool, int]] = [
@@ -176,10 +177,11 @@ def _chunks(intent: LayoutIntent, tokens: int) -> list[int]:
 
 def _check(intent: LayoutIntent, machine: Machine, batch_sequences: int) -> None:
     micro = intent.micro_batch
-    if micro is not None and batch_sequences % micro:
-        near = ", ".join(str(each) for each in divisors(batch_sequences))
+    own = batch_sequences // intent.batches
+    if micro is not None and own % micro:
+        near = ", ".join(str(each) for each in divisors(own))
         raise BadInput(
-            f"a batch of {batch_sequences} sequences cannot be cut into micro-batches of {micro}",
+            f"a batch of {own} sequences cannot be cut into micro-batches of {micro}",
             hint=f"--set layout.micro_batch=N with N one of {near}",
         )
     if intent.threads is not None and intent.threads > machine.device.threads:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from narrows.spec.errors import BadInput
+from narrows.spec.fleet import Exchange, Schedule, Sharding
 from narrows.spec.model import FeedForward, Norm, Positions
 from narrows.spec.record import Record
 from narrows.spec.units import Dollars, Joules, Quantity, Seconds, Tokens
@@ -138,9 +139,49 @@ class LayoutIntent(Record):
     kernels: Literal["torch", "native"] | None = None
     threads: int | None = None
     loss_chunk: int | None = None
+    data: int | None = None
+    replicas: int | None = None
+    tensor: int | None = None
+    pipeline: int | None = None
+    interleave: int | None = None
+    context: int | None = None
+    expert: int | None = None
+    sharding: Sharding | None = None
+    reshard: bool | None = None
+    schedule: Schedule | None = None
+    exchange: Exchange | None = None
+    sequence_parallel: bool | None = None
+    first_fewer: int | None = None
+    last_fewer: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "layout", "micro_batch", "threads", "loss_chunk")
+        _at_least_one(
+            self, "layout", "micro_batch", "threads", "loss_chunk", "data", "replicas", "tensor",
+            "pipeline", "interleave", "context", "expert",
+        )  # fmt: skip
+
+    @property
+    def spread(self) -> dict[str, Any]:
+        """What it says of several processes."""
+        known = {
+            name: getattr(self, name)
+            for name in (
+                "data", "replicas", "tensor", "pipeline", "interleave", "context", "expert",
+                "sharding", "reshard", "schedule", "exchange", "sequence_parallel", "first_fewer",
+                "last_fewer",
+            )
+        }  # fmt: skip
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def batches(self) -> int:
+        """Processes that read different sequences."""
+        return (self.data or 1) * (self.replicas or 1)
+
+    @property
+    def processes(self) -> int:
+        """Processes that it takes."""
+        return self.batches * (self.tensor or 1) * (self.pipeline or 1) * (self.context or 1)
 
 
 class Job(Record):

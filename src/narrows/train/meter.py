@@ -52,8 +52,8 @@ def memory_peak(trainer: Trainer, peak: float) -> MemoryPeak:
     their workspace. A heap that was large before the start grows less than it holds: the tensors
     are the least.
     """
-    model, optimizer = trainer.model, trainer.optimizer
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    optimizer = trainer.optimizer
+    weights = sum(p.numel() * p.element_size() for p in optimizer.parameters.values())
     state = optimizer.state()
     masters = sum(t.numel() * 4 for name, t in state.items() if name.startswith("master."))
     moments = sum(t.numel() * 4 for name, t in state.items() if not name.startswith("master."))

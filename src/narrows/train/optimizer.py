@@ -5,33 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from narrows.kernels.interface import AdamWStep, Kernels, Moments
+from narrows.parallel.split import Split, local
 from narrows.spec.plan import AdamW
 
 
 class Optimizer:
     """Accumulates gradients over micro-batches, clips by their norm, and steps.
 
-    Matrices decay, vectors don't. With one micro-batch a step the gradient is used where autograd
-    left it; with more it is summed in fp32.
+    It has what this process has of each parameter; the norm is that of all. Matrices decay, vectors
+    don't. With one micro-batch a step the gradient is used where autograd left it; with more it is
+    summed in fp32.
     """
 
-    def __init__(self, model: nn.Module, settings: AdamW, kernels: Kernels) -> None:
-        self.settings, self.kernels = settings, kernels
-        self.parameters = dict(model.named_parameters())
-        self.moments = {name: _moments(p) for name, p in self.parameters.items()}
+    def __init__(self, split: Split, settings: AdamW) -> None:
+        self.split, self.settings = split, settings
+        self.kernels: Kernels = split.model.kernels
+        self.held = split.parameters()
+        self.parameters = {name: local(parameter) for name, parameter in self.held.items()}
+        self.moments = {name: _moments(each) for name, each in self.parameters.items()}
         self.sums: dict[str, Tensor] = {}
 
     def accumulate(self) -> None:
         """Move every parameter's gradient into its fp32 sum."""
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.held.items():
             if parameter.grad is None:
                 continue
             if name not in self.sums:
-                self.sums[name] = torch.zeros_like(parameter, dtype=torch.float32)
-            self.kernels.accumulate_(self.sums[name], parameter.grad)
+                self.sums[name] = torch.zeros_like(self.parameters[name], dtype=torch.float32)
+            self.kernels.accumulate_(self.sums[name], local(parameter.grad))
             parameter.grad = None
 
     def step(self, count: int, factor: float) -> float:
@@ -39,7 +43,9 @@ class Optimizer:
         norm before clipping. A norm that is not finite changes nothing.
         """
         gradients = dict(self._gradients())
-        norm = sum(self.kernels.squared_norm(g) for g in gradients.values()) ** 0.5
+        self.split.complete(gradients)
+        owned = [each for name, each in gradients.items() if name in self.split.owned]
+        norm = self.split.total(sum(self.kernels.squared_norm(each) for each in owned)) ** 0.5
         s = self.settings
         if norm < float("inf"):
             scale = min(1.0, s.clip / (norm + 1e-6)) if s.clip else 1.0
@@ -71,26 +77,26 @@ class Optimizer:
                 self.parameters[name].copy_(moments.master)
 
     def _gradients(self) -> Iterable[tuple[str, Tensor]]:
-        for name, parameter in self.parameters.items():
-            gradient = self.sums[name] if self.sums else parameter.grad
-            if gradient is not None:
-                yield name, gradient
+        for name, parameter in self.held.items():
+            if name in self.sums:
+                yield name, self.sums[name]
+            elif parameter.grad is not None:
+                yield name, local(parameter.grad)
 
     @torch.no_grad()
     def _update(self, name: str, gradient: Tensor, step: AdamWStep) -> None:
         parameter, moments = self.parameters[name], self.moments[name]
         shared = moments.master.data_ptr() == parameter.data_ptr()
-        self.kernels.adamw_(moments, gradient, None if shared else parameter.data, step)
+        self.kernels.adamw_(moments, gradient, None if shared else parameter, step)
 
     def _clear(self) -> None:
-        for parameter in self.parameters.values():
+        for parameter in self.held.values():
             parameter.grad = None
         for total in self.sums.values():
             total.zero_()
 
 
-def _moments(parameter: nn.Parameter) -> Moments:
-    like = parameter.detach()
+def _moments(like: Tensor) -> Moments:
     master = like if like.dtype == torch.float32 else like.to(torch.float32)
     zeros = torch.zeros_like(master)
     return Moments(master, zeros, torch.zeros_like(master))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load
-from narrows.model.transformer import Transformer, Wrapper, initialise
+from narrows.model.transformer import Wrapper
+from narrows.parallel.collectives import add_up
+from narrows.parallel.mesh import ranks_of
+from narrows.parallel.split import Beside, Making, Split, split
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
 from narrows.spec.plan import Plan
@@ -42,38 +44,34 @@ class Trainer:
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self.plan, self.device = plan, device
-        self.model = build_model(plan, device)
-        self.optimizer = Optimizer(self.model, plan.optimizer, self.model.kernels)
+        self.split = build(plan, device)
+        self.model, self.ranks = self.split.model, self.split.ranks
+        self.optimizer = Optimizer(self.split, plan.optimizer)
         self.span: Callable[[str], AbstractContextManager[object]] = no_span
 
     def step(self, number: int, batches: Batches) -> StepResult:
         """Step `number`, from 0. Equal for equal number, weights and data, on equal hardware."""
         plan, layout = self.plan, self.plan.layout
+        first, count = self.split.own(plan.batch_sequences)
         with self.span("data"):
-            rows = batches.sequences(number * plan.batch_sequences, plan.batch_sequences)
+            rows = batches.sequences(number * plan.batch_sequences + first, count)
             tokens_BT = torch.from_numpy(rows).to(self.device)
-        counted = int((tokens_BT[:, 1:] >= 0).sum())
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for index, part_BT in enumerate(tokens_BT.split(layout.micro_batch)):
+
+        def seed(index: int) -> None:
             if plan.model.dropout:
                 torch.manual_seed(_mixed(plan.seed, number, index))
-            total += self._micro_batch(part_BT, 1.0 / max(1, counted))
+
+        def accumulate() -> None:
             if layout.accumulation > 1:
                 with self.span("accumulate"):
                     self.optimizer.accumulate()
+
+        beside = Beside(before=seed, after=accumulate, span=self.span)
+        loss = self.split.run(tokens_BT, layout.loss_chunk, beside)
         with self.span("optimizer"):
             factor = rate_factor(plan.schedule, number, plan.steps)
             norm = self.optimizer.step(number + 1, factor)
-        return StepResult(float(total), norm, plan.optimizer.learning_rate * factor)
-
-    def _micro_batch(self, tokens_BT: Tensor, scale: float) -> Tensor:
-        with self.span("forward"):
-            inputs_BT, targets_BT = tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
-            chunk = self.plan.layout.loss_chunk
-            loss = self.model.loss(inputs_BT, targets_BT, chunk=chunk, scale=scale)
-        with self.span("backward"):
-            loss.backward()
-        return loss.detach()
+        return StepResult(float(loss), norm, plan.optimizer.learning_rate * factor)
 
 
 def no_span(name: str) -> AbstractContextManager[object]:
@@ -81,25 +79,31 @@ def no_span(name: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-@torch.no_grad()
 def evaluation_loss(trainer: Trainer, batches: Batches, sequences: int) -> float:
     """Mean loss over the first `sequences` of `batches`, in nats a token."""
-    layout, model = trainer.plan.layout, trainer.model
+    layout, model, axis = trainer.plan.layout, trainer.model, trainer.ranks.batches
     model.eval()
-    total, counted = 0.0, 0
-    for first in range(0, sequences, layout.micro_batch):
-        rows = batches.sequences(first, min(layout.micro_batch, sequences - first))
+    total = torch.zeros(2, dtype=torch.float64, device=trainer.device)
+    for first in range(0, sequences, layout.micro_batch * axis.size):
+        # All ranks compute as often; those that have no sequence left count none of its targets.
+        start = first + axis.rank * layout.micro_batch
+        count = min(layout.micro_batch, max(0, sequences - start))
+        rows = batches.sequences(start if count else first, count or 1)
         tokens_BT = torch.from_numpy(rows).to(trainer.device)
-        targets_BT = tokens_BT[:, 1:].contiguous()
-        inputs_BT = tokens_BT[:, :-1].contiguous()
-        total += float(model.loss(inputs_BT, targets_BT, chunk=layout.loss_chunk, scale=1.0))
-        counted += int((targets_BT >= 0).sum())
+        if not count:
+            tokens_BT[:, 1:] = -1
+            tokens_BT[:, 1:-1] = 0
+        loss, counted = trainer.split.loss(tokens_BT, layout.loss_chunk)
+        total += torch.stack([loss.double(), counted.double()])
     model.train()
-    return total / max(1, counted)
+    loss, counted = add_up(total, axis).tolist()
+    return float(loss / max(1.0, counted))
 
 
-def build_model(plan: Plan, device: torch.device) -> Transformer:
-    """The plan's model with its first weights, threads and allocator set as the plan says."""
+def build(plan: Plan, device: torch.device) -> Split:
+    """This process's part of the plan's model with its first weights, threads and allocator set as
+    the plan says.
+    """
     layout = plan.layout
     if not plan.model.writes:
         raise BadInput(
@@ -114,20 +118,10 @@ def build_model(plan: Plan, device: torch.device) -> Transformer:
     if device.type == "cpu":
         torch.set_num_threads(layout.threads)
         keep_pages()
-    with device, _default_dtype(DTYPES[layout.precision]):
-        model = Transformer(plan.model, load(layout.kernels), wrap=_wrapper(layout))
-    initialise(model, plan.seed)
-    return model.train()
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    making = Making(load(layout.kernels), _wrapper(layout), device, DTYPES[layout.precision])
+    made = split(plan.model, layout, ranks_of(layout, device), making, seed=plan.seed)
+    made.model.train()
+    return made
 
 
 def _wrapper(layout: Layout) -> Wrapper | None:
