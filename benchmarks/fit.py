@@ -144,10 +144,11 @@ def fit(cases: list[Case]) -> tuple[list[str], np.ndarray]:
         weight = importance / np.sqrt(1.0 + np.minimum(np.abs(errors) / SIGMA, 50.0))
         return np.concatenate([errors * weight / SIGMA, (values - centre) / width])
 
-    return names, _minimize(residuals, centre.copy())
+    return names, minimize(residuals, centre.copy())
 
 
-def _minimize(residuals: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+def minimize(residuals: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """The vector of least squares of residuals, by Levenberg and Marquardt."""
     found, damping = residuals(x), 1.0
     for _ in range(STEPS):
         jacobian = np.empty((found.size, x.size))

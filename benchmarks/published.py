@@ -110,7 +110,9 @@ def serving_verdicts(row: Row) -> list[Verdict]:
         said = f"{name} {found[name]:.1f} ms for {value:.1f} ms"
         wrong = served.impossible(question, value / 1e3) if name == "tpot" else None
         said += f" (cannot be right: {wrong})" if wrong else ""
-        verdicts.append(Verdict({**row, "precision": name}, found[name] / value - 1.0, said))
+        kind = "moe" if question.work.spec.experts else "dense"
+        told = {**row, "precision": name, "ffn_kind": kind}
+        verdicts.append(Verdict(told, found[name] / value - 1.0, said))
     return verdicts
 
 

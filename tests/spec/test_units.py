@@ -34,6 +34,8 @@ KINDS = Quantity.__subclasses__()
         (Tokens, "1.5B tokens", 1.5e9),
         (Tokens, "300 tokens", 300.0),
         (units.FlopPerSecond, "989 TFLOP/s", 989e12),
+        (units.RequestsPerSecond, "5 requests/s", 5.0),
+        (units.RequestsPerSecond, "30 req/min", 0.5),
         (units.Watts, "350 W", 350.0),
         (units.DollarsPerHour, "2.5 $/h", 2.5),
         (units.GramsPerKilowattHour, "0.4 kg/kWh", 400.0),

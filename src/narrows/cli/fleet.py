@@ -11,7 +11,6 @@ from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
     from narrows.plan.fleet.question import Question
-    from narrows.plan.fleet.service import Demand
     from narrows.spec.fleet import Fleet
     from narrows.spec.model import ModelSpec
 
@@ -38,12 +37,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, metavar="N", help="positions of a sequence (8192, or fewer)"
     )
     parser.add_argument("--batch", type=int, metavar="N", help="sequences of a step (4M tokens)")
-    parser.add_argument("--serve", type=int, metavar="N",
-                        help="serve N requests at a time instead of training")  # fmt: skip
-    parser.add_argument("--prompt", type=int, default=1024, metavar="N", help="tokens of a request")
-    parser.add_argument("--answer", type=int, default=256, metavar="N", help="tokens of an answer")
-    parser.add_argument("--first-token", metavar="TIME", help='at the latest, such as "500 ms"')
-    parser.add_argument("--per-token", metavar="TIME", help='at the latest, such as "50 ms"')
     parser.add_argument("--against", action="append", default=[], metavar="NAME",
                         help="another fleet to set beside it; repeatable")  # fmt: skip
     parser.add_argument("--tune", choices=["lora", "qlora"],
@@ -82,7 +75,7 @@ def _placed(name: str, chosen: argparse.Namespace) -> Fleet:
 
 def refuse(chosen: argparse.Namespace) -> None:
     """Raises BadInput where something was given that a machine at hand is not asked."""
-    for name in ("model", "context", "batch", "serve", "against", "tune", "page", "region",
+    for name in ("model", "context", "batch", "serve", "rate", "against", "tune", "page", "region",
                  "pue"):  # fmt: skip
         if getattr(chosen, name) not in (None, []):
             raise BadInput(
@@ -148,28 +141,6 @@ def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
         wanted=Wanted(**_wanted(chosen)),
         against=tuple(_placed(name, chosen) for name in chosen.against), ladder=ladder(known),
     ))  # fmt: skip
-
-
-def demand(chosen: argparse.Namespace) -> Demand:
-    """The arguments as something to serve."""
-    from narrows.plan.fleet.service import Demand
-    from narrows.spec.units import Seconds
-
-    for name in ("budget", "overrides", "against", "tune", "page", "region", "pue"):
-        if getattr(chosen, name) not in (None, []):
-            option = "set" if name == "overrides" else name
-            raise BadInput(f"--{option} says nothing of serving", hint="leave it or --serve out")
-    asked = question(chosen)
-    for name in ("serve", "prompt", "answer"):
-        if getattr(chosen, name) < 1:
-            raise BadInput(f"--{name} is {getattr(chosen, name)}", hint="use at least 1")
-    first, each = chosen.first_token, chosen.per_token
-    return Demand(
-        name=asked.name, model=asked.model, fleet=asked.fleet, concurrency=chosen.serve,
-        prompt=chosen.prompt, answer=chosen.answer,
-        first_token_s=None if first is None else float(Seconds.parse(first)),
-        per_token_s=None if each is None else float(Seconds.parse(each)),
-    )  # fmt: skip
 
 
 def model(name: str, context: int | None) -> ModelSpec:

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from narrows.cli import fleet, intent, remedy, speak
+from narrows.cli import fleet, intent, remedy, service, speak
 from narrows.spec.errors import BadInput, DoesNotFit
 
 SUMMARY = "Settle every value of a run, and predict its time, memory, energy and cost."
@@ -17,7 +17,8 @@ narrows plan job.toml --set model.layers=12         what if
 narrows plan job.toml --machine other.toml          on a machine probed elsewhere
 narrows plan --machine 8xh100-sxm --model llama-3.1-8b              on machines to rent
 narrows plan --machine 8xh100-sxm --budget "$10,000"                what they can train for that
-narrows plan --machine h100-sxm --model llama-3.1-8b --serve 32     how it would answer"""
+narrows plan --machine h100-sxm --model llama-3.1-8b --serve 32     how it would answer
+narrows plan --machine 8xh100-sxm --model llama-3.1-70b --rate "5 requests/s" --first-token 1s"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="here, a probed one (narrows probe -o), or [NODESx][DEVICESx]ACCELERATOR",
     )  # fmt: skip
     fleet.arguments(parser)
+    service.arguments(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="write the plan here")
 
 
@@ -66,11 +68,8 @@ def _for_a_fleet(chosen: argparse.Namespace) -> int:
     from narrows.spec.record import Record, save
 
     found: Record
-    if chosen.serve is not None:
-        from narrows.plan.fleet import service
-
-        answer = service.service(fleet.demand(chosen))
-        found, told = answer, service.text(answer)
+    if service.is_asked(chosen):
+        found, told = service.answer(chosen)
     else:
         from narrows.plan.fleet.forecast import forecast
         from narrows.plan.fleet.render import text

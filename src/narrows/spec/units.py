@@ -183,6 +183,18 @@ class GramsPerKilowattHour(Quantity):
     written = (("g/kWh", 1.0),)
 
 
+class RequestsPerSecond(Quantity):
+    """How often somebody asks."""
+
+    symbol, example = "requests/s", "5 requests/s"
+    units = {
+        f"{word}/{time}": 1.0 / seconds
+        for word in ("requests", "request", "req")
+        for time, seconds in (("s", 1.0), ("min", 60.0), ("h", 3600.0))
+    }
+    written = _descending(units, "requests/s", "requests/min", "requests/h")
+
+
 class Tokens(Quantity):
     """A number of tokens."""
 

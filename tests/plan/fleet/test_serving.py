@@ -3,21 +3,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrows.model.presets import preset
 from narrows.plan.fleet import constants
+from narrows.plan.fleet.passes import Prompt, Replica, prefill_seconds
 from narrows.plan.fleet.serving import (
+    Apart,
     Load,
-    Replica,
-    cache_bytes_per_token,
-    decode_seconds,
-    prefill_seconds,
+    Speculation,
+    joined_seconds,
+    queue,
+    roomy,
     serve,
-    touched_bytes,
+    step_seconds,
+    weights_of,
 )
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Fleet
@@ -26,83 +27,125 @@ from narrows.spec.model import ModelSpec
 MakeFleet = Callable[..., Fleet]
 
 
-def test_one_request_decodes_at_the_rate_that_weights_are_read(
-    small: ModelSpec, make_fleet: MakeFleet
-) -> None:
-    work, device = Work.of(small, 1024), make_fleet(devices=1)
-    read = touched_bytes(work, Replica(), 1.0)
-    rate = 1e12 * constants.SERVING_MEMORY
-    fixed = small.layers * constants.SERVING_BLOCK + constants.SERVING_STEP
-    cache = 128 * cache_bytes_per_token(small, Replica())
-    found = decode_seconds(work, Replica(), 1.0, 128.0, device)
-    assert found == pytest.approx((read + cache) / rate + fixed)
-
-
-def test_weights_are_what_products_hold(small: ModelSpec) -> None:
-    read = touched_bytes(Work.of(small, 1024), Replica(), 1.0)
-    norms = (2 * small.layers + 1) * small.width
-    table = small.vocabulary * small.width
-    assert read == pytest.approx(2.0 * (small.parameters - norms - table))
-
-
-def test_a_cache_holds_keys_and_values_of_each_layer() -> None:
-    llama = preset("llama-3.1-8b").spec
-    assert cache_bytes_per_token(llama, Replica()) == 2 * 32 * 8 * 128 * 2
-    assert cache_bytes_per_token(llama, Replica(tensor=4)) == 2 * 32 * 2 * 128 * 2
-    # No fewer than one head: sixteen ranks hold eight heads twice.
-    assert cache_bytes_per_token(llama, Replica(tensor=16)) == 2 * 32 * 1 * 128 * 2
-
-
-def test_latent_attention_keeps_one_vector_for_all_heads() -> None:
-    deepseek = preset("deepseek-v3").spec
-    assert cache_bytes_per_token(deepseek, Replica()) == 61 * (512 + 64) * 2
-
-
-def test_more_tokens_meet_more_experts() -> None:
-    work = Work.of(preset("mixtral-8x7b").spec, 1024)
-    one, two, many = (touched_bytes(work, Replica(), tokens) for tokens in (1.0, 2.0, 1e6))
-    each = work.layers_experts * sum(m.parameters for m in work.expert) * 2.0
-    assert two - one == pytest.approx(1.5 * each)
-    assert many - one == pytest.approx(6.0 * each)
-
-
-def test_a_window_bounds_what_is_read_of_the_past(make_fleet: MakeFleet) -> None:
-    mistral = preset("mistral-7b-v0.1").spec
-    full = msgspec.structs.replace(mistral, window=None)
-    device = make_fleet(devices=1)
-
-    def at(spec: ModelSpec, past: float) -> float:
-        return decode_seconds(Work.of(spec, 1024), Replica(), 8.0, past, device)
-
-    assert at(mistral, 30_000.0) == pytest.approx(at(mistral, 4096.0))
-    assert at(full, 30_000.0) > 1.2 * at(mistral, 30_000.0)
-
-
-def test_fewer_bits_are_read_faster(small: ModelSpec, make_fleet: MakeFleet) -> None:
-    work, device = Work.of(small, 1024), make_fleet(devices=1)
-    steps = [
-        decode_seconds(work, Replica(weight_bits=bits), 1.0, 1.0, device) for bits in (16.0, 8.0)
-    ]
-    table = 2.0 * small.vocabulary * small.width
-    saved = (touched_bytes(work, Replica(), 1.0) - table) / 2.0
-    assert steps[0] - steps[1] == pytest.approx(saved / 1e12 / constants.SERVING_MEMORY)
-
-
-def test_prefill_is_bound_by_computing(small: ModelSpec, make_fleet: MakeFleet) -> None:
-    device = make_fleet(devices=1)
-    work = Work.of(small, 8192)
-    least = 2.0 * 8192 * (small.product_parameters_active - small.vocabulary * small.width)
-    seconds = prefill_seconds(work, Replica(), 8192.0, device)
-    assert least / 50e12 < seconds < 2.5 * least / 50e12
-
-
 def test_prompts_that_join_slow_those_that_decode(small: ModelSpec, fleet: Fleet) -> None:
     work = Work.of(small, 4096)
     long = Load(concurrency=16, prompt=4096, answer=128)
     together = serve(work, Replica(), long, fleet)
-    apart = serve(work, Replica(), replace(long, apart=True), fleet)
+    apart = serve(work, Replica(), replace(long, apart=Apart(replica=Replica())), fleet)
     assert apart.per_token == pytest.approx(apart.decode)
-    assert together.per_token == pytest.approx(together.decode + 16 / 128 * together.prefill)
+    added = (together.running - 1.0) / 128 * together.service
+    assert together.decode + added < together.per_token
+    assert together.per_token < together.decode + added + constants.SERVING_JOIN
+
+
+def test_more_sets_for_prompts_shorten_the_wait(small: ModelSpec, fleet: Fleet) -> None:
+    work = Work.of(small, 4096)
+    found = [
+        serve(
+            work, Replica(),
+            Load(concurrency=64, prompt=4096, answer=64,
+                 apart=Apart(replica=Replica(), sets=sets)), fleet,
+        ).first_token
+        for sets in (0.5, 1.0, 4.0)
+    ]  # fmt: skip
+    assert found[0] > found[1] > found[2]
+
+
+def test_a_queue_of_one_does_not_wait_and_of_many_is_served_in_turn() -> None:
+    assert queue(2.0, 10.0, 1.0) == pytest.approx(2.0)
+    # A station that is never idle serves one customer in each service time: R = n s - Z.
+    assert queue(2.0, 1.0, 50.0) == pytest.approx(50 * 2.0 - 1.0, rel=0.02)
+    # Half of who is being served is left, on average: Pollaczek and Khinchine at constant service.
+    busy = 0.1
+    assert queue(1.0, 10_000.0, 1000.0) == pytest.approx(1.0 + busy / 2 / (1 - busy), rel=0.02)
+
+
+def test_what_finds_no_room_waits(small: ModelSpec, make_fleet: MakeFleet) -> None:
+    work, tight = Work.of(small, 8192), make_fleet(devices=1, gigabytes=6.0)
+    load = Load(concurrency=64, prompt=8192, answer=1024)
+    room = roomy(work, Replica(), load, tight)
+    assert 1.0 < room < 64.0
+    full = serve(work, Replica(), load, tight)
+    assert full.running <= room
+    most = serve(work, Replica(), replace(load, concurrency=room), tight)
+    assert full.first_token > most.first_token + 0.9 * 1024 * most.per_token
+    halved = roomy(work, Replica(cache_bytes=1.0), load, tight)
+    assert halved == pytest.approx(2.0 * room)
+
+
+def test_a_shared_prefix_is_kept_once_and_computed_never(
+    small: ModelSpec, make_fleet: MakeFleet
+) -> None:
+    work, device = Work.of(small, 4096), make_fleet(devices=1)
+    plain = Load(concurrency=8, prompt=4096, answer=128)
+    shared = replace(plain, shared=3072)
+    whole, less = (serve(work, Replica(), load, device) for load in (plain, shared))
+    assert less.service < 0.4 * whole.service
+    assert less.first_token < whole.first_token and less.per_token < whole.per_token
+    assert less.room > 2.5 * whole.room
+
+
+def test_chunks_bound_the_pause_and_lengthen_the_first_token(
+    small: ModelSpec, make_fleet: MakeFleet
+) -> None:
+    work, device = Work.of(small, 8192), make_fleet(devices=1)
+    whole = Load(concurrency=8, prompt=8192, answer=512)
+    cut = replace(whole, chunk=1024)
+    assert whole.chunks == 1.0 and cut.chunks == 8.0
+    plain, chunked = (serve(work, Replica(), load, device) for load in (whole, cut))
+    assert chunked.first_token > plain.first_token + 6.0 * chunked.decode
+    assert plain.service < chunked.service < 1.5 * plain.service
+    assert chunked.service / cut.chunks < 0.3 * plain.service
+
+
+def test_guesses_give_the_tokens_of_a_geometric_run() -> None:
+    assert Speculation(accept=0.0, ahead=4).tokens == 1.0
+    assert Speculation(accept=1.0, ahead=4).tokens == 5.0
+    by_hand = 1.0 + 0.7 + 0.7**2
+    found = Speculation(accept=0.7, ahead=2)
+    assert found.tokens == pytest.approx(by_hand)
+    # One token with 0.3, two with 0.21, three with 0.49.
+    squares = 0.3 + 4 * 0.21 + 9 * 0.49
+    assert found.variance == pytest.approx(squares - by_hand**2)
+    assert Speculation(accept=1.0, ahead=4).variance == pytest.approx(0.0)
+
+
+def test_a_draft_costs_its_steps_and_its_weights(small: ModelSpec, make_fleet: MakeFleet) -> None:
+    work, device = Work.of(small, 512), make_fleet(devices=1)
+    load = Load(concurrency=1, prompt=512, answer=128)
+    guessed = replace(load, speculation=Speculation(accept=0.8, ahead=3, draft=work))
+    plain = step_seconds(work, Replica(), load, 1.0, device)
+    # The draft is the model itself: three more steps, and the check of four tokens.
+    assert step_seconds(work, Replica(), guessed, 1.0, device) > 3.9 * plain
+    assert weights_of(work, Replica(), guessed) == 2.0 * weights_of(work, Replica(), load)
+    heads = replace(load, speculation=Speculation(accept=0.8, ahead=3))
+    quick = serve(work, Replica(), heads, device)
+    assert quick.per_token < 0.6 * serve(work, Replica(), load, device).per_token
+
+
+def test_engines_hold_the_first_token_back(small: ModelSpec, make_fleet: MakeFleet) -> None:
+    work, device = Work.of(small, 512), make_fleet(devices=1)
+    first = {
+        name: serve(
+            work, Replica(), Load(concurrency=1, prompt=512, answer=128, engine=name), device
+        ).first_token
+        for name in constants.ENGINES
+    }
+    assert min(first, key=lambda name: first[name]) == "bare"
+    alone = prefill_seconds(work, Replica(), Prompt(512.0), device)
+    assert alone < first["bare"] < alone + 0.05
+
+
+def test_those_who_all_come_at_once_wait_for_each_other(
+    small: ModelSpec, make_fleet: MakeFleet
+) -> None:
+    work, device = Work.of(small, 2048), make_fleet(devices=1)
+    steady = Load(concurrency=33, prompt=2048, answer=512)
+    service = joined_seconds(work, Replica(), steady, 33.0, device)
+    on, burst = (
+        serve(work, Replica(), load, device) for load in (steady, replace(steady, rounds=8.0))
+    )
+    assert burst.first_token - on.first_token == pytest.approx(16 * service / 8, rel=0.05)
 
 
 @settings(max_examples=40, deadline=None)
@@ -118,6 +161,7 @@ def test_more_requests_answer_more_in_all_and_each_no_sooner(
         serve(work, replica, Load(concurrency=count, prompt=prompt, answer=answer), fleet)
         for count in (requests, 2 * requests)
     )
-    assert more.per_token >= one.per_token > 0
-    assert more.first_token >= one.first_token > one.prefill
-    assert 2 * requests / more.per_token >= 0.999 * requests / one.per_token
+    whole = [each.first_token + answer * each.per_token for each in (one, more)]
+    assert one.first_token > 0 and one.per_token > 0
+    assert whole[1] >= 0.999 * whole[0]
+    assert 2 * requests / whole[1] >= 0.999 * requests / whole[0]

@@ -5,6 +5,8 @@ What differs between architectures is in the catalogue (`Reach`); these hold for
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 # Values that a block's memory-bound operations read and write per token, forward and backward
 # together, as multiples of the width and of the feed-forward width; and what of it remains where
 # kernels are fused by hand, and where by a compiler.
@@ -62,15 +64,57 @@ LOGIT_MEMORY = 10.0
 WORKSPACE_STREAMS = 6.0
 RUNTIME_BYTES = 2.2e9
 
-# Serving. The share of the memory's bandwidth that reading weights and caches reaches; seconds to
-# start a block and a step, to reduce across ranks, and of a request outside of the model.
+# Serving. Shares of the memory's bandwidth that reading weights, keys and values, and experts reach
+# in whole decode steps.
 SERVING_MEMORY = 0.871
-SERVING_NARROW = 1.04
-SERVING_PASSES = 7.63
-SERVING_BLOCK = 2.44e-05
-SERVING_STEP = 0.00211
-SERVING_REDUCE = 1.27e-05
-SERVING_REDUCE_RANK = 2.27e-07
-SERVING_REQUEST = 0.105
-# Of the requests that are served at a time, those whose prompts arrive together before one's own.
-SERVING_TOGETHER = 0.0736
+SERVING_CACHE = 0.539
+SERVING_EXPERTS = 0.959
+# Products of whole prompts beside those of training; many small ones of experts beside a large one;
+# of what formats of 8 and 4 bits promise over 16, what is kept; one query's scores over a cache.
+SERVING_MATMUL = 1.14
+SERVING_GROUPED = 0.211
+SERVING_EIGHT = 0.922
+SERVING_FOUR = 0.641
+SERVING_SCORES = 0.34
+# Values of the width that a block of a prefill reads and writes for a token.
+SERVING_PASSES = 6.9
+# Seconds to start a block's kernels, what choosing experts and latent attention add, and one by one
+# instead of as a graph; of a step, and of each request in it.
+SERVING_BLOCK = 3.08e-05
+SERVING_ROUTING = 2.7e-05
+SERVING_LATENT = 3.05e-05
+SERVING_EAGER = 0.00131
+SERVING_STEP = 0.000622
+SERVING_SEQUENCE = 8.62e-07
+# Seconds of a reduction that reads all ranks' parts at once, what each rank adds, and what one that
+# scatters and gathers takes more before a byte moves.
+SERVING_REDUCE = 9.19e-06
+SERVING_REDUCE_RANK = 1.29e-07
+SERVING_REDUCE_TWICE = 0.000109
+# Seconds that a step which a prompt joins takes more, and to hand a prompt's keys and values over.
+SERVING_JOIN = 0.00125
+SERVING_HANDED = 0.144
+# Of a device's memory, what engines use; tokens of the prompts that they compute in one pass where
+# nothing is decoded (vLLM, gpu_memory_utilization and max_num_batched_tokens, 2025).
+SERVING_HELD = 0.9
+SERVING_BATCHED = 8192.0
+
+
+class Engine(NamedTuple):
+    """Seconds of a request and of a step outside of the model, steps that the first token is held
+    back for, and of an answer's keys and values, the share that is set aside beforehand.
+    """
+
+    request: float
+    step: float
+    held_back: float
+    reserved: float
+
+
+# "bare": a loop without a server.
+ENGINES = {
+    "bare": Engine(0.0, 0.0, 1.0, 1.0),
+    "vllm": Engine(0.00519, 0.000596, 7.8, 0.5),
+    "trtllm": Engine(0.0129, 0.00033, 9.9, 1.0),
+    "sglang": Engine(0.0124, 0.00169, 45.2, 0.5),
+}

@@ -170,7 +170,7 @@ def _doubling(work: Work, spread: Spread, question: Question, found: Found) -> t
     now = float(step(work, Spreads.of([spread]), fleet).seconds[0])
     steps = {
         name: float(step(work, Spreads.of([spread]), changed).seconds[0])
-        for name, changed in _doubled(fleet)
+        for name, changed in doubled(fleet)
     }
     roomy = np.where(found.bytes <= 2.0 * found.limit, found.values(question.goal), np.inf)
     steps["memory capacity"] = min(now, float(found.seconds[roomy.argmin()]))
@@ -181,7 +181,8 @@ def _doubling(work: Work, spread: Spread, question: Question, found: Found) -> t
     return tuple(sorted(rows, key=lambda row: -row.saving))
 
 
-def _doubled(fleet: Fleet) -> Iterator[tuple[str, Fleet]]:
+def doubled(fleet: Fleet) -> Iterator[tuple[str, Fleet]]:
+    """The fleet with twice of one resource, for each."""
     replace = msgspec.structs.replace
     peak = {name: replace(fact, value=2.0 * fact.value) for name, fact in fleet.peak.items()}
     yield "compute", replace(fleet, peak=peak)

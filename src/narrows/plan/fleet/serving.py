@@ -1,175 +1,215 @@
 """Seconds to the first token and between tokens of a model that is served by continuous batching.
 
-A decode step reads every weight that its tokens meet and every key and value of their past; a
-prefill computes. Under a constant number of requests each of them is prefilled once in the time
-that it takes to write its answer, so a step between two tokens carries its share of a prefill.
+Requests circulate: each waits until its prompt is computed, writes its answer beside the others,
+and is followed by the next. The queue before the prefill is a closed one: mean value analysis
+(Reiser & Lavenberg, 1980, doi:10.1145/322186.322195) in Schweitzer's approximation (1979).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from narrows.plan.fleet import constants
-from narrows.plan.fleet.links import Links
-from narrows.plan.fleet.work import Matrix, Work, parameters
+from narrows.plan.fleet.passes import (
+    Prompt,
+    Replica,
+    cache_bytes_per_token,
+    decode_seconds,
+    prefill_seconds,
+    weights_bytes,
+)
+from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Fleet
-from narrows.spec.model import ModelSpec
+
+_ROUNDS = 3
+"""Of the fixed point between how many write and how quickly each does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart:
+    """Other devices that compute the prompts: how each set is laid out, and how many sets serve one
+    replica that decodes.
+    """
+
+    replica: Replica
+    sets: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculation:
+    """`ahead` tokens are guessed, each right with probability `accept`, and checked in one step
+    (arXiv:2211.17192). `draft`: the model that guesses; None: one more block beside the model's.
+    """
+
+    accept: float
+    ahead: int
+    draft: Work | None = None
+
+    @property
+    def tokens(self) -> float:
+        """Expected of one step: (1 - a^(k+1)) / (1 - a)."""
+        if self.accept >= 1.0:
+            return self.ahead + 1.0
+        return float((1.0 - self.accept ** (self.ahead + 1)) / (1.0 - self.accept))
+
+    @property
+    def variance(self) -> float:
+        """Of the tokens of one step: at least i come with probability a^(i-1)."""
+        squares = sum((2 * i + 1) * self.accept**i for i in range(self.ahead + 1))
+        return squares - self.tokens**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """`concurrency` requests at a time on one replica, each of `prompt` tokens and `answer` more;
-    `apart`: other devices compute the prompts.
+    """`concurrency` requests at a time on one replica, each of `prompt` tokens and `answer` more.
+
+    The first `shared` tokens of a prompt are kept already; `chunk` of the rest are computed in one
+    step, or all. `rounds`: how many requests follow one another, all first ones at once; None:
+    steadily on. `engine` is one of `constants.ENGINES`.
     """
 
     concurrency: float
     prompt: float
     answer: float
-    apart: bool = False
+    shared: float = 0.0
+    chunk: int | None = None
+    apart: Apart | None = None
+    speculation: Speculation | None = None
+    rounds: float | None = None
+    engine: str = "vllm"
 
+    @property
+    def new(self) -> float:
+        """Tokens of a prompt that are computed."""
+        return max(1.0, self.prompt - self.shared)
 
-@dataclass(frozen=True, kw_only=True)
-class Replica:
-    """How one copy of the model is laid out; bits of a weight, and bytes of a key or value.
-
-    `tensor` ranks share attention, `expert` of them hold different experts; `attention_data` groups
-    of them attend to different requests.
-    """
-
-    tensor: int = 1
-    expert: int = 1
-    attention_data: int = 1
-    weight_bits: float = 16.0
-    cache_bytes: float = 2.0
+    @property
+    def chunks(self) -> float:
+        """Steps that a prompt is computed in."""
+        return 1.0 if self.chunk is None else math.ceil(self.new / self.chunk)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """Seconds to the first token, seconds a token, and what a device holds."""
+    """Means of seconds: `first_token` with its `wait`, `per_token`; of one step of `decode`, and
+    what a prompt adds to it (`service`). Requests that write (`running`), and that there is room
+    for (`room`). Bytes of one device.
+    """
 
     first_token: float
     per_token: float
-    prefill: float
+    wait: float
     decode: float
+    service: float
+    running: float
+    room: float
     weights_bytes: float
     cache_bytes: float
 
 
 def serve(work: Work, replica: Replica, load: Load, fleet: Fleet) -> Served:
     """Steady state under a constant number of requests."""
-    past = load.prompt + load.answer / 2.0
-    decode = decode_seconds(work, replica, load.concurrency, past, fleet)
-    prefill = prefill_seconds(work, replica, load.prompt, fleet)
-    # One prompt joins for each answer that ends.
-    joining = 0.0 if load.apart else load.concurrency / max(load.answer, 1.0)
-    per_token = decode + joining * prefill / replica.attention_data
-    # A request waits for the step that runs, and for the prompts that came at the same time.
-    together = load.concurrency / replica.attention_data * constants.SERVING_TOGETHER
-    waiting = 0.5 * per_token + prefill * together
+    room = roomy(work, replica, load, fleet)
+    customers = min(load.concurrency, max(1.0, room))
+    running, engine = customers, constants.ENGINES[load.engine]
+    for _ in range(_ROUNDS):
+        decode = step_seconds(work, replica, load, running, fleet) + engine.step
+        service = joined_seconds(work, replica, load, running, fleet)
+        per_token = _per_token(decode, service, load, running)
+        writing = load.answer * per_token
+        # A prompt in chunks takes as many steps.
+        taken = service + (load.chunks - 1.0) * decode
+        wait = queue(taken, writing, customers)
+        running = min(customers, max(1.0, customers * writing / (writing + wait)))
+    own = prefill_seconds(
+        work, load.apart.replica if load.apart else replica,
+        Prompt(load.new, cached=load.shared), fleet,
+    )  # fmt: skip
+    first = engine.request + wait + max(0.0, own - taken)
+    first += constants.SERVING_HANDED if load.apart else engine.held_back * decode
+    if load.rounds is not None:
+        first += 0.5 * (customers - 1.0) * service / load.rounds
+    # What finds no room for its cache waits until another ends (Little, 1961).
+    first += (load.concurrency / customers - 1.0) * (writing + wait)
     return Served(
-        first_token=constants.SERVING_REQUEST + prefill + waiting,
-        per_token=per_token,
-        prefill=prefill,
-        decode=decode,
-        weights_bytes=weights_bytes(work, replica),
-        cache_bytes=load.concurrency * (load.prompt + load.answer)
-        * cache_bytes_per_token(work.spec, replica),
+        first_token=first, per_token=per_token, wait=max(0.0, wait - taken), decode=decode,
+        service=service, running=running, room=room, weights_bytes=weights_of(work, replica, load),
+        cache_bytes=running * _held(work, replica, load) / replica.attention_data,
     )  # fmt: skip
 
 
-def decode_seconds(
-    work: Work, replica: Replica, sequences: float, past: float, fleet: Fleet
-) -> float:
-    """One token for each of `sequences`, each with `past` tokens behind it."""
-    rate = float(fleet.memory_bandwidth.value) * constants.SERVING_MEMORY
-    read = touched_bytes(work, replica, sequences) / replica.tensor
-    windows = [work.spec.window_of(layer) for layer in range(work.spec.layers)]
-    seen = sum(past if size is None else min(past, size) for size in windows) / len(windows)
-    own = max(1.0, sequences / replica.attention_data)
-    read += own * seen * cache_bytes_per_token(work.spec, replica)
-    compute = _flop(work, sequences) / replica.tensor / _peak(fleet, replica)
-    return max(read / rate, compute) + _fixed(work, replica, sequences, fleet)
+def step_seconds(work: Work, replica: Replica, load: Load, running: float, fleet: Fleet) -> float:
+    """One step of `running` requests, guesses and their check included."""
+    past, guess = load.prompt + load.answer / 2.0, load.speculation
+    if guess is None:
+        return decode_seconds(work, replica, running, past, fleet)
+    step = decode_seconds(work, replica, running, past, fleet, guess.ahead + 1.0)
+    if guess.draft is not None:
+        return step + guess.ahead * decode_seconds(guess.draft, replica, running, past, fleet)
+    return step + guess.ahead / work.layers * decode_seconds(work, replica, running, past, fleet)
 
 
-def prefill_seconds(work: Work, replica: Replica, prompt: float, fleet: Fleet) -> float:
-    """A prompt of one request, computed at once."""
-    rate = float(fleet.memory_bandwidth.value) * constants.SERVING_MEMORY
-    compute = _flop(work, prompt) / replica.tensor / _peak(fleet, replica)
-    keys = sum(work.spec.keys_mean(int(prompt), layer) for layer in range(work.spec.layers))
-    spec = work.spec
-    scores = 2.0 * prompt * keys * spec.heads * (spec.score_width + spec.value_width)
-    whole = _peak(fleet, Replica())
-    attention = scores / replica.tensor / (whole / fleet.reach.matmul
-                                           * fleet.reach.attention_forward)  # fmt: skip
-    moved = prompt * spec.width * 2.0 * constants.SERVING_PASSES * spec.layers / replica.tensor
-    read = touched_bytes(work, replica, prompt) / replica.tensor
-    return max(compute + attention + moved / rate, read / rate) + _fixed(
-        work, replica, prompt, fleet
-    )
+def joined_seconds(work: Work, replica: Replica, load: Load, running: float, fleet: Fleet) -> float:
+    """What one prompt adds to the steps that it is computed in; apart, to a pass of others."""
+    prompt = Prompt(load.new, cached=load.shared, beside=running)
+    if load.apart is not None:
+        among = prompt._replace(beside=constants.SERVING_BATCHED)
+        return prefill_seconds(work, load.apart.replica, among, fleet) / load.apart.sets
+    added = prefill_seconds(work, replica, prompt, fleet)
+    # Each chunk reads the keys and values of those before it.
+    again = 0.5 * (load.chunks - 1.0) * load.new * cache_bytes_per_token(work.spec, replica)
+    rate = float(fleet.memory_bandwidth.value) * constants.SERVING_CACHE
+    return added + again / rate + (load.chunks - 1.0) * constants.SERVING_JOIN
 
 
-def weights_bytes(work: Work, replica: Replica) -> float:
-    """Of one device."""
-    return touched_bytes(work, replica, 1e12) / replica.tensor
+def roomy(work: Work, replica: Replica, load: Load, fleet: Fleet) -> float:
+    """Requests whose keys and values fit beside the weights; negative where these do not."""
+    free = constants.SERVING_HELD * float(fleet.memory_capacity.value) - constants.RUNTIME_BYTES
+    free -= weights_of(work, replica, load)
+    # What all prompts begin with is kept once.
+    shared = load.shared * cache_bytes_per_token(work.spec, replica)
+    return (free - shared) / _held(work, replica, load) * replica.attention_data
 
 
-def cache_bytes_per_token(spec: ModelSpec, replica: Replica) -> float:
-    """Keys and values of one token on one device, all layers."""
-    if spec.latent is not None:
-        return spec.layers * (spec.latent.kv_rank + spec.latent.rope_width) * replica.cache_bytes
-    shared = max(1.0, replica.tensor / replica.attention_data)
-    heads = max(1.0, spec.kv_heads / shared)
-    return 2.0 * spec.layers * heads * spec.head_width * replica.cache_bytes
+def weights_of(work: Work, replica: Replica, load: Load) -> float:
+    """Bytes of one device, a draft's weights included."""
+    held = weights_bytes(work, replica)
+    if load.speculation is None:
+        return held
+    draft = load.speculation.draft
+    return held + (weights_bytes(draft, replica) if draft else held / work.layers)
 
 
-def touched_bytes(work: Work, replica: Replica, tokens: float) -> float:
-    """Weights that a pass of `tokens` reads; of the experts, those that some token chose."""
-    spec = work.spec
-    bits = replica.weight_bits / 8.0
-    total = work.layers * _size(work.attention) * bits
-    total += work.layers_dense * _size(work.dense) * bits
-    total += spec.vocabulary * spec.width * 2.0
-    if spec.experts is not None:
-        missed = (1.0 - spec.experts.chosen / spec.experts.count) ** min(tokens, 1e6)
-        chosen = spec.experts.count * (1.0 - missed)
-        total += work.layers_experts * (chosen * _size(work.expert) + _size(work.routed)) * bits
-    return total
+def queue(service: float, thinking: float, customers: float) -> float:
+    """Seconds at a station of `service` seconds each, of `customers` that come back after
+    `thinking`: R = s (1 + (n-1) R / (Z + R) - U / 2), as who is being served is half done.
+    """
+    half = (thinking - service * customers) / 2.0
+    rest = service * thinking - service * service * (customers - 1.0) / 2.0
+    return math.sqrt(half * half + rest) - half
 
 
-def _flop(work: Work, tokens: float) -> float:
-    spec = work.spec
-    total = work.layers * _size(work.attention) + work.layers_dense * _size(work.dense)
-    if spec.experts is not None:
-        each = spec.experts.chosen * _size(work.expert) + _size(work.routed)
-        total += work.layers_experts * each
-    return 2.0 * tokens * total
+def _per_token(decode: float, service: float, load: Load, running: float) -> float:
+    tokens = load.speculation.tokens if load.speculation else 1.0
+    if load.apart is not None:
+        return decode / tokens
+    # A prompt joins for each answer of the others that ends; in chunks, at most one a step.
+    joining = (running - 1.0) * tokens / max(load.answer, 1.0)
+    added = joining * service
+    if load.chunk is not None:
+        added = min(added, service / load.chunks)
+    starting = constants.SERVING_JOIN * -math.expm1(-joining)
+    return (decode + added + starting) / tokens
 
 
-def _peak(fleet: Fleet, replica: Replica) -> float:
-    known = {name: float(fact.value) for name, fact in fleet.peak.items()}
-    whole = known.get("bf16") or known.get("fp16") or known.get("fp32") or 1.0
-    narrow = {8.0: "fp8", 4.0: "fp4"}.get(replica.weight_bits, "bf16")
-    gain = known.get(narrow, whole) / whole if narrow in known else 1.0
-    return whole * fleet.reach.matmul * (1.0 + (gain - 1.0) * constants.SERVING_NARROW)
-
-
-def _fixed(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> float:
-    """What a pass waits for whatever its size: kernels to start, and reductions across ranks."""
-    kernels = work.layers * constants.SERVING_BLOCK + constants.SERVING_STEP
-    if replica.tensor == 1:
-        return kernels
-    links = Links.of(fleet)
-    moved = np.array([tokens * work.spec.width * 2.0])
-    ranks = np.array([float(replica.tensor)])
-    around = float(links.gather(moved, ranks, np.ones(1))[0]) - (replica.tensor - 1) * (
-        links.latency_inside
-    )
-    reduce = constants.SERVING_REDUCE + constants.SERVING_REDUCE_RANK * replica.tensor
-    return kernels + 2.0 * work.layers * (reduce + 2.0 * max(0.0, around))
-
-
-def _size(matrices: tuple[Matrix, ...]) -> float:
-    sums = parameters(matrices)
-    return sums.whole + sums.cut
+def _held(work: Work, replica: Replica, load: Load) -> float:
+    """Bytes of one request on the devices that attend to it, where engines set aside what an answer
+    may need, or its mean.
+    """
+    grown = constants.ENGINES[load.engine].reserved
+    tokens = load.new + grown * load.answer
+    held = tokens * cache_bytes_per_token(work.spec, replica)
+    if load.speculation and load.speculation.draft:
+        held += tokens * cache_bytes_per_token(load.speculation.draft.spec, replica)
+    return held

@@ -1,0 +1,150 @@
+"""What somebody wants to serve on machines that they do not have, read from the arguments."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from narrows.spec.errors import BadInput
+
+if TYPE_CHECKING:
+    from narrows.plan.fleet.service import Demand, Limits
+    from narrows.spec.fleet import Fleet
+    from narrows.spec.record import Record
+    from narrows.spec.service import Guesses, Requests
+
+_AHEAD = 4
+_ACCEPT = 0.7
+"""Of a draft's guesses, those that are right: 0.6 to 0.8 in arXiv:2211.17192, table 3."""
+_BITS = {16: 16.0, 8: 8.0, 4: 4.5}
+"""With the scales that go with weights of 4 bits."""
+_TIMES_LARGER = (2, 4, 8)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of serving."""
+    parser.add_argument("--serve", type=int, metavar="N",
+                        help="serve N requests at a time instead of training")  # fmt: skip
+    parser.add_argument("--rate", metavar="RATE",
+                        help='or as many as come, such as "5 requests/s"')  # fmt: skip
+    parser.add_argument("--prompt", type=int, default=1024, metavar="N", help="tokens of a request")
+    parser.add_argument("--answer", type=int, default=256, metavar="N", help="tokens of an answer")
+    parser.add_argument("--vary", type=float, default=0.5, metavar="SHARE",
+                        help="standard deviation of the lengths beside their mean")  # fmt: skip
+    parser.add_argument("--shared-prefix", type=int, default=0, metavar="N",
+                        help="tokens that all prompts begin with, kept")  # fmt: skip
+    parser.add_argument("--chunk", type=int, metavar="N",
+                        help="tokens of a prompt that one step computes")  # fmt: skip
+    parser.add_argument("--draft", metavar="NAME", help="a smaller model that guesses ahead")
+    parser.add_argument("--accept", type=float, metavar="SHARE", help="guesses that are right")
+    parser.add_argument("--ahead", type=int, metavar="N", help="tokens guessed for each step")
+    parser.add_argument("--weights", type=int, choices=(16, 8, 4), help="bits of a weight")
+    parser.add_argument("--first-token", metavar="TIME", help='at the latest, such as "500 ms"')
+    parser.add_argument("--per-token", metavar="TIME", help='at the latest, such as "50 ms"')
+    parser.add_argument("--percentile", type=int, choices=(50, 90, 99), default=90,
+                        help="of 100 requests, those that the two must hold for")  # fmt: skip
+
+
+def is_asked(chosen: argparse.Namespace) -> bool:
+    """Whether a model is to be served rather than trained."""
+    return chosen.serve is not None or chosen.rate is not None
+
+
+def answer(chosen: argparse.Namespace) -> tuple[Record, str]:
+    """The best way to serve, as a record and as text."""
+    from narrows.plan.fleet.service import service
+    from narrows.plan.fleet.service_render import text
+
+    found = service(demand(chosen))
+    return found, text(found)
+
+
+def demand(chosen: argparse.Namespace) -> Demand:
+    """The arguments as something to serve; raises BadInput where they contradict each other."""
+    from narrows.cli import fleet
+    from narrows.plan.fleet.service import Demand
+
+    for name in ("budget", "overrides", "against", "tune", "page", "region", "pue"):
+        if getattr(chosen, name) not in (None, []):
+            option = "set" if name == "overrides" else name
+            raise BadInput(f"--{option} says nothing of serving", hint="leave it or --serve out")
+    asked = fleet.question(chosen)
+    return Demand(
+        name=asked.name, model=asked.model, fleet=asked.fleet, requests=_requests(chosen),
+        limits=_limits(chosen), guesses=_guesses(chosen), larger=_larger(asked.fleet),
+        draft=fleet.model(chosen.draft, None) if chosen.draft else None,
+        weight_bits=_BITS.get(chosen.weights),
+    )  # fmt: skip
+
+
+def _requests(chosen: argparse.Namespace) -> Requests:
+    from narrows.spec.service import Requests
+    from narrows.spec.units import RequestsPerSecond
+
+    if chosen.serve is not None and chosen.rate is not None:
+        raise BadInput("--serve and --rate both say how many come", hint="leave one of them out")
+    for name in ("serve", "prompt", "answer", "chunk"):
+        if getattr(chosen, name) is not None and getattr(chosen, name) < 1:
+            raise BadInput(f"--{name} is {getattr(chosen, name)}", hint="use at least 1")
+    if not 0 <= chosen.shared_prefix < chosen.prompt:
+        raise BadInput(
+            f"--shared-prefix is {chosen.shared_prefix} of a prompt of {chosen.prompt} tokens",
+            hint="use fewer than --prompt",
+        )
+    if not 0.0 <= chosen.vary <= 3.0:
+        raise BadInput(f"--vary is {chosen.vary:g}", hint="use 0 (all alike) to 3")
+    rate = None if chosen.rate is None else float(RequestsPerSecond.parse(chosen.rate))
+    if rate is not None and rate <= 0.0:
+        raise BadInput(f"--rate is {chosen.rate}", hint='such as "5 requests/s"')
+    return Requests(
+        prompt=chosen.prompt, answer=chosen.answer, concurrency=chosen.serve, rate=rate,
+        shared=chosen.shared_prefix, chunk=chosen.chunk, variation=chosen.vary,
+    )  # fmt: skip
+
+
+def _limits(chosen: argparse.Namespace) -> Limits:
+    from narrows.plan.fleet.service import Limits
+    from narrows.spec.units import Seconds
+
+    first, each = chosen.first_token, chosen.per_token
+    return Limits(
+        first_token_s=None if first is None else float(Seconds.parse(first)),
+        per_token_s=None if each is None else float(Seconds.parse(each)),
+        percent=chosen.percentile,
+    )
+
+
+def _guesses(chosen: argparse.Namespace) -> Guesses | None:
+    from narrows.plan.fleet.serving import Speculation
+    from narrows.spec.service import Guesses
+
+    if (chosen.draft, chosen.accept, chosen.ahead) == (None, None, None):
+        return None
+    accept = _ACCEPT if chosen.accept is None else chosen.accept
+    ahead = _AHEAD if chosen.ahead is None else chosen.ahead
+    if not 0.0 <= accept <= 1.0:
+        raise BadInput(f"--accept is {accept:g}", hint="a share of the guesses, such as 0.7")
+    if not 1 <= ahead <= 64:
+        raise BadInput(f"--ahead is {ahead}", hint="use 1 to 64")
+    tokens = Speculation(accept=accept, ahead=ahead).tokens
+    return Guesses(accept=accept, ahead=ahead, tokens=tokens, draft=chosen.draft)
+
+
+def _larger(fleet: Fleet) -> tuple[Fleet, ...]:
+    """More of the same devices in one node, then more of such nodes."""
+    from narrows.hardware.fleet import fleet as named
+    from narrows.spec.fleet import counted
+
+    nodes, devices, what = counted(fleet.name)
+    if devices is None:
+        nodes, devices = 1, nodes or 1
+    found = []
+    for times in _TIMES_LARGER:
+        inside = min(devices * times, max(8, devices))
+        outside = (nodes or 1) * max(1, devices * times // inside)
+        name = f"{outside}x{inside}x{what}" if outside > 1 else f"{inside}x{what}"
+        try:
+            found.append(named(name))
+        except BadInput:
+            break
+    return tuple(found)

@@ -1,0 +1,276 @@
+"""Seconds of one pass through a model that is served: a decode step, or a prefill.
+
+`decode_seconds` and `prefill_seconds` are all that serving knows of a machine.
+
+Each kind of operation takes the longer of reading its bytes and computing its FLOP (the roofline,
+Williams, Waterman & Patterson, 2009), one after the other; starting kernels and reductions between
+ranks come on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from narrows.plan.fleet import constants
+from narrows.plan.fleet.links import Links
+from narrows.plan.fleet.work import Matrix, Work, parameters
+from narrows.spec.fleet import Fleet
+from narrows.spec.model import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """How one copy of the model is laid out; bits of a weight, and bytes of a key or value.
+
+    Of `tensor` ranks, `attention_data` groups attend to different requests. `compute_bits`: of
+    products, where more than the weights have. `captured`: a step's kernels start as one graph.
+    """
+
+    tensor: int = 1
+    attention_data: int = 1
+    weight_bits: float = 16.0
+    cache_bytes: float = 2.0
+    compute_bits: float | None = None
+    captured: bool = True
+
+
+class Pass(NamedTuple):
+    """Seconds of one pass by what they are spent on; whichever of reading and computing is longer
+    in an operation counts.
+    """
+
+    read: float
+    compute: float
+    links: float
+    starts: float
+
+    @property
+    def seconds(self) -> float:
+        """The whole."""
+        return self.read + self.compute + self.links + self.starts
+
+
+class Tokens(NamedTuple):
+    """What a pass computes: `new` tokens of all requests, which attend to `seen` tokens each, of
+    `sequences` requests whose caches are read.
+    """
+
+    new: float
+    sequences: float
+    seen: float
+
+
+class Prompt(NamedTuple):
+    """`tokens` of one request to compute, behind `cached` ones that are kept already; in a pass of
+    their own, or `beside` so many tokens of a decode step.
+    """
+
+    tokens: float
+    cached: float = 0.0
+    beside: float = 0.0
+
+
+def decode_seconds(
+    work: Work, replica: Replica, sequences: float, past: float, fleet: Fleet, each: float = 1.0
+) -> float:
+    """`each` tokens for each of `sequences`, with `past` tokens behind them."""
+    tokens = Tokens(sequences * each, sequences, seen(work.spec, past))
+    return decode_pass(work, replica, tokens, fleet).seconds
+
+
+def prefill_seconds(work: Work, replica: Replica, prompt: Prompt, fleet: Fleet) -> float:
+    """A prompt of one request."""
+    return prefill_pass(work, replica, prompt, fleet).seconds
+
+
+def decode_pass(work: Work, replica: Replica, tokens: Tokens, fleet: Fleet) -> Pass:
+    """One decode step."""
+    rate = float(fleet.memory_bandwidth.value)
+    own = max(1.0, tokens.sequences / replica.attention_data)
+    cache = own * tokens.seen * cache_bytes_per_token(work.spec, replica)
+    scored = own * tokens.new / tokens.sequences * tokens.seen
+    parts = [
+        *_products(work, replica, tokens.new, fleet),
+        (cache / rate / constants.SERVING_CACHE,
+         scored * work.spec.layers * _score_flop(work.spec, replica) / _whole(fleet)
+         / constants.SERVING_SCORES),
+    ]  # fmt: skip
+    return _summed(parts, work, replica, tokens, fleet)
+
+
+def prefill_pass(work: Work, replica: Replica, prompt: Prompt, fleet: Fleet) -> Pass:
+    """One prompt, as if all ranks computed it: groups that attend for themselves have one each."""
+    spec, rate = work.spec, float(fleet.memory_bandwidth.value) * constants.SERVING_MEMORY
+    positions = max(1, int(prompt.tokens))
+    keys = sum(count * spec.keys_mean(positions, layer) for layer, count in _alike(spec))
+    keys += spec.layers * seen(spec, prompt.cached)
+    scores = 2.0 * prompt.tokens * keys * spec.heads * (spec.score_width + spec.value_width)
+    attention = scores / replica.tensor / (_whole(fleet) * fleet.reach.attention_forward)
+    moved = (
+        prompt.tokens * spec.width * 2.0 * constants.SERVING_PASSES * spec.layers / replica.tensor
+    )
+    parts = [(0.0, attention), (moved / rate, 0.0)]
+    if not prompt.beside:
+        parts += _products(work, replica, prompt.tokens, fleet)
+        return _summed(parts, work, replica, Tokens(prompt.tokens, 1.0, 0.0), fleet)
+    # What joins a step adds what it computes, and what it reads beyond the step's own.
+    alone, both = prompt.beside, prompt.beside + prompt.tokens
+    more = sum(map(max, _products(work, replica, both, fleet))) - sum(
+        map(max, _products(work, replica, alone, fleet))
+    )
+    links = _reductions(work, replica, both, fleet) - _reductions(work, replica, alone, fleet)
+    return Pass(read=moved / rate, compute=attention + max(0.0, more), links=links, starts=0.0)
+
+
+def weights_bytes(work: Work, replica: Replica) -> float:
+    """Of one device."""
+    return sum(read for read, _ in _matrices(work, replica, 1e12))
+
+
+def touched_bytes(work: Work, replica: Replica, tokens: float) -> float:
+    """Weights that a pass of `tokens` reads on one device; of the experts, those that some token
+    chose.
+    """
+    return sum(read for read, _ in _matrices(work, replica, tokens))
+
+
+def cache_bytes_per_token(spec: ModelSpec, replica: Replica) -> float:
+    """Keys and values of one token on one device, all layers."""
+    if spec.latent is not None:
+        return spec.layers * (spec.latent.kv_rank + spec.latent.rope_width) * replica.cache_bytes
+    shared = max(1.0, replica.tensor / replica.attention_data)
+    heads = max(1.0, spec.kv_heads / shared)
+    return 2.0 * spec.layers * heads * spec.head_width * replica.cache_bytes
+
+
+def seen(spec: ModelSpec, past: float) -> float:
+    """Tokens of a past that a layer attends to, the mean over the layers."""
+    windows = [(spec.window_of(layer), count) for layer, count in _alike(spec)]
+    total = sum(count * (past if size is None else min(past, size)) for size, count in windows)
+    return total / spec.layers
+
+
+def _alike(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
+    """A layer of each kind of window, and how many are like it."""
+    every = spec.window.full_every if spec.window else None
+    if every is None:
+        return ((0, spec.layers),)
+    full = spec.layers // every
+    return ((every - 1, full), (0, spec.layers - full))
+
+
+def _products(
+    work: Work, replica: Replica, tokens: float, fleet: Fleet
+) -> list[tuple[float, float]]:
+    """Seconds to read and to compute: attention's matrices, feed-forward, experts, head."""
+    rate = float(fleet.memory_bandwidth.value)
+    shares = (constants.SERVING_MEMORY,) * 2 + (constants.SERVING_EXPERTS, constants.SERVING_MEMORY)
+    wide = _rest_bits(work, replica)
+    own = replica.compute_bits or replica.weight_bits
+    wide = max(wide, own) if replica.compute_bits else wide
+    whole = peak_of(fleet, wide)
+    peaks = (whole, whole, peak_of(fleet, own) * constants.SERVING_GROUPED, peak_of(fleet, 16.0))
+    return [
+        (read / rate / share, flop / peak)
+        for (read, flop), share, peak in zip(
+            _matrices(work, replica, tokens), shares, peaks, strict=True
+        )
+    ]
+
+
+def _matrices(work: Work, replica: Replica, tokens: float) -> list[tuple[float, float]]:
+    """Bytes that one device reads, and FLOP that it computes, of the same four."""
+    spec, ranks = work.spec, float(replica.tensor)
+    shared = ranks / replica.attention_data
+    rest = _rest_bits(work, replica) / 8.0
+    own = max(1.0, tokens / replica.attention_data)
+    attention = work.layers * _size(work.attention) / shared
+    dense = work.layers_dense * _size(work.dense) / ranks
+    dense += work.layers_experts * _size(work.routed) / ranks
+    head = float(spec.vocabulary * spec.width) / ranks
+    experts = (0.0, 0.0)
+    if spec.experts is not None:
+        each = work.layers_experts * _size(work.expert) / ranks
+        missed = (1.0 - spec.experts.chosen / spec.experts.count) ** min(tokens, 1e6)
+        touched = spec.experts.count * (1.0 - missed)
+        experts = (
+            each * touched * replica.weight_bits / 8.0,
+            2.0 * each * tokens * spec.experts.chosen,
+        )  # fmt: skip
+    return [
+        (attention * rest, 2.0 * own * attention), (dense * rest, 2.0 * tokens * dense), experts,
+        (head * 2.0, 2.0 * min(tokens, own) * head),
+    ]  # fmt: skip
+
+
+def _rest_bits(work: Work, replica: Replica) -> float:
+    """Of weights outside of experts: formats of 4 bits are made for experts where there are any
+    (arXiv:2508.10925; NVIDIA, DeepSeek-R1-NVFP4, 2025).
+    """
+    return 16.0 if work.spec.experts and replica.weight_bits < 8.0 else replica.weight_bits
+
+
+def peak_of(fleet: Fleet, bits: float) -> float:
+    """FLOP/s that products of weights of `bits` reach."""
+    whole = _whole(fleet)
+    narrow, share = "fp8", constants.SERVING_EIGHT
+    if bits < 8.0:
+        narrow, share = "fp4", constants.SERVING_FOUR
+    gain = 1.0
+    if bits <= 8.0 and narrow in fleet.peak:
+        gain += (float(fleet.peak[narrow].value) / whole - 1.0) * share
+    return whole * fleet.reach.matmul * constants.SERVING_MATMUL * gain
+
+
+def _whole(fleet: Fleet) -> float:
+    known = {name: float(fact.value) for name, fact in fleet.peak.items()}
+    return known.get("bf16") or known.get("fp16") or known.get("fp32") or 1.0
+
+
+def _score_flop(spec: ModelSpec, replica: Replica) -> float:
+    """Of one query and one key in one layer on one device, by the latent where there is one: each
+    head meets the whole of it (arXiv:2405.04434, absorbed).
+    """
+    heads = max(1.0, spec.heads * replica.attention_data / replica.tensor)
+    if spec.latent is None:
+        return 2.0 * heads * (spec.score_width + spec.value_width)
+    return 2.0 * heads * (2.0 * spec.latent.kv_rank + spec.latent.rope_width)
+
+
+def _summed(
+    parts: list[tuple[float, float]], work: Work, replica: Replica, tokens: Tokens, fleet: Fleet
+) -> Pass:
+    starts = work.layers * constants.SERVING_BLOCK + work.layers_experts * constants.SERVING_ROUTING
+    if work.spec.latent is not None:
+        starts += work.layers * constants.SERVING_LATENT
+    if not replica.captured:
+        starts += work.layers * constants.SERVING_EAGER
+    return Pass(
+        read=sum(read for read, compute in parts if read >= compute),
+        compute=sum(compute for read, compute in parts if read < compute),
+        links=_reductions(work, replica, tokens.new, fleet),
+        starts=starts + constants.SERVING_STEP + tokens.sequences * constants.SERVING_SEQUENCE,
+    )
+
+
+def _reductions(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> float:
+    """Two a block across the ranks: small ones read all at once, others scatter and gather."""
+    if replica.tensor == 1:
+        return 0.0
+    links = Links.of(fleet)
+    moved = np.array([tokens * work.spec.width * 2.0])
+    ranks = np.array([float(replica.tensor)])
+    wait = (replica.tensor - 1) * links.latency_inside
+    around = max(0.0, float(links.gather(moved, ranks, np.ones(1))[0]) - wait)
+    once = replica.tensor * around
+    twice = 2.0 * around + constants.SERVING_REDUCE_TWICE
+    reduce = constants.SERVING_REDUCE + constants.SERVING_REDUCE_RANK * replica.tensor
+    return 2.0 * work.layers * (reduce + min(once, twice))
+
+
+def _size(matrices: tuple[Matrix, ...]) -> float:
+    sums = parameters(matrices)
+    return sums.whole + sums.cut

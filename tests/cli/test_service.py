@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from narrows.cli.main import main
+from narrows.spec.record import from_builtins
+from narrows.spec.service import Service
+
+ASKED = ["plan", "--machine", "h100-sxm", "--model", "llama-3.1-8b"]
+
+
+def answered(capsys: pytest.CaptureFixture[str], *more: str) -> Service:
+    assert main([*ASKED, *more, "--json"]) == 0
+    return from_builtins(Service, json.loads(capsys.readouterr().out))
+
+
+def test_a_rate_becomes_requests_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answered(capsys, "--rate", "4 requests/s", "--answer", "200")
+    assert found.requests.rate == 4.0 and found.requests.concurrency is None
+    assert found.best.tokens_per_s == pytest.approx(800.0, rel=0.05)
+    assert main([*ASKED, "--rate", "90000 requests/s"]) == 3
+    said = capsys.readouterr().err
+    assert "saturate h100-sxm" in said and 'hint: --rate "' in said
+
+
+def test_each_option_changes_what_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+    load = ("--serve", "8", "--prompt", "4096", "--answer", "256")
+    plain = answered(capsys, *load)
+    shared = answered(capsys, *load, "--shared-prefix", "3072")
+    assert shared.best.first_token.mean < plain.best.first_token.mean
+    chunked = answered(capsys, *load, "--chunk", "512")
+    assert chunked.best.pause_s < 0.5 * plain.best.pause_s
+    assert chunked.best.first_token.mean > plain.best.first_token.mean
+    guessed = answered(capsys, *load, "--accept", "0.8", "--ahead", "3")
+    assert guessed.guesses is not None and guessed.guesses.tokens == pytest.approx(2.952)
+    assert guessed.best.per_token.mean < plain.best.per_token.mean
+    drafted = answered(capsys, *load, "--draft", "llama-3.2-1b")
+    assert drafted.guesses is not None and drafted.guesses.draft == "llama-3.2-1b"
+    assert drafted.best.held.weights > plain.best.held.weights + 2e9
+    narrow = answered(capsys, *load, "--weights", "4")
+    assert narrow.best.placement.weight_bits == 4.5
+    even = answered(capsys, *load, "--vary", "0")
+    assert even.best.first_token.p99 < plain.best.first_token.p99
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--serve", "2", "--rate", "1 req/s"], "both say how many come"),
+        (["--serve", "0"], "--serve is 0"),
+        (["--serve", "2", "--chunk", "0"], "--chunk is 0"),
+        (["--serve", "2", "--shared-prefix", "1024"], "of a prompt of 1024 tokens"),
+        (["--serve", "2", "--accept", "1.5"], "--accept is 1.5"),
+        (["--serve", "2", "--ahead", "0"], "--ahead is 0"),
+        (["--serve", "2", "--vary", "-1"], "--vary is -1"),
+        (["--rate", "5"], "has no unit"),
+        (["--rate", "0 requests/s"], "--rate is 0"),
+        (["--serve", "2", "--draft", "no-such-model"], "no model"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*ASKED, *more]) == 2
+    told = capsys.readouterr().err
+    assert said in told and "hint:" in told
+
+
+def test_limits_that_one_device_misses_name_a_machine_that_keeps_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    large = ["plan", "--machine", "h100-sxm", "--model", "llama-3.1-405b", "--serve", "2"]
+    assert main(large) == 3
+    told = capsys.readouterr().err
+    assert "does not fit" in told and "--machine 4xh100-sxm works" in told
+    assert main([*large[:2], "4xh100-sxm", *large[3:]]) == 0
