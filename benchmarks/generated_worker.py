@@ -15,25 +15,27 @@ from narrows.hardware.measure.run import go_first
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
+from narrows.kernels.meter import MemoryMeter
 from narrows.model.transformer import Transformer
 from narrows.spec.model import ModelSpec
 from narrows.spec.record import load
-from narrows.train.meter import MemoryMeter
 
 _ROUNDS, _SECONDS = (4, 40), 5.0
+_NOISE = 1 << 20
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main() -> None:
-    """Rounds of a prompt and its answer; the first warms up. Preferred over other work, as a probe."""
+    """Rounds of a prompt and its answer, preferred over other work as a probe is; one warms up."""
     spec, dtype = load(ModelSpec, sys.argv[1]), _DTYPES[sys.argv[2]]
     sequences, prompt, tokens, threads = map(int, sys.argv[3:])
     torch.set_num_threads(threads)
     go_first()
     keep_pages()
     tokens_BT = torch.randint(spec.vocabulary, (sequences, prompt))
+    noise = (0.02 * torch.randn(_NOISE)).to(dtype)
     memory = MemoryMeter(torch.device("cpu"))
-    model = _model(spec, dtype)
+    model = _model(spec, noise)
     answering = Answering(model, tokens_BT, tokens)
     answering.round()
     peak = memory.peak()
@@ -58,14 +60,17 @@ def _quiet(seconds: list[float]) -> float:
     return sorted(seconds)[len(seconds) // 4]
 
 
-def _model(spec: ModelSpec, dtype: torch.dtype) -> Transformer:
-    """Random weights, made where they stay."""
+def _model(spec: ModelSpec, noise: Tensor) -> Transformer:
+    """Made as `narrows generate` makes it; its random weights are drawn before and copied."""
     with torch.device("meta"):
-        model = Transformer(spec, load_kernels("torch")).to(dtype)
-    model = model.to_empty(device="cpu").eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(0.0, 0.02)
-    return model
+        model = Transformer(spec, load_kernels("torch"))
+    weights = {}
+    for name, parameter in model.named_parameters():
+        weights[name] = torch.empty(parameter.shape, dtype=noise.dtype)
+        for piece in weights[name].view(-1).split(len(noise)):
+            piece.copy_(noise[: len(piece)])
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False)
 
 
 class Answering:

@@ -11,7 +11,6 @@ import numpy as np
 from narrows.plan.cost import operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes, TrainingPrecision
-from narrows.plan.memory import RUNTIME_BYTES
 from narrows.plan.operations import Operation
 from narrows.plan.passes import Pass, block_operations, pass_operations
 from narrows.plan.power import bill, energy_basis, watts
@@ -21,20 +20,29 @@ from narrows.spec.model import ModelSpec, gpt2, llama
 
 # What drawing a token holds at once for each logit: fp32 and fp64 copies, sums and places.
 _DRAW_BYTES = 40
-# What the process holds over the bytes in use: a heap that serves prompts and single tokens in turn
-# has holes; kernels keep what they made for each shape. Both fitted to benchmarks/generated.py.
-_WEAR = 1.35
-_KERNELS_BYTES = 8e6
+_FP32 = 4
+# What torch takes once it computes without gradients: thread pools, products' code. What comes and
+# goes in a pass leaves holes in the heap, in parts of its size. What a run folder takes to be read:
+# its tensors' library, the tokenizer. All three measured by benchmarks/generated.py and generate.
+_RUNTIME_BYTES = 13e6
+_WEAR = 1.5
+_READING_BYTES = 18e6
+# Products of a block and of its attention, each made once for each length of prompt.
+_MADE = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """`sequences` prompts of `prompt` tokens at a time, each answered by `tokens` tokens."""
+    """`sequences` prompts of `prompt` tokens at a time, each answered by `tokens` tokens.
+
+    `fresh`: by a process that has just read its run folder, and had no such prompt before.
+    """
 
     prompt: int
     tokens: int
     precision: TrainingPrecision
     sequences: int = 1
+    fresh: bool = False
 
     @property
     def setting(self) -> Setting:
@@ -52,6 +60,8 @@ def predict_answer(model: ModelSpec, asked: Question, machine: Machine) -> Ledge
     passes = max(0, asked.tokens - 1)
     first, each = _passes(model, asked)
     rows = _rows(model, first, asked.setting, machine, "prefill", 1)
+    if asked.fresh:
+        rows += _made(asked.setting, machine)
     if passes:
         rows += _rows(model, each, asked.setting, machine, "decode", passes)
     seconds = sum(row.seconds for row in rows)
@@ -82,26 +92,25 @@ def answer_memory(model: ModelSpec, asked: Question) -> MemoryPeak:
     kinds = {
         "weights": float(value * model.parameters),
         "cache": float(asked.sequences * kept * value),
-        "activations": asked.sequences * asked.prompt * _held_values(shapes) * value * _WEAR,
-        "logits": float(
-            asked.sequences * model.vocabulary * value + _DRAW_BYTES * model.vocabulary
-        ),
-        "runtime": RUNTIME_BYTES + _KERNELS_BYTES,
+        "activations": _WEAR * asked.sequences * asked.prompt * _held_bytes(shapes, value),
+        "logits": float(logits),
+        "runtime": _RUNTIME_BYTES + _READING_BYTES * asked.fresh,
     }
     return MemoryPeak(**kinds, peak=sum(kinds.values()))
 
 
-def _held_values(model: Shapes) -> float:
-    """Values alive for each token where a block's activation is computed: the stream and what is to
+def _held_bytes(model: Shapes, value: int) -> float:
+    """Bytes alive for each token where a block's activation is computed: the stream and what is to
     be added, before the block and after attention, with their norms; queries, keys and values; the
-    attention's output; and what the feed-forward has so far.
+    attention's output; and what the feed-forward has so far. RMSNorm leaves three copies in fp32.
     """
     gates = 2 if model.gated else 1
     values = (
         7 * model.width + model.qkv_width + model.heads * model.head_width + model.up_width
         + gates * model.feed_forward_width
     )  # fmt: skip
-    return _only(values)
+    widened = 0 if model.centred or value == _FP32 else 3 * _FP32 * model.width
+    return _only(values * value + widened)
 
 
 def _passes(model: ModelSpec, asked: Question) -> tuple[Pass, Pass]:
@@ -132,6 +141,19 @@ def _rows(
         before = rows.get(row.operation)
         rows[row.operation] = row if before is None else _added(before, row)
     return tuple(rows.values())
+
+
+def _made(setting: Setting, machine: Machine) -> tuple[Row, ...]:
+    """What products of new shapes take once."""
+    curves = [each for each in machine.device.streamed if each.precision == setting.precision]
+    seconds = _MADE * float(curves[0].making) if curves else 0.0
+    return (
+        Row(
+            operation="make", phase="prefill", kind="launch", count=float(_MADE), flop=0.0,
+            memory_bytes=0.0, network_bytes=0.0, seconds=seconds,
+            joules=seconds * watts(machine, "launch", machine.device.threads),
+        ),
+    )  # fmt: skip
 
 
 def _added(one: Row, other: Row) -> Row:

@@ -132,10 +132,14 @@ class StreamedPoint(Record):
 
 
 class StreamedCurve(Record):
-    """Measured products of few rows, where reading the weights is what takes the time."""
+    """Measured products of few rows, where reading the weights is what takes the time.
+
+    `making` is what the first product of a new shape takes besides, once in a process.
+    """
 
     precision: Precision
     points: tuple[StreamedPoint, ...]
+    making: Seconds = Seconds(0.0)
 
 
 class CachedPoint(Record):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
+from statistics import median
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from narrows.hardware.measure.device import Target
 from narrows.hardware.measure.sampling import Sample, Trial, sample
@@ -24,13 +27,14 @@ from narrows.spec.machine import (
     StreamedCurve,
     StreamedPoint,
 )
-from narrows.spec.units import Bytes
+from narrows.spec.units import Bytes, Seconds
 
 Trained = Literal["fp32", "bf16"]
 _DTYPES: dict[Trained, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROWS = (1, 2, 4, 8, 16, 32, 128)
 _WEIGHTS = ((1152, 384), (384, 1536), (768, 768), (2304, 768), (768, 3072))
 """(outputs, inputs) of a block's weights, and below those of a head."""
+_ROWS_NEW = (37, 43, 53)
 _HEAD, _HEAD_ROWS = (32_768, 768), (1, 2, 4, 8)
 _WORKING_SETS = (12 << 20, 160 << 20)
 """What a processor's last cache may hold, and what none holds."""
@@ -83,7 +87,8 @@ def curves(where: Target, *, seconds: float, memory_bytes: float) -> Curves:
     streamed: list[StreamedCurve] = []
     for precision in _DTYPES:
         products = _streamed(where, precision, 0.2 * seconds, memory_bytes, samples)
-        streamed.append(StreamedCurve(precision=precision, points=products))
+        making = _making(where, _DTYPES[precision])
+        streamed.append(StreamedCurve(precision=precision, points=products, making=making))
     return Curves(
         streamed=tuple(streamed),
         cached=_cached(where, 0.2 * seconds, samples),
@@ -114,6 +119,22 @@ def _streamed(
         StreamedPoint(m=m, n=n, k=k, working_set=size, seconds=_significant(found.seconds))
         for (m, n, k, size), found in taken.items()
     )
+
+
+def _making(where: Target, kind: torch.dtype) -> Seconds:
+    """Median over products whose rows nothing here has had, each against the second such."""
+    more: list[float] = []
+    for rows, (n, k) in itertools.product(_ROWS_NEW, _WEIGHTS):
+        x_MK = torch.ones(rows, k, dtype=kind, device=where.torch_name)
+        weights_NK = torch.ones(n, k, dtype=kind, device=where.torch_name)
+        taken: list[float] = []
+        for _ in range(2):
+            started = time.perf_counter()
+            F.linear(x_MK, weights_NK)
+            where.finish()
+            taken.append(time.perf_counter() - started)
+        more.append(taken[0] - taken[1])
+    return Seconds(max(0.0, median(more))).rounded(3)
 
 
 def _cached(where: Target, seconds: float, samples: list[Sample]) -> tuple[CachedCurve, ...]:
