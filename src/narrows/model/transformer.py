@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from narrows.kernels.interface import Activation, Heads, Kernels, Rotation
 from narrows.kernels.loss import linear_cross_entropy
-from narrows.kernels.past import Cache, extend
+from narrows.kernels.reference import rotate, split_heads
 from narrows.spec.errors import BadInput
 from narrows.spec.model import GELU, LayerNorm, Learned, ModelSpec, Rotary, SwiGLU
 
@@ -30,6 +30,13 @@ class Stream(NamedTuple):
 
     x_BTD: Tensor
     delta_BTD: Tensor | None
+
+
+class Cache(NamedTuple):
+    """Keys and values of one block, [B,K,S,H] with room for every position to come."""
+
+    keys_BKSH: Tensor
+    values_BKSH: Tensor
 
 
 class Transformer(nn.Module):
@@ -133,7 +140,15 @@ class Block(nn.Module):
         """The same for new positions from `start` on, whose keys and values join the cache."""
         x_BTD, y_BTD = self.norm_attention(self.kernels, stream)
         qkv_BTX = self.kernels.linear(y_BTD, self.qkv.weight, self.qkv.bias)
-        return self._feed_forward(x_BTD, extend(qkv_BTX, self.heads, rotation, cache, start))
+        q_BNTH, k_BKTH, v_BKTH = split_heads(qkv_BTX, self.heads)
+        if rotation is not None:
+            q_BNTH, k_BKTH = rotate(q_BNTH, rotation), rotate(k_BKTH, rotation)
+        end = start + x_BTD.shape[1]
+        cache.keys_BKSH[:, :, start:end] = k_BKTH
+        cache.values_BKSH[:, :, start:end] = v_BKTH
+        past = Cache(cache.keys_BKSH[:, :, :end], cache.values_BKSH[:, :, :end])
+        out_BNTH = _attend_one(q_BNTH, past) if end == start + 1 else _attend(q_BNTH, past, start)
+        return self._feed_forward(x_BTD, out_BNTH.transpose(1, 2).flatten(2))
 
     def _feed_forward(self, x_BTD: Tensor, y_BTX: Tensor) -> Stream:
         kernels, spec = self.kernels, self.spec
@@ -169,6 +184,31 @@ def _refuse_unbuildable(spec: ModelSpec) -> None:
         if not fine:
             what = f"model.{name} = {getattr(spec, name)} cannot be built yet"
             raise BadInput(what, hint="narrows plan can plan such a model")
+
+
+def _attend(q_BNTH: Tensor, past: Cache, start: int) -> Tensor:
+    """Attention of queries at positions from `start` on to all keys up to their own."""
+    grouped = q_BNTH.shape[1] != past.keys_BKSH.shape[1]
+    if start == 0:
+        return F.scaled_dot_product_attention(q_BNTH, *past, is_causal=True, enable_gqa=grouped)
+    T, S = q_BNTH.shape[2], past.keys_BKSH.shape[2]
+    allowed_TS = torch.ones(T, S, dtype=torch.bool, device=q_BNTH.device).tril(start)
+    return F.scaled_dot_product_attention(q_BNTH, *past, attn_mask=allowed_TS, enable_gqa=grouped)
+
+
+def _attend_one(q_BN1H: Tensor, past: Cache) -> Tensor:
+    """Attention of the newest position: the heads that share keys are that many queries of them.
+
+    On the processor keys are widened: torch packs all of them anew for a single bf16 query, which
+    takes three times as long as the widening (12 heads of 64, 1000 keys: 579 against 166 µs).
+    """
+    q_BKGH = q_BN1H.reshape(q_BN1H.shape[0], past.keys_BKSH.shape[1], -1, q_BN1H.shape[-1])
+    wide = torch.float32 if q_BN1H.device.type == "cpu" else q_BN1H.dtype
+    keys_BKSH, values_BKSH = past
+    out_BKGH = F.scaled_dot_product_attention(
+        q_BKGH.to(wide), keys_BKSH.to(wide), values_BKSH.to(wide)
+    )
+    return out_BKGH.reshape(q_BN1H.shape).to(q_BN1H.dtype)
 
 
 class Weights(nn.Module):

@@ -111,6 +111,8 @@ def _streamed(
     wanted += [(rows, *_HEAD, sets[-1]) for rows in _HEAD_ROWS]
     trials: dict[tuple[int, int, int, Bytes], Trial] = {}
     for m, n, k, size in wanted:
+        if n * k * kind.itemsize > size:
+            continue
         count, run = streamed_trial((m, n, k), ring[: size // kind.itemsize])
         trials[m, n, k, Bytes(count * n * k * kind.itemsize)] = run
     taken = sample(trials, seconds=seconds, longest=math.inf, finish=where.finish)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from narrows.plan.fleet import here
 from narrows.plan.fleet.constants import RUNTIME_BYTES
 from narrows.plan.fleet.search import MEMORY_SHARE
 from narrows.plan.fleet.serving import Load, Replica, serve
@@ -73,7 +74,7 @@ def text(found: Service) -> str:
         f"{found.answer} out",
         f"  layout   {_said(best)}",
         "",
-        "predicted (datasheet figures, constants fitted to published servers)",
+        f"predicted ({_basis(found)})",
         f"  first token {Seconds(best.first_token_s).text()}, then one each "
         f"{Seconds(best.per_token_s).text()}; {best.tokens_per_s:,.0f} tokens/s in all",
         f"  memory   {Bytes(best.memory_bytes).text()} of {Bytes(found.memory_limit).text()} on "
@@ -89,6 +90,13 @@ def text(found: Service) -> str:
             f"{Seconds(way.per_token_s).text():>10}{way.tokens_per_s:12,.0f} tokens/s"
         )
     return "\n".join(lines)
+
+
+def _basis(found: Service) -> str:
+    measured = here.measured(found.fleet, found.model, found.best.weight_bits, found.best.tensor)
+    if measured is not None:
+        return f"curves measured here, {measured.probed_at[:10]}; queues fitted to servers"
+    return "datasheet figures, constants fitted to published servers"
 
 
 def _said(way: Serving) -> str:

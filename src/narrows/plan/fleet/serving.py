@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from narrows.plan.fleet import constants
+from narrows.plan.fleet import constants, here
 from narrows.plan.fleet.links import Links
 from narrows.plan.fleet.work import Matrix, Work, parameters
 from narrows.spec.fleet import Fleet
@@ -83,6 +83,9 @@ def decode_seconds(
     work: Work, replica: Replica, sequences: float, past: float, fleet: Fleet
 ) -> float:
     """One token for each of `sequences`, each with `past` tokens behind it."""
+    machine = here.measured(fleet, work.spec, replica.weight_bits, replica.tensor)
+    if machine is not None:
+        return here.decode_seconds(work.spec, sequences, past, machine)
     rate = float(fleet.memory_bandwidth.value) * constants.SERVING_MEMORY
     read = touched_bytes(work, replica, sequences) / replica.tensor
     windows = [work.spec.window_of(layer) for layer in range(work.spec.layers)]
@@ -95,6 +98,9 @@ def decode_seconds(
 
 def prefill_seconds(work: Work, replica: Replica, prompt: float, fleet: Fleet) -> float:
     """A prompt of one request, computed at once."""
+    machine = here.measured(fleet, work.spec, replica.weight_bits, replica.tensor)
+    if machine is not None:
+        return here.prefill_seconds(work.spec, prompt, machine)
     rate = float(fleet.memory_bandwidth.value) * constants.SERVING_MEMORY
     compute = _flop(work, prompt) / replica.tensor / _peak(fleet, replica)
     keys = sum(work.spec.keys_mean(int(prompt), layer) for layer in range(work.spec.layers))
