@@ -21,6 +21,7 @@ from narrows.spec.model import ModelSpec, gpt2, llama
 # What drawing a token holds at once for each logit: fp32 and fp64 copies, sums and places.
 _DRAW_BYTES = 40
 _FP32 = 4
+_HOST = "host"
 # What torch takes once it computes without gradients: thread pools, products' code. What comes and
 # goes in a pass leaves holes in the heap, in parts of its size. What a run folder takes to be read:
 # its tensors' library, the tokenizer. All three measured by benchmarks/generated.py and generate.
@@ -126,17 +127,21 @@ def _rows(
     model: ModelSpec, each: Pass, setting: Setting, machine: Machine, phase: Phase, times: int
 ) -> tuple[Row, ...]:
     shapes, curves = Shapes.of([model]), Curves.of(machine, setting)
-    block = _block_factor(shapes, each, setting, machine)
+    block = _block(shapes, each, setting, machine)
     rows: dict[str, Row] = {}
     for operation in pass_operations(shapes, each, setting):
-        seconds = times * _seconds(operation, setting, machine, curves)
-        seconds *= block if operation.in_block else 1.0
-        count = times * _only(operation.count)
+        count = _only(operation.count)
+        seconds = _seconds(operation, setting, machine, curves)
+        if operation.in_block and operation.name == _HOST and block.between is not None:
+            seconds = model.layers * block.between
+        elif operation.in_block:
+            seconds *= block.factor
         row = Row(
-            operation=operation.name, phase=phase, kind=operation.kind, count=count,
-            flop=count * _only(operation.flop), memory_bytes=count * _only(operation.memory_bytes),
-            network_bytes=0.0, seconds=seconds,
-            joules=seconds * watts(machine, operation.kind, machine.device.threads),
+            operation=operation.name, phase=phase, kind=operation.kind, count=times * count,
+            flop=times * count * _only(operation.flop),
+            memory_bytes=times * count * _only(operation.memory_bytes), network_bytes=0.0,
+            seconds=times * seconds,
+            joules=times * seconds * watts(machine, operation.kind, machine.device.threads),
         )  # fmt: skip
         before = rows.get(row.operation)
         rows[row.operation] = row if before is None else _added(before, row)
@@ -163,31 +168,42 @@ def _added(one: Row, other: Row) -> Row:
     )
 
 
-def _block_factor(shapes: Shapes, each: Pass, setting: Setting, machine: Machine) -> float:
-    """What a whole block takes over the sum of its operations: interpolated between the blocks
-    that the machine has measured, by the logarithm of the stream's elements; prompts apart from
-    single tokens. One where it has measured none.
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """What whole blocks say of their operations: times `factor`, and `between` them so long."""
+
+    factor: float = 1.0
+    between: float | None = None
+
+
+def _block(shapes: Shapes, each: Pass, setting: Setting, machine: Machine) -> _Block:
+    """Interpolated between the blocks that the machine has measured, by the logarithm of the
+    stream's elements. A prompt's operations keep each other from the caches: a factor. Between
+    those of single tokens lies the host's work: a time.
     """
     curves = Curves.of(machine, setting)
     single = each.queries == 1
-    found = {
-        point.sequences * point.queries * point.width: point.seconds
-        / _expected(point, make, setting, machine, curves)
-        for point, make in _measured(shapes, setting, machine)
-        if (point.queries == 1) == single
-    }  # fmt: skip
+    found: dict[float, float] = {}
+    for point, make in _measured(shapes, setting, machine):
+        if (point.queries == 1) == single:
+            expected = _expected(point, make, setting, machine, curves)
+            apart = max(0.0, point.seconds - expected)
+            found[float(point.sequences * point.queries * point.width)] = (
+                apart if single else point.seconds / expected
+            )
     if not found:
-        return 1.0
+        return _Block()
     sizes = np.array(sorted(found))
-    ratios = np.array([found[size] for size in sizes])
     wanted = np.log(each.sequences * each.queries * _only(shapes.width))
-    return float(np.exp(np.interp(wanted, np.log(sizes), np.log(ratios))))
+    told = float(np.interp(wanted, np.log(sizes), [found[size] for size in sizes]))
+    return _Block(between=told) if single else _Block(factor=told)
 
 
 def _expected(
     point: ExtendedPoint, make: Callable[..., ModelSpec], setting: Setting, machine: Machine,
     curves: Curves,
 ) -> float:  # fmt: skip
+    """The sum of a measured block's operations; of a single token's, without the host's."""
     spec = make(
         layers=point.layers, width=point.width, heads=point.width // point.head_width,
         vocabulary=1, context=point.keys,
@@ -196,8 +212,11 @@ def _expected(
     each = Pass(
         sequences=point.sequences, queries=point.queries, past=point.keys - point.queries
     )  # fmt: skip
-    operations = block_operations(Shapes.of([spec]), each, setting, weights)
-    return sum(_seconds(one, setting, machine, curves) for one in operations)
+    return sum(
+        _seconds(one, setting, machine, curves)
+        for one in block_operations(Shapes.of([spec]), each, setting, weights)
+        if point.queries > 1 or one.name != _HOST
+    )
 
 
 def _measured(

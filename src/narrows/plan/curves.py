@@ -23,8 +23,9 @@ from narrows.spec.machine import Direction as ProductDirection
 # Heads are independent of each other, so their number says little of the time for each.
 _ROWS_WEIGHT = 0.3
 _CLOSE = 1e-6
-# Where weights lie says less of a product's time than its sizes do.
-_WORKING_SET_WEIGHT = 0.3
+# Of products of few rows: their number chooses the kernel, the length of a weight's row how well it
+# streams; where the weights lie says less than their sizes.
+_STREAMED_WEIGHTS = (2.0, 1.0, 2.0, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +109,10 @@ class Curves:
         points += [(p.m, p.n, p.k, float(p.n * p.k * value), p.seconds) for p in once]
         known, taken = np.array(points)[:, :4], np.array(points)[:, 4]
         flat = np.stack([np.ravel(each) for each in wanted], axis=1)
+        # Beyond the largest set that was measured nothing is cached either.
+        flat[:, 3] = np.minimum(flat[:, 3], known[:, 3].max())
         ratios = np.log(taken / _formula(self.matmul, known[:, :3]))
-        scale = (1.0, 1.0, 1.0, _WORKING_SET_WEIGHT)
-        seconds = _formula(self.matmul, flat[:, :3]) * _near(flat, known, ratios, scale)
+        seconds = _formula(self.matmul, flat[:, :3]) * _near(flat, known, ratios, _STREAMED_WEIGHTS)
         return np.asarray(seconds.reshape(wanted[0].shape))
 
     def cached_seconds(self, work: CachedAttention) -> Array | None:
