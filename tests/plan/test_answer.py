@@ -44,7 +44,7 @@ def with_curves(machine: Machine, *, slower: float = 1.0, making: float = 0.0) -
         for queries, keys in ((1, 64), (1, 512), (64, 64), (512, 512))
     )  # fmt: skip
     blocks = tuple(
-        ExtendedPoint(width=256, head_width=64, layers=2, sequences=1, queries=queries, keys=64,
+        ExtendedPoint(width=256, head_width=64, layers=2, queries=queries, keys=64,
                       seconds=slower * 1e-4)
         for queries in (1, 64)
     )  # fmt: skip

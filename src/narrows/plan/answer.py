@@ -177,9 +177,10 @@ class _Block:
 
 
 def _block(shapes: Shapes, each: Pass, setting: Setting, machine: Machine) -> _Block:
-    """Interpolated between the blocks that the machine has measured, by the logarithm of the
-    stream's elements. A prompt's operations keep each other from the caches: a factor. Between
-    those of single tokens lies the host's work: a time.
+    """Interpolated between the blocks that the machine has measured of one sequence, by the
+    logarithm of the stream's elements. A prompt's operations keep each other from the caches: a
+    factor. Between those of single tokens lies the host's work, alike for one sequence and many: a
+    time.
     """
     curves = Curves.of(machine, setting)
     single = each.queries == 1
@@ -188,13 +189,13 @@ def _block(shapes: Shapes, each: Pass, setting: Setting, machine: Machine) -> _B
         if (point.queries == 1) == single:
             expected = _expected(point, make, setting, machine, curves)
             apart = max(0.0, point.seconds - expected)
-            found[float(point.sequences * point.queries * point.width)] = (
+            found[float(point.queries * point.width)] = (
                 apart if single else point.seconds / expected
             )
     if not found:
         return _Block()
     sizes = np.array(sorted(found))
-    wanted = np.log(each.sequences * each.queries * _only(shapes.width))
+    wanted = np.log((1 if single else each.sequences * each.queries) * _only(shapes.width))
     told = float(np.interp(wanted, np.log(sizes), [found[size] for size in sizes]))
     return _Block(between=told) if single else _Block(factor=told)
 
@@ -210,7 +211,7 @@ def _expected(
     )  # fmt: skip
     weights = np.array([[float(spec.parameters * setting.value_bytes)]])
     each = Pass(
-        sequences=point.sequences, queries=point.queries, past=point.keys - point.queries
+        sequences=1, queries=point.queries, past=point.keys - point.queries
     )  # fmt: skip
     return sum(
         _seconds(one, setting, machine, curves)

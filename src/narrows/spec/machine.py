@@ -164,12 +164,11 @@ class CachedCurve(Record):
 
 
 class ExtendedPoint(Record):
-    """Seconds of one block, forward over a cache, of the stack of `layers` that was run."""
+    """Seconds of one block, forward over the cache of one sequence, of the `layers` that ran."""
 
     width: int
     head_width: int
     layers: int
-    sequences: int
     queries: int
     keys: int
     seconds: float

@@ -18,7 +18,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "_WORKING_SETS", (1 << 14, 1 << 16))
     monkeypatch.setattr(answering, "_DECODES", (SMALL,))
     monkeypatch.setattr(answering, "_PREFILLS", (SMALL._replace(queries=8),))
-    blocks = (answering._Block(64, 32, 1, 1, 1, 8), answering._Block(64, 32, 2, 1, 8, 8))
+    blocks = (answering._Block(64, 32, 1, 1, 8), answering._Block(64, 32, 2, 8, 8))
     monkeypatch.setattr(answering, "_BLOCKS", blocks)
     monkeypatch.setattr(answering, "_VOCABULARIES", (64,))
 
