@@ -41,9 +41,7 @@ class Pass:
         return self.past + self.queries
 
 
-def pass_operations(
-    model: Shapes, each: Pass, setting: Setting, *, sampled: bool = True
-) -> tuple[Operation, ...]:
+def pass_operations(model: Shapes, each: Pass, setting: Setting) -> tuple[Operation, ...]:
     """The operations of one pass, up to the logits of what comes next, and its choice."""
     layouts = _layouts(each, setting)
     once = np.ones((1, 1))
@@ -58,8 +56,7 @@ def pass_operations(
     rows = each.sequences * once
     operations.append(_product("head", (rows, model.vocabulary, model.width), weights, setting))
     operations.append(host(once * _HOST_CALLS_PASS))
-    if sampled:
-        operations.append(_draw(model, rows))
+    operations.append(_draw(model, rows))
     return tuple(operations)
 
 
