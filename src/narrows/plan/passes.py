@@ -20,7 +20,7 @@ from narrows.plan.operations import (
     pointwise,
 )
 
-# Values moved per logit where a token is drawn, in bytes: the softmax and its sums are in fp64.
+# Bytes moved for each logit where a token is drawn: the softmax and its sums are in fp64.
 _DRAW_BYTES = 80
 # Calls of torch that no curve holds (views, slices of the cache), in a block and beside the blocks.
 _HOST_CALLS_BLOCK = 16
