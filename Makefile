@@ -35,6 +35,7 @@ check: .venv/ready-dev
 proof: .venv/ready-dev
 	$(BIN)/pytest -m slow
 	$(BIN)/python benchmarks/truth.py
+	$(BIN)/python benchmarks/generated.py
 
 bench: .venv/ready-dev
 	for each in benchmarks/*.py; do $(BIN)/python $$each || exit 1; done

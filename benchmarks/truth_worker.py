@@ -11,9 +11,9 @@ from statistics import median
 import numpy as np
 import torch
 
+from narrows.kernels.meter import MemoryMeter
 from narrows.spec.plan import Plan
 from narrows.spec.record import load
-from narrows.train.meter import MemoryMeter
 from narrows.train.profiled import profiled_rows
 from narrows.train.step import Trainer
 

@@ -126,9 +126,17 @@ def test_generate_streams_the_prompt_and_what_follows(capsys: Said) -> None:
     said = capsys.readouterr()
     assert said.out.startswith("def ") and said.out.endswith("\n")
     assert following(said.err) == "narrows report runs/tiny"
+    account = [line.split() for line in said.err.splitlines()[-5:-1]]
+    assert account[0] == ["predicted", "measured"]
+    assert [" ".join(words[:-5]) for words in account[1:]] == ["first token", "per token", "memory"]
+    assert all(words[-1].endswith("%") for words in account[1:])
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["prompt"] + told["text"] + "\n" == said.out
+    for name in ("predicted", "measured"):
+        ledger = record.from_builtins(Ledger, told[name])
+        assert ledger.basis == name and ledger.total.steps == told["tokens"] - 1
+        assert ledger.first_token_s > 0 and ledger.per_token_s > 0 and ledger.memory.peak > 0
 
 
 def test_report_writes_the_page_and_the_facts(capsys: Said) -> None:

@@ -17,6 +17,7 @@ from narrows.model.transformer import Transformer
 from narrows.plan.layouts import Layouts, Setting, Shapes
 from narrows.plan.memory import saved_bytes
 from narrows.plan.operations import step_operations
+from narrows.plan.passes import Pass, pass_operations
 from narrows.spec.layout import Layout
 from narrows.spec.machine import KernelSet
 from narrows.spec.model import ModelSpec, Rotary, gpt2, llama
@@ -92,6 +93,36 @@ def test_attention_is_the_causal_half_of_what_torch_counts(spec: ModelSpec) -> N
     counted = counted_flop(spec)["attention"]
     assert planned_flop(spec, "attention", "forward") == counted * (2 / 6) / 2
     assert planned_flop(spec, "attention", "backward") == counted * (5 / 6) / 2
+
+
+PASSES = {
+    "prompt": Pass(sequences=SEQUENCES, queries=11),
+    "token": Pass(sequences=SEQUENCES, queries=1, past=9),
+}
+
+
+@pytest.mark.parametrize("each", PASSES.values(), ids=PASSES.keys())
+@named
+def test_passes_of_an_answer_equal_what_torch_counts(spec: ModelSpec, each: Pass) -> None:
+    """Products exactly; of a prompt's attention, the causal half of what torch counts."""
+    with torch.device("meta"):
+        model = Transformer(spec, load("torch")).eval()
+        tokens_BT = torch.zeros(SEQUENCES, each.queries, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            caches = model.caches(SEQUENCES, spec.context)
+            hidden_BTD = model.hidden(tokens_BT, caches, int(each.past))
+            torch.nn.functional.linear(hidden_BTD[:, -1], model.head_VD)
+    counted = {"gemm": 0, "attention": 0}
+    for operation, flop in counter.get_flop_counts()["Global"].items():
+        counted["gemm" if "mm" in str(operation) and "bmm" not in str(operation) else
+                "attention"] += flop  # fmt: skip
+    setting = Setting(precision="fp32", kernels="torch", compile=False)
+    planned = {"gemm": 0.0, "attention": 0.0}
+    for one in pass_operations(Shapes.of([spec]), each, setting):
+        if one.kind in planned:
+            planned[one.kind] += float((one.count * one.flop)[0, 0])
+    assert planned["gemm"] == counted["gemm"]
+    assert planned["attention"] == counted["attention"] / (1 if each.queries == 1 else 2)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -35,13 +35,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Stream the text, the prompt before it; with --json all at once."""
     run_folder = folder.existing(chosen.folder)
+    from narrows.infer.account import Account, told
     from narrows.infer.generate import generate, load
     from narrows.infer.sampling import Sampling
+    from narrows.spec.record import to_builtins
 
     sampling = Sampling(
         temperature=chosen.temperature, top_k=chosen.top_k, top_p=chosen.top_p,
         min_p=chosen.min_p, repetition_penalty=chosen.repetition_penalty, seed=chosen.seed,
     )  # fmt: skip
+    account = Account(run_folder)
     generator = load(run_folder, checkpoint=chosen.checkpoint, talk=speak.talk)
     writing = generate(
         generator, chosen.prompt, tokens=chosen.tokens, sampling=sampling, stop=chosen.stop
@@ -51,9 +54,13 @@ def run(chosen: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
     rate = f"{writing.tokens / seconds:,.0f} tokens/s"
     speak.talk(f"{writing.tokens} tokens in {seconds:.2f} s, {rate}, ended by: {writing.finish}")
+    predicted, measured = account.close(generator, writing)
+    speak.talk(told(predicted, measured))
     if chosen.json:
-        told = {"prompt": chosen.prompt, "text": text, "tokens": writing.tokens}
-        speak.answer_json({**told, "seconds": seconds, "finish": writing.finish})
+        answer = {"prompt": chosen.prompt, "text": text, "tokens": writing.tokens}
+        ledgers = {"predicted": predicted and to_builtins(predicted),
+                   "measured": to_builtins(measured)}  # fmt: skip
+        speak.answer_json({**answer, "seconds": seconds, "finish": writing.finish, **ledgers})
     speak.next_step(f"narrows report {shlex.quote(str(run_folder))}")
     return 0
 

@@ -158,6 +158,7 @@ def fleet_here(machine: Machine) -> Fleet:
         ),
         carbon=rented.carbon,
         overhead=rented.overhead,
+        machine=machine,
     )  # fmt: skip
 
 

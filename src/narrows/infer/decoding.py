@@ -28,6 +28,11 @@ class Decoding:
         self._caches = model.caches(1, self._room)
         self._cached: list[int] = []
 
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values take when the cache is full."""
+        return sum(each.nbytes for cache in self._caches for each in cache)
+
     @torch.inference_mode()
     def read(self, tokens: Sequence[int]) -> Tensor:
         """Logits [V] of the token after `tokens`, which follow what was read before."""

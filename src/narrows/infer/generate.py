@@ -9,6 +9,7 @@ same parts.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, final
@@ -22,6 +23,7 @@ from narrows.infer.checkpoint import locate, step, weights
 from narrows.infer.decoding import Decoding
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.infer.stream import StopStrings, TextStream
+from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
@@ -60,6 +62,7 @@ def load(
         raise BadInput(f"{run} has no tokenizer.json", hint=hint)
     tokenizer = tokenizers.read(run / "tokenizer.json")
     found = locate(run, checkpoint)
+    keep_pages()
     model = _model(plan, found)
     _refuse_foreign(tokenizer, model)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -67,6 +70,7 @@ def load(
         torch.set_num_threads(max(1, here.cores_allowed // here.threads_per_core))
     precision = "bf16" if model.head_VD.dtype == torch.bfloat16 else "fp32"
     threads = torch.get_num_threads()
+    _warm(model)
     talk(f"{found} (step {step(found)}), {precision}, {threads} thread{'s'[: threads > 1]}")
     return Generator(model, tokenizer)
 
@@ -96,7 +100,8 @@ def sample(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int, s
 @final
 class Generation:
     """Text as it is written; iterate once. `tokens` counts what was written so far, without the
-    end of document, and `finish` says at the end why it ended.
+    end of document, and `finish` says at the end why it ended. `seconds` are those of each token,
+    the end of document included: the first has read the prompt.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class Generation:
     ) -> None:  # fmt: skip
         self.prompt = tuple(prompt)
         self.tokens = 0
+        self.seconds: list[float] = []
         self.finish: Finish = "length"
         self._tokens_max = tokens_max
         self._end = generator.tokenizer.end_of_document
@@ -115,7 +121,7 @@ class Generation:
 
     def __iter__(self) -> Iterator[str]:
         self._sampler.saw(self.prompt)
-        token = self._sampler.choose(self._decoding.read(self.prompt))
+        token = self._next(self.prompt)
         while token != self._end:
             self.tokens += 1
             piece = self._stops.push(self._text.push(token))
@@ -123,7 +129,7 @@ class Generation:
                 yield piece
             if self._stops.found or self.tokens == self._tokens_max:
                 break
-            token = self._sampler.choose(self._decoding.read([token]))
+            token = self._next([token])
         else:
             self.finish = "end"
         last = self._stops.push(self._text.finish()) + self._stops.finish()
@@ -131,6 +137,18 @@ class Generation:
             self.finish = "stop"
         if last:
             yield last
+
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values take."""
+        return self._decoding.cache_bytes
+
+    def _next(self, tokens: Sequence[int]) -> int:
+        """The token after `tokens`."""
+        began = time.perf_counter()
+        token = self._sampler.choose(self._decoding.read(tokens))
+        self.seconds.append(time.perf_counter() - began)
+        return token
 
 
 def _model(plan: Plan, checkpoint: Path) -> Transformer:
@@ -149,6 +167,14 @@ def _model(plan: Plan, checkpoint: Path) -> Transformer:
     if device.type == "cpu" and not has_bf16_unit(processor()):
         model = model.float()
     return model.to(device).eval().requires_grad_(False)
+
+
+def _warm(model: Transformer) -> None:
+    """Read every weight once, and let torch make what it makes at the first token."""
+    decoding = Decoding(model, 2)
+    Sampler(Sampling(), model.spec.vocabulary).choose(decoding.read([0]))
+    if model.spec.context > 1:
+        decoding.read([0])
 
 
 def _refuse_foreign(tokenizer: Tokenizer, model: Transformer) -> None:

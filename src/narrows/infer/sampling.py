@@ -15,6 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from narrows.kernels.draw import draw, tempered
 from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.record import Record
 
@@ -98,25 +99,10 @@ def shaped(logits_V: Tensor, sampling: Sampling, seen_V: Tensor) -> Tensor:
     return logits_V
 
 
-def draw(logits_V: Tensor, generator: torch.Generator) -> int:
-    """A token by its odds, from one uniform number: where the summed odds pass it."""
-    odds_V = torch.softmax(logits_V, dim=-1, dtype=torch.float64)
-    passed_V = odds_V.cumsum(-1)
-    uniform = torch.rand(1, generator=generator, dtype=torch.float64) * passed_V[-1]
-    found = int(torch.searchsorted(passed_V, uniform, right=True))
-    # Rounding may leave the number at the very sum: then it is the last token that has odds.
-    return min(found, int(odds_V.nonzero()[-1]))
-
-
 def penalised(logits_V: Tensor, seen_V: Tensor, penalty: float) -> Tensor:
     """Logits of seen tokens divided by `penalty`, multiplied where negative (arXiv:1909.05858)."""
     less_V = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
     return torch.where(seen_V, less_V, logits_V)
-
-
-def tempered(logits_V: Tensor, temperature: float) -> Tensor:
-    """Logits over the temperature, the largest moved to 0 so that nothing overflows."""
-    return (logits_V - logits_V.amax(-1, keepdim=True)) / temperature
 
 
 def top_k(logits_V: Tensor, k: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from narrows.kernels.interface import Activation, Heads, Kernels, Rotation
+from narrows.kernels.past import Cache, extend
 from narrows.spec.machine import BlockKind
 from narrows.spec.model import ModelSpec, gpt2, llama
 
@@ -56,6 +57,20 @@ def block_trial(
     return run
 
 
+def extend_trial(
+    shape: BlockShape, queries: int, kernels: Kernels, dtype: torch.dtype, device: str
+) -> Callable[[], object]:
+    """The last `queries` of the shape's positions, the others being in the caches."""
+    spec, start = shape.spec, shape.positions - queries
+    blocks = BlockStack(spec, kernels, dtype, device).requires_grad_(False)
+    x_BTD = torch.randn(shape.sequences, queries, shape.width, dtype=dtype, device=device)
+    sizes = (2, shape.sequences, spec.kv_heads, shape.positions, spec.head_width)
+    caches = [
+        Cache(*torch.randn(sizes, dtype=dtype, device=device)) for _ in range(shape.layers)
+    ]  # fmt: skip
+    return torch.inference_mode()(lambda: blocks.extend(x_BTD, caches, start))
+
+
 class BlockStack(nn.Module):
     """Attention and feed-forward as the model's blocks are, with weights of deviation 0.02."""
 
@@ -81,8 +96,21 @@ class BlockStack(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """The stream after the last block [B,T,D]."""
+        kernels, heads, rotation = self.kernels, self._heads, self.rotation
+        return self._run(x_BTD, lambda qkv_BTX, _: kernels.attention(qkv_BTX, heads, rotation))
+
+    def extend(self, x_BTD: Tensor, caches: list[Cache], start: int) -> Tensor:
+        """The same for new positions from `start` on, whose keys and values join the caches."""
+        end, whole = start + x_BTD.shape[1], self.rotation
+        rotation = Rotation(*(each[start:end] for each in whole)) if whole else None
+
+        def attend(qkv_BTX: Tensor, layer: int) -> Tensor:
+            return extend(qkv_BTX, self._heads, rotation, caches[layer], start)
+
+        return self._run(x_BTD, attend)
+
+    def _run(self, x_BTD: Tensor, attend: Callable[[Tensor, int], Tensor]) -> Tensor:
         kernels, spec = self.kernels, self.spec
-        heads = Heads(spec.heads, spec.kv_heads, spec.head_width)
         activation: Activation = "gelu" if spec.biases else "swiglu"
         delta_BTD = None
         for layer in range(spec.layers):
@@ -92,13 +120,17 @@ class BlockStack(nn.Module):
             x_BTD, y_BTD = kernels.add_norm(
                 x_BTD, delta_BTD, w1, b1, epsilon=1e-5, centre=spec.biases
             )
-            y_BTX = kernels.attention(kernels.linear(y_BTD, qkv, b_qkv), heads, self.rotation)
+            y_BTX = attend(kernels.linear(y_BTD, qkv, b_qkv), layer)
             x_BTD, y_BTD = kernels.add_norm(
                 x_BTD, kernels.linear(y_BTX, out, b_out), w2, b2, epsilon=1e-5, centre=spec.biases
             )
             h_BTX = kernels.linear(y_BTD, up, b_up)
             delta_BTD = kernels.activated_linear(h_BTX, down, b_down, activation)
         return x_BTD if delta_BTD is None else x_BTD + delta_BTD
+
+    @property
+    def _heads(self) -> Heads:
+        return Heads(self.spec.heads, self.spec.kv_heads, self.spec.head_width)
 
     def _biases(self, layer: int) -> list[nn.Parameter] | list[None]:
         return list(self.biases)[4 * layer : 4 * layer + 4] or [None] * 4

@@ -6,20 +6,23 @@ only. `elements` counts the operation's main operand, as `plan` counts it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from narrows.kernels.draw import draw, tempered
 from narrows.kernels.interface import AdamWStep, Heads, Kernels, Moments
 from narrows.kernels.load import load
+from narrows.kernels.past import Cache, extend
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import KernelSet
 
 Trial = tuple[Callable[[], object], Callable[[], object]]
-_WIDTH, _VOCABULARY = 512, 4096
+_WIDTH, _VOCABULARY, _TEMPERATURE = 512, 4096, 0.8
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -29,9 +32,9 @@ def trial(
     """Callables that run `operation` once forward and once backward.
 
     Elements: norm, embedding and column_sum M·D; gelu and swiglu M·F (the activation's output);
-    cross_entropy M·V logits; adamw, accumulate and squared_norm parameters. What has no backward
-    pass (adamw, accumulate, squared_norm, column_sum, and cross_entropy, whose forward pass leaves
-    the gradient) gives a callable that does nothing.
+    cross_entropy M·V logits; draw V logits; adamw, accumulate and squared_norm parameters. What has
+    no backward pass (adamw, accumulate, squared_norm, column_sum, draw, and cross_entropy, whose
+    forward pass leaves the gradient) gives a callable that does nothing.
     """
     chosen, dtype = load(kernels), _DTYPES[precision]
     if operation in ("norm", "gelu", "swiglu", "embedding"):
@@ -43,6 +46,8 @@ def trial(
         logits_MV = torch.randn(rows, _VOCABULARY, dtype=dtype)
         targets_M = torch.randint(_VOCABULARY, (rows,))
         return lambda: chosen.cross_entropy_(logits_MV, targets_M, 1.0), _nothing
+    if operation == "draw":
+        return _draw(elements, dtype), _nothing
     if operation == "column_sum":
         x_MD = _rows(elements, dtype)
         if chosen.name == "torch":
@@ -71,6 +76,40 @@ def attention_trial(
         torch.autograd.grad(out_BTX, qkv_BTX, dout_BTX, retain_graph=True)
 
     return forward, backward
+
+
+class CachedShape(NamedTuple):
+    """`queries` new positions of `sequences`, `keys` with what is cached."""
+
+    sequences: int
+    kv_heads: int
+    group: int
+    head_width: int
+    queries: int
+    keys: int
+
+
+def cached_trial(shape: CachedShape, precision: Literal["fp32", "bf16"]) -> Callable[[], object]:
+    """Attention over a cache, from the fused projection to its output."""
+    B, K, group, H, queries, keys = shape
+    heads, dtype = Heads(K * group, K, H), _DTYPES[precision]
+    qkv_BTX = torch.randn(B, queries, (heads.query + 2 * K) * H, dtype=dtype)
+    cache = Cache(*torch.randn(2, B, K, keys, H, dtype=dtype))
+    start = keys - queries
+    return torch.inference_mode()(lambda: extend(qkv_BTX, heads, None, cache, start))
+
+
+def streamed_trial(
+    sizes: tuple[int, int, int], weights: Tensor
+) -> tuple[int, Callable[[], object]]:
+    """How many weights [n,k] of an (m,k) @ (k,n) product the buffer holds, and a callable that
+    multiplies by the next of them each time.
+    """
+    m, n, k = sizes
+    x_MK = torch.ones(m, k, dtype=weights.dtype, device=weights.device)
+    count = max(1, weights.numel() // (n * k))
+    turn = itertools.cycle([weights[i * n * k : (i + 1) * n * k].view(n, k) for i in range(count)])
+    return count, torch.inference_mode()(lambda: F.linear(x_MK, next(turn)))
 
 
 def _differentiable(operation: str, kernels: Kernels, dtype: torch.dtype, elements: int) -> Trial:
@@ -108,6 +147,18 @@ def _on_parameters(
     weight = torch.zeros(elements, dtype=dtype) if dtype != torch.float32 else None
     step = AdamWStep(1e-3, 0.1, 0.9, 0.95, 1e-8, 1, 1.0)
     return lambda: kernels.adamw_(moments, gradient, weight, step)
+
+
+def _draw(vocabulary: int, dtype: torch.dtype) -> Callable[[], object]:
+    """As a sampler draws when nothing is ruled out."""
+    logits_V, generator = torch.randn(vocabulary, dtype=dtype), torch.Generator()
+
+    def run() -> int:
+        wide_V = logits_V.float().cpu()
+        assert torch.isfinite(wide_V).all()
+        return draw(tempered(wide_V, _TEMPERATURE), generator)
+
+    return torch.inference_mode()(run)
 
 
 def _rows(elements: int, dtype: torch.dtype) -> Tensor:

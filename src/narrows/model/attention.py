@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrows.kernels.interface import Heads, Kernels, Rotation
+from narrows.kernels.past import Cache, attend_one
 from narrows.kernels.reference import rotate, split_heads
 from narrows.model.weights import NormWeights, Weights
 from narrows.spec.model import ModelSpec
@@ -25,20 +26,6 @@ class Place(NamedTuple):
     rotation: Rotation | None = None
     mask_TS: Tensor | None = None
     encoded_BSD: Tensor | None = None
-
-
-class Cache(NamedTuple):
-    """Keys and values of one block, [B,K,S,H] with room for every position to come."""
-
-    keys_BKSH: Tensor
-    values_BKSH: Tensor
-
-    def extended(self, k_BKTH: Tensor, v_BKTH: Tensor, start: int) -> Cache:
-        """Store keys and values of positions from `start` on; all up to the last of them."""
-        end = start + k_BKTH.shape[2]
-        self.keys_BKSH[:, :, start:end] = k_BKTH
-        self.values_BKSH[:, :, start:end] = v_BKTH
-        return Cache(self.keys_BKSH[:, :, :end], self.values_BKSH[:, :, :end])
 
 
 class Scores(NamedTuple):
@@ -174,7 +161,7 @@ def attend(
         return _attend_openly(q_BNTH, past, scores, mask, sinks_N)
     plain = scores.scale is None and mask is None
     if plain and scores.causal and q_BNTH.shape[2] == 1:
-        return _attend_one(q_BNTH, past)
+        return attend_one(q_BNTH, past)
     return F.scaled_dot_product_attention(
         q_BNTH, *past, attn_mask=mask, is_causal=_causal(q_BNTH, scores, mask),
         scale=scores.scale, enable_gqa=q_BNTH.shape[1] != past.keys_BKSH.shape[1],
@@ -210,18 +197,3 @@ def _attend_openly(
     weights_BNTS = products_BNTS.softmax(dim=-1)[..., :S].to(v_BKSH.dtype)
     weights_BKGTS = weights_BNTS.unflatten(1, (v_BKSH.shape[1], -1))
     return (weights_BKGTS @ v_BKSH.unsqueeze(2)).flatten(1, 2)
-
-
-def _attend_one(q_BN1H: Tensor, past: Cache) -> Tensor:
-    """Attention of the newest position: the heads that share keys are that many queries of them.
-
-    On the processor keys are widened: torch packs all of them anew for a single bf16 query, which
-    takes three times as long as the widening (12 heads of 64, 1000 keys: 579 against 166 µs).
-    """
-    q_BKGH = q_BN1H.reshape(q_BN1H.shape[0], past.keys_BKSH.shape[1], -1, q_BN1H.shape[-1])
-    wide = torch.float32 if q_BN1H.device.type == "cpu" else q_BN1H.dtype
-    keys_BKSH, values_BKSH = past
-    out_BKGH = F.scaled_dot_product_attention(
-        q_BKGH.to(wide), keys_BKSH.to(wide), values_BKSH.to(wide)
-    )
-    return out_BKGH.flatten(1, 2).unsqueeze(2).to(q_BN1H.dtype)

@@ -15,11 +15,13 @@ import numpy as np
 from narrows.plan.curves import Curves
 from narrows.plan.layouts import Array, Layouts, Shapes
 from narrows.plan.operations import (
+    CachedAttention,
     CausalAttention,
     Launch,
     Operation,
     Pointwise,
     Product,
+    StreamedProduct,
     Transfer,
     block_operations,
     evaluation_operations,
@@ -146,12 +148,15 @@ def _call_seconds(
             measured = curves.matmul_seconds(m, n, k, work.direction)
             launch, body = _split(measured, float(curves.matmul.launch))
             return launch / scales.launch, body * _relief(operation, curves, moving, scales)
+        case StreamedProduct(m=m, n=n, k=k, working_set=working_set):
+            measured = curves.streamed_seconds(m, n, k, working_set)
+            launch, body = _split(measured, float(curves.matmul.launch))
+            return launch / scales.launch, body * _relief(operation, curves, moving, scales)
+        case CachedAttention():
+            return _attention(operation, curves.cached_seconds(work), curves, scales)
         case CausalAttention(rows=rows, positions=positions, head_width=width):
             known = curves.attention_seconds(rows, positions, width, work.direction)
-            if known is None:
-                known = np.maximum(_computing(operation, curves), moving) + curves.launch
-            launch, body = _split(known, curves.launch)
-            return launch / scales.launch, body * _relief(operation, curves, moving, scales)
+            return _attention(operation, known, curves, scales)
         case Pointwise(operation=name, elements=elements):
             known = curves.kernel_seconds(name, elements, work.direction)
             launch, body = _split(moving + curves.launch if known is None else known, curves.launch)
@@ -163,6 +168,16 @@ def _call_seconds(
         case Transfer():
             rate = float(machine.disk.read.value) * scales.storage
             return 0.0, operation.memory_bytes / rate
+
+
+def _attention(
+    operation: Operation, known: Array | None, curves: Curves, scales: Scales
+) -> tuple[float, Array]:
+    moving = operation.memory_bytes / curves.bandwidth(operation.memory_bytes)
+    if known is None:
+        known = np.maximum(_computing(operation, curves), moving) + curves.launch
+    launch, body = _split(known, curves.launch)
+    return launch / scales.launch, body * _relief(operation, curves, moving, scales)
 
 
 def _split(measured: Array, launch: float) -> tuple[float, Array]:

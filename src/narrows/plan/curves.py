@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from narrows.plan.layouts import Array, Setting, TrainingPrecision
-from narrows.plan.operations import Direction
+from narrows.plan.operations import CachedAttention, Direction
 from narrows.spec.errors import BadInput
-from narrows.spec.machine import AttentionCurve, KernelCurve, Machine, MatmulCurve
+from narrows.spec.machine import (
+    AttentionCurve,
+    CachedPoint,
+    KernelCurve,
+    Machine,
+    MatmulCurve,
+    StreamedPoint,
+)
 from narrows.spec.machine import Direction as ProductDirection
 
 # Heads are independent of each other, so their number says little of the time for each.
 _ROWS_WEIGHT = 0.3
 _CLOSE = 1e-6
+# Of products of few rows: their number chooses the kernel, the length of a weight's row how well it
+# streams; where the weights lie says less than their sizes.
+_STREAMED_WEIGHTS = (2.0, 1.0, 2.0, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +35,8 @@ class Curves:
     setting: Setting
     matmul: MatmulCurve
     attention: AttentionCurve | None
+    streamed: tuple[StreamedPoint, ...]
+    cached: tuple[CachedPoint, ...]
     kernels: dict[str, KernelCurve]
     launch: float
     copy: float
@@ -41,6 +54,14 @@ class Curves:
             setting=setting,
             matmul=_matmul(machine, setting),
             attention=_attention(machine, setting),
+            streamed=next(
+                (curve.points for curve in device.streamed if curve.precision == setting.precision),
+                (),
+            ),
+            cached=next(
+                (curve.points for curve in device.cached if curve.precision == setting.precision),
+                (),
+            ),
             kernels=_kernels(machine, setting),
             launch=float(device.launch.value) if device.launch else 0.0,
             copy=float(device.memory.copy.value),
@@ -72,6 +93,45 @@ class Curves:
             taken = np.array([p.seconds for p in points])
             seconds = seconds * _near(flat, sizes, np.log(taken / _formula(curve, sizes)))
         return np.asarray(seconds.reshape(wanted[0].shape))
+
+    def streamed_seconds(self, m: Array, n: Array, k: Array, working_set: Array) -> Array:
+        """As `matmul_seconds` forward, and the nearest products in turn through working sets of
+        weights beside those of one weight; where none were measured, no quicker than memory gives
+        the weights.
+        """
+        value = self.setting.value_bytes
+        wanted = np.broadcast_arrays(m, n, k, working_set)
+        if not self.streamed:
+            reading = n * k * value / self.bandwidth(wanted[3])
+            return np.maximum(self.matmul_seconds(m, n, k, "forward"), reading)
+        once = [p for p in self.matmul.points if p.direction == "forward"]
+        points = [(p.m, p.n, p.k, float(p.working_set), p.seconds) for p in self.streamed]
+        points += [(p.m, p.n, p.k, float(p.n * p.k * value), p.seconds) for p in once]
+        known, taken = np.array(points)[:, :4], np.array(points)[:, 4]
+        flat = np.stack([np.ravel(each) for each in wanted], axis=1)
+        # Beyond the largest set that was measured nothing is cached either.
+        flat[:, 3] = np.minimum(flat[:, 3], known[:, 3].max())
+        ratios = np.log(taken / _formula(self.matmul, known[:, :3]))
+        seconds = _formula(self.matmul, flat[:, :3]) * _near(flat, known, ratios, _STREAMED_WEIGHTS)
+        return np.asarray(seconds.reshape(wanted[0].shape))
+
+    def cached_seconds(self, work: CachedAttention) -> Array | None:
+        """A start and a rate, the line nearest to the measured points, times what the nearest of
+        them took over it. None where the machine has none.
+        """
+        single = bool((work.queries == 1).all())
+        points = [point for point in self.cached if (point.queries == 1) == single]
+        if len(points) < 2:
+            return None
+        names = ("sequences", "kv_heads", "group", "head_width", "queries", "keys")
+        known = np.array([[getattr(p, name) for name in names] for p in points], dtype=float)
+        taken = np.array([p.seconds for p in points])
+        wanted = np.broadcast_arrays(*(getattr(work, name) for name in names))
+        flat = np.stack([np.ravel(each) for each in wanted], axis=1)
+        line = _line(known.prod(axis=1), taken)
+        ratio = _near(_heads(flat), _heads(known), np.log(taken / line(known.prod(axis=1))),
+                      (_ROWS_WEIGHT, 1.0, 1.0, 1.0))  # fmt: skip
+        return np.asarray((line(flat.prod(axis=1)) * ratio).reshape(wanted[0].shape))
 
     def attention_seconds(
         self, rows: Array, positions: Array, head_width: Array, direction: Direction
@@ -131,8 +191,22 @@ def _formula(curve: MatmulCurve, sizes: Array) -> Array:
     return np.asarray(float(curve.launch) + body)
 
 
+def _line(work: Array, seconds: Array) -> Callable[[Array], Array]:
+    """Start and rate by least squares of the relative error, neither below zero."""
+    columns = np.stack([np.ones_like(work), work], axis=1) / seconds[:, None]
+    (start, rate), *_ = np.linalg.lstsq(columns, np.ones_like(seconds), rcond=None)
+    start = max(float(start), 0.0)
+    rate = max(float(rate), float((seconds / work).min()) / 2)
+    return lambda wanted: start + rate * wanted
+
+
+def _heads(sizes: Array) -> Array:
+    """(heads of all sequences that have keys of their own, queries that share them, width, keys)"""
+    return np.stack([sizes[:, 0] * sizes[:, 1], sizes[:, 2], sizes[:, 3], sizes[:, 5]], axis=1)
+
+
 def _near(
-    wanted: Array, sizes: Array, logs: Array, scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    wanted: Array, sizes: Array, logs: Array, scale: tuple[float, ...] = (1.0, 1.0, 1.0)
 ) -> Array:
     """exp of the mean of `logs`, weighted by the inverse fourth power of the distance in log size
     (Shepard 1968, doi:10.1145/800186.810616): exact at the points, tame between and beyond them.

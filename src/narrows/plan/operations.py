@@ -30,6 +30,16 @@ class Product:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamedProduct:
+    """A forward product of few rows, whose weights are among `working_set` bytes read in turn."""
+
+    m: Array
+    n: Array
+    k: Array
+    working_set: Array
+
+
+@dataclass(frozen=True, kw_only=True)
 class CausalAttention:
     """Attention of `rows` = B·N heads over `positions`, never writing the scores to memory."""
 
@@ -37,6 +47,18 @@ class CausalAttention:
     positions: Array
     head_width: Array
     direction: Direction
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedAttention:
+    """Attention of `queries` new positions of `sequences` to `keys`, theirs included."""
+
+    sequences: Array
+    kv_heads: Array
+    group: Array
+    head_width: Array
+    queries: Array
+    keys: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +80,7 @@ class Transfer:
     """Bytes read from storage."""
 
 
-Work = Product | CausalAttention | Pointwise | Launch | Transfer
+Work = Product | StreamedProduct | CausalAttention | CachedAttention | Pointwise | Launch | Transfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +139,11 @@ def _embedding(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     tokens = layouts.micro_batch * model.context
     count = layouts.accumulation + 0 * tokens
     stream = tokens * model.width
-    yield from _pointwise("embedding", stream, count, layouts)
+    yield from pointwise("embedding", stream, count, layouts)
     if model.learned:
-        yield from _pointwise("positions", stream, count, layouts)
+        yield from pointwise("positions", stream, count, layouts)
     if model.dropout:
-        yield from _pointwise("dropout", stream, count, layouts)
+        yield from pointwise("dropout", stream, count, layouts)
     # The table's gradient is dense: filled with zeros and, where tied, added to the head's.
     table = model.vocabulary * model.width + 0 * tokens
     moved = table * layouts.setting.value_bytes * (4 if model.tied else 1)
@@ -131,7 +153,7 @@ def _embedding(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
 def block_operations(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     """One block's operations, forward and backward, once; the host's work beside them included."""
     once = np.ones_like(layouts.micro_batch * model.context)
-    for each in (*_block(model, layouts, once), _host(once * _HOST_CALLS_BLOCK)):
+    for each in (*_block(model, layouts, once), host(once * _HOST_CALLS_BLOCK)):
         yield replace(each, in_block=True)
 
 
@@ -149,33 +171,33 @@ def _block(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operation]
     stream = tokens * model.width
     heads_width = model.heads * model.head_width
     forward_width = model.feed_forward_width
-    norm = list(_pointwise("norm", stream, count, layouts))
+    norm = list(pointwise("norm", stream, count, layouts))
     yield from norm
     yield from _linear("qkv", (tokens, model.qkv_width, model.width), count, model, layouts)
     if model.rotary and layouts.setting.kernels == "torch":
         # Native attention turns queries and keys as it reads them.
         turned = (model.heads + model.kv_heads) * model.head_width
-        yield from _pointwise("rotary", tokens * turned, count, layouts)
+        yield from pointwise("rotary", tokens * turned, count, layouts)
     yield from _attention(model, layouts, count)
     yield from _linear("out", (tokens, model.width, heads_width), count, model, layouts)
     yield from norm
     yield from _linear("up", (tokens, model.up_width, model.width), count, model, layouts)
     activation = "swiglu" if model.gated else "gelu"
-    yield from _pointwise(activation, tokens * forward_width, count, layouts)
+    yield from pointwise(activation, tokens * forward_width, count, layouts)
     yield from _linear("down", (tokens, model.width, forward_width), count, model, layouts)
     if model.dropout:
-        yield from _pointwise("dropout", stream, 2 * count, layouts)
+        yield from pointwise("dropout", stream, 2 * count, layouts)
 
 
 def _head(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     """The loss takes its gradient on the way forward, a chunk of positions at a time."""
     tokens = layouts.micro_batch * model.context
     count = layouts.accumulation + 0 * tokens
-    yield from _pointwise("norm", tokens * model.width, count, layouts)
+    yield from pointwise("norm", tokens * model.width, count, layouts)
     chunks = np.ceil(tokens / layouts.loss_chunk)
     rows = tokens / chunks
     yield from _product("head", (rows, model.vocabulary, model.width), count * chunks, layouts)
-    losses = _pointwise("cross_entropy", rows * model.vocabulary, count * chunks, layouts)
+    losses = pointwise("cross_entropy", rows * model.vocabulary, count * chunks, layouts)
     yield replace(next(losses), kind="loss")
 
 
@@ -203,10 +225,11 @@ def _besides(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
         memory_bytes=tokens * _TOKEN_BYTES, work=Transfer(),
     )  # fmt: skip
     chunks = np.ceil(tokens / layouts.loss_chunk)
-    yield _host(count * chunks * _HOST_CALLS_CHUNK)
+    yield host(count * chunks * _HOST_CALLS_CHUNK)
 
 
-def _host(calls: Array) -> Operation:
+def host(calls: Array) -> Operation:
+    """Calls that find and start work and compute nothing."""
     return Operation(
         name="host", phase="other", kind="launch", count=calls, flop=0 * calls,
         memory_bytes=0 * calls, work=Launch(),
@@ -230,8 +253,8 @@ def _linear(
     yield from _product(name, sizes, count, layouts)
     if model.biases:
         m, n, _ = sizes
-        yield next(_pointwise("bias", m * n, count, layouts))
-        yield replace(next(_pointwise("column_sum", m * n, count, layouts)), phase="backward")
+        yield next(pointwise("bias", m * n, count, layouts))
+        yield replace(next(pointwise("column_sum", m * n, count, layouts)), phase="backward")
 
 
 def _product(
@@ -282,9 +305,10 @@ def _attention(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operat
         )  # fmt: skip
 
 
-def _pointwise(
+def pointwise(
     operation: str, elements: Array, count: Array, layouts: Layouts
 ) -> Iterator[Operation]:
+    """A memory-bound operation, forward and backward."""
     directions: tuple[Direction, Direction] = ("forward", "backward")
     for direction, values in zip(directions, VALUES_MOVED[operation], strict=True):
         yield Operation(

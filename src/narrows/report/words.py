@@ -65,6 +65,7 @@ MEMORY = {
     "logits": Phrase("logits", "logits"),
     "workspace": Phrase("workspace", "工作区"),
     "runtime": Phrase("runtime", "运行时"),
+    "cache": Phrase("keys and values", "键值缓存"),
 }
 
 PHASES = {
@@ -73,6 +74,8 @@ PHASES = {
     "optimizer": Phrase("optimizer", "优化器"),
     "data": Phrase("data", "读数据"),
     "other": Phrase("other", "其他"),
+    "prefill": Phrase("prompt", "预填充"),
+    "decode": Phrase("tokens", "解码"),
 }
 
 BASES = {

@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 from narrows.spec.errors import BadInput
-from narrows.spec.machine import Basis, Fact
+from narrows.spec.machine import Basis, Fact, Machine
 from narrows.spec.record import Record
 from narrows.spec.units import (
     Bytes,
@@ -85,7 +85,10 @@ class Domain(Record):
 
 
 class Fleet(Record):
-    """`devices` equal accelerators; `domains` from the innermost, the last joins all of them."""
+    """`devices` equal accelerators; `domains` from the innermost, the last joins all of them.
+
+    `machine` is the one at hand, where the fleet is that: its own curves are known.
+    """
 
     name: str
     accelerator: str
@@ -104,6 +107,7 @@ class Fleet(Record):
     price: Fact[DollarsPerHour] | None = None
     carbon: Fact[GramsPerKilowattHour]
     overhead: Fact[float]
+    machine: Machine | None = None
 
     def peak_of(self, precision: str) -> float:
         """FLOP/s of one device in `precision`, else in 16 bits."""

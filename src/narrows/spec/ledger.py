@@ -6,7 +6,7 @@ from typing import Literal
 
 from narrows.spec.record import Record
 
-Phase = Literal["forward", "backward", "optimizer", "data", "other"]
+Phase = Literal["forward", "backward", "optimizer", "data", "other", "prefill", "decode"]
 Kind = Literal[
     "gemm", "attention", "pointwise", "loss", "optimizer", "data", "launch", "link", "idle", "other"
 ]
@@ -17,7 +17,7 @@ KINDS: tuple[Kind, ...] = (
 
 
 class Row(Record):
-    """One operation of one optimizer step, summed over its `count` calls."""
+    """One operation of one optimizer step, or of one answer, summed over its `count` calls."""
 
     operation: str
     phase: Phase
@@ -43,6 +43,7 @@ class MemoryPeak(Record):
     logits: float = 0.0
     workspace: float = 0.0
     runtime: float = 0.0
+    cache: float = 0.0
     peak: float
 
     def ranked(self) -> list[tuple[str, float]]:
@@ -70,7 +71,8 @@ class Ledger(Record):
     """Rows of one step, the step's own time and tokens, the memory peak and the whole run.
 
     `step_seconds` is the median step; rows sum to it. `mfu` is model FLOP over what the *measured*
-    matmul peak would do in the same time.
+    matmul peak would do in the same time. Where a model answers, the step is a whole answer: its
+    rows are of phase prefill (up to the first token) and decode, `total.steps` passes for the rest.
     """
 
     basis: Literal["predicted", "measured"]
@@ -86,6 +88,17 @@ class Ledger(Record):
     def tokens_per_s(self) -> float:
         """Training throughput, evaluation and saving left out."""
         return self.step_tokens / self.step_seconds
+
+    @property
+    def first_token_s(self) -> float:
+        """Seconds until the first token of an answer."""
+        return sum(row.seconds for row in self.rows if row.phase == "prefill")
+
+    @property
+    def per_token_s(self) -> float:
+        """Seconds between two tokens of an answer; zero where it has only one."""
+        rest = sum(row.seconds for row in self.rows if row.phase == "decode")
+        return rest / self.total.steps if self.total.steps else 0.0
 
     @property
     def watts(self) -> float:

@@ -119,6 +119,69 @@ class BlockCurve(Record):
     points: tuple[BlockPoint, ...]
 
 
+class StreamedPoint(Record):
+    """Seconds of one (m,k) @ (k,n) product whose weights are among `working_set` bytes of weights
+    that are read in turn, as the products of a model read theirs.
+    """
+
+    m: int
+    n: int
+    k: int
+    working_set: Bytes
+    seconds: float
+
+
+class StreamedCurve(Record):
+    """Measured products of few rows, where reading the weights is what takes the time.
+
+    `making` is what the first product of a new shape takes besides, once in a process.
+    """
+
+    precision: Precision
+    points: tuple[StreamedPoint, ...]
+    making: Seconds = Seconds(0.0)
+
+
+class CachedPoint(Record):
+    """Seconds of attention of `queries` new positions to all `keys` of the cache, theirs included;
+    `group` query heads share each of `kv_heads`.
+    """
+
+    sequences: int
+    kv_heads: int
+    group: int
+    head_width: int
+    queries: int
+    keys: int
+    seconds: float
+
+
+class CachedCurve(Record):
+    """Measured attention over a cache: of whole prompts, and of single positions."""
+
+    precision: Precision
+    points: tuple[CachedPoint, ...]
+
+
+class ExtendedPoint(Record):
+    """Seconds of one block, forward over the cache of one sequence, of the `layers` that ran."""
+
+    width: int
+    head_width: int
+    layers: int
+    queries: int
+    keys: int
+    seconds: float
+
+
+class ExtendedCurve(Record):
+    """Whole blocks of one kind as a model that answers runs them."""
+
+    kind: BlockKind
+    precision: Precision
+    points: tuple[ExtendedPoint, ...]
+
+
 class BandwidthPoint(Record):
     """Rate at which a working set of this size is read and written."""
 
@@ -147,6 +210,9 @@ class Device(Record):
     attention: tuple[AttentionCurve, ...] = ()
     kernels: tuple[KernelCurve, ...] = ()
     blocks: tuple[BlockCurve, ...] = ()
+    streamed: tuple[StreamedCurve, ...] = ()
+    cached: tuple[CachedCurve, ...] = ()
+    extended: tuple[ExtendedCurve, ...] = ()
     launch: Fact[Seconds] | None = None
     power_idle: Fact[Watts] | None = None
     power_full: Fact[Watts] | None = None

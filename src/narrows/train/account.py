@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 
 from narrows.hardware.power import PowerMeter
+from narrows.kernels.meter import MemoryMeter
 from narrows.spec.ledger import Ledger, Row, Total
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
-from narrows.train.meter import MemoryMeter, memory_peak
+from narrows.train.meter import memory_peak
 from narrows.train.profiled import profiled_rows
 from narrows.train.step import Batches, StepResult, Trainer
 

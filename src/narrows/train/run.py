@@ -17,6 +17,7 @@ import torch
 
 from narrows.data.loader import Loader
 from narrows.hardware.power import PowerMeter
+from narrows.kernels.meter import MemoryMeter
 from narrows.model.transformer import Transformer
 from narrows.spec.dataset import Dataset
 from narrows.spec.errors import BadInput, Interrupted, RunFailed
@@ -27,7 +28,6 @@ from narrows.spec.record import load, save
 from narrows.train.account import Account
 from narrows.train.checkpoint import Checkpoints, State, read_tensors
 from narrows.train.health import LossWatch, refuse_non_finite
-from narrows.train.meter import MemoryMeter
 from narrows.train.metrics import Metrics, ProgressLine
 from narrows.train.signals import StopRequest
 from narrows.train.step import StepResult, Trainer, evaluation_loss

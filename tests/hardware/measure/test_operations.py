@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from narrows.hardware.measure import operations
 from narrows.hardware.measure.device import target
 from narrows.kernels.interface import OPERATIONS
 from narrows.kernels.load import available
+
+
+def _sample_all(sample: Callable[..., Any], trials: Any, **limits: Any) -> Any:
+    return sample(trials, **{**limits, "longest": math.inf})
 
 
 def test_launching_takes_microseconds() -> None:
@@ -23,6 +32,9 @@ def test_attention_forward_and_backward_by_every_set(monkeypatch: pytest.MonkeyP
 
 
 def test_every_operation_by_every_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On cores that others hold a trial may take longer than its share, and be left out.
+    patient = functools.partial(_sample_all, operations.sample)
+    monkeypatch.setattr(operations, "sample", patient)
     monkeypatch.setattr(operations, "_ELEMENTS", (1 << 14, 1 << 16))
     monkeypatch.setattr(operations, "_ELEMENTS_PARAMETERS", 1 << 17)
     curves, _ = operations.pointwise(target(), available(), seconds=0.9, memory_bytes=1e10)

@@ -11,7 +11,7 @@ import torch
 
 from narrows.hardware import disk, find, power
 from narrows.hardware.load import LoadWatch
-from narrows.hardware.measure import blocks, compiling, links, matmul, memory, operations
+from narrows.hardware.measure import answering, blocks, compiling, links, matmul, memory, operations
 from narrows.hardware.measure.device import Target, memory_bytes, target
 from narrows.hardware.measure.sampling import Sample
 from narrows.hardware.measurement import Measurement, Request, Spot
@@ -31,6 +31,8 @@ from narrows.spec.units import Bytes, Watts
 
 _IDLE_SECONDS, _FULL_SECONDS = 0.8, 0.8
 _SPOT_SECONDS = 1.0
+_ANSWERING_SHARE = 0.14
+"""Of the time for the device; the shares in `_device` are of the rest."""
 _PRIORITY = -15
 
 
@@ -40,7 +42,7 @@ def everything(request: Request) -> Measurement:
     The links come first: their processes are forks, which must precede torch's threads.
     """
     started, watch = time.monotonic(), LoadWatch()
-    _go_first()
+    go_first()
     _tell("collectives between two processes")
     link = links.local(seconds=0.1 * request.seconds)
     _tell("the disk")
@@ -62,7 +64,7 @@ def everything(request: Request) -> Measurement:
 
 def compiler(request: Request) -> Compiler:
     """torch.compile alone."""
-    _go_first()
+    go_first()
     torch.set_num_threads(request.threads[0])
     keep_pages()
     bf16 = find.has_bf16_unit(find.processor()) or target().kind != "cpu"
@@ -72,7 +74,7 @@ def compiler(request: Request) -> Compiler:
 def spot(request: Request) -> Spot:
     """One product in fp32 and bf16 now, to hold against what was measured before."""
     torch.set_num_threads(request.threads[0])
-    _go_first()
+    go_first()
     watch, where = LoadWatch(), target()
     return Spot(
         fp32=matmul.spot(where, "fp32", seconds=_SPOT_SECONDS),
@@ -86,6 +88,8 @@ def _device(
 ) -> tuple[Device, list[Sample]]:
     threads = matmul.threads_best(where, candidates) if len(candidates) > 1 else candidates[0]
     torch.set_num_threads(threads)
+    answering_seconds = _ANSWERING_SHARE * seconds
+    seconds -= answering_seconds
     _tell("memory")
     points, copy, samples = memory.copying(where, seconds=0.07 * seconds)
     fresh = memory.fresh_pages(where, seconds=0.03 * seconds)
@@ -105,6 +109,9 @@ def _device(
     samples += taken
     _tell("whole blocks")
     stacked = blocks.curves(where, sets, seconds=0.25 * seconds)
+    _tell("answering: few rows, many weights, a cache")
+    answers = answering.curves(where, seconds=answering_seconds, memory_bytes=float(free.value))
+    samples += answers.samples
     idle, full = _power(where, curves, threads)
     found = Device(
         kind=where.kind,
@@ -113,8 +120,11 @@ def _device(
         memory=Memory(capacity=capacity, free=free, copy=copy, curve=points, fresh_pages=fresh),
         matmul=tuple(curves),
         attention=tuple(attended),
-        kernels=tuple(kernels),
+        kernels=(*kernels, *answers.draw),
         blocks=stacked,
+        streamed=answers.streamed,
+        cached=answers.cached,
+        extended=answers.extended,
         launch=launch,
         power_idle=idle,
         power_full=full,
@@ -170,7 +180,7 @@ def _power(
     )
 
 
-def _go_first() -> None:
+def go_first() -> None:
     """Ask to be preferred over other work on the same cores; only an administrator may.
 
     This process leads a session of its own, which Linux may schedule as one (sched(7), autogroup).

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from narrows.plan.fleet import constants
+from narrows.plan.fleet import constants, here
 from narrows.plan.fleet.links import Links
 from narrows.plan.fleet.work import Matrix, Work, parameters
 from narrows.spec.fleet import Fleet
@@ -77,12 +77,18 @@ def decode_seconds(
     work: Work, replica: Replica, sequences: float, past: float, fleet: Fleet, each: float = 1.0
 ) -> float:
     """`each` tokens for each of `sequences`, with `past` tokens behind them."""
+    machine = here.measured(fleet, work.spec, replica.weight_bits, replica.tensor)
+    if machine is not None and each == 1.0:
+        return here.decode_seconds(work.spec, sequences, past, machine)
     tokens = Tokens(sequences * each, sequences, seen(work.spec, past))
     return decode_pass(work, replica, tokens, fleet).seconds
 
 
 def prefill_seconds(work: Work, replica: Replica, prompt: Prompt, fleet: Fleet) -> float:
     """A prompt of one request."""
+    machine = here.measured(fleet, work.spec, replica.weight_bits, replica.tensor)
+    if machine is not None and not prompt.cached and not prompt.beside:
+        return here.prefill_seconds(work.spec, prompt.tokens, machine)
     return prefill_pass(work, replica, prompt, fleet).seconds
 
 

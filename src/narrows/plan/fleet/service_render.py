@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from narrows.plan.fleet import here
 from narrows.spec.plan import Doubling
 from narrows.spec.service import Quantiles, Requests, Service, Serving
 from narrows.spec.units import Bytes, Seconds
@@ -14,6 +15,14 @@ _LEAST_SAVING = 0.01
 def text(found: Service) -> str:
     """The answer for the terminal."""
     return "\n".join(_lines(found))
+
+
+def _basis(found: Service) -> str:
+    placed = found.best.placement
+    machine = here.measured(found.fleet, found.model, placed.weight_bits, placed.tensor)
+    if machine is not None:
+        return f"curves measured here, {machine.probed_at[:10]}; queues fitted to servers"
+    return "datasheet figures; constants fitted to published servers"
 
 
 def _lines(found: Service) -> Iterator[str]:
@@ -27,7 +36,7 @@ def _lines(found: Service) -> Iterator[str]:
                f"{guesses.tokens:.2f} a step")  # fmt: skip
     yield f"  layout   {_said(best)}"
     yield ""
-    yield "predicted (datasheet figures; constants fitted to published servers)"
+    yield f"predicted ({_basis(found)})"
     yield f"  {'':22}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}"
     yield f"  {'first token':22}{_quantiles(best.first_token)}"
     yield f"  {'each token more':22}{_quantiles(best.per_token)}"

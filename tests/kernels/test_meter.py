@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from narrows.train.meter import MemoryMeter
+from narrows.kernels.meter import MemoryMeter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 MEGABYTES = 2**20

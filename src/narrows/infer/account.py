@@ -1,0 +1,140 @@
+"""What an answer took beside what was predicted of it: the first token, the others, memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import final
+
+import torch
+
+from narrows.hardware.find import fingerprint
+from narrows.hardware.probe import machine_known
+from narrows.infer.generate import Generation, Generator
+from narrows.kernels.meter import MemoryMeter
+from narrows.plan.answer import Question, predict_answer
+from narrows.plan.layouts import TrainingPrecision
+from narrows.plan.power import bill, watts
+from narrows.spec.errors import BadInput
+from narrows.spec.ledger import Ledger, MemoryPeak, Phase, Row, Total
+from narrows.spec.machine import Machine
+from narrows.spec.record import load
+from narrows.spec.units import Bytes, Quantity, Seconds
+
+
+@final
+class Account:
+    """To be opened before the model is loaded, whose memory counts."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        device = torch.accelerator.current_accelerator(check_available=True)
+        self._memory = MemoryMeter(device or torch.device("cpu"))
+
+    def close(self, generator: Generator, generation: Generation) -> tuple[Ledger | None, Ledger]:
+        """Predicted, where this machine was probed, and measured, of a text that is written."""
+        peak = self._memory.peak()
+        machine = _machine(self._run)
+        precision: TrainingPrecision
+        precision = "bf16" if generator.model.head_VD.dtype == torch.bfloat16 else "fp32"
+        known = machine and any(curve.precision == precision for curve in machine.device.matmul)
+        if machine is None or not known:
+            return None, _measured(generator, generation, peak, None, None)
+        asked = Question(
+            prompt=len(generation.prompt),
+            tokens=len(generation.seconds),
+            precision=precision,
+            fresh=True,
+        )
+        predicted = predict_answer(generator.model.spec, asked, machine)
+        return predicted, _measured(generator, generation, peak, machine, predicted)
+
+
+def told(predicted: Ledger | None, measured: Ledger) -> str:
+    """Both as lines of a table, and what to do where there is no prediction."""
+    lines = [f"{'':12}{'measured':>11}"]
+    if predicted:
+        lines = [f"{'':12}{'predicted':>11}{'measured':>11}"]
+    for name, value in _figures(measured).items():
+        before = _figures(predicted)[name] if predicted else None
+        if before is None:
+            lines.append(f"{name:12}{value.text():>11}")
+        else:
+            error = before / value - 1.0
+            lines.append(f"{name:12}{before.text():>11}{value.text():>11}{error:+8.0%}")
+    if predicted is None:
+        lines.append("to have it predicted too: narrows probe")
+    return "\n".join(lines)
+
+
+def _figures(ledger: Ledger) -> dict[str, Quantity]:
+    figures: dict[str, Quantity] = {"first token": Seconds(ledger.first_token_s)}
+    if ledger.total.steps:
+        figures["per token"] = Seconds(ledger.per_token_s)
+    return {**figures, "memory": Bytes(ledger.memory.peak)}
+
+
+def _machine(run: Path) -> Machine | None:
+    """The record of this machine: the kept one, else the run's where it was trained here."""
+    known = machine_known()
+    if known is not None:
+        return known
+    try:
+        trained_on = load(Machine, run / "machine.toml")
+    except BadInput:
+        return None
+    return trained_on if trained_on.fingerprint == fingerprint() else None
+
+
+def _measured(
+    generator: Generator, generation: Generation, peak: float, machine: Machine | None,
+    predicted: Ledger | None,
+) -> Ledger:  # fmt: skip
+    """Where it was predicted, FLOP and bytes are the prediction's; a token takes the median."""
+    first, *rest = generation.seconds
+    each = median(rest) if rest else 0.0
+    rows = [_row("prefill", 1, first, machine, predicted)]
+    if rest:
+        rows.append(_row("decode", len(rest), len(rest) * each, machine, predicted))
+    seconds, whole = sum(row.seconds for row in rows), sum(generation.seconds)
+    joules = sum(row.joules for row in rows)
+    cost = bill(machine, whole, joules / seconds) if machine else None
+    return Ledger(
+        basis="measured",
+        energy_basis="estimated",
+        rows=tuple(rows),
+        step_seconds=seconds,
+        step_tokens=float(len(generation.seconds)),
+        mfu=predicted.mfu * predicted.step_seconds / seconds if predicted else 0.0,
+        memory=_memory(generator, generation, peak),
+        total=Total(
+            steps=len(rest), tokens=float(len(generation.seconds)), seconds=whole,
+            seconds_training=0.0, seconds_start=0.0, seconds_evaluating=0.0, seconds_saving=0.0,
+            joules=cost.joules if cost else 0.0, dollars=cost.dollars if cost else 0.0,
+            carbon_grams=cost.carbon_grams if cost else 0.0,
+        ),
+    )  # fmt: skip
+
+
+def _row(
+    phase: Phase, count: int, seconds: float, machine: Machine | None, predicted: Ledger | None
+) -> Row:
+    same = [row for row in predicted.rows if row.phase == phase] if predicted else []
+    power = watts(machine, "gemm", torch.get_num_threads()) if machine else 0.0
+    return Row(
+        operation=phase, phase=phase, kind="other", count=float(count),
+        flop=sum(row.flop for row in same), memory_bytes=sum(row.memory_bytes for row in same),
+        network_bytes=0.0, seconds=seconds, joules=seconds * power,
+    )  # fmt: skip
+
+
+def _memory(generator: Generator, generation: Generation, peak: float) -> MemoryPeak:
+    """What tensors hold is named, the rest is activations with all else; the tensors are the least,
+    since a heap that was large before grows less than it holds.
+    """
+    weights = float(sum(p.nbytes for p in generator.model.parameters()))
+    cache = float(generation.cache_bytes)
+    peak = max(peak, weights + cache)
+    return MemoryPeak(
+        weights=weights, cache=cache, activations=peak - weights - cache, peak=peak
+    )  # fmt: skip

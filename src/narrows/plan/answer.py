@@ -1,0 +1,257 @@
+"""The predicted ledger of answering: the first token, those after it, and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from narrows.plan.cost import operation_seconds
+from narrows.plan.curves import Curves, matmul_peak
+from narrows.plan.layouts import Array, Layouts, Setting, Shapes, TrainingPrecision
+from narrows.plan.operations import Operation
+from narrows.plan.passes import Pass, block_operations, pass_operations
+from narrows.plan.power import bill, energy_basis, watts
+from narrows.spec.ledger import Ledger, MemoryPeak, Phase, Row, Total
+from narrows.spec.machine import ExtendedPoint, Machine
+from narrows.spec.model import ModelSpec, gpt2, llama
+
+# What drawing a token holds at once for each logit: fp32 and fp64 copies, sums and places.
+_DRAW_BYTES = 40
+_FP32 = 4
+_HOST = "host"
+# What torch takes once it computes without gradients: thread pools, products' code. What comes and
+# goes in a pass leaves holes in the heap, in parts of its size. What a run folder takes to be read:
+# its tensors' library, the tokenizer. All three measured by benchmarks/generated.py and generate.
+_RUNTIME_BYTES = 13e6
+_WEAR = 1.5
+_READING_BYTES = 18e6
+# Products of a block and of its attention, each made once for each length of prompt.
+_MADE = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """`sequences` prompts of `prompt` tokens at a time, each answered by `tokens` tokens.
+
+    `fresh`: by a process that has just read its run folder, and had no such prompt before.
+    """
+
+    prompt: int
+    tokens: int
+    precision: TrainingPrecision
+    sequences: int = 1
+    fresh: bool = False
+
+    @property
+    def setting(self) -> Setting:
+        """Models answer by torch's kernels, eagerly."""
+        return Setting(precision=self.precision, kernels="torch", compile=False)
+
+
+def predict_answer(model: ModelSpec, asked: Question, machine: Machine) -> Ledger:
+    """Rows of the prefill and of all decode passes, the memory peak, and what the answer costs.
+
+    What training taught the machine's record is of training, and left out. Beyond the model's
+    context the cache is no longer: what reading its half again takes there is not predicted.
+    """
+    machine = msgspec.structs.replace(machine, calibration={})
+    passes = max(0, asked.tokens - 1)
+    first, each = _passes(model, asked)
+    rows = _rows(model, first, asked.setting, machine, "prefill", 1)
+    if asked.fresh:
+        rows += _made(asked.setting, machine)
+    if passes:
+        rows += _rows(model, each, asked.setting, machine, "decode", passes)
+    seconds = sum(row.seconds for row in rows)
+    peak = matmul_peak(machine, asked.setting)
+    return Ledger(
+        basis="predicted",
+        energy_basis=energy_basis(machine),
+        rows=rows,
+        step_seconds=seconds,
+        step_tokens=float(asked.sequences * asked.tokens),
+        mfu=sum(row.flop for row in rows) / (seconds * peak),
+        memory=answer_memory(model, asked),
+        total=_total(rows, seconds, passes, asked, machine),
+    )
+
+
+def pass_seconds(model: ModelSpec, each: Pass, setting: Setting, machine: Machine) -> float:
+    """Seconds of one pass through the model, the choice of its tokens included."""
+    return sum(row.seconds for row in _rows(model, each, setting, machine, "decode", 1))
+
+
+def answer_memory(model: ModelSpec, asked: Question) -> MemoryPeak:
+    """Peak bytes by kind, at the widest moment of the last block of the prefill."""
+    shapes, value = Shapes.of([model]), asked.setting.value_bytes
+    room = min(asked.prompt + asked.tokens, model.context)
+    kept = 2 * model.layers * model.kv_heads * model.head_width * room
+    logits = model.vocabulary * (asked.sequences * value + _DRAW_BYTES)
+    kinds = {
+        "weights": float(value * model.parameters),
+        "cache": float(asked.sequences * kept * value),
+        "activations": _WEAR * asked.sequences * asked.prompt * _held_bytes(shapes, value),
+        "logits": float(logits),
+        "runtime": _RUNTIME_BYTES + _READING_BYTES * asked.fresh,
+    }
+    return MemoryPeak(**kinds, peak=sum(kinds.values()))
+
+
+def _held_bytes(model: Shapes, value: int) -> float:
+    """Bytes alive for each token where a block's activation is computed: the stream and what is to
+    be added, before the block and after attention, with their norms; queries, keys and values; the
+    attention's output; and what the feed-forward has so far. RMSNorm leaves three copies in fp32.
+    """
+    gates = 2 if model.gated else 1
+    values = (
+        7 * model.width + model.qkv_width + model.heads * model.head_width + model.up_width
+        + gates * model.feed_forward_width
+    )  # fmt: skip
+    widened = 0 if model.centred or value == _FP32 else 3 * _FP32 * model.width
+    return _only(values * value + widened)
+
+
+def _passes(model: ModelSpec, asked: Question) -> tuple[Pass, Pass]:
+    """The prefill, and the decode pass of the mean past, which costs the mean of all."""
+    past = asked.prompt + max(0, asked.tokens - 2) / 2
+    return (
+        Pass(sequences=asked.sequences, queries=asked.prompt),
+        Pass(sequences=asked.sequences, queries=1, past=min(past, model.context - 1)),
+    )
+
+
+def _rows(
+    model: ModelSpec, each: Pass, setting: Setting, machine: Machine, phase: Phase, times: int
+) -> tuple[Row, ...]:
+    shapes, curves = Shapes.of([model]), Curves.of(machine, setting)
+    block = _block(shapes, each, setting, machine)
+    rows: dict[str, Row] = {}
+    for operation in pass_operations(shapes, each, setting):
+        count = _only(operation.count)
+        seconds = _seconds(operation, setting, machine, curves)
+        if operation.in_block and operation.name == _HOST and block.between is not None:
+            seconds = model.layers * block.between
+        elif operation.in_block:
+            seconds *= block.factor
+        row = Row(
+            operation=operation.name, phase=phase, kind=operation.kind, count=times * count,
+            flop=times * count * _only(operation.flop),
+            memory_bytes=times * count * _only(operation.memory_bytes), network_bytes=0.0,
+            seconds=times * seconds,
+            joules=times * seconds * watts(machine, operation.kind, machine.device.threads),
+        )  # fmt: skip
+        before = rows.get(row.operation)
+        rows[row.operation] = row if before is None else _added(before, row)
+    return tuple(rows.values())
+
+
+def _made(setting: Setting, machine: Machine) -> tuple[Row, ...]:
+    """What products of new shapes take once."""
+    curves = [each for each in machine.device.streamed if each.precision == setting.precision]
+    seconds = _MADE * float(curves[0].making) if curves else 0.0
+    return (
+        Row(
+            operation="make", phase="prefill", kind="launch", count=float(_MADE), flop=0.0,
+            memory_bytes=0.0, network_bytes=0.0, seconds=seconds,
+            joules=seconds * watts(machine, "launch", machine.device.threads),
+        ),
+    )  # fmt: skip
+
+
+def _added(one: Row, other: Row) -> Row:
+    sums = ("count", "flop", "memory_bytes", "seconds", "joules")
+    return msgspec.structs.replace(
+        one, **{name: getattr(one, name) + getattr(other, name) for name in sums}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """What whole blocks say of their operations: times `factor`, and `between` them so long."""
+
+    factor: float = 1.0
+    between: float | None = None
+
+
+def _block(shapes: Shapes, each: Pass, setting: Setting, machine: Machine) -> _Block:
+    """Interpolated between the blocks that the machine has measured of one sequence, by the
+    logarithm of the stream's elements. A prompt's operations keep each other from the caches: a
+    factor. Between those of single tokens lies the host's work, alike for one sequence and many: a
+    time.
+    """
+    curves = Curves.of(machine, setting)
+    single = each.queries == 1
+    found: dict[float, float] = {}
+    for point, make in _measured(shapes, setting, machine):
+        if (point.queries == 1) == single:
+            expected = _expected(point, make, setting, machine, curves)
+            apart = max(0.0, point.seconds - expected)
+            found[float(point.queries * point.width)] = (
+                apart if single else point.seconds / expected
+            )
+    if not found:
+        return _Block()
+    sizes = np.array(sorted(found))
+    wanted = np.log((1 if single else each.sequences * each.queries) * _only(shapes.width))
+    told = float(np.interp(wanted, np.log(sizes), [found[size] for size in sizes]))
+    return _Block(between=told) if single else _Block(factor=told)
+
+
+def _expected(
+    point: ExtendedPoint, make: Callable[..., ModelSpec], setting: Setting, machine: Machine,
+    curves: Curves,
+) -> float:  # fmt: skip
+    """The sum of a measured block's operations; of a single token's, without the host's."""
+    spec = make(
+        layers=point.layers, width=point.width, heads=point.width // point.head_width,
+        vocabulary=1, context=point.keys,
+    )  # fmt: skip
+    weights = np.array([[float(spec.parameters * setting.value_bytes)]])
+    each = Pass(
+        sequences=1, queries=point.queries, past=point.keys - point.queries
+    )  # fmt: skip
+    return sum(
+        _seconds(one, setting, machine, curves)
+        for one in block_operations(Shapes.of([spec]), each, setting, weights)
+        if point.queries > 1 or one.name != _HOST
+    )
+
+
+def _measured(
+    shapes: Shapes, setting: Setting, machine: Machine
+) -> list[tuple[ExtendedPoint, Callable[..., ModelSpec]]]:
+    """Points of the curve nearest in kind, each with what makes the model of its blocks."""
+    fitting = [curve for curve in machine.device.extended if curve.precision == setting.precision]
+    if not fitting:
+        return []
+    kind = "llama" if shapes.gated else "gpt2"
+    curve = max(fitting, key=lambda each: each.kind == kind)
+    make = llama if curve.kind == "llama" else gpt2
+    return [(point, make) for point in curve.points]
+
+
+def _seconds(operation: Operation, setting: Setting, machine: Machine, curves: Curves) -> float:
+    layouts = Layouts(
+        setting=setting, micro_batch=np.ones(1), accumulation=np.ones(1), recompute=np.zeros(1),
+        threads=np.array([float(machine.device.threads)]), loss_chunk=np.ones(1),
+    )  # fmt: skip
+    return _only(operation_seconds(operation, layouts, machine, curves))
+
+
+def _total(
+    rows: tuple[Row, ...], seconds: float, passes: int, asked: Question, machine: Machine
+) -> Total:
+    cost = bill(machine, seconds, sum(row.joules for row in rows) / seconds)
+    return Total(
+        steps=passes, tokens=float(asked.sequences * asked.tokens), seconds=seconds,
+        seconds_training=0.0, seconds_start=0.0, seconds_evaluating=0.0, seconds_saving=0.0,
+        joules=cost.joules, dollars=cost.dollars, carbon_grams=cost.carbon_grams,
+    )  # fmt: skip
+
+
+def _only(values: Array) -> float:
+    assert np.size(values) == 1, f"one model and one pass, got {np.shape(values)}"
+    return float(np.reshape(values, -1)[0])
