@@ -18,7 +18,7 @@ from narrows.spec.ledger import Ledger, MemoryPeak, Total
 from narrows.spec.model import ModelSpec, gpt2, llama
 from narrows.spec.plan import AdamW, Checkpointing, Evaluation, Plan, Provenance, Schedule
 from narrows.spec.record import save
-from narrows.train.checkpoint import Checkpoints, State
+from narrows.train.checkpoint import Checkpoints, Contents, State
 
 TEXT = """\
 ROMEO: But, soft! what light through yonder window breaks? It is the east, and Juliet is the sun.
@@ -136,7 +136,7 @@ def make_run(tmp_path: Path, bpe: Tokenizer) -> MakeRun:
             model = model.bfloat16() if precision == "bf16" else model
             weights = {name: each.detach() for name, each in model.named_parameters()}
             state = State(step=step, tokens=0.0, elapsed_s=0.0, validation_loss=None, sha256={})
-            checkpoints.save({"weights.safetensors": weights}, state, step == best)
+            checkpoints.save(Contents(weights, {}, {}), state, step == best)
             checkpoints.wait()
         return run
 

@@ -75,7 +75,7 @@ def junk_that_matches(path: Path) -> None:
     ("harm", "what"),
     [
         (flip, "is damaged"), (cut, "is damaged"), (Path.unlink, "does not exist"),
-        (junk_that_matches, "is no safetensors file"),
+        (junk_that_matches, "cannot be read"),
         (lambda path: (path.parent / "state.json").write_text("[]"), "does not describe"),
         (lambda path: (path.parent / "state.json").write_text("{"), "is not valid JSON"),
         (lambda path: (path.parent / "state.json").write_text("{}"), "is damaged"),

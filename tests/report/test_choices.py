@@ -24,7 +24,11 @@ def test_the_whole_layout_is_told_even_without_a_why(plan):
     bare = msgspec.structs.replace(plan, why={"something.else": "because"})
     found = choices(bare)
     assert (found[0].value.en, found[0].why) == ("", "because")
-    assert {choice.name for choice in found} >= {"micro_batch", "threads", "loss_chunk"}
+    assert {choice.name for choice in found} >= {
+        "layout.micro_batch",
+        "layout.threads",
+        "layout.loss_chunk",
+    }
 
 
 def test_layouts_are_told_by_their_difference_and_the_chosen_is_first(plan):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from narrows.spec.errors import RunFailed
 from narrows.train import checkpoint
-from narrows.train.checkpoint import Checkpoints, State, read_tensors, write_tensors
+from narrows.train.checkpoint import Checkpoints, Contents, State, write_tensors
 from narrows.train.step import Trainer
 
 from .conftest import RandomBatches, layout, plan
@@ -20,14 +21,13 @@ def state(step: int, loss: float | None = None) -> State:
     return State(step=step, tokens=0.0, elapsed_s=0.0, validation_loss=loss, sha256={})
 
 
-def tensors(seed: int) -> dict[str, dict[str, torch.Tensor]]:
+def tensors(seed: int) -> Contents:
     drawn = torch.Generator().manual_seed(seed)
-    return {
-        "weights.safetensors": {
-            "a": torch.randn(5, 3, generator=drawn),
-            "b": torch.randn(7, generator=drawn).bfloat16(),
-        }
+    weights = {
+        "a": torch.randn(5, 3, generator=drawn),
+        "b": torch.randn(7, generator=drawn).bfloat16(),
     }
+    return Contents(weights, {}, {})
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_tensors_come_back_by_the_library(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     written = {"a": torch.randn(5, 3), "b": torch.randn(7).bfloat16(), "c": torch.arange(3)}
     write_tensors(path, written)
-    for name, tensor in read_tensors(path).items():
+    for name, tensor in load_file(path).items():
         assert tensor.dtype == written[name].dtype
         assert torch.equal(tensor, written[name])
 
@@ -93,7 +93,7 @@ def test_a_write_that_fails_is_told_and_the_last_good_one_stays(
 ) -> None:
     save(checkpoints, 1)
 
-    def full(path: Path, parts: object) -> str:
+    def full(path: Path, *_: object) -> str:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -127,11 +127,11 @@ def test_a_trainer_goes_on_bit_for_bit(tmp_path: Path, precision: str) -> None:
     write_tensors(tmp_path / "w", {n: p.detach() for n, p in first.model.named_parameters()})
 
     second = Trainer(chosen, torch.device("cpu"))
-    weights = read_tensors(tmp_path / "w")
+    weights = load_file(tmp_path / "w")
     with torch.no_grad():
         for name, parameter in second.model.named_parameters():
             parameter.copy_(weights[name])
-    second.optimizer.load(read_tensors(tmp_path / "o"))
+    second.optimizer.load(load_file(tmp_path / "o").__getitem__)
     assert [second.step(number, RandomBatches()).loss for number in range(3, 6)] == losses[3:]
     for one, other in zip(straight.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -37,6 +37,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Train, and show what was measured beside what was predicted."""
     plan, run_folder, machine = _resumed(chosen) if chosen.resume else _new(chosen)
+    from narrows.train.group import speaks, started
+
+    if plan.layout.processes > 1 and started() is None:
+        return _launched(plan, run_folder, machine, chosen)
     from narrows.report.facts import facts
     from narrows.report.text import text
     from narrows.train.run import train
@@ -46,12 +50,28 @@ def run(chosen: argparse.Namespace) -> int:
         plan, run_folder, machine=machine, resume=chosen.resume, talk=speak.talk,
         sample=_sampler(plan),
     )  # fmt: skip
+    if not speaks():
+        return 0
     _remember(plan, machine, ledger)
     if chosen.json:
         speak.answer_json(facts(run_folder))
     else:
         speak.answer(text(run_folder))
     speak.next_step(f'narrows generate {shlex.quote(str(run_folder))} --prompt "..."')
+    return 0
+
+
+def _launched(plan: Plan, run_folder: Path, machine: Machine, chosen: argparse.Namespace) -> int:
+    """Write the run folder and go on in it with as many processes as the layout takes."""
+    from narrows.spec.record import save
+    from narrows.train.launcher import launch
+
+    run_folder.mkdir(parents=True, exist_ok=True)
+    save(plan, run_folder / "plan.toml")
+    save(machine, run_folder / "machine.toml")
+    speak.talk(f"{plan.layout.processes} processes of {plan.layout.threads} threads each")
+    arguments = ["train", str(run_folder), "--resume", *(["--json"] if chosen.json else [])]
+    launch(plan.layout.processes, arguments, run_folder)
     return 0
 
 

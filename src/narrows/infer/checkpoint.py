@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from narrows.parallel.saved import Saved
 from narrows.spec.errors import BadInput, nearest
 from narrows.spec.record import read
-
-_WEIGHTS = "weights.safetensors"
 
 
 def locate(run: Path, name: str | None = None) -> Path:
@@ -40,25 +39,26 @@ def locate(run: Path, name: str | None = None) -> Path:
 
 
 def weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The checkpoint's tensors, memory-mapped, once their checksum holds; BadInput otherwise."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = checkpoint / _WEIGHTS
-    expected = _state(checkpoint).get("sha256", {}).get(_WEIGHTS)
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
+    """The checkpoint's tensors, put together where several processes wrote them, once their
+    checksums hold; BadInput otherwise.
+    """
+    sums = _state(checkpoint).get("sha256", {})
+    names = sorted(name for name in sums if name.startswith("weights")) or ["weights.safetensors"]
+    for name in names:
+        path = checkpoint / name
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise BadInput(f"{path} does not exist", hint=_others(checkpoint)) from None
+        if found != sums.get(name):
             what = f"{path} is damaged: it does not match the checksum in state.json"
             raise BadInput(what, hint=_others(checkpoint))
-        return load_file(path)
-    except FileNotFoundError:
-        raise BadInput(f"{path} does not exist", hint=_others(checkpoint)) from None
-    except SafetensorError as error:
-        raise BadInput(
-            f"{path} is no safetensors file: {error}", hint=_others(checkpoint)
-        ) from None
+    try:
+        saved = Saved(checkpoint / name for name in names)
+        return {name: saved.whole(name) for name in saved.names()}
+    except BadInput as error:
+        raise BadInput(error.what, hint=_others(checkpoint)) from None
 
 
 def step(checkpoint: Path) -> int:

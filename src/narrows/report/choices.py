@@ -40,7 +40,7 @@ class Considered(Record):
 def choices(plan: Plan) -> tuple[Choice, ...]:
     """Every choice that has a why, then what remains of the layout."""
     built = to_builtins(plan)
-    rest = [name for name in told(plan.layout) if not _explained(name, plan)]
+    rest = [f"layout.{name}" for name in told(plan.layout) if not _explained(name, plan)]
     names = [*plan.why, *rest]
     return tuple(
         Choice(

@@ -1,9 +1,10 @@
 """Checkpoints: written beside training, whole or not at all, checksummed.
 
 A checkpoint is a folder `step-00000100` with weights.safetensors, optimizer.safetensors and
-state.json, which names their checksums. It is written under another name and renamed at the end.
-The writer reads the very tensors that training uses: nothing is copied, and the optimizer's next
-update waits until it is done.
+state.json, which names their checksums; of several processes each writes files of its own, and the
+first one closes the folder when all are there. It is written under another name and renamed at the
+end. The writer reads the very tensors that training uses: nothing is copied, and the optimizer's
+next update waits until it is done.
 """
 
 from __future__ import annotations
@@ -13,17 +14,24 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 
+from narrows.parallel.parts import Part
+from narrows.parallel.saved import described
 from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.record import Record, load, save, write_atomically
 
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 _STATE = "state.json"
+_OTHERS_SECONDS = 600.0
+"""How long the first process waits for the files of the others."""
 
 
 class State(Record):
@@ -36,21 +44,34 @@ class State(Record):
     sha256: dict[str, str]
 
 
-class Checkpoints:
-    """The checkpoints of one run: `keep` newest and the best are kept."""
+class Contents(NamedTuple):
+    """What one process has to save: tensors by name, and which part of the whole each is."""
 
-    def __init__(self, folder: Path, keep: int, talk: Callable[[str], None]) -> None:
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    parts: dict[str, Part]
+
+
+class Checkpoints:
+    """The checkpoints of one run, of which process `rank` of `ranks` writes its share: `keep`
+    newest and the best are kept.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int, talk: Callable[[str], None], rank: int = 0, ranks: int = 1
+    ) -> None:
         self.folder, self.keep, self.talk = folder, keep, talk
+        self.rank, self.ranks = rank, ranks
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.partial"):
+        for leftover in folder.glob("*.partial") if rank == 0 else ():
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def save(self, files: dict[str, dict[str, Tensor]], state: State, best: bool) -> None:
+    def save(self, contents: Contents, state: State, best: bool) -> None:
         """Start writing; raises what the last write met. Call `wait` before changing tensors."""
         self.wait()
-        arguments = (files, state, best)
+        arguments = (contents, state, best)
         self._writer = threading.Thread(target=self._guarded, args=arguments, daemon=True)
         self._writer.start()
 
@@ -77,34 +98,62 @@ class Checkpoints:
             self.talk(f"warning: {path} is damaged ({fault}); trying the one before")
         return None
 
-    def _guarded(self, files: dict[str, dict[str, Tensor]], state: State, best: bool) -> None:
+    def _guarded(self, contents: Contents, state: State, best: bool) -> None:
         try:
-            self._write(files, state, best)
+            self._write(contents, state, best)
         except BaseException as error:
             self._failure = error
 
-    def _write(self, files: dict[str, dict[str, Tensor]], state: State, best: bool) -> None:
+    def _write(self, contents: Contents, state: State, best: bool) -> None:
         final = self.folder / f"step-{state.step:08d}"
         partial = final.with_name(f"{final.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        if self.ranks == 1:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(exist_ok=True)
         try:
-            sums = {name: write_tensors(partial / name, parts) for name, parts in files.items()}
-            described = State(
-                step=state.step, tokens=state.tokens, elapsed_s=state.elapsed_s,
-                validation_loss=state.validation_loss, sha256=sums,
-            )  # fmt: skip
-            save(described, partial / _STATE)
+            sums = self._write_own(contents, partial)
+            if self.rank:
+                return
+            save(msgspec.structs.replace(state, sha256=sums), partial / _STATE)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            if not self.rank:
+                shutil.rmtree(partial, ignore_errors=True)
             raise
         _sync(self.folder)
         write_atomically(self.folder / "latest", final.name.encode())
         if best:
             write_atomically(self.folder / "best", final.name.encode())
         self._prune()
+
+    def _write_own(self, contents: Contents, partial: Path) -> dict[str, str]:
+        """This process's files; the checksums of all that are known then."""
+        place = "" if self.ranks == 1 else f"-{self.rank:05d}-of-{self.ranks:05d}"
+        sums = {}
+        for kind, tensors in (("weights", contents.weights), ("optimizer", contents.optimizer)):
+            name = f"{kind}{place}.safetensors"
+            parts = {key: contents.parts[base(key)] for key in tensors} if place else {}
+            sums[name] = write_tensors(partial / name, tensors, parts)
+        if self.ranks == 1:
+            return sums
+        write_atomically(partial / _note(self.rank), json.dumps(sums).encode())
+        return sums if self.rank else self._sums_of_all(partial)
+
+    def _sums_of_all(self, partial: Path) -> dict[str, str]:
+        """Once every process has left its note; raises TimeoutError where one does not."""
+        notes = [partial / _note(rank) for rank in range(self.ranks)]
+        until = time.monotonic() + _OTHERS_SECONDS
+        while not all(note.exists() for note in notes):
+            if time.monotonic() > until:
+                late = [note.name for note in notes if not note.exists()]
+                raise TimeoutError(f"no {', '.join(late)} after {_OTHERS_SECONDS:.0f} s")
+            time.sleep(0.01)
+        sums: dict[str, str] = {}
+        for note in notes:
+            sums |= json.loads(note.read_text())
+            note.unlink()
+        return sums
 
     def _prune(self) -> None:
         best = self.folder / "best"
@@ -115,12 +164,30 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write a safetensors file straight from the tensors' memory; returns its sha256.
+def base(name: str) -> str:
+    """The parameter that a tensor of an optimizer's state belongs to; a weight's own name."""
+    kind, _, rest = name.partition(".")
+    return rest if kind in ("first", "second", "master") else name
+
+
+def files(path: Path, kind: str) -> list[Path]:
+    """Of a checkpoint, those that hold its "weights" or its "optimizer"."""
+    return sorted(path.glob(f"{kind}*.safetensors"))
+
+
+def _note(rank: int) -> str:
+    return f"rank-{rank:05d}.json"
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], parts: dict[str, Part] | None = None
+) -> str:
+    """Write a safetensors file straight from the tensors' memory; returns its sha256. `parts` says
+    what of the whole they are.
 
     The library's own writer copies every tensor first, which would double the peak.
     """
-    header: dict[str, object] = {}
+    header: dict[str, object] = {"__metadata__": described(parts)} if parts else {}
     offset = 0
     for name, tensor in tensors.items():
         end = offset + tensor.numel() * tensor.element_size()
@@ -139,19 +206,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
         file.flush()
         os.fsync(file.fileno())
     return checksum.hexdigest()
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, memory-mapped."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BadInput(
-            f"{path} cannot be read: {error}", hint="use an earlier checkpoint"
-        ) from None
 
 
 def _pieces(header: bytes, tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:

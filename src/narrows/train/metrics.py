@@ -58,10 +58,22 @@ class Metrics:
         self.path.write_text("".join(kept), encoding="utf-8")
 
 
-class ProgressLine:
-    """One line that is rewritten in a terminal, and printed now and then elsewhere."""
+class NoMetrics:
+    """Of a process that does not speak for all: it writes nothing."""
 
-    def __init__(self, steps: int, stream: TextIO | None = None) -> None:
+    def write(self, **values: Any) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class ProgressLine:
+    """One line that is rewritten in a terminal, and printed now and then elsewhere; none where no
+    number of steps is given.
+    """
+
+    def __init__(self, steps: int | None, stream: TextIO | None = None) -> None:
         self.steps = steps
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
@@ -70,6 +82,8 @@ class ProgressLine:
 
     def show(self, values: dict[str, Any], left_s: float) -> None:
         """`values` as in metrics.jsonl; at the last step always."""
+        if self.steps is None:
+            return
         now = time.monotonic()
         last = values["step"] >= self.steps
         if not last and now < self._next:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -68,10 +68,12 @@ class Optimizer:
             named[f"second.{name}"] = moments.second
         return named
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave; the weights follow their masters."""
+    def load(self, read: Callable[[str], Tensor]) -> None:
+        """Take back what `state` gave, each tensor as `read` by its name; the weights follow their
+        masters.
+        """
         for name, target in self.state().items():
-            target.copy_(state[name])
+            target.copy_(read(name))
         with torch.no_grad():
             for name, moments in self.moments.items():
                 self.parameters[name].copy_(moments.master)

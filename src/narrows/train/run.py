@@ -19,6 +19,7 @@ from narrows.data.loader import Loader
 from narrows.hardware.power import PowerMeter
 from narrows.kernels.meter import MemoryMeter
 from narrows.model.transformer import Transformer
+from narrows.parallel.saved import Saved
 from narrows.spec.dataset import Dataset
 from narrows.spec.errors import BadInput, Interrupted, RunFailed
 from narrows.spec.ledger import Ledger
@@ -26,9 +27,10 @@ from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
 from narrows.train.account import Account
-from narrows.train.checkpoint import Checkpoints, State, read_tensors
+from narrows.train.checkpoint import Checkpoints, Contents, State, base, files
+from narrows.train.group import joined, speaks
 from narrows.train.health import LossWatch, refuse_non_finite
-from narrows.train.metrics import Metrics, ProgressLine
+from narrows.train.metrics import Metrics, NoMetrics, ProgressLine
 from narrows.train.signals import StopRequest
 from narrows.train.step import StepResult, Trainer, evaluation_loss
 
@@ -45,7 +47,9 @@ def train(
     Raises BadInput where the run cannot start, RunFailed where it had to stop, and Interrupted
     after ctrl-C; the newest checkpoint is kept in every case and `resume` goes on from it.
     """
-    with _locked(run), _disk_errors(run):
+    kind = machine.device.kind
+    with _locked(run), _disk_errors(run), joined(kind):
+        talk = talk if speaks() else _nobody
         session = _Session(plan, run, machine, talk)
         if resume:
             session.resume()
@@ -76,13 +80,19 @@ class _Session:
         self.power = PowerMeter(machine)
         self.account = Account(plan, machine, self.power, self.memory)
         self.trainer = Trainer(plan, self.device)
-        self.checkpoints = Checkpoints(run / "checkpoints", plan.checkpoints.keep, talk)
-        self.metrics: Metrics
+        everyone = self.trainer.ranks.everyone
+        self.checkpoints = Checkpoints(
+            run / "checkpoints", plan.checkpoints.keep, talk, everyone.rank, everyone.size
+        )
+        self.metrics: Metrics | NoMetrics
         self.watch = LossWatch()
         self.step, self.best, self.warned = 0, math.inf, False
 
     def begin(self) -> None:
         """A fresh run: what it is made from is laid beside it first."""
+        if not self.trainer.ranks.first:
+            self.metrics = NoMetrics()
+            return
         save(self.plan, self.run / "plan.toml")
         save(self.machine, self.run / "machine.toml")
         assert self.plan.data is not None
@@ -100,33 +110,35 @@ class _Session:
             self.talk("no checkpoint yet: training starts from the beginning")
             return self.begin()
         path, state = found
-        weights = read_tensors(path / "weights.safetensors")
-        with torch.no_grad():
-            for name, parameter in self.trainer.model.named_parameters():
-                parameter.copy_(weights[name])
-        self.trainer.optimizer.load(read_tensors(path / "optimizer.safetensors"))
+        parts, optimizer = self.trainer.split.parts, self.trainer.optimizer
+        weights, states = Saved(files(path, "weights")), Saved(files(path, "optimizer"))
+        for name, own in optimizer.parameters.items():
+            own.copy_(weights.read(name, parts[name]))
+        optimizer.load(lambda name: states.read(name, parts[base(name)]))
         self.step = state.step
         self.account.elapsed_before = state.elapsed_s
         best = self.run / "checkpoints" / "best"
         if best.exists():
             recorded = load(State, best.parent / best.read_text() / "state.json").validation_loss
             self.best = math.inf if recorded is None else recorded
-        self.metrics = Metrics(self.run, self.step)
+        first = self.trainer.ranks.first
+        self.metrics = Metrics(self.run, self.step) if first else NoMetrics()
         self.metrics.write(step=self.step, event="resume", message=f"from {path.name}")
         self.talk(f"resuming at step {self.step} of {self.plan.steps}")
 
     def loop(self, stop: StopRequest, sample: Sampler | None) -> Ledger:
         """Every step that is left."""
-        plan, line = self.plan, ProgressLine(self.plan.steps)
+        plan = self.plan
+        line = ProgressLine(plan.steps if self.trainer.ranks.first else None)
         self.account.started()
         try:
-            while self.step < plan.steps and not stop.asked:
+            while self.step < plan.steps and not self._stopping(stop):
                 self._train_step(line)
                 done = self.step == plan.steps
                 validation = None
                 if done or self.step % plan.evaluation.every == 0:
                     validation = self._evaluate()
-                if done or stop.asked or self.step % plan.checkpoints.every == 0:
+                if done or self._stopping(stop) or self.step % plan.checkpoints.every == 0:
                     self._save(validation, sample)
             self.checkpoints.wait()
             line.end()
@@ -141,6 +153,10 @@ class _Session:
         finally:
             line.end()
             self.metrics.close()
+
+    def _stopping(self, stop: StopRequest) -> bool:
+        """Whether any process was asked to stop: all see the same."""
+        return self.trainer.split.total(float(stop.asked)) > 0.0
 
     def _train_step(self, line: ProgressLine) -> None:
         number = self.step
@@ -196,22 +212,30 @@ class _Session:
             step=self.step, tokens=float(self.step * self.plan.step_tokens),
             elapsed_s=self.account.elapsed(), validation_loss=validation, sha256={},
         )  # fmt: skip
-        weights = {n: p.detach() for n, p in self.trainer.model.named_parameters()}
-        files = {
-            "weights.safetensors": weights, "optimizer.safetensors": self.trainer.optimizer.state()
-        }  # fmt: skip
+        split, optimizer = self.trainer.split, self.trainer.optimizer
+        contents = Contents(
+            weights={n: p for n, p in optimizer.parameters.items() if n in split.owned},
+            optimizer={n: t for n, t in optimizer.state().items() if base(n) in split.owned},
+            parts=split.parts,
+        )
         with self.account.timing_wait():
-            self.checkpoints.save(files, state, best)
+            self.checkpoints.save(contents, state, best)
             if self.step == self.plan.steps:
                 self.checkpoints.wait()
-        if sample is not None:
+        # One process alone cannot compute what all have parts of.
+        if sample is not None and self.plan.layout.processes == 1:
             _keep_sample(self.run, self.step, sample, self.trainer.model)
         self._ledger()
 
     def _ledger(self) -> Ledger:
         ledger = self.account.ledger(self.trainer, self.step)
-        save(ledger, self.run / "ledger.json")
+        if self.trainer.ranks.first:
+            save(ledger, self.run / "ledger.json")
         return ledger
+
+
+def _nobody(text: str) -> None:
+    """Where another process speaks."""
 
 
 def _keep_sample(run: Path, step: int, sample: Sampler, model: Transformer) -> None:
@@ -243,6 +267,9 @@ def _locked(run: Path) -> Iterator[None]:
     """Only one training a folder: the lock is the process's and goes with it, killed or not."""
     try:
         run.mkdir(parents=True, exist_ok=True)
+        if not speaks():
+            yield
+            return
         file = (run / "lock").open("w")
     except OSError as error:
         raise BadInput(f"{run} cannot be written: {error}", hint="choose another --run") from None

@@ -1,0 +1,44 @@
+"""The processes of a training: whether this is one of several, and how they find each other.
+
+Each of several has torchrun's environment, whoever started it: RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+_PATIENCE = timedelta(minutes=10)
+
+
+def started() -> int | None:
+    """How many processes were started, this one among them; None where nobody did."""
+    known = os.environ.get("WORLD_SIZE"), os.environ.get("RANK")
+    return int(known[0]) if known[0] and known[1] else None
+
+
+def speaks() -> bool:
+    """Whether this process speaks for all."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def joined(kind: str) -> Iterator[None]:
+    """Within it this process talks to the others, by gloo on processors and NCCL on CUDA."""
+    count = started()
+    if count is None or count == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
