@@ -1,11 +1,12 @@
 """Fit the cost model's constants to published training runs, and judge them on what was left out.
 
-    python benchmarks/fit.py FILE.csv [--cross]
+    python benchmarks/fit.py FILE.csv [FILE.csv ...] [--cross [--by publication|machine|series]]
 
 Levenberg and Marquardt on the logarithms of the constants, each held near what physics expects by a
 prior, on robustly weighted errors of the logarithm of the step's seconds. `--cross` leaves out one
-whole source at a time and prints the errors on it: those are the figures to quote. The last line
-is JSON: the constants, or the cross-validated errors.
+whole publication at a time, or all rows of one machine, or one publication's on one machine, and
+prints the errors on it: those are the figures to quote. The last line is JSON: the constants, or
+the cross-validated errors.
 """
 
 from __future__ import annotations
@@ -66,12 +67,14 @@ class Case(NamedTuple):
 def main() -> None:
     """Fit, or cross-validate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, nargs="+")
     parser.add_argument("--cross", action="store_true")
+    parser.add_argument("--by", choices=GROUPS, default="publication", help="what is left out")
     chosen = parser.parse_args()
-    cases = [case for row in read_rows(chosen.file) if (case := case_of(row)) is not None]
+    rows = [row for file in chosen.file for row in read_rows(file)]
+    cases = [case for row in rows if (case := case_of(row)) is not None]
     if chosen.cross:
-        print(json.dumps(cross(cases)))
+        print(json.dumps(cross(cases, GROUPS[chosen.by])))
         return
     names, values = fit(cases)
     apply(names, values)
@@ -171,14 +174,14 @@ def _minimize(residuals: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> n
     return x
 
 
-def cross(cases: list[Case]) -> dict[str, object]:
-    """Fit without each source in turn, and judge on it."""
-    sources = sorted({source(case) for case in cases})
+def cross(cases: list[Case], group: Callable[[Case], str]) -> dict[str, object]:
+    """Fit without each group in turn, and judge on it."""
+    groups = sorted({group(case) for case in cases})
     errors: list[np.ndarray] = []
     whole: list[bool] = []
-    for left_out in sources:
-        others = [case for case in cases if source(case) != left_out]
-        judged = [case for case in cases if source(case) == left_out]
+    for left_out in groups:
+        others = [case for case in cases if group(case) != left_out]
+        judged = [case for case in cases if group(case) == left_out]
         apply(*fit(others))
         found = np.exp(log_errors(judged)) - 1.0
         errors.append(found)
@@ -204,17 +207,29 @@ def dense(case: Case) -> bool:
     return case.row["precision"] in ("bf16", "fp16") and "moe" not in case.row["ffn_kind"]
 
 
-def source(case: Case) -> str:
-    """The publication that the row is from, and the machine: one series of measurements."""
-    first = case.row["source"].split("/")[0]
-    return f"{first[:28]} {case.row['accelerator']}"
+def publication(case: Case) -> str:
+    """The repository or the first author that the row is from."""
+    return case.row["source"].removeprefix("from memory: ").split()[0].split("/")[-1].strip(",")
+
+
+def machine(case: Case) -> str:
+    """The accelerator by its name in the catalogue."""
+    return case.question.fleet.accelerator
+
+
+def series(case: Case) -> str:
+    """One publication's measurements on one machine."""
+    return f"{publication(case)} {case.row['accelerator']}"
+
+
+GROUPS = {"publication": publication, "machine": machine, "series": series}
 
 
 def print_errors(cases: list[Case]) -> None:
     """By source, and of dense 16-bit rows."""
     errors = np.exp(log_errors(cases)) - 1.0
-    for name in sorted({source(case) for case in cases}):
-        mine = np.array([e for e, case in zip(errors, cases, strict=True) if source(case) == name])
+    for name in sorted({series(case) for case in cases}):
+        mine = np.array([e for e, case in zip(errors, cases, strict=True) if series(case) == name])
         print(f"{name:44}{mine.size:5}{_errors(mine)}")
     some = np.array([e for e, case in zip(errors, cases, strict=True) if dense(case)])
     print(f"dense, 16 bits: {some.size:20}     {_errors(some)}")
