@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
-from narrows.hardware.accelerators import accelerator
+from narrows.hardware.accelerators import Accelerator, accelerator
 from narrows.hardware.fleet import fleet_of
 from narrows.model.presets import preset
 from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.spreads import Spreads
-from narrows.plan.fleet.work import Work
+from narrows.plan.fleet.time import step
+from narrows.plan.fleet.work import Work, adapter_share
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet, Fusion, Recompute, Sharding, Spread
 from narrows.spec.model import Alibi, Experts, ModelSpec, gpt2, llama
@@ -30,13 +32,23 @@ _HYBRIDS = {
     "nemotron_3_nano": (31.6, 52, 2688), "nemotron_3_super": (120.0, 88, 4096),
     "nemotron_3_ultra": (500.0, 108, 8192),
 }  # fmt: skip
-_FITS = 1.0
+# What fits may be predicted to need a little more than there is: the memory model errs by as much.
+_FITS = 1.2
+_RANK = 16
+# Bytes a second of a host of Google Cloud's A3 with eight H100s: four ports of 200 Gbit/s
+# (Google, A3 supercomputers, 2023-05).
+_A3_NETWORK = 4 * 25e9
 _SIZES = {"n_layers": "L", "d_model": "d", "n_heads": "heads", "vocab": "vocab"}
 _COLUMNS = (
     "n_kv_heads", "d_ff", "ffn_kind", "ep", "vpp", "fsdp", "sequence_parallel", "compile",
     "inferred", "step_time_s", "tokens_per_s_per_device", "model_tflops_per_device", "unit_printed",
 )  # fmt: skip
-_PRECISIONS = {"mxfp8": "fp8", "nvfp4": "fp4"}
+# Names of formats, as they are found in the wild; the first that is in a row's counts.
+_PRECISIONS = (
+    ("bnb", "bf16"), ("nf4", "bf16"), ("bf16", "bf16"), ("bfloat16", "bf16"), ("fp4", "fp4"),
+    ("fp8", "fp8"), ("float8", "fp8"), ("e4m3", "fp8"), ("fp16", "fp16"), ("float16", "fp16"),
+    ("half", "fp16"), ("16", "fp16"), ("tf32", "tf32"), ("32", "fp32"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,22 +83,56 @@ def _completed(row: Row) -> Row:
 
 
 def asked(row: Row) -> Asked:
-    """What the row says was run; where it is silent, what one would choose."""
+    """What the row says was run; where it is silent, what one would choose: the quickest that fits
+    with the least done again.
+    """
     model = model_of(row)
     positions = int(number(row, "seq_len") or model.context)
     devices = int(number(row, "n_devices") or 1)
     fleet = _fleet(row, devices)
-    spread = _spread(row, devices, model)
-    if row["recompute"].startswith(("none", "selective", "full")):
-        return Asked(model, positions, spread, fleet)
     work = Work.of(model, positions)
-    choices: tuple[Recompute, ...] = ("none", "selective", "full")
-    for recompute in choices:
-        spread = msgspec.structs.replace(spread, recompute=recompute)
-        peak = float(memory(work, Spreads.of([spread])).peak[0])
-        if peak < _FITS * float(fleet.memory_capacity.value):
-            break
-    return Asked(model, positions, spread, fleet)
+    spread = _adapted(row, work, _spread(row, devices, model, fleet), fleet)
+    choices = _where_silent(row, work, spread)
+    many = Spreads.of(choices)
+    peaks = memory(work, many).peak
+    fits = peaks < _FITS * float(fleet.memory_capacity.value)
+    if not fits.any():
+        return Asked(model, positions, choices[int(np.argmin(peaks))], fleet)
+    # Of those that fit, the least recomputed, then the quickest.
+    seconds = step(work, many, fleet).seconds
+    order = np.lexsort((seconds, many.recompute, ~fits))
+    return Asked(model, positions, choices[int(order[0])], fleet)
+
+
+def _where_silent(row: Row, work: Work, spread: Spread) -> list[Spread]:
+    """Every choice that the row leaves open."""
+    recomputes: tuple[Recompute, ...] = ("none", "selective", "full")
+    if row["recompute"].startswith(recomputes):
+        recomputes = (spread.recompute,)
+    pieces, micro = [spread.interleave], [spread.micro_batch]
+    stages = spread.pipeline
+    if stages > 1 and number(row, "vpp") is None and "deepspeed" not in row["notes"].lower():
+        each = int(work.layers) // stages
+        pieces = [v for v in (1, 2, 3, 4, 6, 8) if v <= each and each % v == 0]
+    sequences = spread.micro_batch * spread.accumulation
+    if number(row, "micro_batch") is None and number(row, "global_batch") is not None:
+        micro = [size for size in (1, 2, 4, 8, 16) if sequences % size == 0]
+    return [
+        msgspec.structs.replace(spread, recompute=recompute, interleave=v, micro_batch=size,
+                                accumulation=max(1, sequences // size))
+        for recompute in recomputes for v in pieces for size in micro
+    ]  # fmt: skip
+
+
+def _adapted(row: Row, work: Work, spread: Spread, fleet: Fleet) -> Spread:
+    """Adapters where the row says so; where it says either, where training all does not fit."""
+    if "lora" not in row["notes"].lower() or spread.trained < 1.0:
+        return spread
+    whole = msgspec.structs.replace(spread, recompute="full")
+    fits = memory(work, Spreads.of([whole])).peak[0] < float(fleet.memory_capacity.value)
+    if "SFT" in row["notes"] and fits:
+        return spread
+    return msgspec.structs.replace(spread, trained=adapter_share(work, _RANK))
 
 
 def model_of(row: Row) -> ModelSpec:
@@ -178,13 +224,32 @@ def number(row: Row, column: str) -> float | None:
         return None
 
 
+def _device(name: str) -> Accelerator:
+    """The accelerator of that name, or of its first words."""
+    words = name.split()
+    for count in range(len(words), 0, -1):
+        for spelt in (" ".join(words[:count]), "TPU " + " ".join(words[:count])):
+            try:
+                return accelerator(spelt)
+            except BadInput:
+                continue
+    return accelerator(name)
+
+
 def _fleet(row: Row, devices: int) -> Fleet:
-    known = accelerator(row["accelerator"])
+    known = _device(row["accelerator"])
     told = re.search(r"(\d+)\s*x\s*(\d+)\s*Gb", row["notes"])
     network = None
     if told:
         network = float(told[1]) * float(told[2]) * 1e9 / 8 / known.devices_per_node
-    return fleet_of(known, devices, name=row["accelerator"], network=network)
+    elif re.search(r"\bA3\b", row["notes"]):
+        network = _A3_NETWORK / known.devices_per_node
+    fleet = fleet_of(known, devices, name=row["accelerator"], network=network)
+    if _precision(row) == "tf32" and "tf32" in fleet.peak:
+        fleet = msgspec.structs.replace(
+            fleet, peak={**fleet.peak, "fp32": fleet.peak["tf32"]}
+        )
+    return fleet
 
 
 def _batch(row: Row, devices: int) -> float:
@@ -204,8 +269,8 @@ def _ranks(row: Row) -> float:
 
 
 def _precision(row: Row) -> str:
-    told = row["precision"]
-    return "bf16" if told.startswith(("bf16", "bnb")) else _PRECISIONS.get(told, told)
+    told = row["precision"].lower()
+    return next((name for part, name in _PRECISIONS if part in told), "bf16")
 
 
 def _recompute(row: Row) -> Recompute:
@@ -221,19 +286,19 @@ def _sequence_parallel(row: Row) -> bool:
     return row["flash_attention"] != "n"
 
 
-def _kernels(row: Row) -> Fusion:
-    """Compiled as told; fused by hand where the layout or the format is one that only stacks with
-    such kernels offer.
+def _kernels(row: Row, fleet: Fleet) -> Fusion:
+    """Compiled as told or where the device has no other way; fused by hand where the layout, the
+    sharding or the format is one that only stacks with such kernels offer.
     """
-    if row["compile"] == "y":
+    if row["compile"] == "y" or fleet.kind in ("tpu", "hpu"):
         return "compiled"
-    parallel = any((number(row, column) or 1.0) > 1 for column in ("tp", "pp", "ep"))
-    narrow = row["precision"] not in ("bf16", "fp16", "fp32")
+    parallel = any((number(row, column) or 1.0) > 1 for column in ("tp", "pp", "ep", "cp"))
+    narrow = _precision(row) in ("fp8", "fp4")
     alone = row["fsdp"] == "y" and not parallel
-    return "fused" if parallel or (narrow and not alone) else "eager"
+    return "fused" if parallel or row["fsdp"] == "n" or (narrow and not alone) else "eager"
 
 
-def _spread(row: Row, devices: int, model: ModelSpec) -> Spread:
+def _spread(row: Row, devices: int, model: ModelSpec, fleet: Fleet) -> Spread:
     ranks = max(1, round(devices / _ranks(row)))
     stage = number(row, "zero_stage")
     sharded = row["fsdp"] == "y"
@@ -244,7 +309,10 @@ def _spread(row: Row, devices: int, model: ModelSpec) -> Spread:
         replicas, data = data, ranks // data
     data = min(data, ranks)
     sharding: Sharding = "optimizer"
-    if stage == 3 or (sharded and stage is None):
+    if not any(row.get(column) for column in ("tp", "pp", "dp", "fsdp", "zero_stage")):
+        # Nothing is told of the layout: what shards all is what runs anywhere.
+        sharding = "parameters"
+    elif stage == 3 or (sharded and stage is None):
         sharding = "parameters"
     elif stage == 2:
         sharding = "gradients"
@@ -265,9 +333,9 @@ def _spread(row: Row, devices: int, model: ModelSpec) -> Spread:
         accumulation=max(1, round(batch / (data * replicas * micro))),
         sharding=sharding,
         sequence_parallel=_sequence_parallel(row),
-        precision=_precision(row),
+        precision="fp32" if _precision(row) == "tf32" else _precision(row),
         flash_attention=row["flash_attention"] != "n",
-        kernels=_kernels(row),
+        kernels=_kernels(row, fleet),
         recompute=_recompute(row),
         **_finetuning(row, model),
     )  # type: ignore[arg-type]
