@@ -33,6 +33,8 @@ OVERLAP = 0.85
 # What of tensor-parallel collectives stacks with sequence parallelism hide behind products.
 TENSOR_OVERLAP = 0.451
 EXPOSED_REDUCTION = 0.5
+# What of the hops between stages is not hidden where stages are cut into pieces.
+HOPS_SHOWN = 0.4
 # Products of many small experts beside a single one of their size; reads and writes of a token's
 # width for each expert that it is sorted to, forward and backward.
 EXPERT_REACH = 0.7

@@ -102,7 +102,9 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     per_micro = worst + each * block.communicating
     over = worst - each * whole
     hops = _hops(work.spec, spreads, links, T)
-    pipeline = hops * (m + p - 1.0) * spreads.interleave
+    # Pieces of a stage leave other work to do while an activation travels.
+    shown = np.where(spreads.interleave > 1, constants.HOPS_SHOWN, 1.0)
+    pipeline = shown * hops * (m + p - 1.0) * spreads.interleave
     bubble = (p - 1.0) / spreads.interleave * per_micro + np.maximum(0.0, over - head) * m
     held = stage_parameters(work, spreads)
     data = _data(work, spreads, links, block, head, held)
