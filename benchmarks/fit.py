@@ -42,9 +42,10 @@ REACH: dict[str, dict[str, tuple[float, float]]] = {
     },
     "hopper": {
         "matmul": (0.70, 0.06), "half": (150.0, 0.5), "attention_forward": (0.40, 0.06),
-        "biased": (0.45, 0.2),
+        "biased": (0.45, 0.2), "eager": (0.9, 0.1),
     },
     "blackwell": {"matmul": (0.62, 0.1), "attention_forward": (0.42, 0.1), "narrow": (1.0, 0.2)},
+    "blackwell-ultra": {"attention_forward": (0.5, 0.1)},
     "tpu": {"matmul": (0.85, 0.08), "attention_forward": (0.5, 0.2)},
 }  # fmt: skip
 HOPPER_NARROW = ("hopper", "narrow", (1.0, 0.2))
@@ -128,8 +129,8 @@ def log_errors(cases: list[Case]) -> np.ndarray:
 
 def _predicted(case: Case) -> float:
     fleet = case.question.fleet
-    key = "tpu" if fleet.kind == "tpu" else fleet.architecture.replace("-ultra", "")
-    changes = dict(_reaches.get(key, {}))
+    key = "tpu" if fleet.kind == "tpu" else fleet.architecture
+    changes = {**_reaches.get(key.removesuffix("-ultra"), {}), **_reaches.get(key, {})}
     if "attention_forward" in changes:
         changes["attention_backward"] = BACKWARD * changes["attention_forward"]
     fleet = msgspec.structs.replace(fleet, reach=msgspec.structs.replace(fleet.reach, **changes))

@@ -131,8 +131,13 @@ def _attention_rates(machine: Machine) -> tuple[float, float]:
 @cache
 def _reaches() -> dict[str, Reach]:
     table = tomllib.loads((_CATALOGUE / "reach.toml").read_text(encoding="utf-8"))
-    default = table["default"]
-    return {key: Reach(**{**default, **row}) for key, row in table.items()}
+
+    def whole(key: str) -> dict[str, Any]:
+        row = dict(table[key])
+        base = row.pop("of", "default")
+        return {**whole(base), **row} if base != key else row
+
+    return {key: Reach(**whole(key)) for key in table}
 
 
 def reach(known: Accelerator) -> Reach:

@@ -41,20 +41,23 @@ def counted(name: str) -> tuple[int | None, int | None, str]:
 
 
 class Reach(Record):
-    """What a device keeps up in whole training steps, as shares of its data sheet.
+    """What a device keeps up in whole training steps, as shares of its data sheet. Within less
+    power than the figures of its architecture are for, `clock` of its products' rates remains.
 
     A product of (m,k) @ (k,n) takes 2 (m+half)(n+half)(k+half) / (peak · matmul) seconds;
-    `narrow` multiplies `matmul` for formats below 16 bits, `biased` attention where a bias is added
-    to the scores.
+    `narrow` multiplies `matmul` for formats below 16 bits, `eager` where kernels are launched one by
+    one, `biased` attention where a bias is added to the scores.
     """
 
     matmul: float
     half: float
     narrow: float
+    eager: float = 1.0
     attention_forward: float
     attention_backward: float
     biased: float
     memory: float
+    clock: float = 1.0
     source: str
 
 

@@ -16,7 +16,7 @@ from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.work import Matrix, Work, halves, parameters
 from narrows.plan.layouts import Array
 from narrows.spec.errors import BadInput
-from narrows.spec.fleet import Fleet
+from narrows.spec.fleet import Fleet, Fusion
 from narrows.spec.model import ModelSpec
 
 # What weights are trained in; integers and tf32 are not among a layout's choices.
@@ -36,7 +36,7 @@ class Rates:
     memory: float
 
     @classmethod
-    def of(cls, fleet: Fleet, precision: str) -> Rates:
+    def of(cls, fleet: Fleet, precision: str, kernels: Fusion = "fused") -> Rates:
         """Raises BadInput where the device does not compute in `precision`."""
         reach = fleet.reach
         known = {name: float(fleet.peak[name].value) for name in _FORMATS if name in fleet.peak}
@@ -49,12 +49,13 @@ class Rates:
                 hint=f"--set layout.precision=... with one of {', '.join(known)}",
             )
         narrow = reach.narrow if precision in ("fp8", "fp4") else 1.0
+        matmul = reach.clock * reach.matmul * (reach.eager if kernels != "fused" else 1.0)
         return cls(
-            matmul=peak * reach.matmul * narrow,
-            matmul_whole=whole * reach.matmul,
+            matmul=peak * matmul * narrow,
+            matmul_whole=whole * matmul,
             half=reach.half,
-            attention_forward=whole * reach.attention_forward,
-            attention_backward=whole * reach.attention_backward,
+            attention_forward=whole * reach.clock * reach.attention_forward,
+            attention_backward=whole * reach.clock * reach.attention_backward,
             biased=reach.biased,
             memory=float(fleet.memory_bandwidth.value) * reach.memory,
         )
@@ -89,7 +90,8 @@ class Step:
 
 def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     """The step of `work` laid out as each of `spreads` over `fleet`."""
-    rates, links = Rates.of(fleet, spreads.shared.precision), Links.of(fleet)
+    rates = Rates.of(fleet, spreads.shared.precision, spreads.shared.kernels)
+    links = Links.of(fleet)
     T = spreads.micro_batch * (work.positions / spreads.context)
     block = _block(work, spreads, rates, links, T)
     head = _head(work.spec, spreads, rates, T)
