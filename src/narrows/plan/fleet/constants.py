@@ -20,6 +20,8 @@ SCORE_FORWARD_SHARE = 0.45
 # is no multiple of 8 elements (NVIDIA, Matrix Multiplication Background, 2023).
 SCORE_REACH = 0.6
 MISALIGNED = 17.9
+# Products of 4-bit operands are at most so many times as quick as those of 8 bits.
+FOUR_BITS = 1.55
 # Attention's rate falls with the head's width below 128.
 HEAD_WIDTH_POWER = 0.262
 # Bytes a logit takes through the loss.
@@ -30,6 +32,10 @@ NETWORK = 0.649
 # What of a data-parallel collective can hide behind computation, and what of a plain all-reduce
 # of gradients, which starts only once the last micro-batch runs backward, cannot.
 OVERLAP = 0.85
+# What of the hidden part of sharded parameters' collectives slows what they hide behind, and the
+# bytes in which gradients are reduced there.
+CONTENTION = 0.15
+REDUCED_BYTES = 4.0
 # What of tensor-parallel collectives stacks with sequence parallelism hide behind products.
 TENSOR_OVERLAP = 0.451
 EXPOSED_REDUCTION = 0.5

@@ -48,6 +48,9 @@ class Rates:
                 f"{fleet.accelerator} has no {precision} figures",
                 hint=f"--set layout.precision=... with one of {', '.join(known)}",
             )
+        if precision == "fp4" and "fp8" in known:
+            # Four bits are no quicker than power allows, whatever the data sheet's peak.
+            peak = min(peak, constants.FOUR_BITS * known["fp8"])
         narrow = reach.narrow if precision in ("fp8", "fp4") else 1.0
         matmul = reach.clock * reach.matmul * (reach.eager if kernels != "fused" else 1.0)
         return cls(
@@ -315,10 +318,12 @@ def _data(
     forward = layers * block.forward + head / 3.0
     backward = layers * block.backward + head * 2.0 / 3.0
     hidden = constants.OVERLAP
-    every = np.maximum(0.0, once - hidden * forward)
     trained = spreads.shared.trained
-    every = every + np.maximum(0.0, (1.0 + trained) * once - hidden * backward)
-    every = every + (1.0 + trained) * once / layers
+    # Gradients are reduced in fp32; what hides takes multiprocessors and bandwidth from the rest.
+    back = once + trained * gathered(constants.REDUCED_BYTES)
+    every = np.maximum(constants.CONTENTION * once, once - hidden * forward)
+    every = every + np.maximum(constants.CONTENTION * back, back - hidden * backward)
+    every = every + back / layers
     plain = constants.EXPOSED_REDUCTION * trained * (gathered(4.0) + once)
     exposed = np.where(spreads.sharding == 3, every * m, plain)
     r = spreads.replicas
