@@ -337,6 +337,7 @@ def _spread(row: Row, devices: int, model: ModelSpec, fleet: Fleet) -> Spread:
         flash_attention=row["flash_attention"] != "n",
         kernels=_kernels(row, fleet),
         recompute=_recompute(row),
+        scattered="deepspeed" not in row["notes"].lower(),
         **_finetuning(row, model),
     )  # type: ignore[arg-type]
 

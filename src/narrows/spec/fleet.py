@@ -45,14 +45,14 @@ class Reach(Record):
     power than the figures of its architecture are for, `clock` of its products' rates remains.
 
     A product of (m,k) @ (k,n) takes 2 (m+half)(n+half)(k+half) / (peak · matmul) seconds;
-    `narrow` multiplies `matmul` for formats below 16 bits, `eager` where kernels are launched one by
-    one, `biased` attention where a bias is added to the scores.
+    `narrow` multiplies `matmul` for formats below 16 bits, `plain` where none are fused by
+    hand, `biased` attention where a bias is added to the scores.
     """
 
     matmul: float
     half: float
     narrow: float
-    eager: float = 1.0
+    plain: float = 1.0
     attention_forward: float
     attention_backward: float
     biased: float
@@ -103,7 +103,8 @@ class Spread(Record):
 
     `trained` is the share of parameters that have gradients; `stored_bits` those of a weight that
     is kept narrower than it computes in. `offload` keeps gradients and optimizer in the host's
-    memory, `chunked_loss` never has all logits at once.
+    memory, `chunked_loss` never has all logits at once. Without `scattered` every tensor rank sends
+    a whole activation to the next stage.
 
     `sharding` says what of the data ranks' copies is kept once (ZeRO, arXiv:1910.02054), `replicas`
     how often that set is repeated. `interleave` is the number of pieces of a pipeline stage.
@@ -128,6 +129,7 @@ class Spread(Record):
     stored_bits: float | None = None
     offload: bool = False
     chunked_loss: bool = False
+    scattered: bool = True
 
     def __post_init__(self) -> None:
         for name in (

@@ -13,6 +13,8 @@ PASSES_FEED_FORWARD = 5.91
 FUSED = 0.95
 COMPILED = 0.495
 FORWARD_SHARE = 0.35
+# What of those multiples of the width every tensor rank repeats without sequence parallelism.
+OUTSIDE = 0.4
 # Reads and writes of each score where attention writes them to memory, forward and backward.
 SCORE_PASSES = 15.3
 SCORE_FORWARD_SHARE = 0.45

@@ -52,7 +52,7 @@ class Rates:
             # Four bits are no quicker than power allows, whatever the data sheet's peak.
             peak = min(peak, constants.FOUR_BITS * known["fp8"])
         narrow = reach.narrow if precision in ("fp8", "fp4") else 1.0
-        matmul = reach.clock * reach.matmul * (reach.eager if kernels != "fused" else 1.0)
+        matmul = reach.clock * reach.matmul * (reach.plain if kernels != "fused" else 1.0)
         return cls(
             matmul=peak * matmul * narrow,
             matmul_whole=whole * matmul,
@@ -218,13 +218,15 @@ def _memory_bound(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array
         feed += work.layers_experts * each
     fused = {"eager": 1.0, "fused": constants.FUSED, "compiled": constants.COMPILED}
     fused_share = fused[spreads.shared.kernels]
-    divided = spreads.tensor if spreads.shared.sequence_parallel else 1.0
+    # Norms, dropout and residual sums lie outside of what tensor parallelism divides.
+    outside = 0.0 if spreads.shared.sequence_parallel else constants.OUTSIDE
+    divided = (1.0 - outside) / spreads.tensor + outside
     sorting = 0.0
     if spec.experts is not None:
         # Tokens are laid out by expert and gathered again, a copy for each expert chosen.
         copies = spec.experts.chosen * work.layers_experts / work.layers
         sorting = constants.PASSES_EXPERT * copies
-    values = (constants.PASSES_WIDTH + sorting) * spec.width / divided
+    values = (constants.PASSES_WIDTH + sorting) * spec.width * divided
     values = values + constants.PASSES_FEED_FORWARD * gates * feed / work.layers / spreads.tensor
     return np.asarray(values * T * spreads.value_bytes * fused_share / rates.memory)
 
@@ -267,6 +269,8 @@ def _hops(spec: ModelSpec, spreads: Spreads, links: Links, T: Array) -> Array:
     """An activation to the next stage and its gradient back, cut among the tensor ranks."""
     moved = 2.0 * T * spec.width * spreads.value_bytes
     stride = spreads.tensor * spreads.context * spreads.data * spreads.replicas
+    if not spreads.shared.scattered:
+        return np.where(spreads.pipeline > 1, links.send(moved, stride), 0.0)
     hop = links.send(moved / spreads.tensor, stride)
     if not spreads.shared.sequence_parallel:
         hop = hop + moved / links.inside
