@@ -333,7 +333,7 @@ def _data(
     r = spreads.replicas
     shard = (common + own) * value / np.where(spreads.sharding == 3, d, 1.0)
     across = 2.0 * links.gather(shard, r, stride * d)
-    across = np.maximum(0.0, across - 0.5 * backward)
+    across = np.maximum(constants.EXPOSED_REDUCTION * across, across - 0.5 * backward)
     return np.where(d > 1, exposed, 0.0) + np.where(r > 1, across, 0.0)
 
 
