@@ -34,6 +34,16 @@ _HYBRIDS = {
 }  # fmt: skip
 # What fits may be predicted to need a little more than there is: the memory model errs by as much.
 _FITS = 1.2
+# Models that are tuned often and no presets: layers, width, heads, vocabulary, feed-forward width
+# (their configurations on Hugging Face).
+_TUNED = {
+    "stablelm-alpha-3b": (16, 4096, 32, 50688, 16384),
+    "stablelm-alpha-7b": (16, 6144, 48, 50432, 24576),
+    "pythia-1b": (16, 2048, 8, 50304, 8192), "pythia-2.8b": (32, 2560, 32, 50304, 10240),
+    "pythia-6.9b": (32, 4096, 32, 50432, 16384), "pythia-12b": (36, 5120, 40, 50688, 20480),
+    "gpt-j-6b": (28, 4096, 16, 50400, 16384), "gpt-neox-20b": (44, 6144, 64, 50432, 24576),
+    "tinyllama-1.1b": (22, 2048, 32, 32000, 5632),
+}  # fmt: skip
 _RANK = 16
 # Bytes a second of a host of Google Cloud's A3 with eight H100s: four ports of 200 Gbit/s
 # (Google, A3 supercomputers, 2023-05).
@@ -109,6 +119,9 @@ def _where_silent(row: Row, work: Work, spread: Spread) -> list[Spread]:
     recomputes: tuple[Recompute, ...] = ("none", "selective", "full")
     if row["recompute"].startswith(recomputes):
         recomputes = (spread.recompute,)
+    elif row.get("kind") == "finetune" and spread.sharding == "parameters":
+        # Who shards weights to tune adapters on one host lacks memory.
+        recomputes = ("full",)
     pieces, micro = [spread.interleave], [spread.micro_batch]
     stages = spread.pipeline
     if stages > 1 and number(row, "vpp") is None and "deepspeed" not in row["notes"].lower():
@@ -138,10 +151,10 @@ def _adapted(row: Row, work: Work, spread: Spread, fleet: Fleet) -> Spread:
 def model_of(row: Row) -> ModelSpec:
     """The model by its name where it is a known one, else by the sizes that the row gives."""
     context = int(number(row, "seq_len") or 2048)
+    name = row["model"]
+    if row.get("kind") in ("finetune", "inference") and not re.search(r"\d[bm]\b", name.lower()):
+        name += f"-{row['params_B']}b"
     try:
-        name = row["model"]
-        if row.get("kind") in ("finetune", "inference"):
-            name += f"-{row['params_B']}b"
         known = preset(name).spec
         same = (number(row, "n_layers") or known.layers) == known.layers
         if same and (number(row, "d_model") or known.width) == known.width:
@@ -152,8 +165,12 @@ def model_of(row: Row) -> ModelSpec:
     if hybrid := _HYBRIDS.get(row["model"].lower()):
         billions, layers_known, width_known = hybrid
         return of_experts(1e9 * billions, layers_known, width_known, context)
-    gated = "glu" in row["ffn_kind"] or "llama" in row["model"].lower()
     layers, width = number(row, "n_layers"), number(row, "d_model")
+    if layers is None and (sizes := _TUNED.get(re.sub(r"\W+", "-", name.lower()))):
+        names = ("n_layers", "d_model", "n_heads", "vocab", "d_ff")
+        row = {**row, **dict(zip(names, map(str, sizes), strict=True))}
+        layers, width = sizes[:2]
+    gated = "glu" in row["ffn_kind"] or "llama" in row["model"].lower()
     if layers is None or width is None:
         named = re.search(r"(\d+(?:\.\d+)?)\s*[bB]\b", row["model"])
         size = number(row, "params_B") or (float(named[1]) if named else None)
@@ -309,7 +326,8 @@ def _spread(row: Row, devices: int, model: ModelSpec, fleet: Fleet) -> Spread:
         replicas, data = data, ranks // data
     data = min(data, ranks)
     sharding: Sharding = "optimizer"
-    if not any(row.get(column) for column in ("tp", "pp", "dp", "fsdp", "zero_stage")):
+    told = any(row.get(column) for column in ("tp", "pp", "dp", "fsdp", "zero_stage"))
+    if devices > 1 and not told:
         # Nothing is told of the layout: what shards all is what runs anywhere.
         sharding = "parameters"
     elif stage == 3 or (sharded and stage is None):
@@ -337,9 +355,18 @@ def _spread(row: Row, devices: int, model: ModelSpec, fleet: Fleet) -> Spread:
         flash_attention=row["flash_attention"] != "n",
         kernels=_kernels(row, fleet),
         recompute=_recompute(row),
-        scattered="deepspeed" not in row["notes"].lower(),
+        **_stack(row),
         **_finetuning(row, model),
     )  # type: ignore[arg-type]
+
+
+def _stack(row: Row) -> dict[str, object]:
+    """What DeepSpeed's pipeline does otherwise: whole activations between stages, and beside the
+    sums of gradients in fp32 those in bf16 (deepspeed/runtime/bf16_optimizer.py).
+    """
+    if "deepspeed" not in row["notes"].lower():
+        return {}
+    return {"scattered": False, "gradient_bytes": 6.0 if _precision(row) == "bf16" else 4.0}
 
 
 def _finetuning(row: Row, model: ModelSpec) -> dict[str, object]:

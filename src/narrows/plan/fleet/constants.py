@@ -55,18 +55,18 @@ OPTIMIZER_BYTES = 28.0
 JITTER = 1.08
 
 # Memory. What an allocator reserves over what is in use.
-ALLOCATOR = 1.06
-# Bytes of a gradient and of the optimizer's state for a parameter: fp32 sums, fp32 masters
-# and two moments beside 16-bit weights (arXiv:1910.02054).
-GRADIENT_BYTES = 4.0
+ALLOCATOR = 1.1
+# Bytes of the optimizer's state for a parameter: fp32 masters and two moments beside 16-bit
+# weights (arXiv:1910.02054).
 STATE_BYTES = 12.0
 # Streams of the width that a block keeps: before and behind both norms.
 STREAMS_KEPT = 5.0
 # Bytes of a logit while the loss is taken: fp32 and its gradient beside 16 bits.
 LOGIT_MEMORY = 10.0
-# Streams in flight beside what is kept; libraries, kernels and communication buffers.
+# Streams in flight beside what is kept; libraries and kernels, and communicators' buffers.
 WORKSPACE_STREAMS = 6.0
-RUNTIME_BYTES = 2.2e9
+RUNTIME_BYTES = 1.0e9
+COMMUNICATOR_BYTES = 2.0e9
 
 # Serving. The share of the memory's bandwidth that reading weights and caches reaches; seconds to
 # start a block and a step, to reduce across ranks, and of a request outside of the model.

@@ -30,13 +30,17 @@ def memory(work: Work, spreads: Spreads) -> MemoryBytes:
     shared = spreads.shared
     stored = value if shared.stored_bits is None else shared.stored_bits / 8.0
     # Tables of embeddings are looked up as they are; only products read narrower weights.
-    table = work.spec.vocabulary * work.spec.width * (value - stored)
-    weights = stored * np.where(sharding == 3, mine, state) + table / spreads.tensor
+    tables = 1.0 if work.spec.tied_embeddings else 2.0
+    table = tables * work.spec.vocabulary * work.spec.width * (value - stored)
+    # A pipeline gathers its stage once a step, not for each micro-batch (PyTorch's FSDP docs).
+    whole = (sharding == 3) & (spreads.pipeline == 1)
+    weights = stored * np.where(whole, mine, state) + table / spreads.tensor
     # Two blocks' weights stand gathered at once: one computes, the next arrives.
     layers = work.layers / spreads.pipeline
-    gathered = np.where(sharding == 3, 2.0 * value * state / np.maximum(layers, 1.0), 0.0)
+    gathered = np.where(whole, 2.0 * value * state / np.maximum(layers, 1.0), 0.0)
     here = 0.0 if shared.offload else shared.trained
-    gradients = here * constants.GRADIENT_BYTES * np.where(sharding >= 2, mine, state)
+    cut = (sharding == 2) | whole
+    gradients = here * shared.gradient_bytes * np.where(cut, mine, state)
     optimizer = here * constants.STATE_BYTES * np.where(sharding >= 1, mine, state)
     T = spreads.micro_batch * (work.positions / spreads.context)
     p = spreads.pipeline
@@ -48,6 +52,9 @@ def memory(work: Work, spreads: Spreads) -> MemoryBytes:
     kept_stream = stream / (spreads.tensor if spreads.shared.sequence_parallel else 1.0)
     full = spreads.recompute == 2
     kept = np.where(full, kept_stream, block)
+    if shared.flash_attention:
+        # Half of the products' results are computed again, and all between them.
+        kept = np.where(spreads.recompute == 1, 0.5 * (block + kept_stream), kept)
     again = np.where(full, block, 0.0)
     rows = np.minimum(T, _CHUNK) if shared.chunked_loss else T
     logits = rows * work.spec.vocabulary / spreads.tensor * constants.LOGIT_MEMORY
@@ -55,6 +62,9 @@ def memory(work: Work, spreads: Spreads) -> MemoryBytes:
     last = layers * kept + again + logits
     at_first = first >= last
     training = float(shared.trained > 0.0)
+    # A product of weights that are kept narrower wants them whole first, one matrix at a time.
+    matrices = (*work.attention, *work.dense, *work.expert)
+    widest = max(each.parameters for each in matrices) if shared.stored_bits else 0.0
     return MemoryBytes(
         weights=weights,
         masters=0.0 * T,
@@ -63,8 +73,9 @@ def memory(work: Work, spreads: Spreads) -> MemoryBytes:
         activations=training * constants.ALLOCATOR * np.where(at_first, first, last - logits),
         logits=training * np.where(at_first & (p > 1), 0.0, logits),
         workspace=constants.ALLOCATOR
-        * (gathered + training * constants.WORKSPACE_STREAMS * stream),
-        runtime=constants.RUNTIME_BYTES + 0.0 * T,
+        * (gathered + value * widest + training * constants.WORKSPACE_STREAMS * stream),
+        runtime=constants.RUNTIME_BYTES
+        + constants.COMMUNICATOR_BYTES * (d * spreads.replicas * spreads.tensor * p > 1),
     )
 
 

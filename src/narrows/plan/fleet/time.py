@@ -149,10 +149,12 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
     gemm = _products(work, spreads, rates, T)
     forward_attention, backward_attention = _scores(work, spreads, rates, T)
     memory_bound = _memory_bound(work, spreads, rates, T)
-    again_attention = full + selective
-    again_pointwise = full + 0.5 * selective
+    scores = 0.0 if spreads.shared.flash_attention else 1.0
+    again_attention = full + scores * selective
+    again_pointwise = full + (1.0 - 0.5 * scores) * selective
+    again = full + 0.5 * (1.0 - scores) * selective
     # Frozen weights need no gradient of their own: one product of the two backward falls away.
-    gemm_all = gemm * (2.0 + spreads.shared.trained + full)
+    gemm_all = gemm * (2.0 + spreads.shared.trained + again)
     attention = forward_attention * (1.0 + again_attention) + backward_attention
     light = constants.FORWARD_SHARE * memory_bound
     pointwise = memory_bound + light * again_pointwise
@@ -329,7 +331,9 @@ def _data(
     every = every + np.maximum(constants.CONTENTION * back, back - hidden * backward)
     every = every + back / layers
     plain = constants.EXPOSED_REDUCTION * trained * (gathered(4.0) + once)
-    exposed = np.where(spreads.sharding == 3, every * m, plain)
+    # A pipeline gathers its stage once a step, not for each micro-batch.
+    often = np.where(spreads.pipeline > 1, 1.0, m)
+    exposed = np.where(spreads.sharding == 3, every * often, plain)
     r = spreads.replicas
     shard = (common + own) * value / np.where(spreads.sharding == 3, d, 1.0)
     across = 2.0 * links.gather(shard, r, stride * d)
