@@ -326,11 +326,12 @@ def _data(
     hidden = constants.OVERLAP
     trained = spreads.shared.trained
     # Gradients are reduced in fp32; what hides takes multiprocessors and bandwidth from the rest.
-    back = once + trained * gathered(constants.REDUCED_BYTES)
+    reduced = trained * gathered(constants.REDUCED_BYTES)
+    back = once + reduced
     every = np.maximum(constants.CONTENTION * once, once - hidden * forward)
     every = every + np.maximum(constants.CONTENTION * back, back - hidden * backward)
     every = every + back / layers
-    plain = constants.EXPOSED_REDUCTION * trained * (gathered(4.0) + once)
+    plain = constants.EXPOSED_REDUCTION * (reduced + trained * once)
     # A pipeline gathers its stage once a step, not for each micro-batch.
     often = np.where(spreads.pipeline > 1, 1.0, m)
     exposed = np.where(spreads.sharding == 3, every * often, plain)
