@@ -32,7 +32,8 @@ PRIORS: dict[str, tuple[float, float]] = {
     "COMPILED": (0.5, 0.2),
     "SCORE_PASSES": (14.0, 0.3), "MISALIGNED": (12.0, 0.6), "HEAD_WIDTH_POWER": (0.2, 0.5),
     "LINK": (0.75, 0.1), "NETWORK": (0.7, 0.15), "OVERLAP": (0.85, 0.08),
-    "JITTER": (1.04, 0.02), "TENSOR_OVERLAP": (0.5, 0.2), "HOPS_SHOWN": (0.4, 0.4), "OUTSIDE": (0.4, 0.3), "CONTENTION": (0.15, 0.5), "EXPOSED_REDUCTION": (0.5, 0.3),
+    "JITTER": (1.04, 0.02), "TENSOR_OVERLAP": (0.5, 0.2), "HOPS_SHOWN": (0.4, 0.4),
+    "OUTSIDE": (0.4, 0.3), "CONTENTION": (0.15, 0.5), "EXPOSED_REDUCTION": (0.5, 0.3),
     "FOUR_BITS": (1.55, 0.15), "EXPERT_SHOWN": (0.6, 0.3),
     "EXPERT_REACH": (0.75, 0.2), "PASSES_EXPERT": (10.0, 0.4),
 }  # fmt: skip

@@ -263,9 +263,7 @@ def _fleet(row: Row, devices: int) -> Fleet:
         network = _A3_NETWORK / known.devices_per_node
     fleet = fleet_of(known, devices, name=row["accelerator"], network=network)
     if _precision(row) == "tf32" and "tf32" in fleet.peak:
-        fleet = msgspec.structs.replace(
-            fleet, peak={**fleet.peak, "fp32": fleet.peak["tf32"]}
-        )
+        fleet = msgspec.structs.replace(fleet, peak={**fleet.peak, "fp32": fleet.peak["tf32"]})
     return fleet
 
 

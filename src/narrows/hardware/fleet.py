@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from narrows.hardware.accelerators import Accelerator, accelerator, plain
 from narrows.spec.errors import BadInput
@@ -131,13 +132,15 @@ def _attention_rates(machine: Machine) -> tuple[float, float]:
 @cache
 def _reaches() -> dict[str, Reach]:
     table = tomllib.loads((_CATALOGUE / "reach.toml").read_text(encoding="utf-8"))
+    return {key: Reach(**_inherited(table, key)) for key in table}
 
-    def whole(key: str) -> dict[str, Any]:
-        row = dict(table[key])
-        base = row.pop("of", "default")
-        return {**whole(base), **row} if base != key else row
 
-    return {key: Reach(**whole(key)) for key in table}
+def _inherited(table: dict[str, dict[str, float | str]], key: str) -> dict[str, Any]:
+    """A row over those that it is `of`, down to the default."""
+    row = {name: value for name, value in table[key].items() if name != "of"}
+    if key == "default":
+        return row
+    return {**_inherited(table, str(table[key].get("of", "default"))), **row}
 
 
 def reach(known: Accelerator) -> Reach:

@@ -104,11 +104,11 @@ class Spread(Record):
     `trained` is the share of parameters that have gradients; `stored_bits` those of a weight that
     is kept narrower than it computes in. `offload` keeps gradients and optimizer in the host's
     memory, `chunked_loss` never has all logits at once. Without `scattered` every tensor rank sends
-    a whole activation to the next stage. `gradient_bytes` are those of one parameter's gradient: a sum
-    in fp32, and whatever copy the stack keeps of it.
+    a whole activation to the next stage. `gradient_bytes` are those of one parameter's gradient: a
+    sum in fp32, and whatever copy the stack keeps of it.
 
-    Selective recompute is of the scores where they go through memory (arXiv:2205.05198), else of half
-    of the products and all between them (PyTorch's selective activation checkpointing).
+    Selective recompute is of the scores where they go through memory (arXiv:2205.05198), else of
+    half of the products and all between them (PyTorch's selective activation checkpointing).
 
     `sharding` says what of the data ranks' copies is kept once (ZeRO, arXiv:1910.02054), `replicas`
     how often that set is repeated. `interleave` is the number of pieces of a pipeline stage.

@@ -122,7 +122,7 @@ def test_where_memory_binds_twice_of_it_is_a_quicker_layout(
     answer = forecast(ask(fleet=make_fleet(gigabytes=5.0)))
     (memory,) = (row for row in answer.doubling if row.resource == "memory capacity")
     roomy = forecast(ask(fleet=make_fleet(gigabytes=10.0)))
-    assert memory.saving > 0.05
+    assert memory.saving > 0.03
     assert memory.step_seconds == pytest.approx(roomy.predicted.step_seconds)
 
 
@@ -202,17 +202,17 @@ def test_too_small_a_fleet_says_what_is_too_large_and_what_would_fit(
     ask: Ask, make_fleet: MakeFleet
 ) -> None:
     with pytest.raises(DoesNotFit) as caught:
-        forecast(ask(fleet=make_fleet(devices=2, gigabytes=4.0)))
+        forecast(ask(fleet=make_fleet(devices=2, gigabytes=4.8)))
     refusal = caught.value
     assert refusal.exit_code == 3
     assert refusal.what.startswith("the job does not fit: ")
-    assert "3.8 GB free on each made-up" in refusal.what
+    assert "4.5 GB free on each made-up" in refusal.what
     (causes,) = refusal.causes
-    assert causes.startswith("optimizer ") and causes.count(" GB") == 3
+    assert causes.startswith("runtime 3.0 GB, optimizer ") and causes.count(" GB") == 3
     assert str(refusal.hint).startswith("--machine 8xmade-up, or")
-    assert forecast(ask(fleet=make_fleet(devices=8, gigabytes=4.0))).layouts_fitting
+    assert forecast(ask(fleet=make_fleet(devices=8, gigabytes=4.8))).layouts_fitting
     with pytest.raises(DoesNotFit):
-        forecast(ask(fleet=make_fleet(devices=4, gigabytes=4.0)))
+        forecast(ask(fleet=make_fleet(devices=4, gigabytes=4.8)))
 
 
 def test_more_devices_are_not_advised_where_none_would_do(ask: Ask, make_fleet: MakeFleet) -> None:

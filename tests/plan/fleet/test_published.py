@@ -19,6 +19,7 @@ from narrows.plan.fleet.time import step
 
 TABLE = Path(__file__).with_name("published.csv")
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+ELSEWHERE = BENCHMARKS / "elsewhere.csv"
 
 
 class Judged(NamedTuple):
@@ -41,9 +42,18 @@ def reader() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def judged(reader: Any) -> list[Judged]:
+    return judge(reader, TABLE)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(reader: Any) -> list[Judged]:
+    return judge(reader, ELSEWHERE)
+
+
+def judge(reader: Any, table: Path) -> list[Judged]:
     """All rows: one that cannot be predicted, or has no measured step, fails here."""
     found = []
-    for row in reader.read_rows(TABLE):
+    for row in reader.read_rows(table):
         asked = reader.asked(row)
         measured = reader.measured_seconds(row, asked.model)
         assert measured, row["model"]
@@ -70,6 +80,16 @@ def test_dense_steps_in_16_bits_are_predicted_closely(judged: list[Judged]) -> N
     assert np.quantile(np.abs(errors), 0.9) <= 0.25
     # And are as often too long as too short.
     assert abs(np.median(errors)) <= 0.06
+
+
+def test_other_publications_are_predicted_as_closely(elsewhere: list[Judged]) -> None:
+    assert len({each.row["source"].split(",")[0] for each in elsewhere}) >= 15
+    for usual, middle, most in ((True, 0.08, 0.2), (False, 0.1, 0.3)):
+        errors = np.array([each.error for each in elsewhere if each.usual == usual])
+        assert errors.size >= 35
+        assert np.median(np.abs(errors)) <= middle
+        assert np.quantile(np.abs(errors), 0.9) <= most
+        assert abs(np.median(errors)) <= 0.06
 
 
 def test_experts_and_narrow_formats_are_predicted_within_a_half(judged: list[Judged]) -> None:

@@ -48,7 +48,7 @@ def test_every_way_uses_all_devices_and_fits(small: ModelSpec, fleet: Fleet) -> 
 
 def test_what_does_not_fit_says_by_how_much(small: ModelSpec, make_fleet: MakeFleet) -> None:
     with pytest.raises(DoesNotFit, match=r"does not fit: .* GB free") as caught:
-        service(demand(small, make_fleet(devices=1, gigabytes=2.0)))
+        service(demand(small, make_fleet(devices=1, gigabytes=1.2)))
     assert caught.value.exit_code == 3 and caught.value.hint
 
 
