@@ -49,9 +49,12 @@ _RANK = 16
 # (Google, A3 supercomputers, 2023-05).
 _A3_NETWORK = 4 * 25e9
 _SIZES = {"n_layers": "L", "d_model": "d", "n_heads": "heads", "vocab": "vocab"}
+_FLAGGED = ("fsdp", "compile", "flash_attention", "sequence_parallel", "recompute")
+_FLAGS = {"yes": "y", "true": "y", "1": "y", "no": "n", "false": "n", "0": "n"}
 _COLUMNS = (
-    "n_kv_heads", "d_ff", "ffn_kind", "ep", "vpp", "fsdp", "sequence_parallel", "compile",
-    "inferred", "step_time_s", "tokens_per_s_per_device", "model_tflops_per_device", "unit_printed",
+    "source", "model", "accelerator", "notes", "precision", "recompute", "flash_attention", "cp",
+    "tp", "pp", "dp", "zero_stage", "n_kv_heads", "d_ff", "ffn_kind", "ep", "vpp", "fsdp",
+    "sequence_parallel", "compile", "inferred", "step_time_s", "tokens_per_s_per_device", "model_tflops_per_device", "unit_printed",
 )  # fmt: skip
 # Names of formats, as they are found in the wild; the first that is in a row's counts.
 _PRECISIONS = (
@@ -83,7 +86,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _completed(row: Row) -> Row:
-    sizes = dict(re.findall(r"\b(L|d|heads|vocab)=(\d+)", row["notes"]))
+    row = {column: (cell or "").strip() for column, cell in row.items() if column}
+    row.update({column: _FLAGS.get(row[column].lower(), row[column].lower())
+                for column in _FLAGGED if column in row})  # fmt: skip
+    sizes = dict(re.findall(r"\b(L|d|heads|vocab)=(\d+)", row.get("notes", "")))
     told = {name: sizes.get(short, "") for name, short in _SIZES.items()}
     return {
         **dict.fromkeys(_COLUMNS, ""),

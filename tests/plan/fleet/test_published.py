@@ -98,6 +98,39 @@ def test_experts_and_narrow_formats_are_predicted_within_a_half(judged: list[Jud
     assert np.max(np.abs(errors)) <= 0.5
 
 
+@pytest.mark.parametrize(
+    ("told", "precision", "accelerator"),
+    [
+        ({"accelerator": "NVIDIA A100-SXM4-80GB NVLink", "precision": "amp_bf16"}, "bf16", "A100"),
+        ({"accelerator": "v5e", "precision": "BF16"}, "bf16", "TPU v5e"),
+        ({"accelerator": "H800", "precision": "MXFP8"}, "fp8", "H800"),
+        ({"accelerator": "GeForce RTX 4090 24GB", "precision": "16-mixed"}, "fp16", "4090"),
+    ],
+)
+def test_rows_are_read_however_they_are_spelt(
+    reader: Any, tmp_path: Path, told: dict[str, str], precision: str, accelerator: str
+) -> None:
+    """Columns may be missing, cells empty, and names longer than the catalogue's."""
+    row = {"model": "Llama-2-7B", "n_devices": "8", "seq_len": "4096", "fsdp": "Yes", **told}
+    table = tmp_path / "rows.csv"
+    table.write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n", encoding="utf-8")
+    (read,) = reader.read_rows(table)
+    asked = reader.asked(read)
+    assert asked.spread.precision == precision and accelerator in asked.fleet.accelerator
+    assert asked.spread.sharding == "parameters" and asked.spread.data == 8
+    assert step(asked.work, Spreads.of([asked.spread]), asked.fleet).seconds[0] > 0.0
+
+
+def test_what_a_row_leaves_open_is_what_one_would_choose(reader: Any) -> None:
+    (row,) = (r for r in reader.read_rows(ELSEWHERE) if r["model"] == "GPT-7.5B")
+    chosen = reader.asked(row).spread
+    assert chosen.micro_batch > 1 and chosen.recompute == "full"
+    told = reader.asked({**row, "micro_batch": "1", "pp": "2", "n_devices": "256"}).spread
+    assert told.micro_batch == 1 and told.interleave > 1
+    deep = {**row, "pp": "2", "n_devices": "256", "notes": "DeepSpeed"}
+    assert reader.asked(deep).spread.interleave == 1 and not reader.asked(deep).spread.scattered
+
+
 def test_no_measurement_is_read_before_the_prediction(reader: Any) -> None:
     """The error cannot be small because the answer was looked up: outcomes are blanked first."""
     outcomes = ("step_time_s", "tokens_per_s_per_device", "model_tflops_per_device",

@@ -75,7 +75,9 @@ def memory(work: Work, spreads: Spreads) -> MemoryBytes:
         workspace=constants.ALLOCATOR
         * (gathered + value * widest + training * constants.WORKSPACE_STREAMS * stream),
         runtime=constants.RUNTIME_BYTES
-        + constants.COMMUNICATOR_BYTES * (d * spreads.replicas * spreads.tensor * p > 1),
+        + np.where(
+            d * spreads.replicas * spreads.tensor * p > 1, constants.COMMUNICATOR_BYTES, 0.0
+        ),
     )
 
 
