@@ -54,7 +54,8 @@ _FLAGS = {"yes": "y", "true": "y", "1": "y", "no": "n", "false": "n", "0": "n"}
 _COLUMNS = (
     "source", "model", "accelerator", "notes", "precision", "recompute", "flash_attention", "cp",
     "tp", "pp", "dp", "zero_stage", "n_kv_heads", "d_ff", "ffn_kind", "ep", "vpp", "fsdp",
-    "sequence_parallel", "compile", "inferred", "step_time_s", "tokens_per_s_per_device", "model_tflops_per_device", "unit_printed",
+    "sequence_parallel", "compile", "inferred", "step_time_s", "tokens_per_s_per_device",
+    "model_tflops_per_device", "unit_printed",
 )  # fmt: skip
 # Names of formats, as they are found in the wild; the first that is in a row's counts.
 _PRECISIONS = (
