@@ -67,7 +67,7 @@ def test_a_budget_of_tokens_gives_totals(capsys: Said) -> None:
     assert main([*EIGHT, "--budget", "15T tokens"]) == 0
     said = capsys.readouterr().out
     assert "  total    15 T tokens in 3,576,279 steps: " in said
-    assert "284 MWh" in said and "$" in said and "t of CO2" in said
+    assert "285 MWh" in said and "$" in said and "t of CO2" in said
     assert main(EIGHT) == 0
     assert "  total " not in capsys.readouterr().out
     _, hint = refused(capsys, *EIGHT, "--budget", "5min")

@@ -183,7 +183,8 @@ def test_whole_streams_hop_where_they_are_not_cut(parts: Take) -> None:
 
 def test_every_rank_sends_the_whole_where_nothing_is_scattered(parts: Take) -> None:
     found = parts(tensor=2, pipeline=2, sequence_parallel=False, scattered=False)
-    assert found["pipeline"] == pytest.approx((1 + 1) * 2 * T * D * 2 / BUS)
+    # To the stage behind and from the one before, one after the other.
+    assert found["pipeline"] == pytest.approx((1 + 1) * 2 * 2 * T * D * 2 / BUS)
 
 
 def test_the_bubble_waits_for_collectives_too(parts: Take) -> None:

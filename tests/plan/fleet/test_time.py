@@ -100,7 +100,7 @@ def test_the_bubble_is_what_filling_the_pipeline_takes(
 
 def test_one_stage_has_neither_bubble_nor_hops(take: TakeStep) -> None:
     found = parts(take(data=16, accumulation=4))
-    assert found["bubble"] == found["pipeline"] == 0.0
+    assert found["pipeline"] == 0.0 and found["bubble"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_layers_that_stages_cannot_share_evenly_are_waited_for(take: TakeStep) -> None:
@@ -196,7 +196,7 @@ def test_narrower_formats_are_quicker_and_wider_ones_slower(take: TakeStep) -> N
     assert wide["gemm"] == pytest.approx(4 * usual["gemm"])
     for name in ("attention", "head"):
         # Scores and the head stay in 16 bits, where there are fewer.
-        assert narrow[name] == usual[name] < wide[name], name
+        assert narrow[name] == pytest.approx(usual[name]) and usual[name] < wide[name], name
     assert narrow["pointwise"] == usual["pointwise"] == wide["pointwise"] / 2
     assert take(data=16, precision="fp16").seconds == take(data=16).seconds
 

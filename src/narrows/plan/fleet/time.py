@@ -272,7 +272,8 @@ def _hops(spec: ModelSpec, spreads: Spreads, links: Links, T: Array) -> Array:
     moved = 2.0 * T * spec.width * spreads.value_bytes
     stride = spreads.tensor * spreads.context * spreads.data * spreads.replicas
     if not spreads.shared.scattered:
-        return np.where(spreads.pipeline > 1, links.send(moved, stride), 0.0)
+        # Such stacks also wait for the stage before and the one behind in turn.
+        return np.where(spreads.pipeline > 1, 2.0 * links.send(moved, stride), 0.0)
     hop = links.send(moved / spreads.tensor, stride)
     if not spreads.shared.sequence_parallel:
         hop = hop + moved / links.inside
