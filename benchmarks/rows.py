@@ -90,6 +90,9 @@ def _completed(row: Row) -> Row:
     row = {column: (cell or "").strip() for column, cell in row.items() if column}
     row.update({column: _FLAGS.get(row[column].lower(), row[column].lower())
                 for column in _FLAGGED if column in row})  # fmt: skip
+    row["recompute"] = {"y": "full", "n": "none"}.get(
+        row.get("recompute", ""), row.get("recompute", "")
+    )
     sizes = dict(re.findall(r"\b(L|d|heads|vocab)=(\d+)", row.get("notes", "")))
     told = {name: sizes.get(short, "") for name, short in _SIZES.items()}
     return {

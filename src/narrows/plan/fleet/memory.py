@@ -32,7 +32,7 @@ def memory(work: Work, spreads: Spreads) -> MemoryBytes:
     # Tables of embeddings are looked up as they are; only products read narrower weights.
     tables = 1.0 if work.spec.tied_embeddings else 2.0
     table = tables * work.spec.vocabulary * work.spec.width * (value - stored)
-    # A pipeline gathers its stage once a step, not for each micro-batch (PyTorch's FSDP docs).
+    # A pipeline gathers its stage once a step, not for each micro-batch, as torchtitan does.
     whole = (sharding == 3) & (spreads.pipeline == 1)
     weights = stored * np.where(whole, mine, state) + table / spreads.tensor
     # Two blocks' weights stand gathered at once: one computes, the next arrives.
