@@ -1,11 +1,12 @@
 """Fit the cost model's constants to published training runs, and judge them on what was left out.
 
-    python benchmarks/fit.py FILE.csv [--cross]
+    python benchmarks/fit.py FILE.csv [FILE.csv ...] [--cross [--by publication|machine|series]]
 
 Levenberg and Marquardt on the logarithms of the constants, each held near what physics expects by a
 prior, on robustly weighted errors of the logarithm of the step's seconds. `--cross` leaves out one
-whole source at a time and prints the errors on it: those are the figures to quote. The last line
-is JSON: the constants, or the cross-validated errors.
+whole publication at a time, or all rows of one machine, or one publication's on one machine, and
+prints the errors on it: those are the figures to quote. The last line is JSON: the constants, or
+the cross-validated errors.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from narrows.spec.errors import BadInput
 
 # What each constant is expected to be, and by which factor (log) it may differ.
 PRIORS: dict[str, tuple[float, float]] = {
-    "PASSES_WIDTH": (100.0, 0.3), "PASSES_FEED_FORWARD": (8.0, 0.5), "FUSED": (0.85, 0.15),
+    "PASSES_WIDTH": (100.0, 0.3), "PASSES_FEED_FORWARD": (8.0, 0.5), "FUSED": (0.5, 0.3),
     "COMPILED": (0.5, 0.2),
     "SCORE_PASSES": (14.0, 0.3), "MISALIGNED": (12.0, 0.6), "HEAD_WIDTH_POWER": (0.2, 0.5),
     "LINK": (0.75, 0.1), "NETWORK": (0.7, 0.15), "OVERLAP": (0.85, 0.08),
-    "JITTER": (1.04, 0.02), "TENSOR_OVERLAP": (0.5, 0.2), "EXPERT_SHOWN": (0.6, 0.3),
+    "JITTER": (1.04, 0.02), "TENSOR_OVERLAP": (0.5, 0.2), "HOPS_SHOWN": (0.4, 0.4),
+    "OUTSIDE": (0.4, 0.3), "CONTENTION": (0.15, 0.5), "EXPOSED_REDUCTION": (0.5, 0.3),
+    "FOUR_BITS": (1.55, 0.15), "EXPERT_SHOWN": (0.6, 0.3),
     "EXPERT_REACH": (0.75, 0.2), "PASSES_EXPERT": (10.0, 0.4),
 }  # fmt: skip
 REACH: dict[str, dict[str, tuple[float, float]]] = {
@@ -41,9 +44,10 @@ REACH: dict[str, dict[str, tuple[float, float]]] = {
     },
     "hopper": {
         "matmul": (0.70, 0.06), "half": (150.0, 0.5), "attention_forward": (0.40, 0.06),
-        "biased": (0.45, 0.2),
+        "biased": (0.45, 0.2), "plain": (0.9, 0.1),
     },
     "blackwell": {"matmul": (0.62, 0.1), "attention_forward": (0.42, 0.1), "narrow": (1.0, 0.2)},
+    "blackwell-ultra": {"attention_forward": (0.5, 0.1)},
     "tpu": {"matmul": (0.85, 0.08), "attention_forward": (0.5, 0.2)},
 }  # fmt: skip
 HOPPER_NARROW = ("hopper", "narrow", (1.0, 0.2))
@@ -66,12 +70,14 @@ class Case(NamedTuple):
 def main() -> None:
     """Fit, or cross-validate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, nargs="+")
     parser.add_argument("--cross", action="store_true")
+    parser.add_argument("--by", choices=GROUPS, default="publication", help="what is left out")
     chosen = parser.parse_args()
-    cases = [case for row in read_rows(chosen.file) if (case := case_of(row)) is not None]
+    rows = [row for file in chosen.file for row in read_rows(file)]
+    cases = [case for row in rows if (case := case_of(row)) is not None]
     if chosen.cross:
-        print(json.dumps(cross(cases)))
+        print(json.dumps(cross(cases, GROUPS[chosen.by])))
         return
     names, values = fit(cases)
     apply(names, values)
@@ -125,8 +131,8 @@ def log_errors(cases: list[Case]) -> np.ndarray:
 
 def _predicted(case: Case) -> float:
     fleet = case.question.fleet
-    key = "tpu" if fleet.kind == "tpu" else fleet.architecture.replace("-ultra", "")
-    changes = dict(_reaches.get(key, {}))
+    key = "tpu" if fleet.kind == "tpu" else fleet.architecture
+    changes = {**_reaches.get(key.removesuffix("-ultra"), {}), **_reaches.get(key, {})}
     if "attention_forward" in changes:
         changes["attention_backward"] = BACKWARD * changes["attention_forward"]
     fleet = msgspec.structs.replace(fleet, reach=msgspec.structs.replace(fleet.reach, **changes))
@@ -172,14 +178,14 @@ def minimize(residuals: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np
     return x
 
 
-def cross(cases: list[Case]) -> dict[str, object]:
-    """Fit without each source in turn, and judge on it."""
-    sources = sorted({source(case) for case in cases})
+def cross(cases: list[Case], group: Callable[[Case], str]) -> dict[str, object]:
+    """Fit without each group in turn, and judge on it."""
+    groups = sorted({group(case) for case in cases})
     errors: list[np.ndarray] = []
     whole: list[bool] = []
-    for left_out in sources:
-        others = [case for case in cases if source(case) != left_out]
-        judged = [case for case in cases if source(case) == left_out]
+    for left_out in groups:
+        others = [case for case in cases if group(case) != left_out]
+        judged = [case for case in cases if group(case) == left_out]
         apply(*fit(others))
         found = np.exp(log_errors(judged)) - 1.0
         errors.append(found)
@@ -205,17 +211,29 @@ def dense(case: Case) -> bool:
     return case.row["precision"] in ("bf16", "fp16") and "moe" not in case.row["ffn_kind"]
 
 
-def source(case: Case) -> str:
-    """The publication that the row is from, and the machine: one series of measurements."""
-    first = case.row["source"].split("/")[0]
-    return f"{first[:28]} {case.row['accelerator']}"
+def publication(case: Case) -> str:
+    """The repository or the first author that the row is from."""
+    return case.row["source"].removeprefix("from memory: ").split()[0].split("/")[-1].strip(",")
+
+
+def machine(case: Case) -> str:
+    """The accelerator by its name in the catalogue."""
+    return case.question.fleet.accelerator
+
+
+def series(case: Case) -> str:
+    """One publication's measurements on one machine."""
+    return f"{publication(case)} {case.row['accelerator']}"
+
+
+GROUPS = {"publication": publication, "machine": machine, "series": series}
 
 
 def print_errors(cases: list[Case]) -> None:
     """By source, and of dense 16-bit rows."""
     errors = np.exp(log_errors(cases)) - 1.0
-    for name in sorted({source(case) for case in cases}):
-        mine = np.array([e for e, case in zip(errors, cases, strict=True) if source(case) == name])
+    for name in sorted({series(case) for case in cases}):
+        mine = np.array([e for e, case in zip(errors, cases, strict=True) if series(case) == name])
         print(f"{name:44}{mine.size:5}{_errors(mine)}")
     some = np.array([e for e, case in zip(errors, cases, strict=True) if dense(case)])
     print(f"dense, 16 bits: {some.size:20}     {_errors(some)}")

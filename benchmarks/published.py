@@ -89,6 +89,9 @@ def memory_verdict(row: Row) -> Verdict | None:
         if row.get("kind") in ("finetune", "inference"):
             # Such tables print what torch's allocator held, the runtime's own memory left out.
             peak -= float(held.runtime[0])
+            if question.spread.sharding == "parameters" and question.spread.data > 1:
+                # Each rank loads the whole before it keeps its share.
+                peak = max(peak, 2.0 * question.model.parameters + float(held.weights[0]))
     except BadInput as refusal:
         return Verdict(row, None, refusal.what)
     unit = 2.0**30 if row.get("unit_printed", "") in ("GiB", "MiB") else 1e9

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
-from narrows.hardware.accelerators import accelerator
+from narrows.hardware.accelerators import Accelerator, accelerator
 from narrows.hardware.fleet import fleet_of
 from narrows.model.presets import preset
 from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.spreads import Spreads
-from narrows.plan.fleet.work import Work
+from narrows.plan.fleet.time import step
+from narrows.plan.fleet.work import Work, adapter_share
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet, Fusion, Recompute, Sharding, Spread
 from narrows.spec.model import Alibi, Experts, ModelSpec, gpt2, llama
@@ -30,13 +32,37 @@ _HYBRIDS = {
     "nemotron_3_nano": (31.6, 52, 2688), "nemotron_3_super": (120.0, 88, 4096),
     "nemotron_3_ultra": (500.0, 108, 8192),
 }  # fmt: skip
-_FITS = 1.0
+# What fits may be predicted to need a little more than there is: the memory model errs by as much.
+_FITS = 1.2
+# Models that are tuned often and no presets: layers, width, heads, vocabulary, feed-forward width
+# (their configurations on Hugging Face).
+_TUNED = {
+    "stablelm-alpha-3b": (16, 4096, 32, 50688, 16384),
+    "stablelm-alpha-7b": (16, 6144, 48, 50432, 24576),
+    "pythia-1b": (16, 2048, 8, 50304, 8192), "pythia-2.8b": (32, 2560, 32, 50304, 10240),
+    "pythia-6.9b": (32, 4096, 32, 50432, 16384), "pythia-12b": (36, 5120, 40, 50688, 20480),
+    "gpt-j-6b": (28, 4096, 16, 50400, 16384), "gpt-neox-20b": (44, 6144, 64, 50432, 24576),
+    "tinyllama-1.1b": (22, 2048, 32, 32000, 5632),
+}  # fmt: skip
+_RANK = 16
+# Bytes a second of a host of Google Cloud's A3 with eight H100s: four ports of 200 Gbit/s
+# (Google, A3 supercomputers, 2023-05).
+_A3_NETWORK = 4 * 25e9
 _SIZES = {"n_layers": "L", "d_model": "d", "n_heads": "heads", "vocab": "vocab"}
+_FLAGGED = ("fsdp", "compile", "flash_attention", "sequence_parallel", "recompute")
+_FLAGS = {"yes": "y", "true": "y", "1": "y", "no": "n", "false": "n", "0": "n"}
 _COLUMNS = (
-    "n_kv_heads", "d_ff", "ffn_kind", "ep", "vpp", "fsdp", "sequence_parallel", "compile",
-    "inferred", "step_time_s", "tokens_per_s_per_device", "model_tflops_per_device", "unit_printed",
+    "source", "model", "accelerator", "notes", "precision", "recompute", "flash_attention", "cp",
+    "tp", "pp", "dp", "zero_stage", "n_kv_heads", "d_ff", "ffn_kind", "ep", "vpp", "fsdp",
+    "sequence_parallel", "compile", "inferred", "step_time_s", "tokens_per_s_per_device",
+    "model_tflops_per_device", "unit_printed",
 )  # fmt: skip
-_PRECISIONS = {"mxfp8": "fp8", "nvfp4": "fp4"}
+# Names of formats, as they are found in the wild; the first that is in a row's counts.
+_PRECISIONS = (
+    ("bnb", "bf16"), ("nf4", "bf16"), ("bf16", "bf16"), ("bfloat16", "bf16"), ("fp4", "fp4"),
+    ("fp8", "fp8"), ("float8", "fp8"), ("e4m3", "fp8"), ("fp16", "fp16"), ("float16", "fp16"),
+    ("half", "fp16"), ("16", "fp16"), ("tf32", "tf32"), ("32", "fp32"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +87,13 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _completed(row: Row) -> Row:
-    sizes = dict(re.findall(r"\b(L|d|heads|vocab)=(\d+)", row["notes"]))
+    row = {column: (cell or "").strip() for column, cell in row.items() if column}
+    row.update({column: _FLAGS.get(row[column].lower(), row[column].lower())
+                for column in _FLAGGED if column in row})  # fmt: skip
+    row["recompute"] = {"y": "full", "n": "none"}.get(
+        row.get("recompute", ""), row.get("recompute", "")
+    )
+    sizes = dict(re.findall(r"\b(L|d|heads|vocab)=(\d+)", row.get("notes", "")))
     told = {name: sizes.get(short, "") for name, short in _SIZES.items()}
     return {
         **dict.fromkeys(_COLUMNS, ""),
@@ -71,31 +103,68 @@ def _completed(row: Row) -> Row:
 
 
 def asked(row: Row) -> Asked:
-    """What the row says was run; where it is silent, what one would choose."""
+    """What the row says was run; where it is silent, what one would choose: the quickest that fits
+    with the least done again.
+    """
     model = model_of(row)
     positions = int(number(row, "seq_len") or model.context)
     devices = int(number(row, "n_devices") or 1)
     fleet = _fleet(row, devices)
-    spread = _spread(row, devices, model)
-    if row["recompute"].startswith(("none", "selective", "full")):
-        return Asked(model, positions, spread, fleet)
     work = Work.of(model, positions)
-    choices: tuple[Recompute, ...] = ("none", "selective", "full")
-    for recompute in choices:
-        spread = msgspec.structs.replace(spread, recompute=recompute)
-        peak = float(memory(work, Spreads.of([spread])).peak[0])
-        if peak < _FITS * float(fleet.memory_capacity.value):
-            break
-    return Asked(model, positions, spread, fleet)
+    spread = _adapted(row, work, _spread(row, devices, model, fleet), fleet)
+    choices = _where_silent(row, work, spread)
+    many = Spreads.of(choices)
+    peaks = memory(work, many).peak
+    fits = peaks < _FITS * float(fleet.memory_capacity.value)
+    if not fits.any():
+        return Asked(model, positions, choices[int(np.argmin(peaks))], fleet)
+    # Of those that fit, the least recomputed, then the quickest.
+    seconds = step(work, many, fleet).seconds
+    order = np.lexsort((seconds, many.recompute, ~fits))
+    return Asked(model, positions, choices[int(order[0])], fleet)
+
+
+def _where_silent(row: Row, work: Work, spread: Spread) -> list[Spread]:
+    """Every choice that the row leaves open."""
+    recomputes: tuple[Recompute, ...] = ("none", "selective", "full")
+    if row["recompute"].startswith(recomputes):
+        recomputes = (spread.recompute,)
+    elif row.get("kind") == "finetune" and spread.sharding == "parameters":
+        # Who shards weights to tune adapters on one host lacks memory.
+        recomputes = ("full",)
+    pieces, micro = [spread.interleave], [spread.micro_batch]
+    stages = spread.pipeline
+    if stages > 1 and number(row, "vpp") is None and "deepspeed" not in row["notes"].lower():
+        each = int(work.layers) // stages
+        pieces = [v for v in (1, 2, 3, 4, 6, 8) if v <= each and each % v == 0]
+    sequences = spread.micro_batch * spread.accumulation
+    if number(row, "micro_batch") is None and number(row, "global_batch") is not None:
+        micro = [size for size in (1, 2, 4, 8, 16) if sequences % size == 0]
+    return [
+        msgspec.structs.replace(spread, recompute=recompute, interleave=v, micro_batch=size,
+                                accumulation=max(1, sequences // size))
+        for recompute in recomputes for v in pieces for size in micro
+    ]  # fmt: skip
+
+
+def _adapted(row: Row, work: Work, spread: Spread, fleet: Fleet) -> Spread:
+    """Adapters where the row says so; where it says either, where training all does not fit."""
+    if "lora" not in row["notes"].lower() or spread.trained < 1.0:
+        return spread
+    whole = msgspec.structs.replace(spread, recompute="full")
+    fits = memory(work, Spreads.of([whole])).peak[0] < float(fleet.memory_capacity.value)
+    if "SFT" in row["notes"] and fits:
+        return spread
+    return msgspec.structs.replace(spread, trained=adapter_share(work, _RANK))
 
 
 def model_of(row: Row) -> ModelSpec:
     """The model by its name where it is a known one, else by the sizes that the row gives."""
     context = int(number(row, "seq_len") or 2048)
+    name = row["model"]
+    if row.get("kind") in ("finetune", "inference") and not re.search(r"\d[bm]\b", name.lower()):
+        name += f"-{row['params_B']}b"
     try:
-        name = row["model"]
-        if row.get("kind") in ("finetune", "inference"):
-            name += f"-{row['params_B']}b"
         known = preset(name).spec
         same = (number(row, "n_layers") or known.layers) == known.layers
         if same and (number(row, "d_model") or known.width) == known.width:
@@ -106,8 +175,12 @@ def model_of(row: Row) -> ModelSpec:
     if hybrid := _HYBRIDS.get(row["model"].lower()):
         billions, layers_known, width_known = hybrid
         return of_experts(1e9 * billions, layers_known, width_known, context)
-    gated = "glu" in row["ffn_kind"] or "llama" in row["model"].lower()
     layers, width = number(row, "n_layers"), number(row, "d_model")
+    if layers is None and (sizes := _TUNED.get(re.sub(r"\W+", "-", name.lower()))):
+        names = ("n_layers", "d_model", "n_heads", "vocab", "d_ff")
+        row = {**row, **dict(zip(names, map(str, sizes), strict=True))}
+        layers, width = sizes[:2]
+    gated = "glu" in row["ffn_kind"] or "llama" in row["model"].lower()
     if layers is None or width is None:
         named = re.search(r"(\d+(?:\.\d+)?)\s*[bB]\b", row["model"])
         size = number(row, "params_B") or (float(named[1]) if named else None)
@@ -178,13 +251,30 @@ def number(row: Row, column: str) -> float | None:
         return None
 
 
+def _device(name: str) -> Accelerator:
+    """The accelerator of that name, or of its first words."""
+    words = name.split()
+    for count in range(len(words), 0, -1):
+        for spelt in (" ".join(words[:count]), "TPU " + " ".join(words[:count])):
+            try:
+                return accelerator(spelt)
+            except BadInput:
+                continue
+    return accelerator(name)
+
+
 def _fleet(row: Row, devices: int) -> Fleet:
-    known = accelerator(row["accelerator"])
+    known = _device(row["accelerator"])
     told = re.search(r"(\d+)\s*x\s*(\d+)\s*Gb", row["notes"])
     network = None
     if told:
         network = float(told[1]) * float(told[2]) * 1e9 / 8 / known.devices_per_node
-    return fleet_of(known, devices, name=row["accelerator"], network=network)
+    elif re.search(r"\bA3\b", row["notes"]):
+        network = _A3_NETWORK / known.devices_per_node
+    fleet = fleet_of(known, devices, name=row["accelerator"], network=network)
+    if _precision(row) == "tf32" and "tf32" in fleet.peak:
+        fleet = msgspec.structs.replace(fleet, peak={**fleet.peak, "fp32": fleet.peak["tf32"]})
+    return fleet
 
 
 def _batch(row: Row, devices: int) -> float:
@@ -204,8 +294,8 @@ def _ranks(row: Row) -> float:
 
 
 def _precision(row: Row) -> str:
-    told = row["precision"]
-    return "bf16" if told.startswith(("bf16", "bnb")) else _PRECISIONS.get(told, told)
+    told = row["precision"].lower()
+    return next((name for part, name in _PRECISIONS if part in told), "bf16")
 
 
 def _recompute(row: Row) -> Recompute:
@@ -221,19 +311,19 @@ def _sequence_parallel(row: Row) -> bool:
     return row["flash_attention"] != "n"
 
 
-def _kernels(row: Row) -> Fusion:
-    """Compiled as told; fused by hand where the layout or the format is one that only stacks with
-    such kernels offer.
+def _kernels(row: Row, fleet: Fleet) -> Fusion:
+    """Compiled as told or where the device has no other way; fused by hand where the layout, the
+    sharding or the format is one that only stacks with such kernels offer.
     """
-    if row["compile"] == "y":
+    if row["compile"] == "y" or fleet.kind in ("tpu", "hpu"):
         return "compiled"
-    parallel = any((number(row, column) or 1.0) > 1 for column in ("tp", "pp", "ep"))
-    narrow = row["precision"] not in ("bf16", "fp16", "fp32")
+    parallel = any((number(row, column) or 1.0) > 1 for column in ("tp", "pp", "ep", "cp"))
+    narrow = _precision(row) in ("fp8", "fp4")
     alone = row["fsdp"] == "y" and not parallel
-    return "fused" if parallel or (narrow and not alone) else "eager"
+    return "fused" if parallel or row["fsdp"] == "n" or (narrow and not alone) else "eager"
 
 
-def _spread(row: Row, devices: int, model: ModelSpec) -> Spread:
+def _spread(row: Row, devices: int, model: ModelSpec, fleet: Fleet) -> Spread:
     ranks = max(1, round(devices / _ranks(row)))
     stage = number(row, "zero_stage")
     sharded = row["fsdp"] == "y"
@@ -244,7 +334,11 @@ def _spread(row: Row, devices: int, model: ModelSpec) -> Spread:
         replicas, data = data, ranks // data
     data = min(data, ranks)
     sharding: Sharding = "optimizer"
-    if stage == 3 or (sharded and stage is None):
+    told = any(row.get(column) for column in ("tp", "pp", "dp", "fsdp", "zero_stage"))
+    if devices > 1 and not told:
+        # Nothing is told of the layout: what shards all is what runs anywhere.
+        sharding = "parameters"
+    elif stage == 3 or (sharded and stage is None):
         sharding = "parameters"
     elif stage == 2:
         sharding = "gradients"
@@ -265,12 +359,22 @@ def _spread(row: Row, devices: int, model: ModelSpec) -> Spread:
         accumulation=max(1, round(batch / (data * replicas * micro))),
         sharding=sharding,
         sequence_parallel=_sequence_parallel(row),
-        precision=_precision(row),
+        precision="fp32" if _precision(row) == "tf32" else _precision(row),
         flash_attention=row["flash_attention"] != "n",
-        kernels=_kernels(row),
+        kernels=_kernels(row, fleet),
         recompute=_recompute(row),
+        **_stack(row),
         **_finetuning(row, model),
     )  # type: ignore[arg-type]
+
+
+def _stack(row: Row) -> dict[str, object]:
+    """What DeepSpeed's pipeline does otherwise: whole activations between stages, and beside the
+    sums of gradients in fp32 those in bf16 (deepspeed/runtime/bf16_optimizer.py).
+    """
+    if "deepspeed" not in row["notes"].lower():
+        return {}
+    return {"scattered": False, "gradient_bytes": 6.0 if _precision(row) == "bf16" else 4.0}
 
 
 def _finetuning(row: Row, model: ModelSpec) -> dict[str, object]:

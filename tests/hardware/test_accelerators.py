@@ -20,12 +20,15 @@ each = pytest.mark.parametrize(("key", "device"), ALL, ids=KEYS)
 # Dense fp16 FLOP of an SM in a cycle (NVIDIA's white papers), and fp32's, which gives the clock.
 SM = {
     "volta": (1024, 128), "turing": (1024, 128), "ampere": (1024, 256), "ada": (1024, 256),
-    "hopper": (4096, 256), "blackwell": (8192, 256), "rtx-blackwell": (1024, 256),
+    "hopper": (4096, 256), "blackwell": (8192, 256), "blackwell-ultra": (8192, 256),
+    "rtx-blackwell": (1024, 256),
 }  # fmt: skip
-GA100 = ("a100-40gb-sxm", "a100-80gb-sxm", "a100-40gb-pcie", "a100-80gb-pcie", "a30")
+GA100 = ("a100-40gb-sxm", "a100-80gb-sxm", "a100-40gb-pcie", "a100-80gb-pcie", "a30",
+         "a800-80gb-sxm")  # fmt: skip
 HALF_RATE = ("a10g", "l40")
 # Links of one device, and bytes a second of one link in one direction.
 NVLINK = {
+    "Eight NVLink": (8, 25e9),
     "NVLink 2": (6, 25e9), "NVLink 3, NVSwitch": (12, 25e9), "NVLink 4 bridge": (12, 25e9),
     "NVLink 4, ": (18, 25e9), "NVLink 5": (18, 50e9),
 }  # fmt: skip

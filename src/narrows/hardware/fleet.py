@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -179,8 +180,15 @@ def _attention_rates(machine: Machine) -> tuple[float, float]:
 @cache
 def _reaches() -> dict[str, Reach]:
     table = tomllib.loads((_CATALOGUE / "reach.toml").read_text(encoding="utf-8"))
-    default = table["default"]
-    return {key: Reach(**{**default, **row}) for key, row in table.items()}
+    return {key: Reach(**_inherited(table, key)) for key in table}
+
+
+def _inherited(table: dict[str, dict[str, float | str]], key: str) -> dict[str, Any]:
+    """A row over those that it is `of`, down to the default."""
+    row = {name: value for name, value in table[key].items() if name != "of"}
+    if key == "default":
+        return row
+    return {**_inherited(table, str(table[key].get("of", "default"))), **row}
 
 
 def reach(known: Accelerator) -> Reach:

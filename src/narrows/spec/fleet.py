@@ -57,20 +57,23 @@ def counted(name: str) -> tuple[int | None, int | None, str]:
 
 
 class Reach(Record):
-    """What a device keeps up in whole training steps, as shares of its data sheet.
+    """What a device keeps up in whole training steps, as shares of its data sheet. Within less
+    power than the figures of its architecture are for, `clock` of its products' rates remains.
 
     A product of (m,k) @ (k,n) takes 2 (m+half)(n+half)(k+half) / (peak · matmul) seconds;
-    `narrow` multiplies `matmul` for formats below 16 bits, `biased` attention where a bias is added
-    to the scores.
+    `narrow` multiplies `matmul` for formats below 16 bits, `plain` where none are fused by
+    hand, `biased` attention where a bias is added to the scores.
     """
 
     matmul: float
     half: float
     narrow: float
+    plain: float = 1.0
     attention_forward: float
     attention_backward: float
     biased: float
     memory: float
+    clock: float = 1.0
     source: str
     basis: Basis = "assumed"
 
@@ -122,7 +125,12 @@ class Spread(Record):
     `trained` is the share of parameters that have gradients; `stored_bits` those of a weight that
     is kept narrower than it computes in, `state_bits` those of each of the optimizer's two moments.
     `offload` keeps gradients and optimizer in the host's memory or on its disk, `chunked_loss`
-    never has all logits at once.
+    never has all logits at once. Without `scattered` every tensor rank sends a whole activation to
+    the next stage. `gradient_bytes` are those of one parameter's gradient: a sum in fp32, and
+    whatever copy the stack keeps of it.
+
+    Selective recompute is of the scores where they go through memory (arXiv:2205.05198), else of
+    half of the products and all between them (PyTorch's selective activation checkpointing).
 
     `sharding` says what of the data ranks' copies is kept once (ZeRO, arXiv:1910.02054), `replicas`
     how often that set is repeated; without `reshard` a block's parameters, once gathered, stay from
@@ -156,6 +164,8 @@ class Spread(Record):
     state_bits: Literal[32, 16, 8] = 32
     offload: Offload = "none"
     chunked_loss: bool = False
+    scattered: bool = True
+    gradient_bytes: float = 4.0
 
     def __post_init__(self) -> None:
         for name in (

@@ -152,8 +152,9 @@ def test_where_memory_binds_twice_of_it_is_a_quicker_layout(
     answer = forecast(ask(fleet=make_fleet(gigabytes=5.0)))
     (memory,) = (row for row in answer.doubling if row.resource == "memory capacity")
     roomy = forecast(ask(fleet=make_fleet(gigabytes=10.0)))
-    assert memory.saving > 0.05
-    assert memory.step_seconds == pytest.approx(roomy.predicted.step_seconds)
+    assert memory.saving > 0.03
+    # Variants are tried of what nearly fits: the whole search of a roomier fleet finds a little more.
+    assert memory.step_seconds == pytest.approx(roomy.predicted.step_seconds, rel=0.05)
 
 
 def test_the_leanest_layout_has_no_use_for_more_memory(ask: Ask) -> None:
@@ -207,13 +208,13 @@ def test_only_tensor_ranks_can_do_without_sequence_parallelism(ask: Ask, tensor:
 
 def test_too_small_a_fleet_says_what_is_too_large(ask: Ask, make_fleet: MakeFleet) -> None:
     with pytest.raises(DoesNotFit) as caught:
-        forecast(ask(fleet=make_fleet(devices=2, gigabytes=4.0)))
+        forecast(ask(fleet=make_fleet(devices=2, gigabytes=4.8)))
     refusal = caught.value
     assert refusal.exit_code == 3
     assert refusal.what.startswith("the job does not fit: ")
-    assert "3.8 GB free on each made-up" in refusal.what
+    assert "4.5 GB free on each made-up" in refusal.what
     (causes,) = refusal.causes
-    assert causes.startswith("optimizer ") and causes.count(" GB") == 3
+    assert causes.startswith("runtime 3.0 GB, optimizer ") and causes.count(" GB") == 3
 
 
 @pytest.mark.parametrize("suffix", ["toml", "json"])

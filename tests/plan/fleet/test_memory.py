@@ -221,8 +221,39 @@ def test_only_what_is_trained_has_gradients_and_moments(hold: Hold) -> None:
 def test_stored_bits_are_of_all_but_the_table(hold: Hold, small: ModelSpec) -> None:
     table = small.vocabulary * small.width
     held = hold(stored_bits=4.5, trained=0.0)
-    in_products = matrices(small) - table
-    assert held["weights"] == pytest.approx(in_products * 4.5 / 8 + 2 * table)
+    # Both tables stay in 16 bits, and one matrix at a time is whole again.
+    tables = (1 if small.tied_embeddings else 2) * table
+    in_products = matrices(small) - tables
+    assert held["weights"] == pytest.approx(in_products * 4.5 / 8 + 2 * tables)
+    widest = 2.0 * small.up_width * small.width
+    whole = hold(trained=0.0)["workspace"] + constants.ALLOCATOR * widest
+    assert held["workspace"] == pytest.approx(whole)
+
+
+def test_selective_recompute_keeps_the_stream_and_half_of_the_rest(hold: Hold) -> None:
+    none, selective, full = (
+        hold(recompute=name)["activations"] for name in ("none", "selective", "full")
+    )
+    assert full < selective < none
+    stored = hold(recompute="selective", flash_attention=False)
+    assert stored["activations"] == pytest.approx(none)
+
+
+def test_a_pipeline_holds_its_gathered_stage(hold: Hold) -> None:
+    alone, staged = (hold(data=4, pipeline=p, sharding="parameters") for p in (1, 2))
+    gradients = hold(data=4, pipeline=2, sharding="gradients")
+    assert staged["weights"] > alone["weights"]
+    assert staged["weights"] == pytest.approx(gradients["weights"])
+    assert staged["gradients"] == pytest.approx(4 * gradients["gradients"])
+
+
+def test_a_second_copy_of_gradients_is_counted(hold: Hold) -> None:
+    assert hold(gradient_bytes=6.0)["gradients"] == pytest.approx(1.5 * hold()["gradients"])
+
+
+def test_communicators_take_memory_where_there_are_any(hold: Hold) -> None:
+    assert hold()["runtime"] == constants.RUNTIME_BYTES
+    assert hold(tensor=2)["runtime"] == constants.RUNTIME_BYTES + constants.COMMUNICATOR_BYTES
 
 
 @settings(deadline=None, max_examples=60)

@@ -19,6 +19,7 @@ from narrows.plan.fleet.time import step
 
 TABLE = Path(__file__).with_name("published.csv")
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+ELSEWHERE = BENCHMARKS / "elsewhere.csv"
 
 
 class Judged(NamedTuple):
@@ -41,9 +42,18 @@ def reader() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def judged(reader: Any) -> list[Judged]:
+    return judge(reader, TABLE)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(reader: Any) -> list[Judged]:
+    return judge(reader, ELSEWHERE)
+
+
+def judge(reader: Any, table: Path) -> list[Judged]:
     """All rows: one that cannot be predicted, or has no measured step, fails here."""
     found = []
-    for row in reader.read_rows(TABLE):
+    for row in reader.read_rows(table):
         asked = reader.asked(row)
         measured = reader.measured_seconds(row, asked.model)
         assert measured, row["model"]
@@ -72,10 +82,53 @@ def test_dense_steps_in_16_bits_are_predicted_closely(judged: list[Judged]) -> N
     assert abs(np.median(errors)) <= 0.06
 
 
+def test_other_publications_are_predicted_as_closely(elsewhere: list[Judged]) -> None:
+    assert len({each.row["source"].split(",")[0] for each in elsewhere}) >= 15
+    for usual, middle, most in ((True, 0.08, 0.2), (False, 0.1, 0.3)):
+        errors = np.array([each.error for each in elsewhere if each.usual == usual])
+        assert errors.size >= 35
+        assert np.median(np.abs(errors)) <= middle
+        assert np.quantile(np.abs(errors), 0.9) <= most
+        assert abs(np.median(errors)) <= 0.06
+
+
 def test_experts_and_narrow_formats_are_predicted_within_a_half(judged: list[Judged]) -> None:
     errors = np.array([each.error for each in judged if not each.usual])
     assert np.median(np.abs(errors)) <= 0.35
     assert np.max(np.abs(errors)) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("told", "precision", "accelerator"),
+    [
+        ({"accelerator": "NVIDIA A100-SXM4-80GB NVLink", "precision": "amp_bf16"}, "bf16", "A100"),
+        ({"accelerator": "v5e", "precision": "BF16"}, "bf16", "TPU v5e"),
+        ({"accelerator": "H800", "precision": "MXFP8"}, "fp8", "H800"),
+        ({"accelerator": "GeForce RTX 4090 24GB", "precision": "16-mixed"}, "fp16", "4090"),
+    ],
+)
+def test_rows_are_read_however_they_are_spelt(
+    reader: Any, tmp_path: Path, told: dict[str, str], precision: str, accelerator: str
+) -> None:
+    """Columns may be missing, cells empty, and names longer than the catalogue's."""
+    row = {"model": "Llama-2-7B", "n_devices": "8", "seq_len": "4096", "fsdp": "Yes", **told}
+    table = tmp_path / "rows.csv"
+    table.write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n", encoding="utf-8")
+    (read,) = reader.read_rows(table)
+    asked = reader.asked(read)
+    assert asked.spread.precision == precision and accelerator in asked.fleet.accelerator
+    assert asked.spread.sharding == "parameters" and asked.spread.data == 8
+    assert step(asked.work, Spreads.of([asked.spread]), asked.fleet).seconds[0] > 0.0
+
+
+def test_what_a_row_leaves_open_is_what_one_would_choose(reader: Any) -> None:
+    (row,) = (r for r in reader.read_rows(ELSEWHERE) if r["model"] == "GPT-7.5B")
+    chosen = reader.asked(row).spread
+    assert chosen.micro_batch > 1 and chosen.recompute == "full"
+    told = reader.asked({**row, "micro_batch": "1", "pp": "2", "n_devices": "256"}).spread
+    assert told.micro_batch == 1 and told.interleave > 1
+    deep = {**row, "pp": "2", "n_devices": "256", "notes": "DeepSpeed"}
+    assert reader.asked(deep).spread.interleave == 1 and not reader.asked(deep).spread.scattered
 
 
 def test_no_measurement_is_read_before_the_prediction(reader: Any) -> None:

@@ -100,7 +100,7 @@ def test_the_bubble_is_what_filling_the_pipeline_takes(
 
 def test_one_stage_has_neither_bubble_nor_hops(take: TakeStep) -> None:
     found = parts(take(data=16, accumulation=4))
-    assert found["bubble"] == found["pipeline"] == 0.0
+    assert found["pipeline"] == 0.0 and found["bubble"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_layers_that_stages_cannot_share_evenly_are_waited_for(take: TakeStep) -> None:
@@ -117,7 +117,7 @@ def test_hops_grow_with_the_pieces_and_shrink_with_the_tensor_ranks(take: TakeSt
     once = parts(take(data=2, pipeline=2, accumulation=8))["pipeline"]
     assert once > 0.0
     pieces = parts(take(data=2, pipeline=2, accumulation=8, interleave=2))["pipeline"]
-    assert pieces == pytest.approx(2 * once)
+    assert pieces == pytest.approx(constants.HOPS_SHOWN * 2 * once)
     assert parts(take(tensor=2, pipeline=2, accumulation=8))["pipeline"] < once
 
 
@@ -173,11 +173,21 @@ def test_what_is_computed_again_is_a_third_of_the_products(take: TakeStep) -> No
     )
     assert parts(full)["gemm"] == pytest.approx(4 / 3 * parts(none)["gemm"])
     assert 1.27 < micro_batches(full) / micro_batches(none) < 1.35
-    assert parts(selective)["gemm"] == parts(none)["gemm"]
+    # PyTorch's selective checkpointing does half of the products again, and no attention.
+    assert parts(selective)["gemm"] == pytest.approx(7 / 6 * parts(none)["gemm"])
     assert micro_batches(none) < micro_batches(selective) < micro_batches(full)
-    again = parts(selective)["attention"] - parts(none)["attention"]
+    assert parts(selective)["attention"] == parts(none)["attention"]
+    again = parts(full)["attention"] - parts(none)["attention"]
     # Forward is 2 products at a rate of 0.4, backward 5 at 0.3.
     assert again / parts(none)["attention"] == pytest.approx((2 / 0.4) / (2 / 0.4 + 5 / 0.3))
+
+
+def test_scores_are_computed_again_where_they_are_dropped(take: TakeStep) -> None:
+    none, selective = (
+        take(data=16, flash_attention=False, recompute=name) for name in ("none", "selective")
+    )
+    assert parts(selective)["gemm"] == parts(none)["gemm"]
+    assert parts(selective)["attention"] > parts(none)["attention"]
 
 
 def test_narrower_formats_are_quicker_and_wider_ones_slower(take: TakeStep) -> None:
@@ -186,7 +196,7 @@ def test_narrower_formats_are_quicker_and_wider_ones_slower(take: TakeStep) -> N
     assert wide["gemm"] == pytest.approx(4 * usual["gemm"])
     for name in ("attention", "head"):
         # Scores and the head stay in 16 bits, where there are fewer.
-        assert narrow[name] == usual[name] < wide[name], name
+        assert narrow[name] == pytest.approx(usual[name]) and usual[name] < wide[name], name
     assert narrow["pointwise"] == usual["pointwise"] == wide["pointwise"] / 2
     assert take(data=16, precision="fp16").seconds == take(data=16).seconds
 
@@ -215,7 +225,7 @@ def test_sequence_parallelism_divides_what_tensor_parallelism_leaves_whole(
     without, with_it = (
         parts(take(data=4, tensor=4, sequence_parallel=chosen)) for chosen in (False, True)
     )
-    assert with_it["pointwise"] < 0.5 * without["pointwise"]
+    assert with_it["pointwise"] < 0.6 * without["pointwise"]
     assert with_it["tensor"] == pytest.approx((1 - constants.TENSOR_OVERLAP) * without["tensor"])
     assert with_it["gemm"] == without["gemm"]
 

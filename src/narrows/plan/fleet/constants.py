@@ -10,37 +10,47 @@ from typing import NamedTuple
 # Values that a block's memory-bound operations read and write per token, forward and backward
 # together, as multiples of the width and of the feed-forward width; and what of it remains where
 # kernels are fused by hand, and where by a compiler.
-PASSES_WIDTH = 97.7
-PASSES_FEED_FORWARD = 5.91
-FUSED = 0.95
-COMPILED = 0.495
+PASSES_WIDTH = 91.8
+PASSES_FEED_FORWARD = 6.47
+FUSED = 0.592
+COMPILED = 0.484
 FORWARD_SHARE = 0.35
+# What of those multiples of the width every tensor rank repeats without sequence parallelism.
+OUTSIDE = 0.492
 # Reads and writes of each score where attention writes them to memory, forward and backward.
-SCORE_PASSES = 15.3
+SCORE_PASSES = 13.4
 SCORE_FORWARD_SHARE = 0.45
 # Products of scores: small and batched; and off the tensor cores where a head's width in 16 bits
 # is no multiple of 8 elements (NVIDIA, Matrix Multiplication Background, 2023).
 SCORE_REACH = 0.6
-MISALIGNED = 17.9
+MISALIGNED = 15.9
+# Products of 4-bit operands are at most so many times as quick as those of 8 bits.
+FOUR_BITS = 1.57
 # Attention's rate falls with the head's width below 128.
-HEAD_WIDTH_POWER = 0.262
+HEAD_WIDTH_POWER = 0.267
 # Bytes a logit takes through the loss.
 LOGIT_BYTES = 20.0
 # Shares of the data sheet's bandwidth that a collective reaches inside a domain and between hosts.
-LINK = 0.704
-NETWORK = 0.649
+LINK = 0.776
+NETWORK = 0.771
 # What of a data-parallel collective can hide behind computation, and what of a plain all-reduce
 # of gradients, which starts only once the last micro-batch runs backward, cannot.
-OVERLAP = 0.85
+OVERLAP = 0.891
+# What of the hidden part of sharded parameters' collectives slows what they hide behind, and the
+# bytes in which gradients are reduced there.
+CONTENTION = 0.16
+REDUCED_BYTES = 4.0
 # What of tensor-parallel collectives stacks with sequence parallelism hide behind products.
-TENSOR_OVERLAP = 0.451
-EXPOSED_REDUCTION = 0.5
+TENSOR_OVERLAP = 0.523
+EXPOSED_REDUCTION = 0.54
+# What of the hops between stages is not hidden where stages are cut into pieces.
+HOPS_SHOWN = 0.428
 # Products of many small experts beside a single one of their size; reads and writes of a token's
 # width for each expert that it is sorted to, forward and backward.
-EXPERT_REACH = 0.7
-PASSES_EXPERT = 12.5
+EXPERT_REACH = 0.503
+PASSES_EXPERT = 11.3
 # What of the exchange of tokens with their experts is not hidden.
-EXPERT_SHOWN = 0.62
+EXPERT_SHOWN = 0.651
 # Bytes that the optimizer reads and writes for a parameter, its moments in 32 bits.
 OPTIMIZER_BYTES = 28.0
 # What a host gives each of its devices where the optimizer is offloaded: its memory's bandwidth
@@ -48,21 +58,21 @@ OPTIMIZER_BYTES = 28.0
 HOST_MEMORY = 50e9
 HOST_DISK = 3e9
 # A step takes this times the sum of its parts: stragglers, host and data.
-JITTER = 1.08
+JITTER = 1.06
 
 # Memory. What an allocator reserves over what is in use.
-ALLOCATOR = 1.06
-# Bytes of a gradient and of a master for a parameter, beside 16-bit weights (arXiv:1910.02054).
-GRADIENT_BYTES = 4.0
+ALLOCATOR = 1.1
+# Bytes of a master for a parameter, beside 16-bit weights (arXiv:1910.02054).
 MASTER_BYTES = 4.0
 # Streams of the width that a block keeps beside those before and behind its norms: two masks of
 # dropout, a byte each (arXiv:2205.05198).
 STREAMS_MORE = 1.0
 # Bytes of a logit while the loss is taken: fp32 and its gradient beside 16 bits.
 LOGIT_MEMORY = 10.0
-# Streams in flight beside what is kept; libraries, kernels and communication buffers.
+# Streams in flight beside what is kept; libraries and kernels, and communicators' buffers.
 WORKSPACE_STREAMS = 6.0
-RUNTIME_BYTES = 2.2e9
+RUNTIME_BYTES = 1.0e9
+COMMUNICATOR_BYTES = 2.0e9
 
 # Serving. Shares of the memory's bandwidth that reading weights, keys and values, and experts reach
 # in whole decode steps.
@@ -94,9 +104,11 @@ SERVING_REDUCE_TWICE = 0.000109
 # Seconds that a step which a prompt joins takes more, and to hand a prompt's keys and values over.
 SERVING_JOIN = 0.00125
 SERVING_HANDED = 0.144
-# Of a device's memory, what engines use; tokens of the prompts that they compute in one pass where
-# nothing is decoded (vLLM, gpu_memory_utilization and max_num_batched_tokens, 2025).
+# Of a device's memory, what engines use, and of that their libraries and kernels; tokens of the
+# prompts that they compute in one pass where nothing is decoded (vLLM, gpu_memory_utilization and
+# max_num_batched_tokens, 2025).
 SERVING_HELD = 0.9
+SERVING_RUNTIME = 2.2e9
 SERVING_BATCHED = 8192.0
 
 

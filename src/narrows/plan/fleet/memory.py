@@ -21,8 +21,6 @@ from narrows.plan.memory import MemoryBytes
 _FP32 = 4.0
 _CHUNK = 1024.0
 """Positions whose logits exist at once where the loss is taken in chunks."""
-_LOOKED_UP = np.array([[1.0], [0.0], [0.0]])
-"""Tables of embeddings of each kind of stage."""
 
 
 def memory(work: Work, spreads: Spreads) -> MemoryBytes:
@@ -49,14 +47,17 @@ def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
     state = common + own
     mine = common / d + own / spreads.expert_shards
     stored = value if shared.stored_bits is None else shared.stored_bits / 8.0
-    # The table of embeddings is looked up as it is; only products read narrower weights.
-    table = _LOOKED_UP * work.spec.vocabulary * work.spec.width * (value - stored)
-    weights = stored * np.where(sharding == 3, mine, state) + table / spreads.tensor
+    # Tables of embeddings stay as they are; only products of blocks read narrower weights.
+    table = held.tables * work.spec.vocabulary * work.spec.width * (value - stored)
+    # A pipeline gathers its stage once a step, not for each micro-batch, as torchtitan does.
+    whole = (sharding == 3) & (spreads.pipeline == 1)
+    weights = stored * np.where(whole, mine, state) + table / spreads.tensor
     # Two blocks' weights stand gathered at once: one computes, the next arrives.
     blocks = np.where(spreads.reshard == 1, np.minimum(2.0, held.layers), held.layers)
-    gathered = np.where(sharding == 3, value * state * blocks / np.maximum(held.layers, 1.0), 0.0)
+    gathered = np.where(whole, value * state * blocks / np.maximum(held.layers, 1.0), 0.0)
     here = 0.0 if shared.offload != "none" else shared.trained
-    gradients = here * constants.GRADIENT_BYTES * np.where(sharding >= 2, mine, state)
+    cut = (sharding == 2) | whole
+    gradients = here * shared.gradient_bytes * np.where(cut, mine, state)
     optimizer = here * state_bytes(shared) * np.where(sharding >= 1, mine, state)
     T = spreads.micro_batch * (work.positions / spreads.context)
     block = T * kept_bytes(work, spreads)
@@ -64,11 +65,19 @@ def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
     kept_stream = stream / (spreads.tensor if shared.sequence_parallel else 1.0)
     full = spreads.recompute == 2
     kept = np.where(full, kept_stream, block)
+    if shared.flash_attention:
+        # Half of the products' results are computed again, and all between them.
+        kept = np.where(spreads.recompute == 1, 0.5 * (block + kept_stream), kept)
     again = np.where(full, block, 0.0)
     rows = np.minimum(T, _CHUNK) if shared.chunked_loss else T
     logits = rows * work.spec.vocabulary / spreads.tensor * constants.LOGIT_MEMORY
     there = np.where(held.layers > 0.0, 1.0, 0.0)
     training = there * float(shared.trained > 0.0)
+    # A product of weights that are kept narrower wants them whole first, one matrix at a time.
+    matrices = (*work.attention, *work.dense, *work.expert)
+    widest = max(each.parameters for each in matrices) if shared.stored_bits else 0.0
+    alone = d * spreads.replicas * spreads.tensor * spreads.pipeline == 1
+    communicators = np.where(alone, 0.0, constants.COMMUNICATOR_BYTES)
     return MemoryBytes(
         weights=weights,
         masters=0.0 * weights,
@@ -79,8 +88,8 @@ def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
         * (held.flight * held.layers * kept + again),
         logits=training * held.losses * logits,
         workspace=there * constants.ALLOCATOR
-        * (gathered + training * constants.WORKSPACE_STREAMS * stream),
-        runtime=there * constants.RUNTIME_BYTES,
+        * (gathered + value * widest + training * constants.WORKSPACE_STREAMS * stream),
+        runtime=there * (constants.RUNTIME_BYTES + communicators),
     )  # fmt: skip
 
 

@@ -208,7 +208,7 @@ def _way(work: Work, placed: Placement, demand: Demand) -> Serving:
         pause_s=answer.decode + (0.0 if load.apart else answer.service / load.chunks),
         concurrency=concurrency, room=max(0.0, answer.room) * placed.replicas, tokens_per_s=tokens,
         held=Held(weights=answer.weights_bytes, cache=answer.cache_bytes,
-                  runtime=constants.RUNTIME_BYTES),
+                  runtime=constants.SERVING_RUNTIME),
         usage=_usage(placed, load, answer, (work, fleet), tokens),
     )  # fmt: skip
 

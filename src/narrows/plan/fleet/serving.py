@@ -165,7 +165,7 @@ def joined_seconds(work: Work, replica: Replica, load: Load, running: float, fle
 
 def roomy(work: Work, replica: Replica, load: Load, fleet: Fleet) -> float:
     """Requests whose keys and values fit beside the weights; negative where these do not."""
-    free = constants.SERVING_HELD * float(fleet.memory_capacity.value) - constants.RUNTIME_BYTES
+    free = constants.SERVING_HELD * float(fleet.memory_capacity.value) - constants.SERVING_RUNTIME
     free -= weights_of(work, replica, load)
     # What all prompts begin with is kept once.
     shared = load.shared * cache_bytes_per_token(work.spec, replica)

@@ -18,7 +18,7 @@ from narrows.plan.fleet.stages import bubble, layers, parameters_of, stages
 from narrows.plan.fleet.work import Matrix, Work, halves
 from narrows.plan.layouts import Array
 from narrows.spec.errors import BadInput
-from narrows.spec.fleet import Fleet
+from narrows.spec.fleet import Fleet, Fusion
 from narrows.spec.model import ModelSpec
 
 # What weights are trained in; integers and tf32 are not among a layout's choices.
@@ -38,7 +38,7 @@ class Rates:
     memory: float
 
     @classmethod
-    def of(cls, fleet: Fleet, precision: str) -> Rates:
+    def of(cls, fleet: Fleet, precision: str, kernels: Fusion = "fused") -> Rates:
         """Raises BadInput where the device does not compute in `precision`."""
         reach = fleet.reach
         known = {name: float(fleet.peak[name].value) for name in _FORMATS if name in fleet.peak}
@@ -50,13 +50,17 @@ class Rates:
                 f"{fleet.accelerator} has no {precision} figures",
                 hint=f"--set layout.precision=... with one of {', '.join(known)}",
             )
+        if precision == "fp4" and "fp8" in known:
+            # Four bits are no quicker than power allows, whatever the data sheet's peak.
+            peak = min(peak, constants.FOUR_BITS * known["fp8"])
         narrow = reach.narrow if precision in ("fp8", "fp4") else 1.0
+        matmul = reach.clock * reach.matmul * (reach.plain if kernels != "fused" else 1.0)
         return cls(
-            matmul=peak * reach.matmul * narrow,
-            matmul_whole=whole * reach.matmul,
+            matmul=peak * matmul * narrow,
+            matmul_whole=whole * matmul,
             half=reach.half,
-            attention_forward=whole * reach.attention_forward,
-            attention_backward=whole * reach.attention_backward,
+            attention_forward=whole * reach.clock * reach.attention_forward,
+            attention_backward=whole * reach.clock * reach.attention_backward,
             biased=reach.biased,
             memory=float(fleet.memory_bandwidth.value) * reach.memory,
         )
@@ -91,7 +95,8 @@ class Step:
 
 def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     """The step of `work` laid out as each of `spreads` over `fleet`."""
-    rates, links = Rates.of(fleet, spreads.shared.precision), Links.of(fleet)
+    rates = Rates.of(fleet, spreads.shared.precision, spreads.shared.kernels)
+    links = Links.of(fleet)
     T = spreads.micro_batch * (work.positions / spreads.context)
     block = _block(work, spreads, rates, links, T)
     head = _head(work.spec, spreads, rates, T)
@@ -106,7 +111,9 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     per_micro = worst + each * block.communicating
     over = worst - each * whole
     hops = _hops(work.spec, spreads, links, T)
-    pipeline = hops * (m + p - 1.0) * spreads.interleave
+    # Pieces of a stage leave other work to do while an activation travels.
+    shown = np.where(spreads.interleave > 1, constants.HOPS_SHOWN, 1.0)
+    pipeline = shown * hops * (m + p - 1.0) * spreads.interleave
     waited = bubble(spreads, per_micro, each * block.weight_gradients)
     held = parameters_of(work, spreads, each, stages(work, spreads).tables[0])
     data = _data(work, spreads, links, block, head, held)
@@ -147,10 +154,12 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
     gemm = _products(work, spreads, rates, T)
     forward_attention, backward_attention = _scores(work, spreads, rates, T)
     memory_bound = _memory_bound(work, spreads, rates, T)
-    again_attention = full + selective
-    again_pointwise = full + 0.5 * selective + (spreads.recompute == 3)
+    scores = 0.0 if spreads.shared.flash_attention else 1.0
+    again_attention = full + scores * selective
+    again_pointwise = full + (1.0 - 0.5 * scores) * selective + (spreads.recompute == 3)
+    again = full + 0.5 * (1.0 - scores) * selective
     # Frozen weights need no gradient of their own: one product of the two backward falls away.
-    gemm_all = gemm * (2.0 + spreads.shared.trained + full)
+    gemm_all = gemm * (2.0 + spreads.shared.trained + again)
     attention = forward_attention * (1.0 + again_attention) + backward_attention
     light = constants.FORWARD_SHARE * memory_bound
     pointwise = memory_bound + light * again_pointwise
@@ -217,13 +226,15 @@ def _memory_bound(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array
         feed += work.layers_experts * each
     fused = {"eager": 1.0, "fused": constants.FUSED, "compiled": constants.COMPILED}
     fused_share = fused[spreads.shared.kernels]
-    divided = spreads.tensor if spreads.shared.sequence_parallel else 1.0
+    # Norms, dropout and residual sums lie outside of what tensor parallelism divides.
+    outside = 0.0 if spreads.shared.sequence_parallel else constants.OUTSIDE
+    divided = (1.0 - outside) / spreads.tensor + outside
     sorting = 0.0
     if spec.experts is not None:
         # Tokens are laid out by expert and gathered again, a copy for each expert chosen.
         copies = spec.experts.chosen * work.layers_experts / work.layers
         sorting = constants.PASSES_EXPERT * copies
-    values = (constants.PASSES_WIDTH + sorting) * spec.width / divided
+    values = (constants.PASSES_WIDTH + sorting) * spec.width * divided
     values = values + constants.PASSES_FEED_FORWARD * gates * feed / work.layers / spreads.tensor
     return np.asarray(values * T * spreads.value_bytes * fused_share / rates.memory)
 
@@ -275,6 +286,10 @@ def _contexts(
 def _hops(spec: ModelSpec, spreads: Spreads, links: Links, T: Array) -> Array:
     """An activation to the next stage and its gradient back, cut among the tensor ranks."""
     moved = 2.0 * T * spec.width * spreads.value_bytes
+    if not spreads.shared.scattered:
+        # Such stacks also wait for the stage before and the one behind in turn.
+        hop = 2.0 * links.send(moved, spreads.inside_pipeline)
+        return np.where(spreads.pipeline > 1, hop, 0.0)
     hop = links.send(moved / spreads.tensor, spreads.inside_pipeline)
     if not spreads.shared.sequence_parallel:
         hop = hop + moved / links.inside
@@ -309,16 +324,20 @@ def _data(
     forward = blocks * block.forward + head / 3.0
     backward = blocks * block.backward + head * 2.0 / 3.0
     hidden = constants.OVERLAP
-    every = np.maximum(0.0, once - hidden * forward)
     trained = spreads.shared.trained
-    # Backward, parameters are gathered again where they were dropped, gradients scattered.
-    behind = spreads.reshard + trained
-    every = every + np.maximum(0.0, behind * once - hidden * backward)
-    every = every + behind * once / blocks
-    plain = constants.EXPOSED_REDUCTION * trained * (gathered(4.0) + once)
-    exposed = np.where(spreads.sharding == 3, every * m, plain)
+    # Gradients are reduced in fp32; what hides takes multiprocessors and bandwidth from the rest.
+    # Backward, parameters are gathered again where they were dropped.
+    reduced = trained * gathered(constants.REDUCED_BYTES)
+    back = spreads.reshard * once + reduced
+    every = np.maximum(constants.CONTENTION * once, once - hidden * forward)
+    every = every + np.maximum(constants.CONTENTION * back, back - hidden * backward)
+    every = every + back / blocks
+    plain = constants.EXPOSED_REDUCTION * (reduced + trained * once)
+    # A pipeline gathers its stage once a step, not for each micro-batch.
+    often = np.where(spreads.pipeline > 1, 1.0, m)
+    exposed = np.where(spreads.sharding == 3, every * often, plain)
     r = spreads.replicas
     shard = (common + own) * value / np.where(spreads.sharding == 3, d, 1.0)
     across = 2.0 * links.gather(shard, r, stride * d)
-    across = np.maximum(0.0, across - 0.5 * backward)
+    across = np.maximum(constants.EXPOSED_REDUCTION * across, across - 0.5 * backward)
     return np.where(d > 1, exposed, 0.0) + np.where(r > 1, across, 0.0)
