@@ -153,7 +153,7 @@ def test_where_memory_binds_twice_of_it_is_a_quicker_layout(
     (memory,) = (row for row in answer.doubling if row.resource == "memory capacity")
     roomy = forecast(ask(fleet=make_fleet(gigabytes=10.0)))
     assert memory.saving > 0.03
-    # Variants are tried of what nearly fits: the whole search of a roomier fleet finds a little more.
+    # Variants are tried of what nearly fits: a search of the roomier fleet finds a little more.
     assert memory.step_seconds == pytest.approx(roomy.predicted.step_seconds, rel=0.05)
 
 
