@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import torch
@@ -81,6 +81,12 @@ class Transformer(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Sum of the cross entropies times `scale`; negative targets count for nothing."""
         x_BTD = self.hidden(tokens_BT, encoded_BSD=self._encoded(source_BS))
+        return self.head_loss(x_BTD, targets_BT, chunk=chunk, scale=scale)
+
+    def head_loss(
+        self, x_BTD: Tensor, targets_BT: Tensor, *, chunk: int, scale: float
+    ) -> Tensor:  # fmt: skip
+        """The same of last hidden states."""
         head = Head(self.head_VD, self.head_bias, self.spec.logit_cap)
         return head_cross_entropy(
             self._scaled(x_BTD).flatten(0, 1), head, targets_BT.flatten(), kernels=self.kernels,
@@ -93,11 +99,19 @@ class Transformer(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Normalised last hidden states [B,T,D]; with caches, of positions from `start` on."""
         stream = Stream(self._embedded(tokens_BT, start, types_BT), None)
+        span = (start, tokens_BT.shape[1])
+        stream = self.through(self.blocks, stream, span, caches, encoded_BSD=encoded_BSD)
+        return self.ended(stream)
+
+    def through(
+        self, blocks: Iterable[nn.Module], stream: Stream, span: tuple[int, int],
+        caches: list[Cache] | None = None, *, encoded_BSD: Tensor | None = None,
+    ) -> Stream:  # fmt: skip
+        """The stream behind `blocks`, for positions of `span`, first and count."""
         places: dict[int | None, Place] = {}
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(blocks):
             assert isinstance(block, Block)
             if block.window not in places:
-                span = (start, tokens_BT.shape[1])
                 place = self._place(span, stream.x_BTD, block.window)
                 places[block.window] = place._replace(encoded_BSD=encoded_BSD)
             place = places[block.window]
@@ -105,6 +119,10 @@ class Transformer(nn.Module):
                 stream = block(*stream, place)
             else:
                 stream = block.extend(stream, place, caches[index])
+        return stream
+
+    def ended(self, stream: Stream) -> Tensor:
+        """Last hidden states of the stream behind the last block."""
         return stream.sum() if self.norm is None else self.norm(self.kernels, stream)[1]
 
     def encode(self, source_BS: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from narrows.kernels.load import load
 from narrows.model.transformer import Wrapper
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import ranks_of
-from narrows.parallel.split import Beside, Making, Split, split
+from narrows.parallel.running import Beside
+from narrows.parallel.split import Making, Split, split
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
 from narrows.spec.plan import Plan
