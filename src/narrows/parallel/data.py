@@ -28,6 +28,9 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout) -> None:
     if ranks.shared_mesh is None:
         return
     assert ranks.expert_mesh is not None
+    experts = ranks.expert_mesh.size() if model.spec.experts else 1
+    if ranks.shared_mesh.size() == experts == 1:
+        return
     # Weights' gradients, taken apart from the input's, are those of parameters still gathered.
     apart = layout.pipeline > 1 and layout.schedule == "zero_bubble"
     reshard = layout.sharding == "parameters" and layout.reshard and not apart
@@ -93,8 +96,6 @@ def _each(layout: Layout) -> bool:
 def _shard(
     module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, *, reshard: bool
 ) -> None:
-    if mesh.size() == 1:
-        return
     sharded = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     # Losses are divided by the tokens of the whole step already.
     sharded.set_gradient_divide_factor(1.0)

@@ -7,6 +7,7 @@ addition added; under sequence parallelism each tensor rank hands on its own pie
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +48,8 @@ class Pipeline:
         self.model, self.pieces, self.axis, self.layout = model, pieces, ranks.pipeline, layout
         self.beside = Beside()
         self._cut = ranks.tensor.size if layout.sequence_parallel else 1
-        self._like = next(model.parameters())
+        first = next(model.parameters())
+        self.made: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
         self._schedules: dict[Shape, Any] = {}
 
     def step(self, tokens_BT: Tensor, loss: Loss, beside: Beside) -> Tensor:
@@ -105,12 +107,13 @@ class Pipeline:
 
     def _received(self, piece: Piece, inputs_BT: Tensor) -> Tensor:
         sequences, positions = inputs_BT.shape
-        x = self._like.new_empty(self._stream(sequences, positions))
+        x = torch.empty(self.stream(sequences, positions), **self.made)
         source = rank_of(piece.index - 1, self.layout)
         dist.recv(x, group=self.axis.group, group_src=source)
         return x
 
-    def _stream(self, sequences: int, positions: int) -> tuple[int, int, int]:
+    def stream(self, sequences: int, positions: int) -> tuple[int, int, int]:
+        """The shape of what pieces hand on."""
         return sequences, positions // self._cut, self.model.spec.width
 
     def _schedule(self, shape: Shape) -> Any:
@@ -161,16 +164,19 @@ class _Computed(nn.Module):
 
 
 class _Stage(PipelineStage):
-    """A piece in a schedule that does what a trainer does beside micro-batches."""
+    """A piece in a schedule that does what a trainer does beside micro-batches.
+
+    Torch's own keeps what it receives of every micro-batch of a step; this one as long as needed.
+    """
 
     def __init__(self, pipeline: Pipeline, which: int, shape: Shape) -> None:
         self.pipeline, piece = pipeline, pipeline.pieces[which]
-        stream = pipeline._stream(shape.sequences, shape.positions)
-        like = pipeline._like
-        x = torch.empty(stream, dtype=like.dtype, device="meta", requires_grad=True)
-        tokens = torch.empty(stream[0], shape.positions, dtype=torch.long, device="meta")
+        self.stream = pipeline.stream(shape.sequences, shape.positions)
+        dtype, device = pipeline.made["dtype"], pipeline.made["device"]
+        x = torch.empty(self.stream, dtype=dtype, device="meta", requires_grad=True)
+        tokens = torch.empty(shape.sequences, shape.positions, dtype=torch.long, device="meta")
         super().__init__(
-            _Computed(pipeline, which, shape.positions), piece.index, piece.count, like.device,
+            _Computed(pipeline, which, shape.positions), piece.index, piece.count, device,
             input_args=tokens if piece.first else x, output_args=x, group=pipeline.axis.group,
         )  # fmt: skip
 
@@ -187,6 +193,7 @@ class _Stage(PipelineStage):
         """One micro-batch backward, or its input's gradient alone."""
         with self.pipeline.beside.span("backward"):
             super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+        self._drop(self.args_recv_info[bwd_chunk_id], self.grad_recv_info[bwd_chunk_id])
         if full_backward:
             self.pipeline.beside.after()
 
@@ -195,6 +202,33 @@ class _Stage(PipelineStage):
         with self.pipeline.beside.span("backward"):
             super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
         self.pipeline.beside.after()
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        """What receives a micro-batch's stream."""
+        self._make(self.args_recv_info[fwd_chunk_id])
+        return super().get_fwd_recv_ops(fwd_chunk_id)
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        """What receives its gradient."""
+        self._make(self.grad_recv_info[bwd_chunk_id])
+        return super().get_bwd_recv_ops(bwd_chunk_id)
+
+    def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
+        super()._setup_forward_recv_info(num_microbatches, has_backward)
+        self._drop(*self.args_recv_info.values())
+
+    def _setup_backward_recv_info(self, num_microbatches: int) -> None:
+        super()._setup_backward_recv_info(num_microbatches)
+        self._drop(*self.grad_recv_info.values())
+
+    def _make(self, received: tuple[Any, ...]) -> None:
+        for each in received:
+            if not each.is_root_arg:
+                each.buffer = torch.empty(self.stream, **self.pipeline.made)
+
+    def _drop(self, *received: tuple[Any, ...]) -> None:
+        for each in itertools.chain(*received):
+            each.buffer = None
 
 
 def add_copies(gradient: Tensor, ranks: Ranks) -> None:
