@@ -94,7 +94,8 @@ def test_eight_processes_do(name: str, schedule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "first", "last"), [("1f1b", 1, 1), ("interleaved", 0, 1), ("zero_bubble", 1, 1)]
+    ("schedule", "first", "last"),
+    [("1f1b", 1, 1), ("1f1b", 7, 0), ("interleaved", 0, 1), ("zero_bubble", 1, 1)],
 )
 def test_uneven_stages_do(schedule: str, first: int, last: int) -> None:
     spec = msgspec.structs.replace(MODELS["masked"], layers=7)
@@ -189,5 +190,5 @@ def stepped(spec: ModelSpec, layout: Layout) -> None:
 
 
 def test_a_smaller_last_micro_batch_is_refused() -> None:
-    with pytest.raises(AssertionError, match="7 sequences are not micro-batches of 2"):
+    with pytest.raises(AssertionError, match="7 sequences are no micro-batches of 2"):
         run(2, stepped, DENSE, pipeline_of(2, "1f1b"))

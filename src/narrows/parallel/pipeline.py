@@ -8,6 +8,7 @@ addition added; under sequence parallelism each tensor rank hands on its own pie
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +25,12 @@ from torch.distributed.pipelining import (
 from narrows.model.transformer import Transformer
 from narrows.parallel import data
 from narrows.parallel.mesh import Ranks
-from narrows.parallel.running import Beside, Loss, divided
+from narrows.parallel.running import Beside, Loss, Rows
 from narrows.parallel.stages import Piece, rank_of
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
+
+Compute = Callable[[Tensor, int, int], Tensor]
 
 
 class Shape(NamedTuple):
@@ -49,52 +52,52 @@ class Pipeline:
         self.beside = Beside()
         self._cut = ranks.tensor.size if layout.sequence_parallel else 1
         first = next(model.parameters())
+        self.compute: Compute = model.piece  # type: ignore[assignment]
         self.made: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
         self._schedules: dict[Shape, Any] = {}
 
-    def step(self, tokens_BT: Tensor, loss: Loss, beside: Beside) -> Tensor:
+    def step(self, rows: Rows, loss: Loss, beside: Beside) -> Tensor:
         """Forward and backward; the sum of the losses on the rank that takes them, elsewhere 0.
 
         Whether gradients are there after a micro-batch depends on the piece; after all, they are.
         """
-        B, b = tokens_BT.shape[0], self.layout.micro_batch
-        if B % b:
+        sequences, positions = rows.inputs_BT.shape
+        b = self.layout.micro_batch
+        if sequences % b:
             raise BadInput(
-                f"{B} sequences are not micro-batches of {b}, and a pipeline takes no smaller one",
-                hint=f"layout.micro_batch = a divisor of {B}",
+                f"{sequences} sequences are no micro-batches of {b}, and a pipeline takes no other",
+                hint=f"layout.micro_batch = a divisor of {sequences}",
             )
-        inputs_BT, targets_BT = divided(tokens_BT)
-        shape = Shape(B // b, b, inputs_BT.shape[1])
+        shape = Shape(sequences // b, b, positions)
         if shape not in self._schedules:
             self._schedules[shape] = self._schedule(shape)
         self.beside = beside
         losses: list[Tensor] = []
         data.enter_pipeline(self.model, self.layout)
         self._schedules[shape].step(
-            *([inputs_BT] if self.pieces[0].first else []), losses=losses, return_outputs=False,
-            target=targets_BT if self.pieces[-1].last else None, loss_kwargs=loss._asdict(),
+            *([rows.inputs_BT] if self.pieces[0].first else []), losses=losses,
+            target=rows.targets_BT if self.pieces[-1].last else None, return_outputs=False,
+            loss_kwargs=loss._asdict(),
         )  # fmt: skip
         data.leave_pipeline(self.model)
         beside.after()
-        zero = torch.zeros((), dtype=torch.float32, device=tokens_BT.device)
-        return sum((each.detach() for each in losses), start=zero)
+        return sum((each.detach() for each in losses), start=self._zero())
 
-    def forward(self, tokens_BT: Tensor, loss: Loss) -> Tensor:
+    def forward(self, rows: Rows, loss: Loss) -> Tensor:
         """The same without gradients; the last micro-batch may be smaller. A piece takes all of
         them before the rank's next one does.
         """
-        inputs, targets = (each.split(self.layout.micro_batch) for each in divided(tokens_BT))
-        total = torch.zeros((), dtype=torch.float32, device=tokens_BT.device)
+        micros, total = rows.micros(self.layout.micro_batch), self._zero()
         outputs: list[Tensor] = []
         sent: list[tuple[dist.Work | None, Tensor]] = []
         for which, piece in enumerate(self.pieces):
-            given, outputs = list(inputs) if piece.first else outputs, []
-            for index, (inputs_BT, targets_BT) in enumerate(zip(inputs, targets, strict=True)):
-                x = given[index] if given else self._received(piece, inputs_BT)
-                out: Tensor = self.model.piece(x, which, inputs_BT.shape[1])
+            given, outputs = [micro.inputs_BT for micro in micros] if piece.first else outputs, []
+            for index, micro in enumerate(micros):
+                x = given[index] if given else self._received(piece, micro.inputs_BT)
+                out = self.compute(x, which, micro.inputs_BT.shape[1])
                 if piece.last:
-                    total += self.model.head_loss(out, targets_BT, **loss._asdict())
-                elif (next_rank := rank_of(piece.index + 1, self.layout)) == self.axis.rank:
+                    total += self.model.head_loss(out, micro.targets_BT, **loss._asdict())
+                elif (next_rank := rank_of(piece.number + 1, self.layout)) == self.axis.rank:
                     outputs.append(out)
                 else:
                     work = dist.isend(out, group=self.axis.group, group_dst=next_rank)
@@ -105,10 +108,13 @@ class Pipeline:
         data.reshard(self.model)
         return total
 
+    def _zero(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float32, device=self.made["device"])
+
     def _received(self, piece: Piece, inputs_BT: Tensor) -> Tensor:
         sequences, positions = inputs_BT.shape
         x = torch.empty(self.stream(sequences, positions), **self.made)
-        source = rank_of(piece.index - 1, self.layout)
+        source = rank_of(piece.number - 1, self.layout)
         dist.recv(x, group=self.axis.group, group_src=source)
         return x
 
@@ -156,11 +162,12 @@ class _Computed(nn.Module):
 
     def __init__(self, pipeline: Pipeline, which: int, positions: int) -> None:
         super().__init__()
-        self.model, self.which, self.positions = pipeline.model, which, positions
+        self.model, self.pipeline = pipeline.model, pipeline
+        self.which, self.positions = which, positions
 
     def forward(self, given: Tensor) -> Tensor:
         """The stream behind the piece; of the last, what logits are taken of."""
-        return self.model.piece(given, self.which, self.positions)  # type: ignore[operator]
+        return self.pipeline.compute(given, self.which, self.positions)
 
 
 class _Stage(PipelineStage):
@@ -176,7 +183,7 @@ class _Stage(PipelineStage):
         x = torch.empty(self.stream, dtype=dtype, device="meta", requires_grad=True)
         tokens = torch.empty(shape.sequences, shape.positions, dtype=torch.long, device="meta")
         super().__init__(
-            _Computed(pipeline, which, shape.positions), piece.index, piece.count, device,
+            _Computed(pipeline, which, shape.positions), piece.number, piece.total, device,
             input_args=tokens if piece.first else x, output_args=x, group=pipeline.axis.group,
         )  # fmt: skip
 

@@ -41,13 +41,29 @@ class Loss(NamedTuple):
     scale: float
 
 
-class Runner(Protocol):
-    """Computes this process's share of losses over sequences [b,T+1]."""
+class Rows(NamedTuple):
+    """What is read of sequences and what is to be written next [B,T]."""
 
-    def step(self, tokens_BT: Tensor, loss: Loss, beside: Beside) -> Tensor:
+    inputs_BT: Tensor
+    targets_BT: Tensor
+
+    @staticmethod
+    def of(tokens_BT: Tensor) -> Rows:
+        """Of whole sequences [B,T+1]."""
+        return Rows(tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous())
+
+    def micros(self, size: int) -> list[Rows]:
+        """Micro-batches of `size` sequences; the last may be smaller."""
+        return [Rows(*each) for each in zip(*(rows.split(size) for rows in self), strict=True)]
+
+
+class Runner(Protocol):
+    """Computes this process's share of losses."""
+
+    def step(self, rows: Rows, loss: Loss, beside: Beside) -> Tensor:
         """Forward and backward; the sum of the losses."""
 
-    def forward(self, tokens_BT: Tensor, loss: Loss) -> Tensor:
+    def forward(self, rows: Rows, loss: Loss) -> Tensor:
         """Forward only."""
 
 
@@ -57,26 +73,23 @@ class InTurn(NamedTuple):
     model: Transformer
     layout: Layout
 
-    def step(self, tokens_BT: Tensor, loss: Loss, beside: Beside) -> Tensor:
+    def step(self, rows: Rows, loss: Loss, beside: Beside) -> Tensor:
         """As Runner says."""
-        total = torch.zeros((), dtype=torch.float32, device=tokens_BT.device)
-        micros = tokens_BT.split(self.layout.micro_batch)
-        for index, micro_BT in enumerate(micros):
+        total = torch.zeros((), dtype=torch.float32, device=rows.inputs_BT.device)
+        micros = rows.micros(self.layout.micro_batch)
+        for index, micro in enumerate(micros):
             beside.before(index)
             data.micro_batch(self.model, self.layout, last=index == len(micros) - 1)
             with beside.span("forward"):
-                value = self.model.loss(*divided(micro_BT), **loss._asdict())
+                value = self.model.loss(*micro, **loss._asdict())
             with beside.span("backward"):
                 value.backward()
             total += value.detach()
             beside.after()
         return total
 
-    def forward(self, tokens_BT: Tensor, loss: Loss) -> Tensor:
+    def forward(self, rows: Rows, loss: Loss) -> Tensor:
         """As Runner says."""
-        return self.model.loss(*divided(tokens_BT), **loss._asdict())
-
-
-def divided(tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """What is read and what is to be written next of sequences [B,T+1]."""
-    return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
+        total = self.model.loss(*rows, **loss._asdict())
+        data.reshard(self.model)
+        return total

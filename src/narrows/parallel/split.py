@@ -20,7 +20,7 @@ from narrows.parallel import data, pipeline, stages, tensor, vocabulary
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import Ranks
 from narrows.parallel.parts import Part, even
-from narrows.parallel.running import Beside, InTurn, Loss, Runner
+from narrows.parallel.running import Beside, InTurn, Loss, Rows, Runner
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
 
@@ -68,7 +68,7 @@ class Split:
         scale = 1.0 / max(1, int(add_up(targets, self.ranks.batches)))
         first = self.ranks.batches.rank * -(-tokens_BT.shape[0] // self.layout.micro_batch)
         beside = (beside or Beside()).behind(first)
-        total = self.runner.step(tokens_BT, Loss(chunk, scale), beside)
+        total = self.runner.step(Rows.of(tokens_BT), Loss(chunk, scale), beside)
         return add_up(add_up(total, self.ranks.pipeline), self.ranks.batches)
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class Split:
         """Sum of the cross entropies of this process's sequences [b,T+1], and how many targets
         count; all processes call it as often.
         """
-        total = self.runner.forward(tokens_BT, Loss(chunk, 1.0))
+        total = self.runner.forward(Rows.of(tokens_BT), Loss(chunk, 1.0))
         return add_up(total, self.ranks.pipeline), (tokens_BT[:, 1:] >= 0).sum()
 
     def total(self, value: float) -> float:

@@ -7,6 +7,7 @@ piece embeds, the last one takes the loss. Tied embeddings are in both, and the 
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,22 +24,22 @@ _EXIT = ("norm", "head", "head_bias")
 
 
 class Piece(NamedTuple):
-    """A run of blocks from `start` up to `stop`: the `index`-th of `count` along the model."""
+    """A run of blocks from `start` up to `stop`: the `number`-th of `total` along the model."""
 
-    index: int
-    count: int
+    number: int
+    total: int
     start: int
     stop: int
 
     @property
     def first(self) -> bool:
         """Whether it embeds."""
-        return self.index == 0
+        return self.number == 0
 
     @property
     def last(self) -> bool:
         """Whether it takes the loss."""
-        return self.index == self.count - 1
+        return self.number == self.total - 1
 
     def has(self, name: str, *, tied: bool) -> bool:
         """Whether a parameter is in it."""
@@ -49,10 +50,10 @@ class Piece(NamedTuple):
         return entry or (self.last and (place in _EXIT or (tied and name == "tokens.weight")))
 
 
-def rank_of(index: int, layout: Layout) -> int:
-    """The rank that has the `index`-th piece."""
+def rank_of(number: int, layout: Layout) -> int:
+    """The rank that has the `number`-th piece."""
     p = layout.pipeline
-    return 2 * p - 1 - index if _bent(layout) and index >= p else index % p
+    return 2 * p - 1 - number if _bent(layout) and number >= p else number % p
 
 
 def pieces(layers: int, layout: Layout) -> list[Piece]:
@@ -63,8 +64,8 @@ def pieces(layers: int, layout: Layout) -> list[Piece]:
     p, v = layout.pipeline, layout.interleave
     each, over = divmod(layers + layout.first_fewer + layout.last_fewer, p)
     counts = []
-    for index in range(p * v):
-        rank, turn = rank_of(index, layout), index // p
+    for number in range(p * v):
+        rank, turn = rank_of(number, layout), number // p
         share = each + (rank >= p - over if _bent(layout) else rank < over)
         counts.append(share // v + (turn < share % v))
     counts[0] -= layout.first_fewer
@@ -75,10 +76,10 @@ def pieces(layers: int, layout: Layout) -> list[Piece]:
             f"fewer in the first and {layout.last_fewer} fewer in the last",
             hint="lower layout.pipeline, interleave, first_fewer or last_fewer",
         )
-    starts = [sum(counts[:index]) for index in range(len(counts))]
+    stops = list(itertools.accumulate(counts))
     return [
-        Piece(index, len(counts), start, start + count)
-        for index, (start, count) in enumerate(zip(starts, counts, strict=True))
+        Piece(number, len(counts), stop - count, stop)
+        for number, (count, stop) in enumerate(zip(counts, stops, strict=True))
     ]
 
 
@@ -88,7 +89,7 @@ def own_pieces(spec: ModelSpec, layout: Layout, rank: int) -> list[Piece]:
         return [Piece(0, 1, 0, spec.layers)]
     _refuse(spec, layout)
     return [
-        piece for piece in pieces(spec.layers, layout) if rank_of(piece.index, layout) == rank
+        piece for piece in pieces(spec.layers, layout) if rank_of(piece.number, layout) == rank
     ]  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def cut(spec: ModelSpec, parts: dict[str, Part], own: list[Piece]) -> set[str]:
 
 def apply(model: Transformer, own: list[Piece]) -> None:
     """Take out of `model` what its rank has nothing of, and give it `piece`, which computes one."""
-    if own[0].count == 1:
+    if own[0].total == 1:
         return
     held = {index for piece in own for index in range(piece.start, piece.stop)}
     for index in set(range(len(model.blocks))) - held:
