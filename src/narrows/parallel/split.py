@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from narrows.kernels.interface import Kernels
 from narrows.model.transformer import Transformer, Wrapper, first_value
-from narrows.parallel import data, tensor, vocabulary
+from narrows.parallel import context, data, tensor, vocabulary
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import Ranks
 from narrows.parallel.parts import Part, even
@@ -67,12 +67,14 @@ class Split:
         micros = tokens_BT.split(self.layout.micro_batch)
         for index, micro_BT in enumerate(micros):
             data.micro_batch(self.model, self.layout, last=index == len(micros) - 1)
-            inputs_BT, targets_BT = micro_BT[:, :-1].contiguous(), micro_BT[:, 1:].contiguous()
+            inputs_BT, targets_BT = context.share(
+                micro_BT, self.ranks.context, self.model.spec, self.layout
+            )
             loss = self.model.loss(inputs_BT, targets_BT, chunk=chunk, scale=scale)
             loss.backward()
             total += loss.detach()
             after()
-        return add_up(total, self.ranks.batches)
+        return add_up(add_up(total, self.ranks.context), self.ranks.batches)
 
     @torch.no_grad()
     def complete(self, gradients: dict[str, Tensor]) -> None:
@@ -96,6 +98,7 @@ def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed
     _cut_parameters(model, parts)
     tensor.apply(model, ranks.tensor, sequence=sequence)
     vocabulary.apply(model, ranks.tensor, sequence=sequence)
+    context.apply(model, ranks.context, layout)
     data.apply(model, ranks, layout)
     parts = _sharded(parts, ranks)
     model.to_empty(device=making.device)
