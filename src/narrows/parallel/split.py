@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from narrows.kernels.interface import Kernels
 from narrows.model.transformer import Transformer, Wrapper, first_value
-from narrows.parallel import context, data, tensor, vocabulary
+from narrows.parallel import context, data, expert, tensor, vocabulary
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import Ranks
 from narrows.parallel.parts import Part, even
@@ -95,10 +95,12 @@ def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed
     parts = {name: Part.whole(p.shape) for name, p in model.named_parameters()}
     sequence = layout.sequence_parallel
     alike = tensor.cut(spec, parts, ranks.tensor, sequence=sequence)
+    expert.cut(spec, parts, ranks.expert)
     _cut_parameters(model, parts)
     tensor.apply(model, ranks.tensor, sequence=sequence)
     vocabulary.apply(model, ranks.tensor, sequence=sequence)
     context.apply(model, ranks.context, layout)
+    expert.apply(model, ranks, layout)
     data.apply(model, ranks, layout)
     parts = _sharded(parts, ranks)
     model.to_empty(device=making.device)
