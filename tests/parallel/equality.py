@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from narrows.kernels.load import load
 from narrows.parallel.mesh import ranks_of
@@ -49,7 +50,8 @@ def tokens() -> Tensor:
 def one_step(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]:
     """The loss of all sequences, and every gradient put together from this process's own parts."""
     ranks = ranks_of(layout, CPU)
-    making = Making(load("torch"), None, CPU, torch.float32)
+    twice = layout.recompute == "full"
+    making = Making(load("torch"), _recomputed if twice else None, CPU, torch.float32)
     mine = split(spec, layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)
     own_BT = tokens()[first : first + count]
@@ -69,6 +71,10 @@ def one_step(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]
             whole[places] = gradients[name][own]
         found[name] = whole
     return loss, found
+
+
+def _recomputed(block: Any) -> Any:
+    return functools.partial(checkpoint, block, use_reentrant=False)
 
 
 def together(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]:

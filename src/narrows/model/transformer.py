@@ -145,20 +145,24 @@ class Transformer(nn.Module):
         return [Cache(keys_BKSH.clone(), values_BKSH.clone()) for _ in self.blocks]
 
     def _embedded(self, tokens_BT: Tensor, start: int, types_BT: Tensor | None) -> Tensor:
-        spec, T = self.spec, tokens_BT.shape[1]
+        spec = self.spec
         x_BTD = self.tokens.rows(tokens_BT)
         if spec.embedding_scale != 1.0:
             x_BTD = x_BTD * spec.embedding_scale
         if self.positions is not None:
-            assert isinstance(spec.positions, Learned)
-            first = start + spec.positions.extra
-            x_BTD = x_BTD + self.positions.weight[first : first + T]
+            x_BTD = x_BTD + self._learned(start, tokens_BT.shape[1])
         if self.types is not None:
             types_BT = torch.zeros_like(tokens_BT) if types_BT is None else types_BT
             x_BTD = x_BTD + F.embedding(types_BT, self.types.weight)
         if self.norm_embedding is not None:
             x_BTD = self.norm_embedding.alone(x_BTD)
         return _dropped(self, x_BTD)
+
+    def _learned(self, start: int, count: int) -> Tensor:
+        """The table's rows for positions from `start` on [T,D]."""
+        assert self.positions is not None and isinstance(self.spec.positions, Learned)
+        first = start + self.spec.positions.extra
+        return self.positions.weight[first : first + count]
 
     def _encoded(self, source_BS: Tensor | None) -> Tensor | None:
         if (source_BS is None) != (self.encoder is None):

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from narrows.kernels.interface import Kernels
 from narrows.model.transformer import Transformer, Wrapper, first_value
-from narrows.parallel import data, pipeline, stages, tensor, vocabulary
+from narrows.parallel import context, data, expert, pipeline, stages, tensor, vocabulary
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import Ranks
 from narrows.parallel.parts import Part, even
@@ -68,16 +68,23 @@ class Split:
         scale = 1.0 / max(1, int(add_up(targets, self.ranks.batches)))
         first = self.ranks.batches.rank * -(-tokens_BT.shape[0] // self.layout.micro_batch)
         beside = (beside or Beside()).behind(first)
-        total = self.runner.step(Rows.of(tokens_BT), Loss(chunk, scale), beside)
-        return add_up(add_up(total, self.ranks.pipeline), self.ranks.batches)
+        total = self.runner.step(self._rows(tokens_BT), Loss(chunk, scale), beside)
+        return add_up(self._added(total), self.ranks.batches)
 
     @torch.no_grad()
     def loss(self, tokens_BT: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         """Sum of the cross entropies of this process's sequences [b,T+1], and how many targets
         count; all processes call it as often.
         """
-        total = self.runner.forward(Rows.of(tokens_BT), Loss(chunk, 1.0))
-        return add_up(total, self.ranks.pipeline), (tokens_BT[:, 1:] >= 0).sum()
+        total = self.runner.forward(self._rows(tokens_BT), Loss(chunk, 1.0))
+        return self._added(total), (tokens_BT[:, 1:] >= 0).sum()
+
+    def _rows(self, tokens_BT: Tensor) -> Rows:
+        return Rows(*context.share(tokens_BT, self.ranks.context, self.model.spec, self.layout))
+
+    def _added(self, total: Tensor) -> Tensor:
+        """The sum over ranks that take parts of the same sequences' loss."""
+        return add_up(add_up(total, self.ranks.pipeline), self.ranks.context)
 
     def total(self, value: float) -> float:
         """The sum of what every process has of something."""
@@ -111,10 +118,13 @@ def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed
     copied = stages.cut(spec, parts, pieces)
     sequence = layout.sequence_parallel
     alike = tensor.cut(spec, parts, ranks.tensor, sequence=sequence)
+    expert.cut(spec, parts, ranks.expert)
     _cut_parameters(model, parts)
     stages.apply(model, pieces)
     tensor.apply(model, ranks.tensor, sequence=sequence)
     vocabulary.apply(model, ranks.tensor, sequence=sequence)
+    context.apply(model, ranks.context, layout)
+    expert.apply(model, ranks, layout)
     data.apply(model, ranks, layout)
     parts = _sharded(parts, ranks)
     model.to_empty(device=making.device)
