@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from narrows.kernels.load import load
+from narrows.model.weights import Stream
 from narrows.parallel.mesh import ranks_of
 from narrows.parallel.split import Making, local, split
 from narrows.spec.layout import Layout
@@ -46,10 +49,16 @@ def tokens() -> Tensor:
     return torch.from_numpy(generator.integers(0, 120, (SEQUENCES, T + 1)))
 
 
+def recomputed(block: Callable[..., Stream]) -> Callable[..., Stream]:
+    """A block whose activations are computed again in the backward pass."""
+    return lambda *given: checkpoint(block, *given, use_reentrant=False)
+
+
 def one_step(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]:
     """The loss of all sequences, and every gradient put together from this process's own parts."""
     ranks = ranks_of(layout, CPU)
-    making = Making(load("torch"), None, CPU, torch.float32)
+    wrap = recomputed if layout.recompute == "full" else None
+    making = Making(load("torch"), wrap, CPU, torch.float32)
     mine = split(spec, layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)
     own_BT = tokens()[first : first + count]
