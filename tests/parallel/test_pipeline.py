@@ -93,6 +93,16 @@ def test_eight_processes_do(name: str, schedule: str) -> None:
     assert_equal(MODELS[name], layout)
 
 
+@scheduled
+def test_blocks_computed_again_do(schedule: str) -> None:
+    assert_equal(MODELS["experts"], pipeline_of(2, schedule, recompute="full"))
+
+
+@scheduled
+def test_as_few_micro_batches_as_stages_do(schedule: str) -> None:
+    assert_equal(MODELS["gpt"], pipeline_of(2, schedule, micro_batch=4))
+
+
 @pytest.mark.parametrize(
     ("schedule", "first", "last"),
     [("1f1b", 1, 1), ("1f1b", 7, 0), ("interleaved", 0, 1), ("zero_bubble", 1, 1)],

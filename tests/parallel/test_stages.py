@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from narrows.parallel.stages import Piece, own_pieces, pieces, rank_of
+from narrows.parallel.parts import Part
+from narrows.parallel.stages import Piece, cut, own_pieces, pieces, rank_of
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import stages
 from narrows.plan.fleet.work import Work
@@ -69,6 +70,13 @@ def test_tables_are_at_the_ends_and_tied_ones_at_both() -> None:
         assert last.has(name, tied=True) == (name == "tokens.weight")
     for name in ("norm.weight", "head.weight", "head_bias"):
         assert last.has(name, tied=False) and not first.has(name, tied=False)
+
+
+def test_one_stage_keeps_what_no_pipeline_knows() -> None:
+    parts = {name: Part.whole((4, 4)) for name in ("pooler.weight", "relative.weight", "encoder.x")}
+    every = dict(parts)
+    assert cut(DENSE, parts, own_pieces(DENSE, layout_of(), 0)) == set()
+    assert parts == every
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,8 @@ def cut(spec: ModelSpec, parts: dict[str, Part], own: list[Piece]) -> set[str]:
     """Drop in place the names that a rank with the pieces `own` has nothing of; returns those that
     the first rank and the last have alike.
     """
+    if own[0].total == 1:
+        return set()
     tied = spec.tied_embeddings
     for name in list(parts):
         if not any(piece.has(name, tied=tied) for piece in own):
