@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from narrows.kernels.load import load
+from narrows.model.dropout import Draws
 from narrows.parallel.mesh import ranks_of
 from narrows.parallel.split import Making, local, split
 from narrows.spec.layout import Layout
@@ -55,7 +56,14 @@ def one_step(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]
     mine = split(spec, layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)
     own_BT = tokens()[first : first + count]
-    loss = float(mine.run(own_BT, chunk=layout.loss_chunk, after=lambda: None))
+    model = mine.model.train()
+    model.draws = Draws(5, first)
+
+    def after() -> None:
+        assert model.draws is not None
+        model.draws = model.draws._replace(first=model.draws.first + layout.micro_batch)
+
+    loss = float(mine.run(own_BT, chunk=layout.loss_chunk, after=after))
     gradients = {
         name: local(parameter.grad)
         for name, parameter in mine.parameters().items()

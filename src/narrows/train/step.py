@@ -12,6 +12,7 @@ from torch import Tensor
 
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load
+from narrows.model.dropout import Draws
 from narrows.model.transformer import Transformer, Wrapper, initialise
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
@@ -56,7 +57,8 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         for index, part_BT in enumerate(tokens_BT.split(layout.micro_batch)):
             if plan.model.dropout:
-                torch.manual_seed(_mixed(plan.seed, number, index))
+                first = index * layout.micro_batch
+                self.model.draws = Draws(_mixed(plan.seed, number), first)
             total += self._micro_batch(part_BT, 1.0 / max(1, counted))
             if layout.accumulation > 1:
                 with self.span("accumulate"):
