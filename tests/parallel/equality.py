@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from narrows.kernels.load import load
+from narrows.model.dropout import Draws
 from narrows.parallel.mesh import ranks_of
+from narrows.parallel.running import Beside
 from narrows.parallel.split import Making, local, split
 from narrows.spec.layout import Layout
 from narrows.spec.model import Experts, ModelSpec, gpt2, llama
@@ -55,7 +57,12 @@ def one_step(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]
     mine = split(spec, layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)
     own_BT = tokens()[first : first + count]
-    loss = float(mine.run(own_BT, layout.loss_chunk))
+    model = mine.model.train()
+
+    def draw(index: int) -> None:
+        model.draws = Draws(5, index * layout.micro_batch)
+
+    loss = float(mine.run(own_BT, layout.loss_chunk, Beside(before=draw)))
     gradients = {
         name: local(parameter.grad)
         for name, parameter in mine.parameters().items()

@@ -99,6 +99,34 @@ def test_blocks_computed_again_do(schedule: str) -> None:
 
 
 @scheduled
+def test_what_is_dropped_does_not_depend_on_stages(schedule: str) -> None:
+    spec = msgspec.structs.replace(MODELS["gpt"], dropout=0.2)
+    assert_equal(spec, pipeline_of(2, schedule, recompute="full"))
+
+
+@pytest.mark.slow
+@every
+@scheduled
+@pytest.mark.parametrize("exchange", ["ring", "all_to_all"])
+def test_stages_of_context_ranks_do(name: str, schedule: str, exchange: str) -> None:
+    assert_equal(MODELS[name], pipeline_of(2, schedule, context=2, exchange=exchange))
+
+
+@pytest.mark.slow
+@scheduled
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"data": 2, "micro_batch": 1, "sharding": "parameters"},
+        {"data": 2, "micro_batch": 1},
+        {"tensor": 2},
+    ],
+)
+def test_stages_of_expert_ranks_do(schedule: str, other: dict[str, Any]) -> None:
+    assert_equal(MODELS["experts"], pipeline_of(2, schedule, expert=2, **other))
+
+
+@scheduled
 def test_as_few_micro_batches_as_stages_do(schedule: str) -> None:
     assert_equal(MODELS["gpt"], pipeline_of(2, schedule, micro_batch=4))
 

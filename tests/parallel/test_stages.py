@@ -83,7 +83,6 @@ def test_one_stage_keeps_what_no_pipeline_knows() -> None:
     ("change", "message"),
     [
         ({"pooler": True}, "knows no pooler"),
-        ({"dropout": 0.1}, "knows no dropout, whose random numbers"),
     ],
 )
 def test_models_that_no_pipeline_computes_are_refused(change: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from narrows.kernels.interface import Rotation
-from narrows.model.attention import Cache, Place, Scores
+from narrows.model.attention import Cache, Scores
 from narrows.model.transformer import Block, Transformer
 from narrows.parallel.collectives import exchanged
 from narrows.parallel.mesh import Axis
@@ -58,25 +58,37 @@ def apply(model: Transformer, axis: Axis, layout: Layout) -> None:
     if axis.size == 1:
         return
     _refuse(model.spec, axis, layout)
-    learned, place = model._learned, model._place
+    learned, rotation, mask, numbers = (
+        model._learned, model._rotation, model._mask, model._numbers
+    )  # fmt: skip
 
     def own(count: int, device: torch.device) -> Tensor:
         return positions(count * axis.size, axis, balanced=balanced(model.spec, layout)).to(device)
 
+    def whole(span: tuple[int, int]) -> tuple[int, int]:
+        return span[0], span[1] * axis.size
+
     def own_learned(start: int, count: int) -> Tensor:
-        rows_TD = learned(start, count * axis.size)
+        rows_TD = learned(*whole((start, count)))
         return rows_TD[own(count, rows_TD.device)]
 
-    def own_place(span: tuple[int, int], like: Tensor, window: int | None) -> Place:
-        start, count = span
-        whole = place((start, count * axis.size), like, window)
-        if whole.rotation is None:
-            return whole
-        rows = own(count, like.device)
-        return whole._replace(rotation=Rotation(*(each[rows] for each in whole.rotation)))
+    def own_rotation(
+        start: int, count: int, device: torch.device, *, windowed: bool = False
+    ) -> Rotation | None:
+        found = rotation(*whole((start, count)), device, windowed=windowed)
+        return found and Rotation(*(each[own(count, device)] for each in found))
+
+    def whole_mask(span: tuple[int, int], like: Tensor, window: int | None) -> Tensor | None:
+        return mask(whole(span), like, window)
+
+    def own_numbers(span: tuple[int, int], like: Tensor) -> Tensor | None:
+        numbers_BT = numbers(whole(span), like)
+        return None if numbers_BT is None else numbers_BT[:, own(span[1], like.device)]
 
     model._learned = own_learned  # type: ignore[method-assign]
-    model._place = own_place  # type: ignore[method-assign]
+    model._rotation = own_rotation  # type: ignore[method-assign]
+    model._mask = whole_mask  # type: ignore[method-assign]
+    model._numbers = own_numbers  # type: ignore[method-assign]
     for block in model.blocks.children():
         assert isinstance(block, Block)
         _apply_block(block, axis, layout)

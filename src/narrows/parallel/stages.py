@@ -149,7 +149,6 @@ def _refuse(spec: ModelSpec, layout: Layout) -> None:
         "an encoder beside the decoder": spec.encoder_layers > 0,
         "a pooler": spec.pooler,
         "one table of relative positions for all layers": isinstance(spec.positions, Relative),
-        "dropout, whose random numbers would differ from those of one process": spec.dropout > 0.0,
     }
     for reason, there in reasons.items():
         if there:

@@ -11,6 +11,7 @@ import torch
 
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load
+from narrows.model.dropout import Draws
 from narrows.model.transformer import Wrapper
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import ranks_of
@@ -60,7 +61,8 @@ class Trainer:
 
         def seed(index: int) -> None:
             if plan.model.dropout:
-                torch.manual_seed(_mixed(plan.seed, number, index))
+                draws = Draws(_mixed(plan.seed, number), index * layout.micro_batch)
+                self.model.draws = draws
 
         def accumulate() -> None:
             if layout.accumulation > 1:
