@@ -9,9 +9,12 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from narrows.kernels.load import load
+from narrows.model.dropout import Draws
 from narrows.parallel.mesh import ranks_of
+from narrows.parallel.running import Beside
 from narrows.parallel.split import Making, local, split
 from narrows.spec.layout import Layout
 from narrows.spec.model import Experts, ModelSpec, gpt2, llama
@@ -49,11 +52,17 @@ def tokens() -> Tensor:
 def one_step(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]:
     """The loss of all sequences, and every gradient put together from this process's own parts."""
     ranks = ranks_of(layout, CPU)
-    making = Making(load("torch"), None, CPU, torch.float32)
+    twice = layout.recompute == "full"
+    making = Making(load("torch"), _recomputed if twice else None, CPU, torch.float32)
     mine = split(spec, layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)
     own_BT = tokens()[first : first + count]
-    loss = float(mine.run(own_BT, layout.loss_chunk))
+    model = mine.model.train()
+
+    def draw(index: int) -> None:
+        model.draws = Draws(5, index * layout.micro_batch)
+
+    loss = float(mine.run(own_BT, layout.loss_chunk, Beside(before=draw)))
     gradients = {
         name: local(parameter.grad)
         for name, parameter in mine.parameters().items()
@@ -69,6 +78,10 @@ def one_step(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]
             whole[places] = gradients[name][own]
         found[name] = whole
     return loss, found
+
+
+def _recomputed(block: Any) -> Any:
+    return functools.partial(checkpoint, block, use_reentrant=False)
 
 
 def together(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]:

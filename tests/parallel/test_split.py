@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from .equality import MODELS, assert_equal, layout_of
+from .equality import DENSE, MODELS, assert_equal, layout_of
 
 pytestmark = pytest.mark.dist
 every = pytest.mark.parametrize("name", MODELS)
@@ -41,3 +42,23 @@ def test_tensor_parallel_ranks_find_the_gradients_of_one(
 @every
 def test_sharded_tensor_parallel_ranks_do_too(name: str) -> None:
     assert_equal(MODELS[name], layout_of(tensor=2, data=2, sharding="parameters"))
+
+
+WET = {
+    "rotary": msgspec.structs.replace(DENSE, dropout=0.2),
+    "learned": msgspec.structs.replace(MODELS["gpt"], dropout=0.2),
+}
+DROPS: dict[str, dict[str, Any]] = {
+    "one": {"micro_batch": 4, "recompute": "full"},
+    "data": {"data": 2},
+    "tensor": {"tensor": 2},
+    "context": {"context": 2},
+    "pieces of parts": {"context": 2, "tensor": 2, "exchange": "all_to_all"},
+    "parameters": {"data": 2, "context": 2, "sharding": "parameters", "recompute": "full"},
+}
+
+
+@pytest.mark.parametrize("name", DROPS)
+def test_what_is_dropped_does_not_depend_on_the_layout(name: str) -> None:
+    spec = WET["learned" if name in ("tensor", "context") else "rotary"]
+    assert_equal(spec, layout_of(**DROPS[name]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from narrows.kernels.interface import Heads, Kernels, Rotation
 from narrows.kernels.past import Cache, attend_one
 from narrows.kernels.reference import rotate, split_heads
+from narrows.model.dropout import dropped, elsewhere
 from narrows.model.weights import NormWeights, Weights
 from narrows.spec.model import ModelSpec
 
@@ -20,12 +21,26 @@ class Place(NamedTuple):
 
     `mask_TS` has True where allowed, or is added to the scores [N,T,S]; None where causality alone
     rules from position 0 on, or nothing does. `encoded_BSD` is what an encoder made of its tokens.
+    `numbers_BT` are what dropout is drawn from, where there is any.
     """
 
     start: int = 0
     rotation: Rotation | None = None
     mask_TS: Tensor | None = None
     encoded_BSD: Tensor | None = None
+    numbers_BT: Tensor | None = None
+
+    def of_layer(self, layer: int) -> Place:
+        """The same with numbers of a layer's own."""
+        if self.numbers_BT is None:
+            return self
+        return self._replace(numbers_BT=elsewhere(self.numbers_BT, 4 * layer))
+
+    def dropped(self, x_BTD: Tensor, site: int, share: float) -> Tensor:
+        """x behind the dropout at one of a layer's four sites."""
+        if self.numbers_BT is None:
+            return x_BTD
+        return dropped(x_BTD, elsewhere(self.numbers_BT, site), share)
 
 
 class Scores(NamedTuple):

@@ -88,19 +88,17 @@ class Routed(nn.Module):
         chosen_MC, weights_MC = self.choice(kernels, x_MD)
         # Rows are sorted by their expert, so that each expert's are one product.
         order_R = chosen_MC.flatten().argsort(stable=True)
-        expert_R, back_R = chosen_MC.flatten()[order_R], order_R.argsort()
-        zeros_E = torch.zeros(self.experts.count, dtype=torch.int32, device=x_MD.device)
-        counts_E = zeros_E.scatter_add(0, expert_R, torch.ones_like(expert_R, dtype=torch.int32))
-        ends_E = counts_E.cumsum(0, dtype=torch.int32)
-        y_RD = self.each(kernels, x_MD[order_R // self.experts.chosen], counts_E)
+        expert_R = chosen_MC.flatten()[order_R]
         if self.experts.capacity is not None:
-            places_R = torch.arange(expert_R.shape[0], device=x_MD.device)
-            places_R = places_R - (ends_E - counts_E)[expert_R]
-            room = int(self.experts.capacity * places_R.shape[0] / self.experts.count)
-            weights_MC = weights_MC * (places_R < room)[back_R].view_as(weights_MC)
-        y_MCD = y_RD[back_R].unflatten(0, chosen_MC.shape)
-        out_MD = (y_MCD * weights_MC.unsqueeze(-1).to(y_MCD.dtype)).sum(dim=1)
-        out_BTD = out_MD.view_as(x_BTD)
+            kept_R = self.kept(chosen_MC.view(*x_BTD.shape[:2], -1)).flatten()[order_R]
+            order_R, expert_R = order_R[kept_R], expert_R[kept_R]
+        counts_E = _counts(expert_R, self.experts.count)
+        y_RD = self.each(kernels, x_MD[order_R // self.experts.chosen], counts_E)
+        # What was dropped is zero.
+        all_SD = y_RD.new_zeros(chosen_MC.numel(), y_RD.shape[1]).index_copy(0, order_R, y_RD)
+        y_BTCD = all_SD.unflatten(0, (*x_BTD.shape[:2], -1))
+        weights_BTC = weights_MC.unflatten(0, x_BTD.shape[:2]).to(y_BTCD.dtype)
+        out_BTD = (y_BTCD * weights_BTC.unsqueeze(-1)).sum(dim=2)
         if self.shared_up is None or self.shared_down is None:
             return out_BTD
         h_BTX = kernels.linear(x_BTD, self.shared_up.weight, None)
@@ -126,6 +124,19 @@ class Routed(nn.Module):
             weights_MC = weights_MC / (weights_MC.sum(dim=-1, keepdim=True) + 1e-20)
         return chosen_MC, weights_MC * experts.scale
 
+    def kept(self, chosen_BTC: Tensor) -> Tensor:
+        """Which choices the chosen expert has room for, earlier ones first."""
+        assert self.experts.capacity is not None
+        chosen_R = chosen_BTC.flatten()
+        order_R = chosen_R.argsort(stable=True)
+        counts_E = _counts(chosen_R, self.experts.count)
+        first_E = counts_E.cumsum(0) - counts_E
+        numbers_R = torch.arange(chosen_R.shape[0], device=chosen_R.device)
+        places_R = torch.empty_like(chosen_R)
+        places_R[order_R] = numbers_R - first_E[chosen_R[order_R]]
+        room = int(self.experts.capacity * chosen_R.shape[0] / self.experts.count)
+        return (places_R < room).view_as(chosen_BTC)
+
     def _open(self, preference_ME: Tensor) -> Tensor:
         """The preferences without those of closed groups; a group scores as its best expert
         (arXiv:2405.04434), or where experts are balanced by biases as its best two do together
@@ -144,6 +155,12 @@ def _fused(kind: FeedForward) -> Activation | None:
     if isinstance(kind, SwiGLU):
         return "swiglu"
     return "gelu" if isinstance(kind, GELU) and not kind.exact else None
+
+
+def _counts(expert_R: Tensor, experts: int) -> Tensor:
+    """How often each expert is named [E] int32."""
+    ones_R = torch.ones_like(expert_R, dtype=torch.int32)
+    return ones_R.new_zeros(experts).scatter_add(0, expert_R, ones_R)
 
 
 def _grouped_linear(x_RD: Tensor, weights: Weights, expert_R: Tensor, ends_E: Tensor) -> Tensor:

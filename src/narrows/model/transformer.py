@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import torch
@@ -29,6 +29,7 @@ from narrows.model.attention import (
     attend,
     grouped,
 )
+from narrows.model.dropout import Draws
 from narrows.model.feed_forward import Routed, activated_linear
 from narrows.model.positions import angles, mask
 from narrows.model.weights import NormWeights, Stream, Weights
@@ -39,7 +40,10 @@ Wrapper = Callable[[Callable[..., Stream]], Callable[..., Stream]]
 
 
 class Transformer(nn.Module):
-    """`spec` says what is computed, `kernels` how; `wrap` may compile or recompute a block."""
+    """`spec` says what is computed, `kernels` how; `wrap` may compile or recompute a block.
+
+    Dropout is drawn from `draws`, set before each micro-batch, else from torch's random numbers.
+    """
 
     def __init__(self, spec: ModelSpec, kernels: Kernels, *, wrap: Wrapper | None = None) -> None:
         super().__init__()
@@ -59,6 +63,7 @@ class Transformer(nn.Module):
         self.head = None if spec.tied_embeddings else Weights(spec.vocabulary, D)
         self.head_bias = nn.Parameter(torch.empty(spec.vocabulary)) if spec.head_bias else None
         self._rotations: dict[tuple[bool, str], Rotation] = {}
+        self.draws: Draws | None = None
 
     @property
     def head_VD(self) -> Tensor:
@@ -81,6 +86,12 @@ class Transformer(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Sum of the cross entropies times `scale`; negative targets count for nothing."""
         x_BTD = self.hidden(tokens_BT, encoded_BSD=self._encoded(source_BS))
+        return self.head_loss(x_BTD, targets_BT, chunk=chunk, scale=scale)
+
+    def head_loss(
+        self, x_BTD: Tensor, targets_BT: Tensor, *, chunk: int, scale: float
+    ) -> Tensor:  # fmt: skip
+        """The same of last hidden states."""
         head = Head(self.head_VD, self.head_bias, self.spec.logit_cap)
         return head_cross_entropy(
             self._scaled(x_BTD).flatten(0, 1), head, targets_BT.flatten(), kernels=self.kernels,
@@ -93,11 +104,19 @@ class Transformer(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Normalised last hidden states [B,T,D]; with caches, of positions from `start` on."""
         stream = Stream(self._embedded(tokens_BT, start, types_BT), None)
+        span = (start, tokens_BT.shape[1])
+        stream = self.through(self.blocks, stream, span, caches, encoded_BSD=encoded_BSD)
+        return self.ended(stream)
+
+    def through(
+        self, blocks: Iterable[nn.Module], stream: Stream, span: tuple[int, int],
+        caches: list[Cache] | None = None, *, encoded_BSD: Tensor | None = None,
+    ) -> Stream:  # fmt: skip
+        """The stream behind `blocks`, for positions of `span`, first and count."""
         places: dict[int | None, Place] = {}
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(blocks):
             assert isinstance(block, Block)
             if block.window not in places:
-                span = (start, tokens_BT.shape[1])
                 place = self._place(span, stream.x_BTD, block.window)
                 places[block.window] = place._replace(encoded_BSD=encoded_BSD)
             place = places[block.window]
@@ -105,14 +124,18 @@ class Transformer(nn.Module):
                 stream = block(*stream, place)
             else:
                 stream = block.extend(stream, place, caches[index])
+        return stream
+
+    def ended(self, stream: Stream) -> Tensor:
+        """Last hidden states of the stream behind the last block."""
         return stream.sum() if self.norm is None else self.norm(self.kernels, stream)[1]
 
     def encode(self, source_BS: Tensor) -> Tensor:
         """What the encoder makes of its tokens, for the decoder to attend to [B,S,D]."""
         assert self.encoder is not None
-        x_BSD = self._embedded(source_BS, 0, None)
-        rotation = self._rotation(0, source_BS.shape[1], x_BSD.device)
-        return self.encoder(x_BSD, rotation)
+        x_BSD, span = self._embedded(source_BS, 0, None), (0, source_BS.shape[1])
+        rotation = self._rotation(*span, x_BSD.device)
+        return self.encoder(x_BSD, Place(0, rotation, numbers_BT=self._numbers(span, x_BSD)))
 
     def pooled(self, hidden_BTD: Tensor) -> Tensor:
         """A summary of each sequence from its first position's last hidden state [B,D]."""
@@ -127,20 +150,25 @@ class Transformer(nn.Module):
         return [Cache(keys_BKSH.clone(), values_BKSH.clone()) for _ in self.blocks]
 
     def _embedded(self, tokens_BT: Tensor, start: int, types_BT: Tensor | None) -> Tensor:
-        spec, T = self.spec, tokens_BT.shape[1]
+        spec = self.spec
         x_BTD = self.tokens.rows(tokens_BT)
         if spec.embedding_scale != 1.0:
             x_BTD = x_BTD * spec.embedding_scale
         if self.positions is not None:
-            assert isinstance(spec.positions, Learned)
-            first = start + spec.positions.extra
-            x_BTD = x_BTD + self.positions.weight[first : first + T]
+            x_BTD = x_BTD + self._learned(start, tokens_BT.shape[1])
         if self.types is not None:
             types_BT = torch.zeros_like(tokens_BT) if types_BT is None else types_BT
             x_BTD = x_BTD + F.embedding(types_BT, self.types.weight)
         if self.norm_embedding is not None:
             x_BTD = self.norm_embedding.alone(x_BTD)
-        return _dropped(self, x_BTD)
+        place = Place(numbers_BT=self._numbers((start, tokens_BT.shape[1]), x_BTD))
+        return place.dropped(x_BTD, 0, spec.dropout)
+
+    def _learned(self, start: int, count: int) -> Tensor:
+        """The table's rows for positions from `start` on [T,D]."""
+        assert self.positions is not None and isinstance(self.spec.positions, Learned)
+        first = start + self.spec.positions.extra
+        return self.positions.weight[first : first + count]
 
     def _encoded(self, source_BS: Tensor | None) -> Tensor | None:
         if (source_BS is None) != (self.encoder is None):
@@ -158,8 +186,19 @@ class Transformer(nn.Module):
     def _place(self, span: tuple[int, int], like: Tensor, window: int | None) -> Place:
         """Of the positions of `span`, first and count, in layers of that window."""
         rotation = self._rotation(*span, like.device, windowed=window is not None)
+        allowed = self._mask(span, like, window)
+        return Place(span[0], rotation, allowed, numbers_BT=self._numbers(span, like))
+
+    def _mask(self, span: tuple[int, int], like: Tensor, window: int | None) -> Tensor | None:
         table_RN = None if self.relative is None else self.relative.weight
-        return Place(span[0], rotation, mask(self.spec, span, window, table_RN, like))
+        return mask(self.spec, span, window, table_RN, like)
+
+    def _numbers(self, span: tuple[int, int], like: Tensor) -> Tensor | None:
+        """Of which dropout is drawn [B,T]."""
+        if not (self.training and self.spec.dropout):
+            return None
+        draws = self.draws or Draws(int(torch.randint(2**62, ())))
+        return draws.numbers(like.shape[0], span, like.device)
 
     def _rotation(
         self, start: int, count: int, device: torch.device, *, windowed: bool = False
@@ -184,18 +223,19 @@ class EncoderStack(nn.Module):
             window=None,
         )  # fmt: skip
         self.relative = _relative(spec)
+        # Numbered below zero, as the decoder's are from zero on.
         self.blocks = nn.ModuleList(
-            Block(spec, kernels, layer=layer, wrap=wrap) for layer in range(spec.layers)
+            Block(spec, kernels, layer=~layer, wrap=wrap) for layer in range(spec.layers)
         )
         self.norm = NormWeights.of_stream(spec)
 
-    def forward(self, x_BSD: Tensor, rotation: Rotation | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, place: Place) -> Tensor:
         """Normalised last hidden states [B,S,D]."""
         table_RN = None if self.relative is None else self.relative.weight
         bias = mask(self.spec, (0, x_BSD.shape[1]), None, table_RN, x_BSD)
         stream = Stream(x_BSD, None)
         for block in self.blocks:
-            stream = block(*stream, Place(0, rotation, bias))
+            stream = block(*stream, place._replace(mask_TS=bias))
         return self.norm(self.kernels, stream)[1]
 
 
@@ -209,7 +249,7 @@ class Block(nn.Module):
         self.spec, self.kernels = spec, kernels
         self.heads = Heads(spec.heads, spec.kv_heads, spec.head_width)
         self.attend = attend
-        self.scores, self.window = Scores.of(spec), spec.window_of(layer)
+        self.scores, self.window, self.layer = Scores.of(spec), spec.window_of(layer), layer
         D, twice = spec.width, spec.block_norms == "both"
         self.norm_attention = NormWeights.of_stream(spec)
         biased = spec.biases or spec.qkv_biases
@@ -237,7 +277,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, delta_BTD: Tensor | None, place: Place) -> Stream:
         """Over whole sequences."""
-        return self._run(x_BTD, delta_BTD, place)
+        # A block that knew its layer's number when it is compiled would be compiled for each.
+        return self._run(x_BTD, delta_BTD, place.of_layer(self.layer))
 
     def extend(self, stream: Stream, place: Place, cache: Cache) -> Stream:
         """The same for new positions, whose keys and values join the cache."""
@@ -249,27 +290,28 @@ class Block(nn.Module):
         stream = Stream(x_BTD, delta_BTD)
 
         def attention(y_BTD: Tensor) -> Tensor:
-            return self._attention(y_BTD, place, cache)
+            return place.dropped(self._attention(y_BTD, place, cache), 1, self.spec.dropout)
+
+        def feed_forward(y_BTD: Tensor) -> Tensor:
+            return place.dropped(self._feed_forward(y_BTD), 2, self.spec.dropout)
 
         if self.spec.block_norms in ("shared", "apart"):
             x_BTD, y_BTD = self.norm_attention(self.kernels, stream)
             norm = self.norm_feed_forward
             z_BTD = y_BTD if norm is None else norm.alone(x_BTD)
-            added_BTD = _dropped(self, attention(y_BTD)) + _dropped(self, self._feed_forward(z_BTD))
-            return Stream(x_BTD, added_BTD)
+            return Stream(x_BTD, attention(y_BTD) + feed_forward(z_BTD))
         stream = self._added(stream, attention, self.norm_attention, self.norm_attention_out)
         if self.crossing is not None:
             crossing, encoded_BSD = self.crossing, place.encoded_BSD
             assert encoded_BSD is not None and self.norm_crossing is not None
 
             def cross(y_BTD: Tensor) -> Tensor:
-                return crossing(self.kernels, y_BTD, encoded_BSD)
+                crossed_BTD = crossing(self.kernels, y_BTD, encoded_BSD)
+                return place.dropped(crossed_BTD, 3, self.spec.dropout)
 
             stream = self._added(stream, cross, self.norm_crossing, None)
         assert self.norm_feed_forward is not None
-        return self._added(
-            stream, self._feed_forward, self.norm_feed_forward, self.norm_feed_forward_out
-        )
+        return self._added(stream, feed_forward, self.norm_feed_forward, self.norm_feed_forward_out)
 
     def _added(
         self, stream: Stream, compute: Callable[[Tensor], Tensor], norm: NormWeights,
@@ -281,7 +323,7 @@ class Block(nn.Module):
             x_BTD, y_BTD = norm(kernels, stream)
         else:
             x_BTD = y_BTD = stream.sum()
-        delta_BTD = _dropped(self, compute(y_BTD))
+        delta_BTD = compute(y_BTD)
         if order == "stream":
             return Stream(norm(kernels, Stream(x_BTD, delta_BTD))[1], None)
         if order == "behind":
@@ -351,7 +393,3 @@ def _table(spec: ModelSpec) -> Weights | None:
 def _relative(spec: ModelSpec) -> Weights | None:
     positions = spec.positions
     return Weights(positions.buckets, spec.heads) if isinstance(positions, Relative) else None
-
-
-def _dropped(part: Transformer | Block, x_BTD: Tensor) -> Tensor:
-    return F.dropout(x_BTD, part.spec.dropout, part.training) if part.spec.dropout else x_BTD

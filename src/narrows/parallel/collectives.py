@@ -1,11 +1,12 @@
 """Collectives that gradients flow through: each is the other's backward pass.
 
-Sequences lie along dimension 1 of [B,T,D]. A group of None is one rank, for which all of them are
-the identity.
+Sequences lie along dimension 1 of [B,T,D], rows along dimension 0. A group of None is one rank, for
+which all of them are the identity.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,14 @@ def sliced(x_BTD: Tensor, axis: Axis) -> Tensor:
     return x_BTD if axis.group is None else _Sliced.apply(x_BTD, axis)
 
 
+def exchanged(
+    x_RX: Tensor, axis: Axis, given: Sequence[int] | None = None,
+    taken: Sequence[int] | None = None,
+) -> Tensor:  # fmt: skip
+    """To each rank the next `given` rows, from each `taken` of them; equal numbers where None."""
+    return x_RX if axis.group is None else _Exchanged.apply(x_RX, axis, given, taken)
+
+
 def add_up(x: Tensor, axis: Axis) -> Tensor:
     """The sum over the ranks, in place; no gradient."""
     if axis.group is not None:
@@ -64,6 +73,14 @@ def _sum_and_part(x: Tensor, axis: Axis) -> Tensor:
     pieces = torch.cat(x.chunk(axis.size, dim=1)).contiguous()
     out = pieces.new_empty(x.shape[0], *pieces.shape[1:])
     dist.reduce_scatter_tensor(out, pieces, group=axis.group)
+    return out
+
+
+def _trade(
+    x: Tensor, axis: Axis, given: Sequence[int] | None, taken: Sequence[int] | None
+) -> Tensor:
+    out = x.new_empty(x.shape[0] if taken is None else sum(taken), *x.shape[1:])
+    dist.all_to_all_single(out, x.contiguous(), taken, given, group=axis.group)
     return out
 
 
@@ -119,3 +136,16 @@ class _Sliced(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         return _join(upstream[0], ctx.axis), None
+
+
+class _Exchanged(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, axis: Axis, given: Sequence[int] | None, taken: Sequence[int] | None
+    ) -> Tensor:
+        ctx.settings = axis, taken, given
+        return _trade(x, axis, given, taken)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        return _trade(upstream[0], *ctx.settings), None, None, None

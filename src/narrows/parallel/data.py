@@ -28,7 +28,12 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout) -> None:
     if ranks.shared_mesh is None:
         return
     assert ranks.expert_mesh is not None
-    reshard = layout.sharding == "parameters" and layout.reshard
+    experts = ranks.expert_mesh.size() if model.spec.experts else 1
+    if ranks.shared_mesh.size() == experts == 1:
+        return
+    # Weights' gradients, taken apart from the input's, are those of parameters still gathered.
+    apart = layout.pipeline > 1 and layout.schedule == "zero_bubble"
+    reshard = layout.sharding == "parameters" and layout.reshard and not apart
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for block in model.blocks.children():
         routed = getattr(block, "experts", None)
@@ -36,19 +41,56 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout) -> None:
             _shard(routed.each, ranks.expert_mesh, policy, reshard=reshard)
         _shard(block, ranks.shared_mesh, policy, reshard=reshard)
     _shard(model, ranks.shared_mesh, policy, reshard=False)
-    for method in ("loss", "hidden"):
-        register_fsdp_forward_method(model, method)
+    for method in ("loss", "hidden", "piece"):
+        if hasattr(model, method):
+            register_fsdp_forward_method(model, method)
 
 
 def micro_batch(model: nn.Module, layout: Layout, *, last: bool) -> None:
     """Say, before a micro-batch, whether it is the step's last."""
     if not isinstance(model, FSDPModule):
         return
-    each = layout.sharding in ("gradients", "parameters")
-    model.set_requires_gradient_sync(each or last)
+    model.set_requires_gradient_sync(_each(layout) or last)
     model.set_is_last_backward(last)
     if layout.sharding != "parameters":
         model.set_reshard_after_backward(last)
+
+
+def enter_pipeline(model: nn.Module, layout: Layout) -> None:
+    """Say that a step's micro-batches follow, of several pieces in turn."""
+    if isinstance(model, FSDPModule):
+        each = _each(layout) and layout.schedule != "zero_bubble"
+        model.set_requires_gradient_sync(each)
+        model.set_is_last_backward(each)
+        model.set_reshard_after_backward(each and layout.sharding == "parameters")
+
+
+def leave_pipeline(model: nn.Module) -> None:
+    """Scatter what gradients have gathered, as torch's PipelineStage.perform_reduce_grad does for a
+    stage: there is no public way to without a backward pass.
+    """
+    if not isinstance(model, FSDPModule):
+        return
+    model.set_requires_gradient_sync(True)
+    model.set_is_last_backward(True)
+    model.set_reshard_after_backward(True)
+    root = model._get_fsdp_state()
+    for state in root._state_ctx.all_states:
+        for group in state._fsdp_param_groups:
+            group.post_backward()
+    root._root_post_backward_final_callback()
+
+
+def reshard(model: nn.Module) -> None:
+    """Drop what a forward pass without a backward one left gathered: the next step changes it."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _each(layout: Layout) -> bool:
+    """Whether gradients are scattered with each micro-batch."""
+    return layout.sharding in ("gradients", "parameters")
 
 
 def _shard(

@@ -6,8 +6,6 @@ parts are given memory and first values; and from then on the model computes thi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,10 +16,11 @@ from torch.distributed.tensor import DTensor
 
 from narrows.kernels.interface import Kernels
 from narrows.model.transformer import Transformer, Wrapper, first_value
-from narrows.parallel import data, tensor, vocabulary
+from narrows.parallel import context, data, expert, pipeline, stages, tensor, vocabulary
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import Ranks
 from narrows.parallel.parts import Part, even
+from narrows.parallel.running import Beside, InTurn, Loss, Rows, Runner
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
 
@@ -35,26 +34,12 @@ class Making(NamedTuple):
     dtype: torch.dtype
 
 
-def nothing(*_: object) -> None:
-    """What stands beside a micro-batch by default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beside:
-    """What a trainer does beside micro-batches: before each, by its place in the whole batch; after
-    each, when its gradients are there; and around their parts, by name.
-    """
-
-    before: Callable[[int], None] = nothing
-    after: Callable[[], None] = nothing
-    span: Callable[[str], AbstractContextManager[object]] = nullcontext
-
-
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """The model of this process. `parts` says what it has of each parameter; of parameters that
     several ranks have alike, one owns it: it counts in norms and is written by that rank alone.
-    `partial` have gradients that tensor ranks add up.
+    `partial` have gradients that tensor ranks add up, `copied` such as the first and the last rank
+    of a pipeline do. The `runner` takes micro-batches through what is there of the model.
     """
 
     model: Transformer
@@ -63,6 +48,8 @@ class Split:
     parts: dict[str, Part]
     owned: frozenset[str]
     partial: frozenset[str]
+    copied: frozenset[str]
+    runner: Runner
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """By name."""
@@ -77,31 +64,27 @@ class Split:
         """Forward and backward over this process's sequences [b,T+1]; returns the mean loss over
         the counted targets of all processes.
         """
-        beside = beside or Beside()
         targets = (tokens_BT[:, 1:] >= 0).sum()
         scale = 1.0 / max(1, int(add_up(targets, self.ranks.batches)))
-        total = torch.zeros((), dtype=torch.float32, device=tokens_BT.device)
-        micros = tokens_BT.split(self.layout.micro_batch)
-        for index, micro_BT in enumerate(micros):
-            beside.before(self.ranks.batches.rank * len(micros) + index)
-            data.micro_batch(self.model, self.layout, last=index == len(micros) - 1)
-            with beside.span("forward"):
-                inputs_BT, targets_BT = divided(micro_BT)
-                loss = self.model.loss(inputs_BT, targets_BT, chunk=chunk, scale=scale)
-            with beside.span("backward"):
-                loss.backward()
-            total += loss.detach()
-            beside.after()
-        return add_up(total, self.ranks.batches)
+        first = self.ranks.batches.rank * -(-tokens_BT.shape[0] // self.layout.micro_batch)
+        beside = (beside or Beside()).behind(first)
+        total = self.runner.step(self._rows(tokens_BT), Loss(chunk, scale), beside)
+        return add_up(self._added(total), self.ranks.batches)
 
     @torch.no_grad()
     def loss(self, tokens_BT: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         """Sum of the cross entropies of this process's sequences [b,T+1], and how many targets
         count; all processes call it as often.
         """
-        inputs_BT, targets_BT = divided(tokens_BT)
-        total = self.model.loss(inputs_BT, targets_BT, chunk=chunk, scale=1.0)
-        return total, (targets_BT >= 0).sum()
+        total = self.runner.forward(self._rows(tokens_BT), Loss(chunk, 1.0))
+        return self._added(total), (tokens_BT[:, 1:] >= 0).sum()
+
+    def _rows(self, tokens_BT: Tensor) -> Rows:
+        return Rows(*context.share(tokens_BT, self.ranks.context, self.model.spec, self.layout))
+
+    def _added(self, total: Tensor) -> Tensor:
+        """The sum over ranks that take parts of the same sequences' loss."""
+        return add_up(add_up(total, self.ranks.pipeline), self.ranks.context)
 
     def total(self, value: float) -> float:
         """The sum of what every process has of something."""
@@ -115,6 +98,8 @@ class Split:
     @torch.no_grad()
     def complete(self, gradients: dict[str, Tensor]) -> None:
         """Make whole, in place, what ranks have parts of after the last micro-batch."""
+        for name in sorted(self.copied & gradients.keys()):
+            pipeline.add_copies(gradients[name], self.ranks)
         partial = [gradients[name] for name in sorted(self.partial & gradients.keys())]
         if not partial:
             return
@@ -129,11 +114,17 @@ def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed
     with torch.device("meta"):
         model = Transformer(spec, making.kernels, wrap=making.wrap).to(making.dtype)
     parts = {name: Part.whole(p.shape) for name, p in model.named_parameters()}
+    pieces = stages.own_pieces(spec, layout, ranks.pipeline.rank)
+    copied = stages.cut(spec, parts, pieces)
     sequence = layout.sequence_parallel
     alike = tensor.cut(spec, parts, ranks.tensor, sequence=sequence)
+    expert.cut(spec, parts, ranks.expert)
     _cut_parameters(model, parts)
+    stages.apply(model, pieces)
     tensor.apply(model, ranks.tensor, sequence=sequence)
     vocabulary.apply(model, ranks.tensor, sequence=sequence)
+    context.apply(model, ranks.context, layout)
+    expert.apply(model, ranks, layout)
     data.apply(model, ranks, layout)
     parts = _sharded(parts, ranks)
     model.to_empty(device=making.device)
@@ -141,15 +132,16 @@ def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed
         for name, parameter in model.named_parameters():
             whole = first_value(spec, name, parts[name].shape, seed)
             local(parameter).copy_(parts[name].of(whole))
+    owned = {name for name in parts if _owns(name, alike.every, ranks)}
+    # The first rank of a pipeline owns what the last has a copy of.
+    owned -= copied if ranks.pipeline.rank else set()
+    runner: Runner = InTurn(model, layout)
+    if layout.pipeline > 1:
+        runner = pipeline.Pipeline(model, pieces, ranks, layout)
     return Split(
         model=model, ranks=ranks, layout=layout, parts=parts, partial=frozenset(alike.partial),
-        owned=frozenset(name for name in parts if _owns(name, alike.every, ranks)),
+        owned=frozenset(owned), copied=frozenset(copied), runner=runner,
     )  # fmt: skip
-
-
-def divided(tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """What is read and what is to be written next of sequences [B,T+1]."""
-    return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
 
 
 def local(parameter: Tensor) -> Tensor:

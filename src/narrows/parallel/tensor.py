@@ -69,12 +69,19 @@ def apply(model: Transformer, axis: Axis, *, sequence: bool) -> None:
         assert isinstance(block, Block)
         _apply_block(block, axis, sequence=sequence)
     if sequence:
-        embedded = model._embedded
+        embedded, place = model._embedded, model._place
 
         def pieces(*given: Any) -> Tensor:
             return sliced(embedded(*given), axis)
 
+        def own_place(*given: Any) -> Place:
+            found = place(*given)
+            if found.numbers_BT is None:
+                return found
+            return found._replace(numbers_BT=sliced(found.numbers_BT, axis))
+
         model._embedded = pieces  # type: ignore[method-assign, assignment]
+        model._place = own_place  # type: ignore[method-assign, assignment]
 
 
 def entered(x_BTD: Tensor, axis: Axis, *, sequence: bool) -> Tensor:

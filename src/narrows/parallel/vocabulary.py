@@ -13,6 +13,7 @@ from torch import Tensor
 
 from narrows.kernels.interface import Kernels
 from narrows.model.transformer import Transformer
+from narrows.model.weights import Stream
 from narrows.parallel.collectives import add_up, most, summed
 from narrows.parallel.mesh import Axis
 from narrows.parallel.parts import even
@@ -24,18 +25,18 @@ def apply(model: Transformer, axis: Axis, *, sequence: bool) -> None:
     if axis.size == 1:
         return
     start, stop = even(model.spec.vocabulary, axis.size, axis.rank)
-    rows, hidden = model.tokens.rows, model.hidden
+    rows, ended = model.tokens.rows, model.ended
 
     def looked_up(index: Tensor) -> Tensor:
         own = (index >= start) & (index < stop)
         found = rows((index - start).clamp(0, stop - start - 1))
         return summed(found * own.unsqueeze(-1), axis)
 
-    def all_hidden(*given: Any, **named: Any) -> Tensor:
-        return entered(hidden(*given, **named), axis, sequence=sequence)
+    def ended_whole(stream: Stream) -> Tensor:
+        return entered(ended(stream), axis, sequence=sequence)
 
     model.tokens.rows = looked_up  # type: ignore[method-assign]
-    model.hidden = all_hidden  # type: ignore[method-assign]
+    model.ended = ended_whole  # type: ignore[method-assign]
     model.kernels = _Together(model.kernels, axis, start, stop)  # type: ignore[assignment]
 
 

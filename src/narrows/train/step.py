@@ -11,10 +11,12 @@ import torch
 
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load
+from narrows.model.dropout import Draws
 from narrows.model.transformer import Wrapper
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import ranks_of
-from narrows.parallel.split import Beside, Making, Split, split
+from narrows.parallel.running import Beside
+from narrows.parallel.split import Making, Split, split
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
 from narrows.spec.plan import Plan
@@ -59,7 +61,8 @@ class Trainer:
 
         def seed(index: int) -> None:
             if plan.model.dropout:
-                torch.manual_seed(_mixed(plan.seed, number, index))
+                draws = Draws(_mixed(plan.seed, number), index * layout.micro_batch)
+                self.model.draws = draws
 
         def accumulate() -> None:
             if layout.accumulation > 1:

@@ -50,6 +50,9 @@ def test_a_v_has_its_ends_on_one_rank(work: Work) -> None:
     assert bent.layers[:, 0].tolist() == [31, 31, 0]
     assert bent.tables[:, 0].tolist() == [2, 0, 0] and bent.losses[:, 0].tolist() == [1, 0, 0]
     assert bent.flight[:2, 0].tolist() == [2, 2]
+    fewer = {"first_fewer": 1, "last_fewer": 1}
+    bent = held(work, pipeline=2, schedule="zero_bubble", interleave=2, accumulation=8, **fewer)
+    assert bent.layers[:, 0].tolist() == [30, 32, 0]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def stages(work: Work, spreads: Spreads) -> Stages:
     many = np.where(spreads.zero_bubble, p > 1.0, p > 2.0)
     both = 1.0 if work.spec.tied_embeddings else 2.0
     zero = np.zeros_like(p)
-    own = np.where(alone, work.layers, np.where(spreads.zero_bubble, last, first))
+    ends = last - spreads.first_fewer
+    own = np.where(alone, work.layers, np.where(spreads.zero_bubble, ends, first))
     early = np.where(v > 1.0, p + (p - 1.0) / v, p)
     second = np.where(v > 1.0, p + (p - 3.0) / v, p - 1.0)
     late = np.where(v > 1.0, ((v - 1.0) * p + 1.0) / v, 1.0)
