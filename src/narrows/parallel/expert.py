@@ -47,7 +47,8 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout) -> None:
     """Make `model`, whose experts are cut already, send rows to where their experts are."""
     for module in model.modules():
         if isinstance(module, Routed):
-            if module.experts.capacity is not None:
+            pieces = ranks.tensor.size * ranks.context.size
+            if module.experts.capacity is not None and pieces > 1:
                 _count_together(module, ranks, balanced=balanced(model.spec, layout))
             if ranks.expert.size > 1:
                 _apply_each(module.each, ranks.expert)
@@ -78,9 +79,8 @@ def _apply_each(each: Each, axis: Axis) -> None:
     inner = each.forward
 
     def spread(kernels: Kernels, x_RD: Tensor, counts_E: Tensor) -> Tensor:
-        counts_PE = _received(counts_E, axis)
-        given = counts_E.view(axis.size, -1).sum(dim=1).tolist()
-        taken = counts_PE.sum(dim=1).tolist()
+        counts_PE = received(counts_E, axis)
+        given, taken = rows(counts_E.view(axis.size, -1)), rows(counts_PE)
         x_SD = exchanged(x_RD, axis, given, taken)
         # They lie by the rank that they came from, and within that by expert.
         experts = torch.arange(counts_PE.shape[1], device=x_RD.device).repeat(axis.size)
@@ -93,9 +93,15 @@ def _apply_each(each: Each, axis: Axis) -> None:
     each.forward = spread  # type: ignore[method-assign]
 
 
-def _received(counts_E: Tensor, axis: Axis) -> Tensor:
+def received(counts_E: Tensor, axis: Axis) -> Tensor:
     """How many rows each rank sends to each of this rank's experts."""
     counts_E = counts_E.contiguous()
     found_E = torch.empty_like(counts_E)
     dist.all_to_all_single(found_E, counts_E, group=axis.group)
     return found_E.view(axis.size, -1)
+
+
+def rows(counts_PE: Tensor) -> list[int]:
+    """How many go to, or come from, each rank: what the host waits for."""
+    found: list[int] = counts_PE.sum(dim=1).tolist()
+    return found

@@ -29,7 +29,7 @@ _SPANS: dict[str, tuple[str, Phase, Kind]] = {
 _POINTWISE = (
     ("orm", "norm"), ("ctivat", "activation"), ("gelu", "activation"), ("silu", "activation"),
     ("LinearBackward", "column_sum"), ("aten::sum", "column_sum"), ("embedding", "embedding"),
-    ("ropout", "dropout"), ("bernoulli", "dropout"),
+    ("ropout", "dropout"),
 )  # fmt: skip
 # What computes nothing: finding memory, and other views of it.
 _HOST = (
