@@ -44,6 +44,7 @@ def test_several_nodes_need_a_head(make_work: MakeWork) -> None:
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 def test_torchrun_starts_the_processes(
     make_work: MakeWork, stub: dict[str, str], kept: Kept, tmp_path: Path
 ) -> None:
