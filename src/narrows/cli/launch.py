@@ -76,7 +76,7 @@ def run(chosen: argparse.Namespace) -> int:
         nodes=nodes, per_node=per_node, resume=chosen.resume,
     )  # fmt: skip
     text = where.text(work)
-    submission = where.submission(chosen.output or f"{work.label}{where.suffix}")
+    submission = where.submission(work, chosen.output or f"{work.label}{where.suffix}")
     if chosen.output:
         write_atomically(Path(chosen.output), text.encode())
         speak.talk(f"wrote {chosen.output}")
@@ -86,7 +86,7 @@ def run(chosen: argparse.Namespace) -> int:
         speak.answer(text.rstrip())
     if chosen.submit:
         _submit(submission)
-    speak.next_step(_after(chosen, submission))
+    speak.next_step(shlex.join(["narrows", "report", work.run] if chosen.submit else submission))
     return 0
 
 
@@ -109,7 +109,3 @@ def _submit(words: list[str]) -> None:
         raise BadInput(f"{words[0]} is not on this machine", hint=hint) from None
     if done.returncode:
         raise RunFailed(f"{command} ended with {done.returncode}", hint=f"try it alone: {command}")
-
-
-def _after(chosen: argparse.Namespace, submission: list[str]) -> str:
-    return "narrows report RUN" if chosen.submit else shlex.join(submission)

@@ -43,6 +43,11 @@ def test_several_nodes_need_a_head(make_work: MakeWork) -> None:
     assert "--standalone" in Torchrun().text(make_work(nodes=1))
 
 
+def test_this_machine_is_the_first_node(make_work: MakeWork) -> None:
+    assert Torchrun().submission(make_work(nodes=1), "it.sh") == ["sh", "it.sh"]
+    assert Torchrun().submission(make_work(nodes=2), "it.sh") == ["sh", "it.sh", "0"]
+
+
 @pytest.mark.dist
 @pytest.mark.slow
 def test_torchrun_starts_the_processes(

@@ -130,7 +130,7 @@ class Kubernetes(Record):
             limits="\n".join(f"        {name}: {_yaml(value)}" for name, value in limits.items()),
         )  # fmt: skip
 
-    def submission(self, file: str) -> list[str]:
+    def submission(self, work: Work, file: str) -> list[str]:
         """What hands it to the cluster."""
         return ["kubectl", "apply", "-f", file]
 

@@ -11,6 +11,7 @@ _SCRIPT = '''\
 """{title}
 
 Start: python FILE where the cluster is, or ray job submit -- python FILE.
+Ray packs the processes on as few nodes as hold them, whatever was planned.
 {needs}
 """
 
@@ -85,7 +86,7 @@ class Ray(Record):
             resources='{"CPU": THREADS, "GPU": 1}' if gpu else '{"CPU": THREADS}',
         )  # fmt: skip
 
-    def submission(self, file: str) -> list[str]:
+    def submission(self, work: Work, file: str) -> list[str]:
         """What starts it: on the cluster of RAY_ADDRESS, else here."""
         return ["python", file]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import PurePosixPath
 from typing import ClassVar
 
 import msgspec
 
-from narrows.plan.launch.work import Device, Work, quoted
+from narrows.plan.launch.work import Device, Work
 from narrows.spec.errors import BadInput
 from narrows.spec.record import Record
 
@@ -55,7 +56,7 @@ class SkyPilot(Record):
         there = msgspec.structs.replace(work, file=_PLAN)
         script = _RUN.format(
             threads=work.threads, port=_PORT, per_node=work.per_node,
-            command=quoted(there.under_torchrun),
+            command=shlex.join(there.under_torchrun),
         )  # fmt: skip
         lines = [
             f"# {work.title}",
@@ -77,9 +78,9 @@ class SkyPilot(Record):
         ]
         return "\n".join(lines) + "\n"
 
-    def submission(self, file: str) -> list[str]:
+    def submission(self, work: Work, file: str) -> list[str]:
         """What rents the machines; SkyPilot shows the price and asks first."""
-        return ["sky", "launch", file]
+        return ["sky", "launch", "-c", work.label, file]
 
     def _resources(self, work: Work) -> list[str]:
         if self.device == "gpu":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import ClassVar
 
-from narrows.plan.launch.work import Device, Work, quoted, word
+from narrows.plan.launch.work import Device, Work, word
 from narrows.spec.record import Record
 
 _SCRIPT = r"""
@@ -70,11 +71,11 @@ class Slurm(Record):
         return "\n".join(head) + _SCRIPT.format(
             setup=f"\n{self.setup}\n" if self.setup else "",
             threads=work.threads,
-            arguments=quoted(work.arguments),
-            resumed=quoted(resumed),
-            kept=quoted([f"{work.run}/plan.toml"]),
+            arguments=shlex.join(work.arguments),
+            resumed=shlex.join(resumed),
+            kept=shlex.join([f"{work.run}/plan.toml"]),
         )
 
-    def submission(self, file: str) -> list[str]:
+    def submission(self, work: Work, file: str) -> list[str]:
         """What hands it to Slurm."""
         return ["sbatch", file]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import ClassVar
 
-from narrows.plan.launch.work import Work, quoted
+from narrows.plan.launch.work import Work
 from narrows.spec.errors import BadInput
 from narrows.spec.record import Record
 
@@ -36,13 +37,13 @@ class Torchrun(Record):
             "",
             f"exec torchrun {self._rendezvous(work)} \\",
             f"  --nproc-per-node {work.per_node} \\",
-            f"  {quoted(work.under_torchrun)}",
+            f"  {shlex.join(work.under_torchrun)}",
         ]
         return "\n".join(lines) + "\n"
 
-    def submission(self, file: str) -> list[str]:
-        """What starts it here."""
-        return ["sh", file]
+    def submission(self, work: Work, file: str) -> list[str]:
+        """What starts it here, as the first node where there are several."""
+        return ["sh", file, *(["0"] if work.nodes > 1 else [])]
 
     def _rendezvous(self, work: Work) -> str:
         if work.nodes == 1:
@@ -53,5 +54,5 @@ class Torchrun(Record):
                 hint="--head NAME, as the other nodes reach it",
             )
         # Static: a node's number decides its ranks, so neighbours in the layout share a node.
-        head = quoted(["--master-addr", self.head, "--master-port", str(self.port)])
+        head = shlex.join(["--master-addr", self.head, "--master-port", str(self.port)])
         return f'--nnodes {work.nodes} --node-rank "${{1:?which node is this?}}" \\\n  {head}'

@@ -7,7 +7,6 @@ set, and OMP_NUM_THREADS is the layout's.
 from __future__ import annotations
 
 import re
-import shlex
 from typing import Literal
 
 from narrows.spec.errors import BadInput
@@ -114,8 +113,3 @@ def word(option: str, value: str) -> str:
     if not value or _UNSAFE.search(value):
         raise BadInput(f"{option} is {value!r}", hint="use letters, digits and , . / : _ = -")
     return value
-
-
-def quoted(words: list[str]) -> str:
-    """Words as a shell reads them back."""
-    return shlex.join(words)
