@@ -65,6 +65,8 @@ def test_what_is_needed_and_not_known_is_named(make_work: MakeWork) -> None:
     assert caught.value.hint == "--accelerator H100"
     with pytest.raises(BadInput, match="no use with --device cpu"):
         SkyPilot(device="cpu", setup="true", accelerator="H100")
+    with pytest.raises(BadInput, match="cannot be mounted at the folder that plays lies in"):
+        TARGET.text(make_work(run="plays"))
     with pytest.raises(BadInput, match="share no disk"):
         SkyPilot(device="cpu", setup="true").text(make_work(run="runs/plays"))
 

@@ -46,13 +46,16 @@ class SkyPilot(Record):
             raise BadInput("--accelerator has no use with --device cpu", hint="--device gpu")
 
     def text(self, work: Work) -> str:
-        """One YAML document; raises BadInput where several nodes have no place for the run."""
+        """One YAML document; raises BadInput where the run has no place to be kept."""
         if work.nodes > 1 and self.bucket is None:
             raise BadInput(
                 f"{work.nodes} rented machines share no disk to keep the run on",
                 hint="--bucket s3://NAME, or one node: --nodes 1",
             )
         run = PurePosixPath(work.run)
+        if self.bucket is not None and run.parent in (PurePosixPath("."), PurePosixPath("/")):
+            what = f"the bucket cannot be mounted at the folder that {work.run} lies in"
+            raise BadInput(what, hint=f"--run runs/{run.name}")
         there = msgspec.structs.replace(work, file=_PLAN)
         script = _RUN.format(
             threads=work.threads, port=_PORT, per_node=work.per_node,
