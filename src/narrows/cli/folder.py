@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from narrows.spec.errors import BadInput, nearest
 
 if TYPE_CHECKING:
+    from narrows.spec.job import Job
     from narrows.spec.plan import Plan
 
 
@@ -33,6 +34,23 @@ def fresh(chosen: str | None, name: str) -> Path:
     while path.exists():
         count += 1
         path = first.with_name(f"{name}-{count}")
+    return path
+
+
+def shared(chosen: str | None, wanted: Job | Plan) -> Path:
+    """The folder of a run that several processes work in: named by all alike, new or of the same
+    plan.
+    """
+    from narrows.spec.plan import Plan
+
+    if chosen is None or not isinstance(wanted, Plan):
+        raise BadInput(
+            "one of several processes needs a plan and the folder that all work in",
+            hint="narrows train plan.toml --run DIR",
+        )
+    path = Path(chosen)
+    if (path / "plan.toml").exists() and plan_of(path) != wanted:
+        raise BadInput(f"{path} holds a run of another plan", hint="another --run")
     return path
 
 

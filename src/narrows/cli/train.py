@@ -36,10 +36,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Train, and show what was measured beside what was predicted."""
-    plan, run_folder, machine = _resumed(chosen) if chosen.resume else _new(chosen)
     from narrows.train.group import speaks, started
 
-    if plan.layout.processes > 1 and started() is None:
+    worker = started() is not None
+    plan, run_folder, machine = _resumed(chosen) if chosen.resume else _new(chosen, worker)
+    # A worker that is started again goes on, whoever starts it.
+    resume = chosen.resume or (worker and (run_folder / "plan.toml").exists())
+    if plan.layout.processes > 1 and not worker:
         return _launched(plan, run_folder, machine, chosen)
     from narrows.report.facts import facts
     from narrows.report.text import text
@@ -47,7 +50,7 @@ def run(chosen: argparse.Namespace) -> int:
 
     speak.talk(f"training in {run_folder}")
     ledger = train(
-        plan, run_folder, machine=machine, resume=chosen.resume, talk=speak.talk,
+        plan, run_folder, machine=machine, resume=resume, talk=speak.talk,
         sample=_sampler(plan),
     )  # fmt: skip
     if not speaks():
@@ -75,14 +78,17 @@ def _launched(plan: Plan, run_folder: Path, machine: Machine, chosen: argparse.N
     return 0
 
 
-def _new(chosen: argparse.Namespace) -> tuple[Plan, Path, Machine]:
+def _new(chosen: argparse.Namespace, worker: bool) -> tuple[Plan, Path, Machine]:
     from narrows.spec.plan import Plan
 
     if chosen.file and Path(chosen.file).is_dir():
         path = folder.existing(chosen.file)
         raise BadInput(f"{path} holds a run already", hint=f"narrows train {path} --resume")
     wanted = intent.read(chosen)
-    run_folder = folder.fresh(chosen.run, wanted.name)
+    if worker:
+        run_folder = folder.shared(chosen.run, wanted)
+    else:
+        run_folder = folder.fresh(chosen.run, wanted.name)
     machine = intent.machine(None)
     if isinstance(wanted, Plan):
         return wanted, run_folder, machine

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import narrows
+from narrows.cli.main import main
+from narrows.spec import record
+from narrows.spec.plan import Plan
+
+pytestmark = pytest.mark.usefixtures("folder")
+Said = pytest.CaptureFixture[str]
+SOURCE = str(Path(narrows.__file__).parents[1])
+
+
+@pytest.fixture
+def folder(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own with a plan for two processes."""
+    assert main(["plan", "job.toml", "-o", str(tmp_path / "plan.toml")]) == 0
+    plan = record.load(Plan, tmp_path / "plan.toml")
+    layout = msgspec.structs.replace(plan.layout, data=2)
+    record.save(msgspec.structs.replace(plan, layout=layout), tmp_path / "plan.toml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Put a command of that name and script before all others."""
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def put(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return put
+
+
+def test_it_prints_and_names_what_starts_it(capsys: Said, folder: Path) -> None:
+    capsys.readouterr()
+    assert main(["launch", "plan.toml", "--on", "torchrun"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("#!/bin/sh\n# tiny: data 2, as 1 x 2 processes")
+    assert f"narrows train {folder}/plan.toml --run {folder}/runs/tiny" in said.out
+    assert said.err.splitlines()[-1] == "next: sh narrows-tiny.sh"
+
+
+def test_it_writes_a_file_and_says_so_in_json(capsys: Said) -> None:
+    words = ["launch", "plan.toml", "--on", "slurm", "--device", "cpu", "-o", "go.sbatch"]
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["text"] == Path("go.sbatch").read_text()
+    assert told["submission"] == ["sbatch", "go.sbatch"]
+
+
+def test_it_submits(command: Callable[[str, str], None], capsys: Said) -> None:
+    command("sbatch", 'cp "$1" submitted')
+    words = ["launch", "plan.toml", "--on", "slurm", "--device", "cpu", "-o", "go.sbatch"]
+    assert main([*words, "--submit"]) == 0
+    assert Path("submitted").read_text() == Path("go.sbatch").read_text()
+    command("sbatch", "exit 3")
+    capsys.readouterr()
+    assert main([*words, "--submit"]) == 1
+    assert "sbatch go.sbatch ended with 3" in capsys.readouterr().err
+
+
+def test_what_cannot_be_submitted_says_why(capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    words = ["launch", "plan.toml", "--on", "slurm", "--device", "cpu", "--submit"]
+    capsys.readouterr()
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith("hint: -o FILE\n")
+    assert main([*words, "-o", "go.sbatch"]) == 2
+    assert "sbatch is not on this machine" in capsys.readouterr().err
+
+
+def test_a_run_that_is_there_is_resumed_or_left_alone(capsys: Said, folder: Path) -> None:
+    Path("runs/tiny").mkdir(parents=True)
+    Path("plan.toml").rename("runs/tiny/plan.toml")
+    capsys.readouterr()
+    words = ["launch", "runs/tiny/plan.toml", "--on", "torchrun"]
+    assert main(words) == 0
+    assert f"--run {folder}/runs/tiny-2\n" in capsys.readouterr().out
+    assert main([*words, "--resume"]) == 0
+    assert f"--run {folder}/runs/tiny --resume\n" in capsys.readouterr().out
+    assert main([*words, "--run", "runs/tiny"]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_elsewhere_the_run_is_kept_where_that_place_keeps_them(capsys: Said) -> None:
+    words = ["launch", "plan.toml", "--device", "cpu", "--on"]
+    capsys.readouterr()
+    assert main([*words, "kubernetes", "--image", "i", "--claim", "c"]) == 0
+    assert '"--run", "/runs/tiny"]' in capsys.readouterr().out
+    assert main([*words, "skypilot", "--setup", "true"]) == 0
+    assert "--run runs/tiny\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "hint"),
+    [
+        (["--on", "slurm"], "slurm needs --device", "--device cpu or --device gpu"),
+        (["--on", "slum"], '"slum" is none of: torchrun', "did you mean slurm?"),
+        (["--on", "torchrun", "--image", "i"], "torchrun has no use for --image", "--head"),
+        (["--on", "torchrun", "--nodes", "3"], "does not divide the plan's 2", "one of: 1, 2"),
+        (["--on", "torchrun", "--nodes", "2"], "whose address is not known", "--head NAME"),
+    ],
+)
+def test_a_mistake_is_answered(words: list[str], what: str, hint: str, capsys: Said) -> None:
+    capsys.readouterr()
+    assert main(["launch", "plan.toml", *words]) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert what in first and hint in last
+
+
+def test_it_never_loads_torch_or_numpy() -> None:
+    program = (
+        "import sys; from narrows.cli.main import main;"
+        "code = main(['launch', 'plan.toml', '--on', 'ray', '--device', 'cpu']);"
+        "assert not {'torch', 'numpy'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
