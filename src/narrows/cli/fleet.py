@@ -20,6 +20,7 @@ _CONTEXT = 8192
 _CONTEXT_SIZED = 2048
 """Of a model that the budget sizes: as in the trainings that the scaling law was fitted to."""
 _ADAPTER_RANK = 16
+_CLASSES = 8
 _NF4_BITS = 4.127
 """Of a weight, its scale included: 0.127 with scales quantized again (arXiv:2305.14314)."""
 _LAYOUT = (
@@ -39,8 +40,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="sequences of a step (4M tokens)")
     parser.add_argument("--against", action="append", default=[], metavar="NAME",
                         help="another fleet to set beside it; repeatable")  # fmt: skip
-    parser.add_argument("--tune", choices=["lora", "qlora"],
-                        help="adapters of rank 16 beside whole or 4-bit weights")  # fmt: skip
+    parser.add_argument("--tune", metavar="HOW",
+                        help="lora, qlora: adapters of rank 16 beside whole or 4-bit weights; "
+                        "head: a head of classes alone; last:N: the last N layers")  # fmt: skip
     parser.add_argument("--page", metavar="FILE", help="write the forecast as a page, too")
     parser.add_argument("--region", metavar="NAME",
                         help="where machines stand, for carbon: france, us-west, ...")  # fmt: skip
@@ -164,13 +166,25 @@ def model(name: str, context: int | None) -> ModelSpec:
 
 
 def _tuning(chosen: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
-    """The share of the weights that adapters are, and how the others are stored."""
+    """What of the weights is trained, what gradients go back through, and how the rest is kept."""
     from narrows.plan.fleet.work import Work, adapter_share
 
-    if chosen.tune is None:
+    how = chosen.tune
+    if how is None:
         return {}
-    share = adapter_share(Work.of(spec, spec.context), _ADAPTER_RANK)
-    return {"trained": share, "stored_bits": _NF4_BITS if chosen.tune == "qlora" else None}
+    if how in ("lora", "qlora"):
+        share = adapter_share(Work.of(spec, spec.context), _ADAPTER_RANK)
+        return {"trained": share, "stored_bits": _NF4_BITS if how == "qlora" else None}
+    if how == "head":
+        share = _CLASSES * spec.width / spec.parameters
+        return {"trained": share, "reached": 0.0, "logits": False}
+    kind, _, count = how.partition(":")
+    if kind != "last" or not count.isdigit() or not 1 <= int(count) <= spec.layers:
+        raise BadInput(
+            f"--tune {how} is no way to tune {chosen.model}",
+            hint=f"lora, qlora, head, or last:N with N from 1 to {spec.layers}",
+        )
+    return {"trained": int(count) / spec.layers, "reached": int(count) / spec.layers}
 
 
 def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:

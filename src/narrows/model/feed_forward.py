@@ -94,9 +94,12 @@ class Routed(nn.Module):
             order_R, expert_R = order_R[kept_R], expert_R[kept_R]
         counts_E = _counts(expert_R, self.experts.count)
         y_RD = self.each(kernels, x_MD[order_R // self.experts.chosen], counts_E)
-        # What was dropped is zero.
-        all_SD = y_RD.new_zeros(chosen_MC.numel(), y_RD.shape[1]).index_copy(0, order_R, y_RD)
-        y_BTCD = all_SD.unflatten(0, (*x_BTD.shape[:2], -1))
+        if y_RD.shape[0] == chosen_MC.numel():
+            y_SD = y_RD[order_R.argsort()]
+        else:  # What was dropped is zero.
+            nothing_SD = y_RD.new_zeros(chosen_MC.numel(), y_RD.shape[1])
+            y_SD = nothing_SD.index_copy(0, order_R, y_RD)
+        y_BTCD = y_SD.unflatten(0, (*x_BTD.shape[:2], -1))
         weights_BTC = weights_MC.unflatten(0, x_BTD.shape[:2]).to(y_BTCD.dtype)
         out_BTD = (y_BTCD * weights_BTC.unsqueeze(-1)).sum(dim=2)
         if self.shared_up is None or self.shared_down is None:

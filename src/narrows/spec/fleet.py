@@ -122,12 +122,13 @@ class Spread(Record):
     """How one optimizer step is laid over a fleet: devices = replicas · data · tensor · pipeline ·
     context. Experts are spread over `expert` of the data and tensor ranks.
 
-    `trained` is the share of parameters that have gradients; `stored_bits` those of a weight that
-    is kept narrower than it computes in, `state_bits` those of each of the optimizer's two moments.
-    `offload` keeps gradients and optimizer in the host's memory or on its disk, `chunked_loss`
-    never has all logits at once. Without `scattered` every tensor rank sends a whole activation to
-    the next stage. `gradient_bytes` are those of one parameter's gradient: a sum in fp32, and
-    whatever copy the stack keeps of it.
+    `trained` is the share of parameters that have gradients, `reached` that of the layers which
+    gradients go back through; without `logits` a head of a few classes stands for the vocabulary's.
+    `stored_bits` are those of a weight that is kept narrower than it computes in, `state_bits` of
+    each of the optimizer's two moments. `offload` keeps gradients and optimizer in the host's
+    memory or on its disk, `chunked_loss` never has all logits at once. Without `scattered` every
+    tensor rank sends a whole activation to the next stage. `gradient_bytes` are those of one
+    parameter's gradient: a sum in fp32, and whatever copy the stack keeps of it.
 
     Selective recompute is of the scores where they go through memory (arXiv:2205.05198), else of
     half of the products and all between them (PyTorch's selective activation checkpointing).
@@ -160,6 +161,8 @@ class Spread(Record):
     flash_attention: bool = True
     kernels: Fusion = "fused"
     trained: float = 1.0
+    reached: float = 1.0
+    logits: bool = True
     stored_bits: float | None = None
     state_bits: Literal[32, 16, 8] = 32
     offload: Offload = "none"

@@ -37,13 +37,18 @@ def parts(take: Callable[..., Step], make_fleet: MakeFleet) -> Take:
     return taken
 
 
-def ring(moved: float, ranks: int, rate: float, wait: float) -> float:
-    return (ranks - 1) * (moved / ranks / rate + wait)
+# The distance doubles: four steps over sixteen devices, the last two of them between nodes.
+WAITS = 4 * 1e-6 + 2 * 5e-6
+APART = 2 * (1e-6 + 5e-6)
+
+
+def gathered(moved: float, ranks: int, rate: float, waits: float) -> float:
+    return (ranks - 1) * moved / ranks / rate + waits
 
 
 def across_all(moved: float) -> float:
     """Seconds to gather over all sixteen devices: each node is left by its four ports."""
-    return ring(moved, 16, 4 * WIRE, 5e-6 / 4 + 1e-6)
+    return gathered(moved, 16, 4 * WIRE, WAITS)
 
 
 def directions(found: dict[str, float]) -> tuple[float, float]:
@@ -139,7 +144,7 @@ def test_few_tokens_for_an_expert_are_on_the_ramp(
 @pytest.mark.parametrize(("recompute", "passes"), [("none", 2), ("full", 3)])
 def test_tensor_parallel_collectives(parts: Take, recompute: str, passes: int) -> None:
     """Two all-reduces a pass, each a gather and a scatter of the stream."""
-    once = ring(T * D * 2, 4, BUS, 1e-6)
+    once = gathered(T * D * 2, 4, BUS, 2e-6)
     found = parts(tensor=4, recompute=recompute, sequence_parallel=False)["tensor"]
     assert found == pytest.approx(LAYERS * passes * 4 * once)
 
@@ -160,7 +165,7 @@ def test_the_ring_of_contexts(parts: Take, make_fleet: MakeFleet) -> None:
     found = parts(on=slow, context=16)
     flop = T / 16 * SCORES
     keys = 2 * 4 * 128 * T * 2
-    once = ring(keys, 16, 4 * 0.05 * WIRE, 5e-6 / 4 + 1e-6)
+    once = gathered(keys, 16, 4 * 0.05 * WIRE, WAITS)
     shown = max(0.0, once - flop / 40e12) + max(0.0, 2 * once - 2.5 * flop / 30e12)
     assert shown > 0.0 and found["context"] == pytest.approx(LAYERS * shown)
 
@@ -202,16 +207,16 @@ def test_gradients_are_summed_in_fp32_and_weights_gathered_in_16_bits(parts: Tak
 def test_gathering_parameters_hides_behind_the_passes(parts: Take, make_fleet: MakeFleet) -> None:
     found = parts(on=make_fleet(half=0.0, network=2e9), data=16, sharding="parameters")
     forward, backward = directions(found)
-    once = ring(2 * PARAMETERS, 16, 4 * 0.2 * WIRE, 5e-6 / 4 + 1e-6)
+    once = gathered(2 * PARAMETERS, 16, 4 * 0.2 * WIRE, WAITS)
     # Backward gathers again, and reduces twice the bytes: gradients are summed in fp32.
-    back = once + 2 * once - (5e-6 / 4 + 1e-6) * 15
+    back = once + 2 * once - WAITS
     shown = max(constants.CONTENTION * once, once - constants.OVERLAP * forward)
     shown += max(constants.CONTENTION * back, back - constants.OVERLAP * backward)
     assert shown > constants.CONTENTION * (once + back)
     assert found["data"] == pytest.approx(shown + back / LAYERS)
     quick = parts(on=make_fleet(half=0.0, network=1e12), data=16, sharding="parameters")
-    hidden = ring(2 * PARAMETERS, 16, BUS, 5e-6 / 4 + 1e-6)
-    back = hidden + 2 * hidden - (5e-6 / 4 + 1e-6) * 15
+    hidden = gathered(2 * PARAMETERS, 16, BUS, WAITS)
+    back = hidden + 2 * hidden - WAITS
     taken = constants.CONTENTION * (hidden + back)
     assert quick["data"] == pytest.approx(taken + back / LAYERS)
 
@@ -223,7 +228,7 @@ def test_copies_reduce_their_share_of_the_gradients(
     slow = make_fleet(half=0.0, network=0.5e9)
     alone = parts(on=slow, data=4, sharding=sharding)
     copied = parts(on=slow, data=4, replicas=4, sharding=sharding)
-    reduced = 2 * ring(2 * PARAMETERS / share, 4, 0.05 * WIRE, 5e-6 + 1e-6)
+    reduced = 2 * gathered(2 * PARAMETERS / share, 4, 0.05 * WIRE, APART)
     _, backward = directions(alone)
     assert copied["data"] - alone["data"] == pytest.approx(reduced - 0.5 * backward)
 
@@ -233,12 +238,12 @@ def test_experts_are_reduced_among_their_copies_alone(parts: Take, sparse: Model
     common = PARAMETERS - 7 * 3 * D * F + 7 * (3 * D * 1024 + 16 * D)
     found = parts(of=sparse, data=16, expert=4, sharding="optimizer")
 
-    def gathered(width: int) -> float:
+    def both(width: int) -> float:
         # Four ranks, one in each node, hold the same experts.
-        copies = ring(width * own / 4, 4, WIRE, 5e-6 + 1e-6)
+        copies = gathered(width * own / 4, 4, WIRE, APART)
         return across_all(width * common) + copies
 
-    expected = constants.EXPOSED_REDUCTION * (gathered(4) + gathered(2))
+    expected = constants.EXPOSED_REDUCTION * (both(4) + both(2))
     assert found["data"] == pytest.approx(expected)
     mine = (common + own) / 16
     assert found["optimizer"] == pytest.approx(constants.OPTIMIZER_BYTES * mine / MEMORY)

@@ -381,3 +381,16 @@ def test_fewer_layers_beside_the_head_shorten_the_step(take: TakeStep, small: Mo
         take(of=heavy, pipeline=4, accumulation=64, last_fewer=fewer) for fewer in (0, 2)
     )
     assert seconds(uneven) < seconds(even)
+
+
+def test_nothing_goes_back_in_front_of_what_is_trained(take: TakeStep) -> None:
+    whole = take(data=16)
+    half = take(data=16, trained=0.5, reached=0.5)
+    head = take(data=16, trained=1e-6, reached=0.0, logits=False)
+    assert parts(half)["gemm"] == pytest.approx(2 / 3 * parts(whole)["gemm"])
+    assert parts(head)["gemm"] == pytest.approx(1 / 3 * parts(whole)["gemm"], rel=1e-5)
+    assert parts(head)["head"] == 0.0 < parts(half)["head"]
+    # Attention's forward is 2 products at a rate of 0.4, its backward 5 at 0.3.
+    assert parts(head)["attention"] / parts(whole)["attention"] == pytest.approx(
+        (2 / 0.4) / (2 / 0.4 + 5 / 0.3)
+    )

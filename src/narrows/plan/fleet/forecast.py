@@ -99,9 +99,7 @@ def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float |
     energy = float(joules(taken, fleet)[0])
     step_tokens = float(batch * work.positions)
     peak = fleet.peak_of(spread.precision) * fleet.devices
-    # What is frozen has no gradient of its own: 2 of the 6 FLOP of a weight fall away.
-    frozen = 2.0 * (1.0 - spread.trained) * work.spec.product_parameters_active
-    flop = (work.spec.flop_per_token - frozen) * step_tokens
+    flop = flop_per_token(work, spread) * step_tokens
     steps = math.ceil(tokens / step_tokens) if tokens else 1
     price = float(fleet.price.value) if fleet.price else 0.0
     total = steps * seconds
@@ -121,6 +119,16 @@ def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float |
             * float(fleet.carbon.value),
         ),
     )  # fmt: skip
+
+
+def flop_per_token(work: Work, spread: Spread) -> float:
+    """Model FLOP of a token: of the 6 of a weight, 2 are its own gradient's, and 2 go back."""
+    spec = work.spec
+    products = float(spec.product_parameters_active)
+    products -= 0.0 if spread.logits else float(spec.vocabulary * spec.width)
+    scores = spec.flop_per_token - 6.0 * spec.product_parameters_active
+    back = spread.reached
+    return products * (2.0 + 2.0 * back + 2.0 * spread.trained) + scores * (1.0 + 2.0 * back) / 3.0
 
 
 def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:

@@ -70,7 +70,7 @@ def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
         kept = np.where(spreads.recompute == 1, 0.5 * (block + kept_stream), kept)
     again = np.where(full, block, 0.0)
     rows = np.minimum(T, _CHUNK) if shared.chunked_loss else T
-    logits = rows * work.spec.vocabulary / spreads.tensor * constants.LOGIT_MEMORY
+    logits = shared.logits * rows * work.spec.vocabulary / spreads.tensor * constants.LOGIT_MEMORY
     there = np.where(held.layers > 0.0, 1.0, 0.0)
     training = there * float(shared.trained > 0.0)
     # A product of weights that are kept narrower wants them whole first, one matrix at a time.
@@ -85,7 +85,7 @@ def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
         optimizer=optimizer,
         activations=training
         * constants.ALLOCATOR
-        * (held.flight * held.layers * kept + again),
+        * (held.flight * shared.reached * held.layers * kept + again),
         logits=training * held.losses * logits,
         workspace=there * constants.ALLOCATOR
         * (gathered + value * widest + training * constants.WORKSPACE_STREAMS * stream),

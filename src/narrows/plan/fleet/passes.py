@@ -269,8 +269,7 @@ def _reductions(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> fl
     links = Links.of(fleet)
     moved = np.array([tokens * work.spec.width * 2.0])
     ranks = np.array([float(replica.tensor)])
-    wait = (replica.tensor - 1) * links.latency_inside
-    around = max(0.0, float(links.gather(moved, ranks, np.ones(1))[0]) - wait)
+    around = float(links.moving(moved, ranks, np.ones(1))[0])
     once = replica.tensor * around
     twice = 2.0 * around + constants.SERVING_REDUCE_TWICE
     reduce = constants.SERVING_REDUCE + constants.SERVING_REDUCE_RANK * replica.tensor

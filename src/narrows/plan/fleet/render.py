@@ -58,6 +58,10 @@ def described(spread: Spread) -> str:
     words += [_choice(name, value) for name, value in spread.unusual.items()]
     if spread.trained < 1.0:
         words.append(f"{spread.trained:.2%} of the weights trained")
+    if not spread.logits:
+        words.append("a head of classes alone")
+    elif spread.reached < 1.0:
+        words.append(f"{spread.reached:.0%} of the layers reached")
     if spread.stored_bits is not None:
         words.append(f"the rest in {spread.stored_bits:g} bits")
     return ", ".join(words)

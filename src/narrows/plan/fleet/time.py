@@ -158,11 +158,13 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
     again_attention = full + scores * selective
     again_pointwise = full + (1.0 - 0.5 * scores) * selective + (spreads.recompute == 3)
     again = full + 0.5 * (1.0 - scores) * selective
-    # Frozen weights need no gradient of their own: one product of the two backward falls away.
-    gemm_all = gemm * (2.0 + spreads.shared.trained + again)
-    attention = forward_attention * (1.0 + again_attention) + backward_attention
+    # Frozen weights need no gradient of their own: one product of the two backward falls away. In
+    # front of all that is trained nothing goes backward.
+    back = spreads.shared.reached
+    gemm_all = gemm * (1.0 + back * (1.0 + again) + spreads.shared.trained)
+    attention = forward_attention * (1.0 + back * again_attention) + back * backward_attention
     light = constants.FORWARD_SHARE * memory_bound
-    pointwise = memory_bound + light * again_pointwise
+    pointwise = light + back * (memory_bound - light + light * again_pointwise)
     forward = gemm + forward_attention + light
     backward = gemm_all + attention + pointwise - forward
     D = work.spec.width
@@ -170,11 +172,13 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
     ones = np.ones_like(T)
     # Two all-reduces forward and two backward, each a gather and a scatter; again where recomputed.
     shown = 1.0 - constants.TENSOR_OVERLAP if spreads.shared.sequence_parallel else 1.0
-    tensor = shown * 4.0 * (2.0 + full) * links.gather(moved, spreads.tensor, ones)
+    passes = 1.0 + back * (1.0 + full)
+    tensor = shown * 4.0 * passes * links.gather(moved, spreads.tensor, ones)
+    met = _contexts(work, spreads, links, T, (forward_attention, backward_attention))
     return _Block(
         gemm=gemm_all, attention=attention, pointwise=pointwise, tensor=tensor,
-        expert=_experts_exchange(work, spreads, links, T) * (2.0 + full),
-        context=_contexts(work, spreads, links, T, (forward_attention, backward_attention)),
+        expert=_experts_exchange(work, spreads, links, T) * passes,
+        context=met * (1.0 + back) / 2.0,
         forward=forward, backward=backward, weight_gradients=gemm * spreads.shared.trained,
     )  # fmt: skip
 
@@ -240,7 +244,9 @@ def _memory_bound(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array
 
 
 def _head(spec: ModelSpec, spreads: Spreads, rates: Rates, T: Array) -> Array:
-    """The vocabulary's product, forward and backward, and the loss."""
+    """The vocabulary's product, forward and backward, and the loss; a few classes cost nothing."""
+    if not spreads.shared.logits:
+        return np.zeros_like(T)
     matrix = (Matrix("head", float(spec.vocabulary), float(spec.width), "out"),)
     whole, cut = halves(matrix, rates.half)
     t = spreads.tensor

@@ -38,6 +38,8 @@ class Wanted:
     exchange: str | None = None
     reshard: bool | None = None
     trained: float = 1.0
+    reached: float = 1.0
+    logits: bool = True
     stored_bits: float | None = None
     state_bits: int = 32
     offload: str = "none"
@@ -51,7 +53,8 @@ class Wanted:
             precision=self.precision,  # type: ignore[arg-type]
             state_bits=self.state_bits,  # type: ignore[arg-type]
             offload=self.offload,  # type: ignore[arg-type]
-            trained=self.trained, stored_bits=self.stored_bits, chunked_loss=self.chunked_loss,
+            trained=self.trained, reached=self.reached, logits=self.logits,
+            stored_bits=self.stored_bits, chunked_loss=self.chunked_loss,
             sequence_parallel=self.sequence_parallel,
         )  # fmt: skip
 
