@@ -86,8 +86,12 @@ class Split:
             gradient.copy_(piece.view_as(gradient))
 
 
-def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed: int) -> Split:
-    """Build this process's part of the model with its first values."""
+def split(
+    spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed: int | None
+) -> Split:
+    """Build this process's part of the model with its first values; without a `seed` it stays on
+    the meta device.
+    """
     with torch.device("meta"):
         model = Transformer(spec, making.kernels, wrap=making.wrap).to(making.dtype)
     parts = {name: Part.whole(p.shape) for name, p in model.named_parameters()}
@@ -98,15 +102,20 @@ def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed
     vocabulary.apply(model, ranks.tensor, sequence=sequence)
     data.apply(model, ranks, layout)
     parts = _sharded(parts, ranks)
-    model.to_empty(device=making.device)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            whole = first_value(spec, name, parts[name].shape, seed)
-            local(parameter).copy_(parts[name].of(whole))
+    if seed is not None:
+        model.to_empty(device=making.device)
+        _fill(model, parts, seed)
     return Split(
         model=model, ranks=ranks, layout=layout, parts=parts, partial=frozenset(alike.partial),
         owned=frozenset(name for name in parts if _owns(name, alike.every, ranks)),
     )  # fmt: skip
+
+
+@torch.no_grad()
+def _fill(model: Transformer, parts: dict[str, Part], seed: int) -> None:
+    for name, parameter in model.named_parameters():
+        whole = first_value(model.spec, name, parts[name].shape, seed)
+        local(parameter).copy_(parts[name].of(whole))
 
 
 def local(parameter: Tensor) -> Tensor:
