@@ -91,6 +91,16 @@ class Kept:
         ranked = sorted(makers.items(), key=lambda pair: -pair[1])
         return MemoryPeak(**kinds, peak=most), {name: size for name, size in ranked if size}
 
+    def most(self) -> dict[str, float]:
+        """The most bytes of each kind at any time."""
+        live: dict[str, float] = {}
+        most: dict[str, float] = {}
+        for serial, change in self._events:
+            kind = self._kind.get(serial, "activations")
+            live[kind] = live.get(kind, 0.0) + change
+            most[kind] = max(most.get(kind, 0.0), live[kind])
+        return most
+
     def _become(self, serial: int, size: int) -> None:
         change = size - self._size.get(serial, 0)
         self._size[serial] = size

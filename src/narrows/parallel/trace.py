@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -62,7 +61,7 @@ def trace(spec: ModelSpec, layout: Layout, *, rank: int = 0) -> Trace:
     _refuse(spec, layout)
     began = time.perf_counter()
     dtype = torch.bfloat16 if layout.precision == "bf16" else torch.float32
-    making = Making(load("torch"), _wrapper(layout), _CPU, dtype)
+    making = Making(load("torch"), wrapper(layout), _CPU, dtype)
     with _alone_among(layout.processes, rank), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         ranks = ranks_of(layout, _CPU)
@@ -72,9 +71,10 @@ def trace(spec: ModelSpec, layout: Layout, *, rank: int = 0) -> Trace:
             counting = Counting(axes(ranks, layout))
             counts = step(mine, counting)
             memory, makers = _memory(mine, counting.kept)
+            most = counting.kept.most()
     return Trace(
         rank=rank, products=counts["products"], scores=counts["scores"],
-        traffic=traffic(counts), memory=memory, makers=makers,
+        traffic=traffic(counts), memory=memory, makers=makers, most=most,
         seconds=time.perf_counter() - began,
     )  # fmt: skip
 
@@ -92,22 +92,24 @@ def traffic(counts: _Counts) -> tuple[Traffic, ...]:
 
 
 def axes(ranks: Ranks, layout: Layout) -> dict[str, AxisName]:
-    """The axis of each group of processes, by the group's name."""
+    """The axis of each group of processes, by the group's name. Torch has one group of all
+    processes for whatever axis they are on: that of the first here is its name.
+    """
     found: dict[str, AxisName] = {}
     named: dict[AxisName, dist.ProcessGroup | None] = {
         "tensor": ranks.tensor.group, "context": ranks.context.group,
         "pipeline": ranks.pipeline.group, "expert": ranks.expert.group,
-        "data": ranks.batches.group,
     }  # fmt: skip
     for axis, group in named.items():
         if group is not None:
-            found[group.group_name] = axis
+            found.setdefault(group.group_name, axis)
     for mesh in (ranks.shared_mesh, ranks.expert_mesh):
         for name in () if mesh is None else mesh.mesh_dim_names or ():
-            kept_whole = layout.sharding == "none"
-            assert isinstance(mesh, DeviceMesh)
-            copies = name == "replicas" and not kept_whole
-            found[mesh.get_group(name).group_name] = "replicas" if copies else "data"
+            assert mesh is not None
+            copies = name == "replicas" and layout.sharding != "none"
+            found.setdefault(mesh.get_group(name).group_name, "replicas" if copies else "data")
+    if ranks.batches.group is not None:
+        found.setdefault(ranks.batches.group.group_name, "data")
     return found
 
 
@@ -210,13 +212,15 @@ def step(mine: Split, counting: Counting) -> _Counts:
     micros = min(layout.accumulation, _RUN)
     kept, parameters = counting.kept, mine.parameters().values()
 
+    late = micros > 1 and (layout.sharding in ("none", "optimizer") or layout.replicas > 1)
+
     def after() -> None:
         seen.append(counting.counts.copy())
-        for parameter in parameters:
-            if parameter.grad is not None:
-                kept.name("gradients", local(parameter.grad))
-        late = layout.sharding in ("none", "optimizer") or layout.replicas > 1
-        if late and len(seen) < micros:
+        if not late:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    kept.name("gradients", local(parameter.grad))
+        elif len(seen) < micros:
             # Gradients wait for the last micro-batch's sum where no parameter shows them.
             kept.name_all("gradients")
 
@@ -260,7 +264,8 @@ def _alone_among(count: int, rank: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _wrapper(layout: Layout) -> Wrapper | None:
+def wrapper(layout: Layout) -> Wrapper | None:
+    """What a traced block is wrapped in."""
     if layout.recompute == "none":
         return None
     return lambda block: lambda *args: checkpoint(block, *args, use_reentrant=False)

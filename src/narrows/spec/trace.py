@@ -28,7 +28,8 @@ class Traffic(Record):
 class Trace(Record):
     """One rank's step: FLOP of products with weights and of scores, causal ones by the keys that
     are seen; collectives; memory at its fullest, whose `workspace` are parameters gathered whole
-    and whose `activations` are all else that comes and goes, `makers` the operations that made it.
+    and whose `activations` are all else that comes and goes, `makers` the operations that made it;
+    and the `most` that there is of each kind at any time.
     """
 
     rank: int
@@ -37,6 +38,7 @@ class Trace(Record):
     traffic: tuple[Traffic, ...]
     memory: MemoryPeak
     makers: dict[str, float]
+    most: dict[str, float]
     seconds: float
 
 

@@ -117,19 +117,19 @@ def _count(several: list[Traffic]) -> float:
 
 def _memory(rank: Rank, trace: Trace) -> Iterator[Compared]:
     held = memory(rank.work, Spreads.of([rank.spread])).record(0)
-    found = trace.memory
-    gathered = found.workspace if rank.spread.sharding != "parameters" else 0.0
+    found, most = trace.memory, trace.most
+    whole = rank.spread.sharding != "parameters"
+    gathered = most.get("workspace", 0.0) if whole else 0.0
+    arriving = 0.0 if whole else found.workspace
     rows = (
         ("weights", held.weights, found.weights + gathered, rank.weights()),
-        ("gradients", held.gradients, found.gradients,
-         rank.gradients(there=found.gradients > 0.0)),
+        ("gradients", held.gradients, most.get("gradients", 0.0), rank.gradients()),
         ("optimizer", held.masters + held.optimizer, found.optimizer, rank.optimizer()),
         ("what comes and goes", held.activations + held.logits + held.workspace,
-         found.activations + found.workspace - gathered,
-         rank.transient(held.activations + held.workspace)),
+         found.activations + arriving, rank.transient(held.activations + held.workspace)),
     )  # fmt: skip
     for name, planned, traced, reasons in rows:
         yield Compared(
             quantity=name, unit="B", planned=planned, traced=traced,
-            reasons=tuple(each for each in reasons if abs(each.amount) > 0.0),
+            reasons=tuple(each for each in reasons if each.amount),
         )  # fmt: skip

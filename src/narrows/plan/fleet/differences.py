@@ -19,6 +19,8 @@ from narrows.spec.trace import Reason
 
 _FP32 = 4.0
 _SMALL = "norms, biases and positions"
+_SPREAD = "experts are shared by tensor ranks, too"
+_PADDED = "pieces of experts are padded to a whole one"
 
 
 def _moved(ranks: float) -> float:
@@ -125,38 +127,44 @@ class Rank:
             yield Reason(name="the loss and its tokens are added up",
                          amount=2.0 * _moved(ranks) * 12.0, count=4.0)  # fmt: skip
 
-    def _shares(self) -> tuple[float, float]:
-        """Of each common parameter and of each expert's, what a rank sends when it is gathered."""
+    @property
+    def _among(self) -> tuple[float, float]:
+        """Ranks that share a copy of what all have, and of an expert."""
         d = float(self.spread.data * self.spread.context)
-        among = max(1.0, d * self.spread.tensor / self.spread.expert)
-        return _moved(d), _moved(among)
+        return d, max(1.0, d * self.spread.tensor / self.spread.expert)
+
+    @property
+    def _padded(self) -> float:
+        """What of the experts is moved, where there are more ranks than experts to cut."""
+        experts = self.work.spec.experts
+        if experts is None:
+            return 1.0
+        here, ranks = experts.count / self.spread.expert, self._among[1]
+        return math.ceil(here / ranks) * ranks / here
 
     def _sent(self) -> float:
-        common, own = self._shares()
-        return common * self.common + own * self.own
+        """Parameters that a rank sends when all are gathered, as planned."""
+        d, among = self._among
+        return _moved(d) * self.common + _moved(min(d, among)) * self.own
 
     def _otherwise(self, often: float) -> Iterator[Reason]:
         """What is true of every gathering and scattering: `often` bytes of a parameter."""
-        common, own = self._shares()
-        d = float(self.spread.data * self.spread.context)
-        planned = _moved(min(d, max(1.0, d * self.spread.tensor / self.spread.expert)))
-        if self.own and own != planned:
-            yield Reason(name="experts are shared by tensor ranks, too",
-                         amount=often * self.own * (own - planned))  # fmt: skip
-        yield Reason(name=_SMALL, amount=often * common * self.small)
+        d, among = self._among
+        more = _moved(among) - _moved(min(d, among))
+        yield Reason(name=_SPREAD, amount=often * self.own * more)
+        padding = self.own * (self._padded - 1.0)
+        yield Reason(name=_PADDED, amount=often * _moved(among) * padding)
+        yield Reason(name=_SMALL, amount=often * _moved(d) * self.small)
 
-    def _experts_apart(self, often: float) -> Iterator[Reason]:
-        if not self.work.layers_experts:
-            return
-        there = self._shares()[1] > 0.0
-        planned = min(self.spread.data * self.spread.context,
-                      self.spread.data * self.spread.tensor / self.spread.expert) > 1  # fmt: skip
-        count = (float(there) - float(planned)) * self.work.layers_experts * often
-        if count:
-            yield Reason(name="experts are gathered apart", amount=1e-9, count=count)
+    def _pieces(self, *, sharded: bool) -> tuple[float, float, float]:
+        """Parameters that a rank keeps: as planned, what padding adds on the first, small ones."""
+        if not sharded:
+            return self.common + self.own, 0.0, self.small
+        d, among = self._among
+        own = self.own / among
+        return self.common / d + own, own * (self._padded - 1.0), self.small / d
 
     def _summed(self) -> Iterator[Reason]:
-        common, own = self._shares()
         ranks = float(self.spread.data * self.spread.context * self.spread.replicas)
         sent, more = self._sent(), _moved(ranks) * (self.common + self.own)
         if ranks > self.spread.data * self.spread.context:
@@ -174,7 +182,7 @@ class Rank:
         yield from self._otherwise(self.value + _FP32 * (1 + again))
 
     def _gathered(self) -> Iterator[Reason]:
-        m, common = self.spread.accumulation, self._shares()[0]
+        m, common = self.spread.accumulation, _moved(self._among[0])
         again = float(self.spread.reshard)
         yield Reason(name="gradients are scattered in 32 bits",
                      amount=m * (_FP32 - self.value) * self._sent())  # fmt: skip
@@ -191,7 +199,7 @@ class Rank:
         planned /= d if self.spread.sharding == "parameters" else 1.0
         if self.spread.sharding == "none":
             yield Reason(name="one sum among all copies", amount=-planned,
-                         count=-2.0 * (self.layers + 1.0))  # fmt: skip
+                         count=-2.0 * (self.layers + self.work.layers_experts + 1.0))  # fmt: skip
             return
         piece = 2.0 * _moved(r) * whole * self.value / d
         yield Reason(name="copies add up the gradients of their pieces alone",
@@ -201,36 +209,42 @@ class Rank:
 
     def weights(self) -> Iterator[Reason]:
         """Of memory that parameters take."""
-        whole = self.common + self.own
-        several = self.spread.data * self.spread.context * self.spread.replicas > 1
-        small = self.small / (self.shards if self.spread.sharding == "parameters" else 1.0)
-        if several and self.spread.sharding != "parameters":
+        parameters = self.spread.sharding == "parameters"
+        if self.spread.devices > 1 and not parameters:
+            piece = sum(self._pieces(sharded=self.spread.sharding != "none"))
             yield Reason(name="a rank's own piece stays beside what is gathered of it",
-                         amount=self.value * (whole + self.small) / self.shards)  # fmt: skip
+                         amount=self.value * piece)  # fmt: skip
+        _, padded, small = self._pieces(sharded=parameters)
+        yield Reason(name=_PADDED, amount=self.value * padded)
         yield Reason(name=_SMALL, amount=self.value * small)
 
-    def gradients(self, *, there: bool) -> Iterator[Reason]:
-        """Of memory that gradients take, `there` or not when memory is fullest."""
+    def gradients(self) -> Iterator[Reason]:
+        """Of memory that gradients take."""
         spread = self.spread
         early = spread.sharding in ("gradients", "parameters")
-        planned = _FP32 * (self.common + self.own) / (self.shards if early else 1.0)
-        if not there:
-            yield Reason(name="none is there yet when memory is fullest", amount=-planned)
-            return
-        alone = spread.data * spread.context * spread.replicas == 1
-        summed = alone or (early and spread.replicas == 1)
+        alone = spread.devices == 1
+        once = spread.accumulation == 1
+        planned, padded, small = self._pieces(sharded=early)
+        if once and spread.sharding == "optimizer":
+            piece, padded, small = self._pieces(sharded=True)
+            yield Reason(name="a single micro-batch's are scattered at once",
+                         amount=_FP32 * (piece - planned))  # fmt: skip
+            planned = piece
+        summed = once or alone or (early and spread.replicas == 1)
         width = self.value if summed else _FP32
-        if width < _FP32:
-            yield Reason(name="they are kept in the weights' 16 bits",
-                         amount=planned * (width / _FP32 - 1.0))  # fmt: skip
+        yield Reason(name="they are kept in the weights' 16 bits",
+                     amount=(width - _FP32) * planned)  # fmt: skip
         if early and not summed:
             yield Reason(name="the buffer of the last scatter stays until the next",
                          amount=_FP32 * (self.tables + self.small_outside))  # fmt: skip
-        yield Reason(name=_SMALL, amount=width * self.small / (self.shards if early else 1.0))
+        yield Reason(name=_PADDED, amount=width * padded)
+        yield Reason(name=_SMALL, amount=width * small)
 
     def optimizer(self) -> Iterator[Reason]:
         """Of memory that masters and moments take."""
-        yield Reason(name=_SMALL, amount=state_bytes(self.spread) * self.small / self.shards)
+        _, padded, small = self._pieces(sharded=self.spread.sharding != "none")
+        yield Reason(name=_PADDED, amount=state_bytes(self.spread) * padded)
+        yield Reason(name=_SMALL, amount=state_bytes(self.spread) * small)
 
     def transient(self, worn: float) -> Iterator[Reason]:
         """Of memory that comes and goes, of which the plan has `worn` with an allocator's share."""

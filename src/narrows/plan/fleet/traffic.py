@@ -208,4 +208,5 @@ def _summed(several: Iterator[Traffic]) -> Traffic:
 
 def _copies(work: Work, spreads: Spreads) -> Iterator[Traffic]:
     message = copies(spreads, held(work, spreads))
-    yield _each("replicas", "sum", message, work.layers / spreads.pipeline + 1.0, 2.0)
+    pieces = (work.layers + work.layers_experts) / spreads.pipeline + 1.0
+    yield _each("replicas", "sum", message, pieces, 2.0)
