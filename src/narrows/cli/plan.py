@@ -18,8 +18,7 @@ narrows plan job.toml --machine other.toml          on a machine probed elsewher
 narrows plan --machine 8xh100-sxm --model llama-3.1-8b              on machines to rent
 narrows plan --machine 8xh100-sxm --budget "$10,000"                what they can train for that
 narrows plan --machine h100-sxm --model llama-3.1-8b --serve 32     how it would answer
-narrows plan --machine 128x8xh100-sxm --model llama-3.1-8b --set layout.tensor=8
-  --set layout.context=1 --trace                                    what a rank really does"""
+narrows plan --machine 8xh100-sxm --model llama-3.1-8b --trace      and what a rank really does"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

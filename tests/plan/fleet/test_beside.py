@@ -10,7 +10,9 @@ import pytest
 
 from narrows.parallel.trace import trace
 from narrows.plan.fleet.beside import as_run, compare
+from narrows.plan.fleet.told import text
 from narrows.plan.fleet.work import Work
+from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Spread
 from narrows.spec.model import Experts, ModelSpec, gpt2, llama
 from narrows.spec.trace import Comparison, Trace
@@ -85,8 +87,10 @@ def test_what_no_reason_explains_is_left() -> None:
 def test_the_text_has_both_sides_and_the_reasons() -> None:
     told = text(beside("dense", "both"))
     assert told.startswith("dense on 8 ranks, one step of rank 0\n")
-    for part in ("planned", "traced", "gradients are scattered in 32 bits", "embedding and head",
-                 "not explained to within 1% by formulas: what comes and goes", "aten::"):  # fmt: skip
+    for part in (
+        "planned", "traced", "gradients are scattered in 32 bits", "embedding and head",
+        "not explained to within 1% by formulas: what comes and goes", "aten::",
+    ):  # fmt: skip
         assert part in told, part
     assert max(len(line) for line in told.splitlines()) <= 100
 
