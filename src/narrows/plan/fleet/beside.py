@@ -126,7 +126,7 @@ def _memory(rank: Rank, trace: Trace) -> Iterator[Compared]:
         ("gradients", held.gradients, most.get("gradients", 0.0), rank.gradients()),
         ("optimizer", held.masters + held.optimizer, found.optimizer, rank.optimizer()),
         ("what comes and goes", held.activations + held.logits + held.workspace,
-         found.activations + arriving, rank.transient(held.activations + held.workspace)),
+         found.activations + arriving, rank.transient(held)),
     )  # fmt: skip
     for name, planned, traced, reasons in rows:
         yield Compared(

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from narrows.plan.fleet import constants, traffic
+from narrows.plan.fleet.memory import kept_bytes
 from narrows.plan.fleet.optimizer import state_bytes
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Spread
-from narrows.spec.model import LayerNorm
+from narrows.spec.ledger import MemoryPeak
+from narrows.spec.model import LayerNorm, Learned, Rotary
 from narrows.spec.trace import Reason
 
 _FP32 = 4.0
@@ -246,10 +248,56 @@ class Rank:
         yield Reason(name=_PADDED, amount=state_bytes(self.spread) * padded)
         yield Reason(name=_SMALL, amount=state_bytes(self.spread) * small)
 
-    def transient(self, worn: float) -> Iterator[Reason]:
-        """Of memory that comes and goes, of which the plan has `worn` with an allocator's share."""
+    def transient(self, planned: MemoryPeak) -> Iterator[Reason]:
+        """Of memory that comes and goes, at the loss: torch's operations beside the fused ones that
+        the plan speaks of. For models of one kind of attention without masks, in 16 bits.
+        """
+        spread, value = self.spread, self.value
+        worn = planned.activations + planned.workspace
         yield Reason(name="the allocator reserves nothing here",
                      amount=worn * (1.0 / constants.ALLOCATOR - 1.0))  # fmt: skip
+        if spread.sharding == "parameters":
+            whole = self.common + self.own
+            block = (whole - self.tables) / self.layers
+            other = self.tables + self.small_outside - 2.0 * whole / self.layers
+            yield Reason(name="tables and a block's buffer stand gathered, not two blocks",
+                         amount=value * (block + (other if spread.reshard else 0.0)))  # fmt: skip
+        early = spread.sharding in ("gradients", "parameters")
+        if early and spread.accumulation > 1 and spread.replicas == 1:
+            yield Reason(name="the buffer of the last scatter stays until the next",
+                         amount=_FP32 * (self.tables + self.small_outside))  # fmt: skip
+        spec, t = self.work.spec, spread.tensor
+        plain = isinstance(spec.positions, Rotary | Learned) and spec.block_norms == "before"
+        odd = spec.experts or spec.latent or spec.window or spec.score_cap or spec.sinks
+        if not plain or odd or spec.query_norm or value == _FP32:
+            return
+        tokens = self.tokens / spread.accumulation
+        ranks = t if spread.sequence_parallel else 1.0
+        stream = tokens * spec.width * value
+        blocks = self.layers if not self.full else 0.0
+        if self.full:
+            kept = float(kept_bytes(self.work, Spreads.of([spread]))[0])
+            yield Reason(name="no block is done again yet", amount=-tokens * kept)
+            yield Reason(name="of a block done again both the stream and its last addition wait",
+                         amount=self.layers * stream / ranks)  # fmt: skip
+        yield Reason(name="a region's sequence stays whole once it is gathered",
+                     amount=blocks * 2.0 * stream * (1.0 - 1.0 / ranks))  # fmt: skip
+        yield Reason(name="nothing is dropped, and no masks are kept",
+                     amount=-blocks * constants.STREAMS_MORE * stream / ranks)  # fmt: skip
+        norms = 2.0 * tokens / ranks
+        # RMSNorm is spelt in fp32: its input, its result, a number a row.
+        each = 8.0 if isinstance(spec.norm, LayerNorm) else 6.0 * spec.width + 4.0
+        yield Reason(name="norms keep fp32", amount=blocks * norms * each)
+        heads = (2.0 * spec.heads + spec.kv_heads) * spec.head_width
+        turned = value * heads if isinstance(spec.positions, Rotary) else 0.0
+        yield Reason(name="turned queries and keys beside the projection, the output in its order",
+                     amount=blocks * tokens * turned / t)  # fmt: skip
+        gate = value * spec.feed_forward_width if spec.gated else 0.0
+        yield Reason(name="the activated gate", amount=blocks * tokens * gate / t)
+        # Of the streams that the plan has beside blocks four are the last norm's in fp32.
+        here = 0.0 if isinstance(spec.norm, LayerNorm) else 1.0 / ranks
+        yield Reason(name="the last norm's streams are of a piece, or not there",
+                     amount=4.0 * stream * (here - 1.0))  # fmt: skip
 
 
 def _norm(work: Work) -> float:

@@ -30,7 +30,7 @@ def _what(comparison: Comparison) -> Iterator[str]:
 
 
 def _table(comparison: Comparison) -> Iterator[str]:
-    yield f"{'':24}{'planned':>14}{'traced':>14}{'':>9}{'named':>9}{'left':>9}   collectives"
+    yield f"{'':24}{'planned':>16}{'traced':>16}{'':>9}{'named':>9}{'left':>9}   collectives"
     for row in comparison.rows:
         base = max(abs(row.planned), abs(row.traced)) or 1.0
         named = sum(reason.amount for reason in row.reasons) / base
@@ -38,7 +38,7 @@ def _table(comparison: Comparison) -> Iterator[str]:
         if row.planned_count or row.traced_count:
             counts = f"{row.planned_count:,.0f} and {row.traced_count:,.0f}"
         line = (
-            f"  {row.quantity:22}{_amount(row, row.planned):>14}{_amount(row, row.traced):>14}"
+            f"  {row.quantity:22}{_amount(row, row.planned):>16}{_amount(row, row.traced):>16}"
             f"{(row.traced - row.planned) / base:+9.1%}{named:+9.1%}{row.rest / base:+9.1%}"
             f"   {counts}"
         )
@@ -72,4 +72,4 @@ def _left(comparison: Comparison) -> Iterator[str]:
 
 
 def _amount(row: Compared, value: float) -> str:
-    return Bytes(value).text() if row.unit == "B" else f"{value:.4g} FLOP"
+    return Bytes(value).text() if row.unit == "B" else f"{value:.3g} FLOP"
