@@ -14,6 +14,7 @@ from narrows.cli.main import main
 from narrows.spec import record
 from narrows.spec.forecast import Forecast
 from narrows.spec.machine import Machine
+from narrows.spec.trace import Comparison
 
 Said = pytest.CaptureFixture[str]
 EIGHT = ["plan", "--machine", "8xh100-sxm", "--model", "llama-3.1-8b"]
@@ -300,3 +301,25 @@ def test_this_machine_stands_beside_those_to_rent(
     for goal in ("time", "money", "energy"):
         both = answered(capsys, *small, "--machine", "here", "--against", "h100", "--goal", goal)
         assert [each.fleet for each in both.elsewhere] == ["h100", "here"]
+
+
+def test_a_layout_is_traced_beside_its_plan(capsys: Said) -> None:
+    words = ["plan", "--machine", "8xh100-sxm", "--model", "gpt2", "--batch", "16",
+             "--set", "layout.tensor=2", "--set", "pipeline=1", "--set", "context=1",
+             "--set", "recompute=none", "--trace"]  # fmt: skip
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("gpt2 on 8 ranks, one step of rank 0")
+    assert main([*words, "--json"]) == 0
+    found = record.loads(Comparison, capsys.readouterr().out, source="comparison.json")
+    rows = {row.quantity: row for row in found.rows}
+    assert rows["products"].settled and rows["tensor ranks"].settled and rows["data ranks"].settled
+    assert rows["tensor ranks"].traced_count > rows["tensor ranks"].planned_count > 0
+
+
+def test_a_trace_is_of_a_layout_to_train_on_machines_of_the_catalogue(capsys: Said) -> None:
+    message, _ = refused(capsys, *EIGHT, "--serve", "4", "--trace")
+    assert message == "--trace says nothing of serving"
+    message, hint = refused(capsys, *EIGHT, "--set", "pipeline=2", "--trace")
+    assert message.startswith("pipeline ranks cannot be traced yet")
+    assert hint == "--set layout.pipeline=1"

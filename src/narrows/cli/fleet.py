@@ -11,8 +11,9 @@ from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
     from narrows.plan.fleet.question import Question
-    from narrows.spec.fleet import Fleet
+    from narrows.spec.fleet import Fleet, Spread
     from narrows.spec.model import ModelSpec
+    from narrows.spec.trace import Comparison
 
 _BATCH_TOKENS = 4_194_304
 _CONTEXT = 8192
@@ -43,6 +44,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tune", metavar="HOW",
                         help="lora, qlora: adapters of rank 16 beside whole or 4-bit weights; "
                         "head: a head of classes alone; last:N: the last N layers")  # fmt: skip
+    parser.add_argument("--trace", action="store_true",
+                        help="run a rank's step without memory, beside the plan")  # fmt: skip
     parser.add_argument("--page", metavar="FILE", help="write the forecast as a page, too")
     parser.add_argument("--region", metavar="NAME",
                         help="where machines stand, for carbon: france, us-west, ...")  # fmt: skip
@@ -78,8 +81,8 @@ def _placed(name: str, chosen: argparse.Namespace) -> Fleet:
 def refuse(chosen: argparse.Namespace) -> None:
     """Raises BadInput where something was given that a machine at hand is not asked."""
     for name in ("model", "context", "batch", "serve", "rate", "against", "tune", "page", "region",
-                 "pue"):  # fmt: skip
-        if getattr(chosen, name) not in (None, []):
+                 "pue", "trace"):  # fmt: skip
+        if getattr(chosen, name) not in (None, [], False):
             raise BadInput(
                 f"--{name} is of machines of the catalogue",
                 hint="name one, such as --machine 8xh100-sxm",
@@ -143,6 +146,19 @@ def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
         wanted=Wanted(**_wanted(chosen)),
         against=tuple(_placed(name, chosen) for name in chosen.against), ladder=ladder(known),
     ))  # fmt: skip
+
+
+def traced(asked: Question, spread: Spread) -> tuple[Comparison, str]:
+    """The layout beside one rank's step of it, and how that reads. Loads torch."""
+    from narrows.plan.fleet import beside, told
+    from narrows.plan.fleet.work import Work
+
+    layout = beside.as_run(spread, asked.model.context)
+    from narrows.parallel.trace import trace
+
+    work = Work.of(asked.model, asked.model.context)
+    found = beside.compare(asked.name, work, spread, trace(asked.model, layout))
+    return found, told.text(found)
 
 
 def model(name: str, context: int | None) -> ModelSpec:

@@ -18,7 +18,8 @@ narrows plan job.toml --machine other.toml          on a machine probed elsewher
 narrows plan --machine 8xh100-sxm --model llama-3.1-8b              on machines to rent
 narrows plan --machine 8xh100-sxm --budget "$10,000"                what they can train for that
 narrows plan --machine h100-sxm --model llama-3.1-8b --serve 32     how it would answer
-narrows plan --machine 8xh100-sxm --model llama-3.1-70b --rate "5 requests/s" --first-token 1s"""
+narrows plan --machine 8xh100-sxm --model llama-3.1-70b --rate "5 requests/s" --first-token 1s
+narrows plan --machine 8xh100-sxm --model llama-3.1-8b --trace      and what a rank really does"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +81,8 @@ def _for_a_fleet(chosen: argparse.Namespace) -> int:
         except DoesNotFit as refusal:
             raise remedy.advised(refusal, chosen, asked) from None
         found, told = predicted, text(predicted)
+        if chosen.trace:
+            found, told = fleet.traced(asked, predicted.spread)
         if chosen.page:
             from narrows.report import outlook
 

@@ -64,8 +64,8 @@ def demand(chosen: argparse.Namespace) -> Demand:
     from narrows.cli import fleet
     from narrows.plan.fleet.service import Demand
 
-    for name in ("budget", "overrides", "against", "tune", "page", "region", "pue"):
-        if getattr(chosen, name) not in (None, []):
+    for name in ("budget", "overrides", "against", "tune", "page", "region", "pue", "trace"):
+        if getattr(chosen, name) not in (None, [], False):
             option = "set" if name == "overrides" else name
             raise BadInput(f"--{option} says nothing of serving", hint="leave it or --serve out")
     asked = fleet.question(chosen)

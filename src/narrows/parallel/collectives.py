@@ -131,7 +131,9 @@ class _Sliced(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
         ctx.axis = axis
-        return x.chunk(axis.size, dim=1)[axis.rank].contiguous()
+        # Of a single sequence a piece is contiguous as it is: a view would keep all of x.
+        piece = x.chunk(axis.size, dim=1)[axis.rank]
+        return piece.clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:

@@ -41,7 +41,8 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout) -> None:
             _shard(routed.each, ranks.expert_mesh, policy, reshard=reshard)
         _shard(block, ranks.shared_mesh, policy, reshard=reshard)
     _shard(model, ranks.shared_mesh, policy, reshard=False)
-    for method in ("loss", "hidden", "piece"):
+    # `hidden`, within, would end the root's forward pass early: its tables would be gathered twice.
+    for method in ("loss", "piece"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
 
@@ -51,6 +52,8 @@ def micro_batch(model: nn.Module, layout: Layout, *, last: bool) -> None:
     if not isinstance(model, FSDPModule):
         return
     model.set_requires_gradient_sync(_each(layout) or last)
+    # Copies of a shard add up once; until then each keeps the sum of its own set.
+    model.set_requires_all_reduce(last)
     model.set_is_last_backward(last)
     if layout.sharding != "parameters":
         model.set_reshard_after_backward(last)

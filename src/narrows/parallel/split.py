@@ -109,8 +109,12 @@ class Split:
             gradient.copy_(piece.view_as(gradient))
 
 
-def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed: int) -> Split:
-    """Build this process's part of the model with its first values."""
+def split(
+    spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed: int | None
+) -> Split:
+    """Build this process's part of the model with its first values; without a `seed` it stays on
+    the meta device.
+    """
     with torch.device("meta"):
         model = Transformer(spec, making.kernels, wrap=making.wrap).to(making.dtype)
     parts = {name: Part.whole(p.shape) for name, p in model.named_parameters()}
@@ -127,11 +131,9 @@ def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed
     expert.apply(model, ranks, layout)
     data.apply(model, ranks, layout)
     parts = _sharded(parts, ranks)
-    model.to_empty(device=making.device)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            whole = first_value(spec, name, parts[name].shape, seed)
-            local(parameter).copy_(parts[name].of(whole))
+    if seed is not None:
+        model.to_empty(device=making.device)
+        _fill(model, parts, seed)
     owned = {name for name in parts if _owns(name, alike.every, ranks)}
     # The first rank of a pipeline owns what the last has a copy of.
     owned -= copied if ranks.pipeline.rank else set()
@@ -142,6 +144,13 @@ def split(spec: ModelSpec, layout: Layout, ranks: Ranks, making: Making, *, seed
         model=model, ranks=ranks, layout=layout, parts=parts, partial=frozenset(alike.partial),
         owned=frozenset(owned), copied=frozenset(copied), runner=runner,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def _fill(model: Transformer, parts: dict[str, Part], seed: int) -> None:
+    for name, parameter in model.named_parameters():
+        whole = first_value(model.spec, name, parts[name].shape, seed)
+        local(parameter).copy_(parts[name].of(whole))
 
 
 def local(parameter: Tensor) -> Tensor:

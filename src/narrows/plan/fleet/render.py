@@ -31,11 +31,11 @@ def text(forecast: Forecast) -> str:
         _elsewhere(forecast), _scaling(forecast),
         _evidence("how this is known", forecast.answers), _evidence("from", forecast.facts),
     )  # fmt: skip
-    wrapped = ([line for long in block for line in _wrapped(long)] for block in blocks)
-    return "\n\n".join("\n".join(block) for block in wrapped if block)
+    lines = ([line for long in block for line in wrapped(long)] for block in blocks)
+    return "\n\n".join("\n".join(block) for block in lines if block)
 
 
-def _wrapped(line: str) -> list[str]:
+def wrapped(line: str) -> list[str]:
     """A line, broken under its content where it is too long for a terminal."""
     label = re.match(r" +\w+ {2,}", line)
     return textwrap.wrap(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from narrows.plan.fleet import constants
+from narrows.plan.fleet import constants, traffic
 from narrows.plan.fleet.links import Links
 from narrows.plan.fleet.optimizer import step_seconds
 from narrows.plan.fleet.spreads import Spreads
@@ -110,7 +110,7 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     worst = np.maximum(np.maximum(first, np.where(p > 1, middle, each)) * whole, head_alone)
     per_micro = worst + each * block.communicating
     over = worst - each * whole
-    hops = _hops(work.spec, spreads, links, T)
+    hops = _hops(work, spreads, links, T)
     # Pieces of a stage leave other work to do while an activation travels.
     shown = np.where(spreads.interleave > 1, constants.HOPS_SHOWN, 1.0)
     pipeline = shown * hops * (m + p - 1.0) * spreads.interleave
@@ -167,13 +167,9 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
     pointwise = light + back * (memory_bound - light + light * again_pointwise)
     forward = gemm + forward_attention + light
     backward = gemm_all + attention + pointwise - forward
-    D = work.spec.width
-    moved = T * D * spreads.value_bytes
-    ones = np.ones_like(T)
-    # Two all-reduces forward and two backward, each a gather and a scatter; again where recomputed.
     shown = 1.0 - constants.TENSOR_OVERLAP if spreads.shared.sequence_parallel else 1.0
     passes = 1.0 + back * (1.0 + full)
-    tensor = shown * 4.0 * passes * links.gather(moved, spreads.tensor, ones)
+    tensor = shown * traffic.tensor_often(spreads) * links.gather(*traffic.tensor(work, spreads, T))
     met = _contexts(work, spreads, links, T, (forward_attention, backward_attention))
     return _Block(
         gemm=gemm_all, attention=attention, pointwise=pointwise, tensor=tensor,
@@ -256,16 +252,10 @@ def _head(spec: ModelSpec, spreads: Spreads, rates: Rates, T: Array) -> Array:
 
 def _experts_exchange(work: Work, spreads: Spreads, links: Links, T: Array) -> Array:
     """Tokens to their experts and back, forward, of an average block."""
-    experts = work.spec.experts
-    if experts is None:
+    if work.spec.experts is None:
         return np.zeros_like(T)
-    # A token goes out in the products' format and comes back in 16 bits.
-    narrow = 1.0 if spreads.shared.precision in ("fp8", "fp4") else spreads.value_bytes
-    copies = experts.chosen * (experts.capacity or 1.0)
-    sent = T / spreads.tensor * copies * work.spec.width * (narrow + spreads.value_bytes)
     share = constants.EXPERT_SHOWN * work.layers_experts / work.layers
-    stride = np.where(spreads.expert > spreads.tensor, spreads.inside_data / spreads.tensor, 1.0)
-    return share * links.exchange(sent, spreads.expert, stride)
+    return share * links.exchange(*traffic.experts(work, spreads, T))
 
 
 def _contexts(
@@ -274,24 +264,20 @@ def _contexts(
     """How queries meet the keys of other ranks of their context, forward and backward."""
     if not np.any(spreads.context > 1):
         return np.zeros_like(T)
-    spec, c, t = work.spec, spreads.context, spreads.tensor
     forward, backward = attention
     # Keys and values pass once around forward and twice backward (arXiv:2310.01889), hidden behind
     # the attention that needs them.
-    keys = 2.0 * spec.kv_heads * spec.head_width / t
-    once = links.gather(T * c * keys * spreads.value_bytes, c, spreads.inside_data)
+    once = links.gather(*traffic.keys(work, spreads, T))
     ring = np.maximum(0.0, once - forward) + np.maximum(0.0, 2.0 * once - backward)
-    # Or heads are dealt out and gathered again (arXiv:2309.14509), keys at least one head a rank.
-    heads = spec.heads * (spec.score_width + spec.value_width) / t
-    dealt = heads + 2.0 * spec.head_width * np.maximum(spec.kv_heads / t, c)
-    sent = links.exchange(T * dealt * spreads.value_bytes, c, spreads.inside_data)
+    # Or heads are dealt out and gathered again (arXiv:2309.14509).
+    sent = links.exchange(*traffic.heads(work, spreads, T))
     again = 2.0 + (spreads.recompute == 2)
     return np.where(spreads.exchange == 1, sent * again, ring)
 
 
-def _hops(spec: ModelSpec, spreads: Spreads, links: Links, T: Array) -> Array:
+def _hops(work: Work, spreads: Spreads, links: Links, T: Array) -> Array:
     """An activation to the next stage and its gradient back, cut among the tensor ranks."""
-    moved = 2.0 * T * spec.width * spreads.value_bytes
+    moved = 2.0 * traffic.stream(work, spreads, T)
     if not spreads.shared.scattered:
         # Such stacks also wait for the stage before and the one behind in turn.
         hop = 2.0 * links.send(moved, spreads.inside_pipeline)
@@ -311,22 +297,14 @@ def _data(
     held: tuple[Array, Array],
 ) -> Array:
     """What data-parallel collectives add to the step, beyond what computing hides."""
-    common, own = held
-    value, d, m = spreads.value_bytes, spreads.shards, spreads.accumulation
-    stride = spreads.inside_data
+    d, m = spreads.shards, spreads.accumulation
     blocks = work.layers / spreads.pipeline
 
     def gathered(width: float) -> Array:
-        shared = links.gather(common * width, d, stride)
-        if work.spec.experts is None:
-            return shared
-        return shared + links.gather(
-            own * width,
-            np.minimum(spreads.expert_shards, d),
-            stride * np.minimum(spreads.expert, d),
-        )
+        each = (links.gather(*sent) for sent in traffic.weights(work, spreads, held, width))
+        return np.asarray(sum(each))
 
-    once = gathered(value)
+    once = gathered(spreads.value_bytes)
     forward = blocks * block.forward + head / 3.0
     backward = blocks * block.backward + head * 2.0 / 3.0
     hidden = constants.OVERLAP
@@ -342,8 +320,6 @@ def _data(
     # A pipeline gathers its stage once a step, not for each micro-batch.
     often = np.where(spreads.pipeline > 1, 1.0, m)
     exposed = np.where(spreads.sharding == 3, every * often, plain)
-    r = spreads.replicas
-    shard = (common + own) * value / np.where(spreads.sharding == 3, d, 1.0)
-    across = 2.0 * links.gather(shard, r, stride * d)
+    across = 2.0 * links.gather(*traffic.copies(spreads, held))
     across = np.maximum(constants.EXPOSED_REDUCTION * across, across - 0.5 * backward)
-    return np.where(d > 1, exposed, 0.0) + np.where(r > 1, across, 0.0)
+    return np.where(d > 1, exposed, 0.0) + np.where(spreads.replicas > 1, across, 0.0)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from narrows.kernels.load import load
+from narrows.model.presets import preset
+from narrows.parallel import trace as tracing
+from narrows.parallel.mesh import ranks_of
+from narrows.parallel.split import Making, split
+from narrows.parallel.trace import Counting, axes, step, trace, traffic
+from narrows.spec.errors import BadInput
+from narrows.spec.layout import Layout
+from narrows.spec.ledger import MemoryPeak
+from narrows.spec.trace import Traffic
+
+from .equality import CPU, MODELS, layout_of
+from .processes import run
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "replicated": {"data": 2},
+    "optimizer": {"data": 4, "sharding": "optimizer", "micro_batch": 1},
+    "gradients": {"data": 2, "sharding": "gradients"},
+    "parameters": {"data": 4, "sharding": "parameters", "micro_batch": 1},
+    "kept": {"data": 2, "sharding": "parameters", "reshard": False},
+    "hybrid": {"data": 2, "replicas": 2, "sharding": "parameters", "micro_batch": 1},
+    "tensor": {"tensor": 2, "sequence_parallel": False},
+    "sequence": {"tensor": 4},
+    "both": {"tensor": 2, "data": 2, "sharding": "parameters"},
+    "again": {"tensor": 2, "data": 2, "sharding": "gradients", "recompute": "full"},
+}
+
+
+def really(layout: Layout, name: str) -> tuple[float, float, tuple[Traffic, ...], MemoryPeak]:
+    """The same counts of a process among real ones."""
+    ranks = ranks_of(layout, CPU)
+    making = Making(load("torch"), tracing.wrapper(layout), CPU, torch.float32)
+    mine = split(MODELS[name], layout, ranks, making, seed=3)
+    counting = Counting(axes(ranks, layout))
+    counts = step(mine, counting)
+    return counts["products"], counts["scores"], traffic(counts), counting.kept.peak()[0]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["dense", "gpt"])
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_trace_counts_what_real_processes_do(kind: str, name: str) -> None:
+    layout = layout_of(**LAYOUTS[kind])
+    found = run(layout.processes, really, layout, name)
+    for rank in (0, layout.processes - 1):
+        traced = trace(MODELS[name], layout, rank=rank)
+        products, scores, moved, memory = found[rank]
+        assert (traced.products, traced.scores, traced.traffic) == (products, scores, moved)
+        # Gloo's calls keep their tensors until its threads are done, now sooner and now later.
+        running = traced.memory.peak - traced.memory.optimizer
+        assert 0.98 * running < memory.peak < 1.1 * running
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_micro_batches_between_the_first_and_the_last_are_alike(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = msgspec.structs.replace(layout_of(**LAYOUTS[kind]), accumulation=7)
+    short = trace(MODELS["dense"], layout)
+    monkeypatch.setattr(tracing, "_RUN", 7)
+    whole = trace(MODELS["dense"], layout)
+    assert (short.products, short.scores) == (whole.products, whole.scores)
+    assert [(each.axis, each.kind, each.count) for each in short.traffic] == [
+        (each.axis, each.kind, each.count) for each in whole.traffic
+    ]
+    for one, other in zip(short.traffic, whole.traffic, strict=True):
+        assert one.bytes == pytest.approx(other.bytes, rel=1e-12)
+    # Its tokens apart, which are given whole.
+    assert short.memory.peak == pytest.approx(whole.memory.peak, rel=0.005)
+
+
+def test_a_thousand_ranks_send_what_eight_do_but_for_the_ring_s_share() -> None:
+    given = layout_of(data=8, sharding="gradients", micro_batch=1)
+    few, many = (
+        trace(MODELS["dense"], msgspec.structs.replace(given, data=data)) for data in (8, 1024)
+    )
+    assert few.products == many.products > 0.0
+    for one, other in zip(few.traffic, many.traffic, strict=True):
+        assert other.count == one.count
+        # Pieces of 64 rows among 1,024 are padded to a row each.
+        assert other.bytes >= one.bytes
+
+
+def test_what_parallel_does_not_run_is_refused() -> None:
+    with pytest.raises(BadInput, match="pipeline ranks cannot be traced yet"):
+        trace(MODELS["dense"], layout_of(pipeline=2))
+    spec = msgspec.structs.replace(MODELS["dense"], encoder_layers=2)
+    with pytest.raises(BadInput, match="encoder"):
+        trace(spec, layout_of(data=2))
+
+
+PROGRAM = """
+import json, resource, sys, time
+import msgspec
+from narrows.model.presets import preset
+from narrows.parallel.trace import trace
+from narrows.spec.layout import Layout
+name, given = sys.argv[1], json.loads(sys.argv[2])
+spec = msgspec.structs.replace(preset(name).spec, context=8192)
+found = trace(spec, msgspec.convert(given, Layout))
+most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps([found.products, time.process_time(), most]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("llama-3.1-8b", {"data": 128, "tensor": 8, "sharding": "parameters"}),
+        ("llama-3.1-70b", {"data": 128, "tensor": 8, "sharding": "parameters"}),
+    ],
+)
+def test_models_of_billions_on_1024_ranks_take_seconds(name: str, given: dict[str, Any]) -> None:
+    """Seconds of the processor: the same on a machine that others use, too."""
+    usual = msgspec.to_builtins(layout_of())
+    layout = {**usual, "micro_batch": 1, "accumulation": 4, "precision": "bf16",
+              "loss_chunk": 8192, **given}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, name, json.dumps(layout)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    products, seconds, most = json.loads(done.stdout)
+    spec = msgspec.structs.replace(preset(name).spec, context=8192)
+    tokens = 4 * 8192
+    assert products == pytest.approx(6 * tokens * spec.product_parameters_active / 8, rel=1e-9)
+    assert seconds < 40.0
+    assert most < 1e9
