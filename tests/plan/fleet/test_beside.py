@@ -122,7 +122,8 @@ def test_the_text_has_both_sides_and_the_reasons() -> None:
     told = text(beside("experts", "both"))
     assert told.startswith("experts on 8 ranks, one step of rank 0\n")
     for part in (
-        "planned", "traced", "tables stay gathered until they are needed backward", "embedding and head",
+        "planned", "traced", "tables stay gathered until they are needed backward",
+        "embedding and head",
         "not explained to within 1% by formulas: what comes and goes", "aten::",
     ):  # fmt: skip
         assert part in told, part
