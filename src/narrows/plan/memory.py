@@ -114,7 +114,7 @@ def saved_bytes(model: Shapes, setting: Setting) -> Array:
             turned = (model.heads + model.kv_heads) * model.head_width * value
             saved["turned queries and keys, and the output in their order"] = turned + out
     if model.dropout:
-        saved["masks of two dropouts"] = 2 * stream
+        saved["masks of two dropouts, a byte a value"] = 2 * model.width
     return np.asarray(sum(saved.values()))
 
 

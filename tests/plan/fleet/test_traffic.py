@@ -44,7 +44,8 @@ def test_sharded_parameters_are_gathered_twice_and_gradients_scattered_once() ->
     matrices = DENSE.parameters - (2 * L + 1) * D
     once = matrices * 2 * 7 / 8
     assert found[("data", "gather")] == (6 * (L + 1), pytest.approx(6 * once))
-    assert found[("data", "scatter")] == (3 * (L + 1), pytest.approx(3 * once))
+    # In 32 bits.
+    assert found[("data", "scatter")] == (3 * (L + 1), pytest.approx(2 * 3 * once))
     kept = sent(data=8, sharding="parameters", reshard=False)
     assert kept[("data", "gather")] == (3 * (L + 1), pytest.approx(3 * once))
 
