@@ -32,6 +32,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     intent.arguments(parser, file="job.toml|plan.toml|RUN")
     parser.add_argument("--run", metavar="DIR", help="the run folder (default runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    parser.add_argument(
+        "--survive", choices=["restart", "shrink", "none"], default="restart",
+        help="where one of several processes ends or hangs: start all again (the default), in "
+        "fewer processes if that keeps failing, or stop",
+    )  # fmt: skip
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -45,7 +50,8 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.report.text import text
     from narrows.train.run import train
 
-    speak.talk(f"training in {run_folder}")
+    if speaks():
+        speak.talk(f"training in {run_folder}")
     ledger = train(
         plan, run_folder, machine=machine, resume=chosen.resume, talk=speak.talk,
         sample=_sampler(plan),
@@ -64,14 +70,13 @@ def run(chosen: argparse.Namespace) -> int:
 def _launched(plan: Plan, run_folder: Path, machine: Machine, chosen: argparse.Namespace) -> int:
     """Write the run folder and go on in it with as many processes as the layout takes."""
     from narrows.spec.record import save
-    from narrows.train.launcher import launch
+    from narrows.train.survive import Survival, train_together
 
     run_folder.mkdir(parents=True, exist_ok=True)
-    save(plan, run_folder / "plan.toml")
     save(machine, run_folder / "machine.toml")
     speak.talk(f"{plan.layout.processes} processes of {plan.layout.threads} threads each")
-    arguments = ["train", str(run_folder), "--resume", *(["--json"] if chosen.json else [])]
-    launch(plan.layout.processes, arguments, run_folder)
+    arguments = ["--json"] if chosen.json else []
+    train_together(plan, run_folder, speak.talk, Survival(mode=chosen.survive), arguments)
     return 0
 
 
