@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from narrows.infer.checkpoint import weights
+from narrows.infer.checkpoint import join, weights
 from narrows.spec.dataset import Dataset
 from narrows.spec.errors import RunFailed
 from narrows.spec.plan import Plan
@@ -78,6 +80,31 @@ def test_a_killed_process_is_survived_and_nothing_is_lost(
         "warning: process 1 of 2 ended by signal 9; starting again from step 6"
     ] or said == ["warning: process 1 of 2 ended by signal 9; starting again from step 3"]
     assert events(run, "restart")[0]["step"] == 7
+    assert_same(run, undisturbed)
+
+
+def test_what_two_processes_saved_is_joined_to_one_file(undisturbed: Path, tmp_path: Path) -> None:
+    newest = undisturbed / "checkpoints" / "step-00000012"
+    assert len(list(newest.glob("weights-*"))) == 2
+    found, wanted = load_file(join(newest, tmp_path / "out")), weights(newest)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.slow
+def test_a_flipped_byte_in_one_part_leads_to_the_checkpoint_before(
+    plan: Plan, undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    part = run / "checkpoints" / "step-00000012" / "optimizer-00001-of-00002.safetensors"
+    content = bytearray(part.read_bytes())
+    content[-3] ^= 1
+    part.write_bytes(content)
+    survived(plan, run, None)
+    told = capfd.readouterr().err
+    assert "optimizer-00001-of-00002.safetensors does not match its checksum" in told
+    assert "resuming at step 9 of 12" in told
     assert_same(run, undisturbed)
 
 

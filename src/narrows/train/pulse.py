@@ -148,6 +148,8 @@ def failure(folder: Path, rank: int) -> Failure | None:
 
 
 def _failure(error: Exception) -> Failure:
+    if isinstance(error, BrokenPipeError):
+        return Failure(what="whoever read what was said went away", kind="asked")
     if not isinstance(error, NarrowsError):
         first = (str(error).splitlines() or [""])[0]
         return Failure(what=f"{type(error).__name__}: {first}", kind="else")
