@@ -22,7 +22,8 @@ EXAMPLES = """\
 narrows train --budget 5min --corpus shakespeare    from nothing to a model
 narrows train job.toml                              probe, prepare, plan and train
 narrows train plan.toml                             train what was planned
-narrows train runs/shakespeare --resume             go on where it stopped"""
+narrows train runs/shakespeare --resume             go on where it stopped
+narrows train RUN --resume --set layout.data=2      go on in another layout"""
 
 SAMPLE_TOKENS = 120
 
@@ -106,7 +107,28 @@ def _resumed(chosen: argparse.Namespace) -> tuple[Plan, Path, Machine]:
         run_folder = folder.existing(chosen.file)
     else:
         run_folder = folder.newest(intent.read(chosen).name)
-    return folder.plan_of(run_folder), run_folder, intent.machine(None)
+    plan, machine = folder.plan_of(run_folder), intent.machine(None)
+    if chosen.overrides:
+        plan = _changed(plan, run_folder, machine, chosen.overrides)
+    return plan, run_folder, machine
+
+
+def _changed(plan: Plan, run_folder: Path, machine: Machine, overrides: list[str]) -> Plan:
+    """The plan as it is to go on, written to the run folder; what changed is said there, too."""
+    from narrows.plan.change import changed, described
+    from narrows.spec.record import save
+    from narrows.train.events import note
+    from narrows.train.lock import locked
+
+    new = changed(plan, machine, overrides)
+    if new == plan:
+        return plan
+    message = f"{described(plan.layout)} -> {described(new.layout)}; on a spike: {new.on_spike}"
+    with locked(run_folder):
+        save(new, run_folder / "plan.toml")
+        note(run_folder, folder.step_of(run_folder), "layout", message)
+    speak.talk(message)
+    return new
 
 
 def _sampler(plan: Plan) -> Callable[[Transformer], str] | None:
