@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
+from narrows.data.prepare import prepare
+from narrows.spec.dataset import Dataset
+from narrows.spec.job import Cleaning, DataSpec
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Ledger, MemoryPeak, Total
 from narrows.spec.machine import (
@@ -21,7 +25,7 @@ from narrows.spec.machine import (
     Processor,
 )
 from narrows.spec.model import ModelSpec, gpt2, llama
-from narrows.spec.plan import AdamW, Checkpointing, Evaluation, Plan, Provenance, Schedule
+from narrows.spec.plan import AdamW, Checkpointing, Data, Evaluation, Plan, Provenance, Schedule
 from narrows.spec.units import (
     Bytes,
     BytesPerSecond,
@@ -31,6 +35,9 @@ from narrows.spec.units import (
 )
 
 VOCABULARY, CONTEXT = 96, 64
+SPEECH = (
+    "The quality of this line {n} is not strained; it droppeth as a number, {m}, from heaven.\n"
+)
 
 
 class RandomBatches:
@@ -120,3 +127,36 @@ def tiny_machine() -> Machine:
         compiler=Compiler(available=False, reason="a test"),
         kernel_sets=("torch",),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("text")
+    text = "".join(SPEECH.format(n=n, m=n * n % 97) for n in range(400))
+    (folder / "speech.txt").write_text(text)
+    cleaning = Cleaning(repetition_max=1.0, duplicates="keep")
+    spec = DataSpec(corpus=str(folder), tokenizer="character", validation=0.2, cleaning=cleaning)
+    before = os.environ.get("NARROWS_HOME")
+    os.environ["NARROWS_HOME"] = str(tmp_path_factory.mktemp("home"))
+    try:
+        return prepare(spec, talk=lambda said: None)
+    finally:
+        if before is None:
+            del os.environ["NARROWS_HOME"]
+        else:
+            os.environ["NARROWS_HOME"] = before
+
+
+def with_text(dataset: Dataset, **changes: object) -> Plan:
+    """A dozen steps over the text, saved each third."""
+    usual: dict[str, object] = {
+        "model": model("llama", vocabulary=dataset.vocabulary),
+        "steps": 12,
+        "evaluation": Evaluation(every=5, sequences=4),
+        "checkpoints": Checkpointing(every=3, keep=2),
+        "data": Data(
+            folder=dataset.folder, digest=dataset.digest, tokens_train=dataset.tokens_train,
+            tokens_validation=dataset.tokens_validation, bytes_per_token=dataset.bytes_per_token,
+        ),
+    }  # fmt: skip
+    return plan(**{**usual, **changes})

@@ -15,42 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from narrows.data.prepare import prepare
 from narrows.spec.dataset import Dataset
 from narrows.spec.errors import BadInput, Interrupted, RunFailed
-from narrows.spec.job import Cleaning, DataSpec
 from narrows.spec.ledger import KINDS, Ledger
 from narrows.spec.machine import Machine
-from narrows.spec.plan import Checkpointing, Data, Evaluation, Plan
+from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
-from narrows.train import run as train_run
+from narrows.train.lock import locked
 from narrows.train.run import train
 from narrows.train.step import Trainer
 
-from . import conftest
-from .conftest import layout, model, tiny_machine
-
-SPEECH = (
-    "The quality of this line {n} is not strained; it droppeth as a number, {m}, from heaven.\n"
-)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("text")
-    text = "".join(SPEECH.format(n=n, m=n * n % 97) for n in range(400))
-    (folder / "speech.txt").write_text(text)
-    cleaning = Cleaning(repetition_max=1.0, duplicates="keep")
-    spec = DataSpec(corpus=str(folder), tokenizer="character", validation=0.2, cleaning=cleaning)
-    before = os.environ.get("NARROWS_HOME")
-    os.environ["NARROWS_HOME"] = str(tmp_path_factory.mktemp("home"))
-    try:
-        return prepare(spec, talk=lambda said: None)
-    finally:
-        if before is None:
-            del os.environ["NARROWS_HOME"]
-        else:
-            os.environ["NARROWS_HOME"] = before
+from .conftest import layout, tiny_machine, with_text
 
 
 @pytest.fixture
@@ -60,17 +35,7 @@ def machine() -> Machine:
 
 @pytest.fixture
 def plan(dataset: Dataset) -> Plan:
-    return conftest.plan(
-        model=model("llama", vocabulary=dataset.vocabulary),
-        layout=layout(micro_batch=2, accumulation=2),
-        steps=12,
-        evaluation=Evaluation(every=5, sequences=4),
-        checkpoints=Checkpointing(every=3, keep=2),
-        data=Data(
-            folder=dataset.folder, digest=dataset.digest, tokens_train=dataset.tokens_train,
-            tokens_validation=dataset.tokens_validation, bytes_per_token=dataset.bytes_per_token,
-        ),
-    )  # fmt: skip
+    return with_text(dataset, layout=layout(micro_batch=2, accumulation=2))
 
 
 def lines(run: Path) -> list[dict[str, object]]:
@@ -155,7 +120,7 @@ def test_ctrl_c_saves_first(plan: Plan, machine: Machine, tmp_path: Path) -> Non
 def test_two_trainings_in_one_folder_are_refused(
     plan: Plan, machine: Machine, tmp_path: Path
 ) -> None:
-    with train_run._locked(tmp_path), pytest.raises(BadInput, match="another training"):
+    with locked(tmp_path), pytest.raises(BadInput, match="another training"):
         train(plan, tmp_path, machine=machine, resume=False, talk=silent)
 
 

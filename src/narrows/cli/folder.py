@@ -72,6 +72,12 @@ def plan_of(folder: Path) -> Plan:
     return load(Plan, folder / "plan.toml")
 
 
+def step_of(folder: Path) -> int:
+    """After how many steps the newest checkpoint of a run was written; 0 where there is none."""
+    names = [path.name for path in (folder / "checkpoints").glob("step-*") if not path.suffix]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
 def _runs(path: Path) -> str:
     """The nearest run, or the command that makes one."""
     names = [str(plan.parent) for plan in (*path.parent.glob("*/plan.toml"), *_default())]

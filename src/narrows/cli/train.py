@@ -22,7 +22,8 @@ EXAMPLES = """\
 narrows train --budget 5min --corpus shakespeare    from nothing to a model
 narrows train job.toml                              probe, prepare, plan and train
 narrows train plan.toml                             train what was planned
-narrows train runs/shakespeare --resume             go on where it stopped"""
+narrows train runs/shakespeare --resume             go on where it stopped
+narrows train RUN --resume --set layout.data=2      go on in another layout"""
 
 SAMPLE_TOKENS = 120
 
@@ -32,6 +33,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     intent.arguments(parser, file="job.toml|plan.toml|RUN")
     parser.add_argument("--run", metavar="DIR", help="the run folder (default runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    parser.add_argument(
+        "--survive", choices=["restart", "shrink", "none"], default="restart",
+        help="where one of several processes ends or hangs: start all again (the default), in "
+        "fewer processes if that keeps failing, or stop",
+    )  # fmt: skip
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -48,7 +54,8 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.report.text import text
     from narrows.train.run import train
 
-    speak.talk(f"training in {run_folder}")
+    if speaks():
+        speak.talk(f"training in {run_folder}")
     ledger = train(
         plan, run_folder, machine=machine, resume=resume, talk=speak.talk,
         sample=_sampler(plan),
@@ -67,14 +74,13 @@ def run(chosen: argparse.Namespace) -> int:
 def _launched(plan: Plan, run_folder: Path, machine: Machine, chosen: argparse.Namespace) -> int:
     """Write the run folder and go on in it with as many processes as the layout takes."""
     from narrows.spec.record import save
-    from narrows.train.launcher import launch
+    from narrows.train.survive import Survival, train_together
 
     run_folder.mkdir(parents=True, exist_ok=True)
-    save(plan, run_folder / "plan.toml")
     save(machine, run_folder / "machine.toml")
     speak.talk(f"{plan.layout.processes} processes of {plan.layout.threads} threads each")
-    arguments = ["train", str(run_folder), "--resume", *(["--json"] if chosen.json else [])]
-    launch(plan.layout.processes, arguments, run_folder)
+    arguments = ["--json"] if chosen.json else []
+    train_together(plan, run_folder, speak.talk, Survival(mode=chosen.survive), arguments)
     return 0
 
 
@@ -107,7 +113,28 @@ def _resumed(chosen: argparse.Namespace) -> tuple[Plan, Path, Machine]:
         run_folder = folder.existing(chosen.file)
     else:
         run_folder = folder.newest(intent.read(chosen).name)
-    return folder.plan_of(run_folder), run_folder, intent.machine(None)
+    plan, machine = folder.plan_of(run_folder), intent.machine(None)
+    if chosen.overrides:
+        plan = _changed(plan, run_folder, machine, chosen.overrides)
+    return plan, run_folder, machine
+
+
+def _changed(plan: Plan, run_folder: Path, machine: Machine, overrides: list[str]) -> Plan:
+    """The plan as it is to go on, written to the run folder; what changed is said there, too."""
+    from narrows.plan.change import changed, described
+    from narrows.spec.record import save
+    from narrows.train.events import note
+    from narrows.train.lock import locked
+
+    new = changed(plan, machine, overrides)
+    if new == plan:
+        return plan
+    message = f"{described(plan.layout)} -> {described(new.layout)}; on a spike: {new.on_spike}"
+    with locked(run_folder):
+        save(new, run_folder / "plan.toml")
+        note(run_folder, folder.step_of(run_folder), "layout", message)
+    speak.talk(message)
+    return new
 
 
 def _sampler(plan: Plan) -> Callable[[Transformer], str] | None:

@@ -61,6 +61,24 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
         raise BadInput(error.what, hint=_others(checkpoint)) from None
 
 
+def join(checkpoint: Path, to: Path) -> Path:
+    """Write the checkpoint's weights, by however many processes, as one model.safetensors in the
+    folder `to`, whole or not at all; returns its path.
+    """
+    from safetensors.torch import save_file
+
+    found = weights(checkpoint)
+    to.mkdir(parents=True, exist_ok=True)
+    path = to / "model.safetensors"
+    partial = path.with_suffix(".partial")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in found.items()}, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
 def step(checkpoint: Path) -> int:
     """After how many steps the checkpoint was written."""
     return int(_state(checkpoint).get("step", 0))

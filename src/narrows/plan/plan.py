@@ -195,6 +195,7 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         batch_sequences=wanted.batch,
         context=model.context,
         steps=run.steps,
+        on_spike=job.train.on_spike,
         evaluation=run.cadence.evaluation,
         checkpoints=run.cadence.checkpoints,
         data=_data(dataset),

@@ -45,6 +45,22 @@ def shared(layout: Layout, intent: LayoutIntent) -> Layout:
     )
 
 
+def fewer(layout: Layout) -> Layout | None:
+    """The same global batch on half the ranks that read different sequences, each with twice the
+    micro-batches and threads; None where there is no half.
+    """
+    name = "replicas" if layout.replicas % 2 == 0 else "data"
+    half, odd = divmod(getattr(layout, name), 2)
+    if odd:
+        return None
+    smaller = msgspec.structs.replace(
+        layout, **{name: half}, accumulation=2 * layout.accumulation, threads=2 * layout.threads
+    )
+    around = smaller.data * smaller.context * smaller.tensor
+    expert = max(n for n in range(1, layout.expert + 1) if not (around % n or layout.expert % n))
+    return msgspec.structs.replace(smaller, expert=expert)
+
+
 def _divisions(
     intent: LayoutIntent, model: ModelSpec, batch: int
 ) -> Iterator[tuple[str, int, str, int]]:

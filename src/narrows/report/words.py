@@ -181,6 +181,11 @@ EVENTS = {
     "slow": Phrase("slow", "变慢"),
     "checkpoint": Phrase("checkpoint", "检查点"),
     "stopped": Phrase("stopped", "停止"),
+    "restart": Phrase("started again", "重新启动"),
+    "shrink": Phrase("fewer processes", "减少进程"),
+    "layout": Phrase("another layout", "更换布局"),
+    "skip": Phrase("update left out", "跳过更新"),
+    "rollback": Phrase("rolled back", "回滚"),
 }
 
 

@@ -45,6 +45,14 @@ class RunFailed(NarrowsError):
     exit_code = 1
 
 
+class Diverged(RunFailed):
+    """What is learned went wrong: the same steps would go wrong again."""
+
+
+class LostOthers(RunFailed):
+    """Another process of the run is gone; why, that one knows."""
+
+
 class Interrupted(NarrowsError):
     """Somebody asked to stop; the state is saved."""
 

@@ -11,6 +11,11 @@ from narrows.spec.model import FeedForward, Norm, Positions
 from narrows.spec.record import Record
 from narrows.spec.units import Dollars, Joules, Quantity, Seconds, Tokens
 
+OnSpike = Literal["stop", "skip", "rollback"]
+"""What a step is met with whose loss jumps or is no number: the end; nothing, its update left out;
+or the newest checkpoint, from which training goes on with the data that follows.
+"""
+
 
 def _at_least_one(record: Record, place: str, *names: str) -> None:
     for name in names:
@@ -112,6 +117,7 @@ class TrainIntent(Record):
     evaluate_every: int | None = None
     evaluate_sequences: int | None = None
     checkpoint_every: int | None = None
+    on_spike: OnSpike = "stop"
 
     def __post_init__(self) -> None:
         _at_least_one(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from narrows.spec.job import OnSpike
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Ledger
 from narrows.spec.model import ModelSpec
@@ -95,6 +96,7 @@ class Plan(Record):
     batch_sequences: int
     context: int
     steps: int
+    on_spike: OnSpike = "stop"
     evaluation: Evaluation
     checkpoints: Checkpointing
     data: Data | None = None

@@ -35,12 +35,17 @@ _OTHERS_SECONDS = 600.0
 
 
 class State(Record):
-    """What a checkpoint holds: `step` steps are done; sha256 by file name."""
+    """What a checkpoint holds: `step` steps are done; sha256 by file name. The data of `skipped`
+    steps was left out, `recent` are the last losses, `spikes` those that were pardoned of late.
+    """
 
     step: int
     tokens: float
     elapsed_s: float
     validation_loss: float | None = None
+    skipped: int = 0
+    recent: tuple[float, ...] = ()
+    spikes: int = 0
     sha256: dict[str, str]
 
 
@@ -98,6 +103,16 @@ class Checkpoints:
             self.talk(f"warning: {path} is damaged ({fault}); trying the one before")
         return None
 
+    def at(self, step: int) -> tuple[Path, State]:
+        """The checkpoint after so many steps."""
+        path = self.folder / _name(step)
+        return path, load(State, path / _STATE)
+
+    @property
+    def writing(self) -> bool:
+        """Whether one is under way."""
+        return self._writer is not None and self._writer.is_alive()
+
     def _guarded(self, contents: Contents, state: State, best: bool) -> None:
         try:
             self._write(contents, state, best)
@@ -105,7 +120,7 @@ class Checkpoints:
             self._failure = error
 
     def _write(self, contents: Contents, state: State, best: bool) -> None:
-        final = self.folder / f"step-{state.step:08d}"
+        final = self.folder / _name(state.step)
         partial = final.with_name(f"{final.name}.partial")
         if self.ranks == 1:
             shutil.rmtree(partial, ignore_errors=True)
@@ -162,6 +177,10 @@ class Checkpoints:
         for path in complete[: -self.keep]:
             if path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def base(name: str) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from narrows.spec.errors import LostOthers
+
 _PATIENCE = timedelta(minutes=10)
 
 
@@ -40,5 +42,18 @@ def joined(kind: str) -> Iterator[None]:
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield
+    except RuntimeError as error:
+        if not _of_the_network(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        what = f"process {os.environ['RANK']} lost the others"
+        raise LostOthers(what, causes=[reason]) from error
     finally:
         dist.destroy_process_group()
+
+
+def _of_the_network(error: RuntimeError) -> bool:
+    """Whether a collective failed: gloo says so by its file's name alone."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

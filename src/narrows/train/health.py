@@ -4,64 +4,88 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from narrows.model.transformer import Transformer
-from narrows.spec.errors import RunFailed
+from narrows.parallel.split import Split, local
+from narrows.spec.errors import Diverged
 
 _WINDOW, _SETTLED = 50, 20
+_PARDONS = 5
+_AFTER = "lower train.learning_rate in a new run, or resume with --set train.on_spike=skip"
 
 
 class LossWatch:
-    """Remembers recent losses and tells when one leaves them behind."""
+    """Remembers recent losses, and tells when one leaves them behind or is no number."""
 
-    def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=_WINDOW)
+    def __init__(self, recent: Iterable[float] = (), spikes: int = 0) -> None:
+        self.recent = deque(recent, maxlen=_WINDOW)
+        self.spikes, self._calm = spikes, 0
 
-    def check(self, step: int, loss: float, gradient_norm: float) -> None:
-        """Raise RunFailed where the loss jumped: over the recent median by half of it and by ten
-        times the usual scatter.
+    def accepts(self, loss: float, gradient_norm: float) -> bool:
+        """Not where the loss jumped: over the recent median by half of it and by ten times the
+        usual scatter.
         """
-        if len(self.recent) >= _SETTLED:
-            usual = median(self.recent)
-            scatter = median(abs(value - usual) for value in self.recent)
-            if loss > usual + max(0.5 * usual, 10.0 * scatter):
-                raise RunFailed(
-                    f"the loss jumped to {loss:.3f} at step {step} (recent median {usual:.3f})",
-                    causes=[f"gradient norm {gradient_norm:.3g} before clipping"],
-                    hint="lower train.learning_rate or lengthen train.warmup_steps, then --resume",
-                )
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            return False
+        if len(self.recent) < _SETTLED:
+            return True
+        usual = median(self.recent)
+        scatter = median(abs(value - usual) for value in self.recent)
+        return loss <= usual + max(0.5 * usual, 10.0 * scatter)
+
+    def took(self, loss: float) -> None:
+        """A step of this loss was taken."""
         self.recent.append(loss)
+        self._calm += 1
+        if self._calm >= _WINDOW:
+            self.spikes = 0
+
+    def pardons(self) -> bool:
+        """Whether one more step may be left out: so many, until as many as are remembered went
+        well.
+        """
+        self.spikes, self._calm = self.spikes + 1, 0
+        return self.spikes <= _PARDONS
+
+    def jump(self, step: int, loss: float, gradient_norm: float) -> Diverged:
+        """What to say of a loss that jumped."""
+        usual = median(self.recent) if self.recent else math.nan
+        return Diverged(
+            f"the loss jumped to {loss:.3f} at step {step} (recent median {usual:.3f})",
+            causes=[f"gradient norm {gradient_norm:.3g} before clipping"],
+            hint=_AFTER,
+        )
 
 
-def refuse_non_finite(
-    model: Transformer, inputs_BT: Tensor, step: int, loss: float, norm: float
-) -> None:
-    """Raise RunFailed naming the first module whose output or gradient was not finite."""
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    first = first_non_finite(model, inputs_BT)
+def non_finite(split: Split, tokens_BT: Tensor, step: int, loss: float) -> Diverged:
+    """What to say of a loss or a gradient that is not finite: the first module where it was so, of
+    this process; all call it together.
+    """
+    first = first_non_finite(split, tokens_BT)
     what = "loss" if not math.isfinite(loss) else "gradient"
-    raise RunFailed(
+    return Diverged(
         f"the {what} was not finite at step {step}",
         causes=[
             f"first: {first}"
             if first
             else "forward values are finite: the backward pass overflowed"
         ],
-        hint="lower train.learning_rate, then --resume: the last checkpoint is good",
+        hint=_AFTER,
     )
 
 
 @torch.no_grad()
-def first_non_finite(model: Transformer, inputs_BT: Tensor) -> str | None:
-    """Name of the first parameter, else module output, that is not finite."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"parameter {name}"
+def first_non_finite(split: Split, tokens_BT: Tensor) -> str | None:
+    """Name of the first parameter, else module output, that is not finite for sequences [B,T+1]."""
+    parameters = split.parameters().items()
+    poisoned = [name for name, each in parameters if not torch.isfinite(local(each)).all()]
+    # All look at outputs or none does: to compute them takes all.
+    if split.total(float(bool(poisoned))) > 0.0:
+        return f"parameter {poisoned[0]}" if poisoned else "a parameter of another process"
     found: list[str] = []
 
     def look(name: str) -> object:
@@ -73,10 +97,10 @@ def first_non_finite(model: Transformer, inputs_BT: Tensor) -> str | None:
 
         return hook
 
-    named = [(name, module) for name, module in model.named_modules() if name]
+    named = [(name, module) for name, module in split.model.named_modules() if name]
     handles = [module.register_forward_hook(look(name)) for name, module in named]
     try:
-        model.hidden(inputs_BT)
+        split.loss(tokens_BT, split.layout.loss_chunk)
     finally:
         for handle in handles:
             handle.remove()

@@ -44,7 +44,9 @@ class Metrics:
             self._board.close()
 
     def _cut(self, step: int) -> None:
-        """Drop what comes after `step`: those steps will be trained, and written, again."""
+        """Drop what comes after `step`: those steps will be trained, and written, again. What
+        happened stays.
+        """
         if not self.path.exists():
             return
         kept = []
@@ -53,7 +55,7 @@ class Metrics:
                 values = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if values["step"] <= step:
+            if values["step"] <= step or "event" in values:
                 kept.append(line + "\n")
         self.path.write_text("".join(kept), encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -38,16 +39,18 @@ class Optimizer:
             self.kernels.accumulate_(self.sums[name], local(parameter.grad))
             parameter.grad = None
 
-    def step(self, count: int, factor: float) -> float:
+    def step(
+        self, count: int, factor: float, accept: Callable[[float], bool] = math.isfinite
+    ) -> float:
         """One update, the `count`-th from 1, at `factor` of the peak rate; returns the gradient's
-        norm before clipping. A norm that is not finite changes nothing.
+        norm before clipping. A norm that is not accepted changes nothing.
         """
         gradients = dict(self._gradients())
         self.split.complete(gradients)
         owned = [each for name, each in gradients.items() if name in self.split.owned]
         norm = self.split.total(sum(self.kernels.squared_norm(each) for each in owned)) ** 0.5
         s = self.settings
-        if norm < float("inf"):
+        if accept(norm):
             scale = min(1.0, s.clip / (norm + 1e-6)) if s.clip else 1.0
             for name, gradient in gradients.items():
                 decay = s.weight_decay if gradient.ndim >= 2 else 0.0

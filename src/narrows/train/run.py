@@ -5,12 +5,9 @@ plan → Trainer.step, again and again → metrics.jsonl, checkpoints, and at th
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,20 +16,22 @@ from narrows.data.loader import Loader
 from narrows.hardware.power import PowerMeter
 from narrows.kernels.meter import MemoryMeter
 from narrows.model.transformer import Transformer
-from narrows.parallel.saved import Saved
 from narrows.spec.dataset import Dataset
-from narrows.spec.errors import BadInput, Interrupted, RunFailed
+from narrows.spec.errors import BadInput, Diverged, Interrupted
 from narrows.spec.ledger import Ledger
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
 from narrows.train.account import Account
-from narrows.train.checkpoint import Checkpoints, Contents, State, base, files
+from narrows.train.checkpoint import Checkpoints, State
 from narrows.train.group import joined, speaks
-from narrows.train.health import LossWatch, refuse_non_finite
+from narrows.train.health import LossWatch, non_finite
+from narrows.train.lock import disk_errors, locked
 from narrows.train.metrics import Metrics, NoMetrics, ProgressLine
+from narrows.train.pulse import Pulse, alive
 from narrows.train.signals import StopRequest
-from narrows.train.step import StepResult, Trainer, evaluation_loss
+from narrows.train.state import contents, newest, restore
+from narrows.train.step import StepResult, Trainer, all_finite, evaluation_loss
 
 Sampler = Callable[[Transformer], str]
 _LEAVES = 0.25
@@ -48,9 +47,9 @@ def train(
     after ctrl-C; the newest checkpoint is kept in every case and `resume` goes on from it.
     """
     kind = machine.device.kind
-    with _locked(run), _disk_errors(run), joined(kind):
+    with locked(run), alive() as pulse, disk_errors(run), joined(kind):
         talk = talk if speaks() else _nobody
-        session = _Session(plan, run, machine, talk)
+        session = _Session(plan, run, machine, talk, pulse)
         if resume:
             session.resume()
             if session.step >= plan.steps and (run / "ledger.json").exists():
@@ -67,9 +66,10 @@ class _Session:
     """One start of a run: from where it begins or resumes until it ends or stops."""
 
     def __init__(
-        self, plan: Plan, run: Path, machine: Machine, talk: Callable[[str], None]
+        self, plan: Plan, run: Path, machine: Machine, talk: Callable[[str], None], pulse: Pulse
     ) -> None:
         self.plan, self.run, self.machine, self.talk = plan, run, machine, talk
+        self.pulse = pulse
         if plan.data is None:
             raise BadInput("the plan has no data to train on", hint="add [data] to the job")
         dataset = load(Dataset, Path(plan.data.folder) / "dataset.json")
@@ -80,6 +80,7 @@ class _Session:
         self.power = PowerMeter(machine)
         self.account = Account(plan, machine, self.power, self.memory)
         self.trainer = Trainer(plan, self.device)
+        self.trainer.accept, self.trainer.sign = self._accept, pulse.again
         everyone = self.trainer.ranks.everyone
         self.checkpoints = Checkpoints(
             run / "checkpoints", plan.checkpoints.keep, talk, everyone.rank, everyone.size
@@ -88,8 +89,10 @@ class _Session:
         self.watch = LossWatch()
         self.step, self.best, self.warned = 0, math.inf, False
 
-    def begin(self) -> None:
-        """A fresh run: what it is made from is laid beside it first."""
+    def begin(self, at: int | None = None) -> None:
+        """A fresh run: what it is made from is laid beside it first. At step 0 it begins again, and
+        what happened before stays.
+        """
         if not self.trainer.ranks.first:
             self.metrics = NoMetrics()
             return
@@ -101,30 +104,31 @@ class _Session:
             if source.exists():
                 shutil.copyfile(source, self.run / name)
         (self.run / "samples.jsonl").unlink(missing_ok=True)
-        self.metrics = Metrics(self.run, None)
+        self.metrics = Metrics(self.run, at)
 
     def resume(self) -> None:
         """Take up the newest good checkpoint; with none, begin again."""
-        found = self.checkpoints.newest()
+        found = newest(self.trainer, self.checkpoints)
         if found is None:
             self.talk("no checkpoint yet: training starts from the beginning")
-            return self.begin()
+            return self.begin(at=0)
         path, state = found
-        parts, optimizer = self.trainer.split.parts, self.trainer.optimizer
-        weights, states = Saved(files(path, "weights")), Saved(files(path, "optimizer"))
-        for name, own in optimizer.parameters.items():
-            own.copy_(weights.read(name, parts[name]))
-        optimizer.load(lambda name: states.read(name, parts[base(name)]))
-        self.step = state.step
         self.account.elapsed_before = state.elapsed_s
         best = self.run / "checkpoints" / "best"
         if best.exists():
             recorded = load(State, best.parent / best.read_text() / "state.json").validation_loss
             self.best = math.inf if recorded is None else recorded
-        first = self.trainer.ranks.first
-        self.metrics = Metrics(self.run, self.step) if first else NoMetrics()
+        self._take(path, state)
+        self.watch = LossWatch(state.recent, state.spikes)
         self.metrics.write(step=self.step, event="resume", message=f"from {path.name}")
         self.talk(f"resuming at step {self.step} of {self.plan.steps}")
+
+    def _take(self, path: Path, state: State) -> None:
+        """Go on from a checkpoint; what was written of later steps goes."""
+        restore(self.trainer, path)
+        self.step, self.trainer.skipped = state.step, state.skipped
+        first = self.trainer.ranks.first
+        self.metrics = Metrics(self.run, self.step) if first else NoMetrics()
 
     def loop(self, stop: StopRequest, sample: Sampler | None) -> Ledger:
         """Every step that is left."""
@@ -140,6 +144,7 @@ class _Session:
                     validation = self._evaluate()
                 if done or self._stopping(stop) or self.step % plan.checkpoints.every == 0:
                     self._save(validation, sample)
+            self.pulse.beat(self.step, "ending")
             self.checkpoints.wait()
             line.end()
             if self.step < plan.steps:
@@ -148,6 +153,7 @@ class _Session:
                     hint=f"narrows train {self.run} --resume",
                 )
             if self.account.sampled:
+                self.trainer.accept = all_finite
                 self.account.look(self.trainer, self.step - 1, self.training)
             return self._ledger()
         finally:
@@ -160,29 +166,61 @@ class _Session:
 
     def _train_step(self, line: ProgressLine) -> None:
         number = self.step
+        if self.checkpoints.writing:
+            self.pulse.beat(number, "saving")
         with self.account.timing_wait():
             self.checkpoints.wait()
+        self.pulse.beat(number)
         with self.account.timing_step():
             result = self.trainer.step(number, self.training)
-        self._check(number, result)
+        if not result.taken:
+            self._leave_out(number, result)
+            return
+        self.watch.took(result.loss)
         self.step += 1
         values = self.account.row(self.step, result)
         self.metrics.write(**values)
         line.show(values, self.account.seconds_left(self.step))
         self._warn()
 
-    def _check(self, number: int, result: StepResult) -> None:
-        finite = math.isfinite(result.loss) and math.isfinite(result.gradient_norm)
-        try:
-            if not finite:
-                rows = self.training.sequences(number * self.plan.batch_sequences, 1)
-                inputs_BT = torch.from_numpy(rows)[:, :-1].to(self.device)
-                model = self.trainer.model
-                refuse_non_finite(model, inputs_BT, number, result.loss, result.gradient_norm)
-            self.watch.check(number, result.loss, result.gradient_norm)
-        except RunFailed as failure:
+    def _accept(self, loss: float, norm: float) -> bool:
+        """Whether every process accepts a step: they find the same, but for the last digit."""
+        return self.trainer.split.total(float(not self.watch.accepts(loss, norm))) == 0.0
+
+    def _leave_out(self, number: int, result: StepResult) -> None:
+        """The plan's way with a step whose loss jumps or is no number; raises Diverged where that
+        is to stop, or where it comes too often.
+        """
+        failure = self._diagnosed(number, result)
+        told = "; ".join([failure.what, *failure.causes])
+        if self.plan.on_spike == "stop" or not self.watch.pardons():
             self.metrics.write(step=number, event="stopped", message=failure.what)
-            raise
+            raise failure
+        found = None
+        if self.plan.on_spike == "rollback":
+            self.checkpoints.wait()
+            found = newest(self.trainer, self.checkpoints)
+        if found is None:
+            self.step += 1
+            message = f"{told}: its update is left out"
+            self.metrics.write(step=number, event="skip", message=message)
+        else:
+            path, state = found
+            self.metrics.close()
+            skipped = self.trainer.skipped + number + 1 - state.step
+            self._take(path, state)
+            self.watch = LossWatch(state.recent, self.watch.spikes)
+            self.trainer.skipped = skipped
+            message = f"{told}: back to {path.name}, and on with the data that follows"
+            self.metrics.write(step=state.step, event="rollback", message=message)
+        self.talk(f"\nwarning: {message}")
+
+    def _diagnosed(self, number: int, result: StepResult) -> Diverged:
+        if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
+            return self.watch.jump(number, result.loss, result.gradient_norm)
+        start = (number + self.trainer.skipped) * self.plan.batch_sequences
+        tokens_BT = torch.from_numpy(self.training.sequences(start, 1)).to(self.device)
+        return non_finite(self.trainer.split, tokens_BT, number, result.loss)
 
     def _warn(self) -> None:
         measured, predicted = self.account.recent_seconds(), self.plan.predicted.step_seconds
@@ -194,6 +232,7 @@ class _Session:
         self.talk(f"\nwarning: {message}")
 
     def _evaluate(self) -> float:
+        self.pulse.beat(self.step, "evaluating")
         with self.account.timing_evaluation():
             count = self.plan.evaluation.sequences
             loss = evaluation_loss(self.trainer, self.validation, count)
@@ -210,16 +249,13 @@ class _Session:
         self.best = validation if validation is not None and best else self.best
         state = State(
             step=self.step, tokens=float(self.step * self.plan.step_tokens),
-            elapsed_s=self.account.elapsed(), validation_loss=validation, sha256={},
+            elapsed_s=self.account.elapsed(), validation_loss=validation,
+            skipped=self.trainer.skipped, recent=tuple(self.watch.recent),
+            spikes=self.watch.spikes, sha256={},
         )  # fmt: skip
-        split, optimizer = self.trainer.split, self.trainer.optimizer
-        contents = Contents(
-            weights={n: p for n, p in optimizer.parameters.items() if n in split.owned},
-            optimizer={n: t for n, t in optimizer.state().items() if base(n) in split.owned},
-            parts=split.parts,
-        )
+        self.pulse.beat(self.step, "saving")
         with self.account.timing_wait():
-            self.checkpoints.save(contents, state, best)
+            self.checkpoints.save(contents(self.trainer), state, best)
             if self.step == self.plan.steps:
                 self.checkpoints.wait()
         # One process alone cannot compute what all have parts of.
@@ -260,37 +296,3 @@ def _device(machine: Machine) -> torch.device:
             hint="narrows doctor",
         )
     return found
-
-
-@contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Only one training a folder: the lock is the process's and goes with it, killed or not."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        if not speaks():
-            yield
-            return
-        file = (run / "lock").open("w")
-    except OSError as error:
-        raise BadInput(f"{run} cannot be written: {error}", hint="choose another --run") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(
-                f"another training is running in {run}", hint="wait for it, or choose another --run"
-            ) from None
-        yield
-
-
-@contextmanager
-def _disk_errors(run: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunFailed(
-            f"no space is left on the device under {run}",
-            hint=f"free some, then: narrows train {run} --resume",
-        ) from None

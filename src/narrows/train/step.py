@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
@@ -15,7 +16,7 @@ from narrows.model.dropout import Draws
 from narrows.model.transformer import Wrapper
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import ranks_of
-from narrows.parallel.running import Beside
+from narrows.parallel.running import Beside, nothing
 from narrows.parallel.split import Making, Split, split
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
@@ -34,15 +35,22 @@ class Batches(Protocol):
 
 
 class StepResult(NamedTuple):
-    """Mean loss over the step's counted tokens, and the gradient's norm before clipping."""
+    """Mean loss over the step's counted tokens, and the gradient's norm before clipping. Not
+    `taken`, nothing was changed by it.
+    """
 
     loss: float
     gradient_norm: float
     learning_rate: float
+    taken: bool
 
 
 class Trainer:
-    """The model, its optimizer and how a step is laid out, all as the plan says."""
+    """The model, its optimizer and how a step is laid out, all as the plan says.
+
+    `accept` says of a step's loss and norm whether to take it; of the data, what `skipped` steps
+    would have read is left out; `sign` is called before each micro-batch.
+    """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self.plan, self.device = plan, device
@@ -50,16 +58,21 @@ class Trainer:
         self.model, self.ranks = self.split.model, self.split.ranks
         self.optimizer = Optimizer(self.split, plan.optimizer)
         self.span: Callable[[str], AbstractContextManager[object]] = no_span
+        self.accept: Callable[[float, float], bool] = all_finite
+        self.sign: Callable[[], None] = nothing
+        self.skipped = 0
 
     def step(self, number: int, batches: Batches) -> StepResult:
         """Step `number`, from 0. Equal for equal number, weights and data, on equal hardware."""
         plan, layout = self.plan, self.plan.layout
         first, count = self.split.own(plan.batch_sequences)
         with self.span("data"):
-            rows = batches.sequences(number * plan.batch_sequences + first, count)
+            start = (number + self.skipped) * plan.batch_sequences
+            rows = batches.sequences(start + first, count)
             tokens_BT = torch.from_numpy(rows).to(self.device)
 
         def seed(index: int) -> None:
+            self.sign()
             if plan.model.dropout:
                 draws = Draws(_mixed(plan.seed, number), index * layout.micro_batch)
                 self.model.draws = draws
@@ -70,11 +83,23 @@ class Trainer:
                     self.optimizer.accumulate()
 
         beside = Beside(before=seed, after=accumulate, span=self.span)
-        loss = self.split.run(tokens_BT, layout.loss_chunk, beside)
+        loss = float(self.split.run(tokens_BT, layout.loss_chunk, beside))
+        taken = False
+
+        def accept(norm: float) -> bool:
+            nonlocal taken
+            taken = self.accept(loss, norm)
+            return taken
+
         with self.span("optimizer"):
             factor = rate_factor(plan.schedule, number, plan.steps)
-            norm = self.optimizer.step(number + 1, factor)
-        return StepResult(float(loss), norm, plan.optimizer.learning_rate * factor)
+            norm = self.optimizer.step(number + 1, factor, accept)
+        return StepResult(loss, norm, plan.optimizer.learning_rate * factor, taken)
+
+
+def all_finite(*values: float) -> bool:
+    """Whether none is infinite or not a number."""
+    return all(map(math.isfinite, values))
 
 
 def no_span(name: str) -> AbstractContextManager[object]:

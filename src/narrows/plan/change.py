@@ -1,0 +1,98 @@
+"""Another layout, or another way with spikes, for a run that has begun: what is learned stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from narrows.plan import processes
+from narrows.plan.predict import Run, predict
+from narrows.plan.recipe import Cadence
+from narrows.spec.errors import BadInput
+from narrows.spec.job import LayoutIntent, TrainIntent
+from narrows.spec.layout import Layout
+from narrows.spec.ledger import Ledger
+from narrows.spec.machine import Machine
+from narrows.spec.plan import Plan
+from narrows.spec.record import from_builtins, with_override
+
+_SETTLED = ("precision", "kernels")
+"""What of a layout changes the numbers, or what a checkpoint holds."""
+
+
+def changed(plan: Plan, machine: Machine, assignments: Sequence[str]) -> Plan:
+    """The plan with `layout.NAME=VALUE` and `train.on_spike=VALUE` put in: the global batch stays,
+    the micro-batch shrinks where it must, the threads are shared out anew, the step is predicted
+    again. Raises BadInput where the model or the batch cannot be divided so, or the key is settled.
+    """
+    wanted: dict[str, Any] = {"layout": {}, "train": {}}
+    for assignment in assignments:
+        wanted = with_override(wanted, assignment)
+    intent = from_builtins(LayoutIntent, wanted.pop("layout"), source="--set")
+    train = wanted.pop("train")
+    settled = [*wanted, *(f"train.{name}" for name in train if name != "on_spike")]
+    settled += [f"layout.{name}" for name in _SETTLED if getattr(intent, name) is not None]
+    if settled:
+        raise BadInput(
+            f"{settled[0]} is settled: the run has begun with it",
+            hint="change layout.data, tensor, micro_batch, ... or train.on_spike; else a new run",
+        )
+    on_spike = from_builtins(TrainIntent, train, source="--set").on_spike
+    layout = _laid_out(plan, intent)
+    new = msgspec.structs.replace(
+        plan, layout=layout, on_spike=on_spike if train else plan.on_spike
+    )
+    if _alone(layout) == _alone(plan.layout):
+        return new
+    return msgspec.structs.replace(new, predicted=_predicted(new, machine))
+
+
+def described(layout: Layout) -> str:
+    """The layout's processes in words, such as "data 2 x tensor 2"."""
+    names = ("replicas", "data", "tensor", "pipeline", "context", "expert")
+    several = [f"{name} {getattr(layout, name)}" for name in names if getattr(layout, name) > 1]
+    micro = f"{layout.micro_batch} x {layout.accumulation} sequences each"
+    return f"{' x '.join(several) or 'one process'}, {micro}"
+
+
+def _laid_out(plan: Plan, intent: LayoutIntent) -> Layout:
+    old = plan.layout
+    given = {k: v for k, v in msgspec.structs.asdict(intent).items() if v is not None}
+    new = msgspec.structs.replace(old, **given)
+    known = {name: getattr(new, name) for name in LayoutIntent.__struct_fields__}
+    processes.check(LayoutIntent(**known), plan.model, plan.batch_sequences)
+    each = plan.batch_sequences // new.batches
+    if intent.micro_batch is not None and each % intent.micro_batch:
+        raise BadInput(
+            f"{each} sequences a process are no multiple of micro-batches of {intent.micro_batch}",
+            hint=f"--set layout.micro_batch=N with N a divisor of {each}",
+        )
+    micro = max(n for n in range(1, min(new.micro_batch, each) + 1) if each % n == 0)
+    threads = intent.threads or max(1, old.threads * old.processes // new.processes)
+    return msgspec.structs.replace(
+        new, micro_batch=micro, accumulation=each // micro, threads=threads
+    )
+
+
+def _alone(layout: Layout) -> Layout:
+    """One process that does what all of the layout do: what is predicted."""
+    return msgspec.structs.replace(
+        layout, accumulation=layout.accumulation * layout.batches,
+        threads=layout.threads * layout.processes, replicas=1, data=1, tensor=1, pipeline=1,
+        context=1, expert=1, interleave=1, sharding="none",
+    )  # fmt: skip
+
+
+def _predicted(plan: Plan, machine: Machine) -> Ledger:
+    before = plan.predicted.total
+    cadence = Cadence(
+        evaluation=plan.evaluation, checkpoints=plan.checkpoints,
+        seconds_evaluating=before.seconds_evaluating, seconds_saving=before.seconds_saving,
+    )  # fmt: skip
+    run = Run(
+        steps=plan.steps, batch_sequences=plan.batch_sequences, cadence=cadence,
+        seconds_start=before.seconds_start, reads_text=plan.data is not None,
+    )  # fmt: skip
+    return predict(plan.model, _alone(plan.layout), machine, run)

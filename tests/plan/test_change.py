@@ -1,0 +1,71 @@
+"""A run that has begun may change its layout; what is learned stays."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from narrows.plan.change import changed, described
+from narrows.plan.plan import make_plan
+from narrows.plan.processes import fewer
+from narrows.spec.errors import BadInput
+from narrows.spec.job import Job, LayoutIntent, ModelIntent, TrainIntent
+from narrows.spec.machine import Machine
+from narrows.spec.plan import Plan
+
+
+@pytest.fixture
+def plan(machine: Machine) -> Plan:
+    job = Job(
+        name="x", model=ModelIntent(layers=2, width=64, heads=4, context=64, vocabulary=96),
+        train=TrainIntent(steps=9, batch_sequences=16),
+        layout=LayoutIntent(data=2, micro_batch=4, threads=1),
+    )  # fmt: skip
+    return make_plan(job, machine, None)
+
+
+def sequences(plan: Plan) -> int:
+    return plan.layout.batches * plan.layout.micro_batch * plan.layout.accumulation
+
+
+def test_the_batch_stays_whatever_the_layout(plan: Plan, machine: Machine) -> None:
+    for assignments in (["layout.data=1"], ["layout.data=8"], ["layout.data=1", "layout.tensor=4"]):
+        new = changed(plan, machine, assignments)
+        assert sequences(new) == plan.batch_sequences == 16
+        assert new.layout.processes != plan.layout.processes
+        assert new.optimizer == plan.optimizer and new.steps == plan.steps
+
+
+def test_another_micro_batch_is_predicted_again(plan: Plan, machine: Machine) -> None:
+    new = changed(plan, machine, ["layout.micro_batch=1"])
+    assert (new.layout.micro_batch, new.layout.accumulation) == (1, 8)
+    assert new.predicted.memory.peak < plan.predicted.memory.peak
+
+
+def test_what_would_change_the_numbers_is_refused(plan: Plan, machine: Machine) -> None:
+    for key in ("layout.precision=fp32", "train.learning_rate=0.1", "seed=3"):
+        with pytest.raises(BadInput, match="is settled"):
+            changed(plan, machine, [key])
+    with pytest.raises(BadInput, match="4 heads cannot be divided among 3"):
+        changed(plan, machine, ["layout.tensor=3"])
+    with pytest.raises(BadInput, match="no multiple of micro-batches of 3"):
+        changed(plan, machine, ["layout.micro_batch=3"])
+
+
+def test_the_way_with_spikes_may_change(plan: Plan, machine: Machine) -> None:
+    new = changed(plan, machine, ["train.on_spike=skip"])
+    assert new == msgspec.structs.replace(plan, on_spike="skip")
+
+
+def test_half_the_processes_do_twice_as_much(plan: Plan) -> None:
+    layout = plan.layout
+    half = fewer(layout)
+    assert half is not None
+    assert (half.data, half.accumulation, half.threads) == (
+        1, 2 * layout.accumulation, 2 * layout.threads
+    )  # fmt: skip
+    assert fewer(half) is None
+    assert described(layout) == "data 2, 4 x 2 sequences each"
+    spread = msgspec.structs.replace(layout, data=4, tensor=2, expert=8)
+    smaller = fewer(spread)
+    assert smaller is not None and smaller.expert == 4
