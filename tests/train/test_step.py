@@ -9,7 +9,9 @@ import torch
 
 from narrows.kernels.load import available
 from narrows.spec.errors import BadInput
+from narrows.spec.plan import Plan
 from narrows.train.step import Trainer, evaluation_loss
+from tests.parallel.processes import run as processes
 
 from .conftest import CONTEXT, VOCABULARY, RandomBatches, layout, model, plan
 
@@ -98,3 +100,16 @@ def test_training_learns_to_count(precision: str) -> None:
 def test_only_a_causal_decoder_learns_the_next_token(change: dict[str, object]) -> None:
     with pytest.raises(BadInput, match="cannot learn the next token"):
         Trainer(plan(model=msgspec.structs.replace(model("llama"), **change)), CPU)
+
+
+def validation(chosen: Plan, sequences: int) -> float:
+    return evaluation_loss(Trainer(chosen, CPU), RandomBatches(), sequences)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("sequences", [1, 5, 7])
+def test_ranks_that_have_no_sequence_left_count_none(sequences: int) -> None:
+    alone = plan(layout=layout(micro_batch=2, accumulation=2))
+    shared = plan(layout=layout(micro_batch=2, accumulation=1, data=2))
+    expected = validation(alone, sequences)
+    assert processes(2, validation, shared, sequences) == pytest.approx([expected] * 2, rel=1e-6)

@@ -113,16 +113,14 @@ def evaluation_loss(trainer: Trainer, batches: Batches, sequences: int) -> float
     model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=trainer.device)
     for first in range(0, sequences, layout.micro_batch * axis.size):
-        # All ranks compute as often; those that have no sequence left count none of its targets.
+        # All ranks compute as often; what those do that have no sequence left does not count.
         start = first + axis.rank * layout.micro_batch
         count = min(layout.micro_batch, max(0, sequences - start))
         rows = batches.sequences(start if count else first, count or 1)
         tokens_BT = torch.from_numpy(rows).to(trainer.device)
-        if not count:
-            tokens_BT[:, 1:] = -1
-            tokens_BT[:, 1:-1] = 0
         loss, counted = trainer.split.loss(tokens_BT, layout.loss_chunk)
-        total += torch.stack([loss.double(), counted.double()])
+        if count:
+            total += torch.stack([loss.double(), counted.double()])
     model.train()
     loss, counted = add_up(total, axis).tolist()
     return float(loss / max(1.0, counted))
