@@ -149,11 +149,13 @@ def _sampler(plan: Plan) -> Callable[[Transformer], str] | None:
 
 
 def _remember(plan: Plan, machine: Machine, ledger: Ledger) -> None:
-    """Correct the machine by what was measured, where the plan was made with it as it is."""
+    """Correct the machine by what was measured, where the plan was made with it as it is, and by one
+    process: of several it does not know what they tell each other.
+    """
     from narrows.hardware.probe import path
     from narrows.plan.calibrate import recalibrated
     from narrows.spec.record import digest, save
 
-    if plan.made_from.machine == digest(machine):
+    if plan.layout.processes == 1 and plan.made_from.machine == digest(machine):
         save(recalibrated(machine, plan.predicted, ledger), path())
         speak.talk("the next plan knows what this run measured")

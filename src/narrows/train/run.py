@@ -136,13 +136,16 @@ class _Session:
         line = ProgressLine(plan.steps if self.trainer.ranks.first else None)
         self.account.started()
         try:
-            while self.step < plan.steps and not self._stopping(stop):
+            stopping = self._stopping(stop)
+            while self.step < plan.steps and not stopping:
                 self._train_step(line)
                 done = self.step == plan.steps
                 validation = None
                 if done or self.step % plan.evaluation.every == 0:
                     validation = self._evaluate()
-                if done or self._stopping(stop) or self.step % plan.checkpoints.every == 0:
+                # Asked once a step, so that what ends the loop has been saved.
+                stopping = self._stopping(stop)
+                if done or stopping or self.step % plan.checkpoints.every == 0:
                     self._save(validation, sample)
             self.pulse.beat(self.step, "ending")
             self.checkpoints.wait()
