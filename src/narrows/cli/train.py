@@ -149,8 +149,8 @@ def _sampler(plan: Plan) -> Callable[[Transformer], str] | None:
 
 
 def _remember(plan: Plan, machine: Machine, ledger: Ledger) -> None:
-    """Correct the machine by what was measured, where the plan was made with it as it is, and by one
-    process: of several it does not know what they tell each other.
+    """Correct the machine by what one process measured, where the plan was made with it as it is:
+    of several it does not know what they tell each other.
     """
     from narrows.hardware.probe import path
     from narrows.plan.calibrate import recalibrated

@@ -16,6 +16,9 @@ from narrows.spec.job import LayoutIntent
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
 
+_SPREAD = tuple(each.name for each in msgspec.structs.fields(Layout) if not each.required)
+"""What a layout says of several processes; a lone one has the defaults."""
+
 
 def check(intent: LayoutIntent, model: ModelSpec, batch: int) -> None:
     """Raises BadInput where a model or a batch cannot be divided as the intent says."""
@@ -41,7 +44,7 @@ def shared(layout: Layout, intent: LayoutIntent) -> Layout:
         layout,
         accumulation=layout.accumulation // intent.batches,
         threads=max(1, layout.threads // intent.processes),
-        **intent.spread,
+        **{name: value for name in _SPREAD if (value := getattr(intent, name)) is not None},
     )
 
 

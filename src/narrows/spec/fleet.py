@@ -7,7 +7,7 @@ from typing import Literal
 
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import Basis, Fact, Machine
-from narrows.spec.record import Record
+from narrows.spec.record import Record, at_least
 from narrows.spec.units import (
     Bytes,
     BytesPerSecond,
@@ -118,6 +118,10 @@ class Fleet(Record):
         return float(self.peak[next(known)].value)
 
 
+SIZES = ("data", "replicas", "tensor", "pipeline", "interleave", "context", "expert")
+"""What a layout counts of its axes, of a fleet's and of processes alike."""
+
+
 class Spread(Record):
     """How one optimizer step is laid over a fleet: devices = replicas · data · tensor · pipeline ·
     context. Experts are spread over `expert` of the data and tensor ranks.
@@ -171,15 +175,8 @@ class Spread(Record):
     gradient_bytes: float = 4.0
 
     def __post_init__(self) -> None:
-        for name in (
-            "data", "replicas", "tensor", "pipeline", "interleave", "context", "expert",
-            "micro_batch", "accumulation",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise BadInput(f"layout.{name} is {getattr(self, name)}", hint="use at least 1")
-        for name in ("first_fewer", "last_fewer"):
-            if getattr(self, name) < 0:
-                raise BadInput(f"layout.{name} is {getattr(self, name)}", hint="use at least 0")
+        at_least(1, self, "layout", *SIZES, "micro_batch", "accumulation")
+        at_least(0, self, "layout", "first_fewer", "last_fewer")
         if self.schedule == "zero_bubble" and self.interleave != 2:
             raise BadInput(
                 f"a zero-bubble pipeline has 2 pieces a stage, not {self.interleave}",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from narrows.spec.errors import BadInput
-from narrows.spec.fleet import Exchange, Schedule, Sharding
+from narrows.spec.fleet import SIZES, Exchange, Schedule, Sharding
 from narrows.spec.model import FeedForward, Norm, Positions
-from narrows.spec.record import Record
+from narrows.spec.record import Record, at_least
 from narrows.spec.units import Dollars, Joules, Quantity, Seconds, Tokens
 
 OnSpike = Literal["stop", "skip", "rollback"]
@@ -17,11 +17,7 @@ or the newest checkpoint, from which training goes on with the data that follows
 """
 
 
-def _at_least_one(record: Record, place: str, *names: str) -> None:
-    for name in names:
-        value = getattr(record, name)
-        if value is not None and value < 1:
-            raise BadInput(f"{place}.{name} is {value}", hint="use at least 1, or leave it out")
+_ABSENT = ", or leave it out"
 
 
 class Cleaning(Record):
@@ -50,7 +46,7 @@ class DataSpec(Record):
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "data", "vocabulary", "workers")
+        at_least(1, self, "data", "vocabulary", "workers", otherwise=_ABSENT)
         if not self.corpus.strip():
             raise BadInput("data.corpus is empty", hint='corpus = "shakespeare"')
         if not 0.0 < self.validation < 1.0:
@@ -93,9 +89,10 @@ class ModelIntent(Record):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least_one(
-            self, "model", "layers", "width", "heads", "kv_heads", "head_width",
+        at_least(
+            1, self, "model", "layers", "width", "heads", "kv_heads", "head_width",
             "feed_forward_width", "vocabulary", "context",
+            otherwise=_ABSENT,
         )  # fmt: skip
         if not 0.0 <= self.dropout < 1.0:
             raise BadInput(f"model.dropout is {self.dropout}", hint="use 0 <= dropout < 1")
@@ -120,9 +117,10 @@ class TrainIntent(Record):
     on_spike: OnSpike = "stop"
 
     def __post_init__(self) -> None:
-        _at_least_one(
-            self, "train", "steps", "batch_tokens", "batch_sequences", "evaluate_every",
+        at_least(
+            1, self, "train", "steps", "batch_tokens", "batch_sequences", "evaluate_every",
             "evaluate_sequences", "checkpoint_every",
+            otherwise=_ABSENT,
         )  # fmt: skip
         if self.learning_rate is not None and not 0.0 < self.learning_rate < 10.0:
             what = f"train.learning_rate is {self.learning_rate}"
@@ -161,23 +159,9 @@ class LayoutIntent(Record):
     last_fewer: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least_one(
-            self, "layout", "micro_batch", "threads", "loss_chunk", "data", "replicas", "tensor",
-            "pipeline", "interleave", "context", "expert",
-        )  # fmt: skip
-
-    @property
-    def spread(self) -> dict[str, Any]:
-        """What it says of several processes."""
-        known = {
-            name: getattr(self, name)
-            for name in (
-                "data", "replicas", "tensor", "pipeline", "interleave", "context", "expert",
-                "sharding", "reshard", "schedule", "exchange", "sequence_parallel", "first_fewer",
-                "last_fewer",
-            )
-        }  # fmt: skip
-        return {name: value for name, value in known.items() if value is not None}
+        at_least(
+            1, self, "layout", "micro_batch", "threads", "loss_chunk", *SIZES, otherwise=_ABSENT
+        )
 
     @property
     def batches(self) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from narrows.spec.errors import BadInput
-from narrows.spec.fleet import Exchange, Schedule, Sharding
+from narrows.spec.fleet import SIZES, Exchange, Schedule, Sharding
 from narrows.spec.machine import KernelSet
-from narrows.spec.record import Record
+from narrows.spec.record import Record, at_least
 
 Recompute = Literal["none", "full"]
 
@@ -48,9 +47,7 @@ class Layout(Record):
     last_fewer: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("data", "replicas", "tensor", "pipeline", "interleave", "context", "expert"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"layout.{name} is {getattr(self, name)}", hint="use at least 1")
+        at_least(1, self, "layout", *SIZES)
 
     @property
     def processes(self) -> int:

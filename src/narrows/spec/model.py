@@ -33,7 +33,7 @@ from narrows.spec.parts import (
     Window,
     Yarn,
 )
-from narrows.spec.record import Record
+from narrows.spec.record import Record, at_least
 
 __all__ = [
     "GELU",
@@ -116,9 +116,7 @@ class ModelSpec(Record):
             "layers", "width", "heads", "kv_heads", "head_width", "feed_forward_width",
             "vocabulary", "context",
         )  # fmt: skip
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise BadInput(f"model.{name} is {getattr(self, name)}", hint="use at least 1")
+        at_least(1, self, "model", *counts)
         if self.heads % self.kv_heads:
             raise BadInput(
                 f"{self.heads} heads cannot share {self.kv_heads} kv_heads evenly",

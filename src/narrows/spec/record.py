@@ -36,6 +36,14 @@ class Record(msgspec.Struct, metaclass=_KeywordOnly, frozen=True, forbid_unknown
 R = TypeVar("R", bound=Record)
 
 
+def at_least(least: int, record: Record, place: str, *names: str, otherwise: str = "") -> None:
+    """Raises BadInput where one of the fields `names` is below; absent ones are not."""
+    for name in names:
+        value = getattr(record, name)
+        if value is not None and value < least:
+            raise BadInput(f"{place}.{name} is {value}", hint=f"use at least {least}{otherwise}")
+
+
 def to_builtins(record: Record) -> dict[str, Any]:
     """Plain dicts and lists; quantities as text with their unit; absent values left out."""
     built = msgspec.to_builtins(record, enc_hook=_encode)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.question import Question
@@ -13,6 +13,7 @@ from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import counted
+from narrows.spec.forecast import Option as Laid
 
 Option = Literal["set", "context", "tune", "machine"]
 Change = tuple[Option, str]
@@ -71,16 +72,8 @@ def _layouts(wanted: Wanted, changed: Changed) -> Iterator[Change]:
 
 def _freed(name: str, changed: Changed) -> object:
     """The value of one choice in the best layout that fits where only it is left open."""
-    try:
-        question = changed(("set", f"layout.{name}="))
-    except BadInput:
-        return None
-    found = _found(question)
-    chosen = None if found is None else found.best(question.goal)
-    if found is None or chosen is None:
-        return None
-    value: object = getattr(found.spreads.spread(chosen), name)
-    return value
+    best = _best(("set", f"layout.{name}="), changed)
+    return None if best is None else getattr(best.laid.spread, name)
 
 
 def _machines(question: Question, changed: Changed, roomier: Sequence[str]) -> Iterator[Change]:
@@ -110,19 +103,31 @@ def _trainings(question: Question, changed: Changed) -> Iterator[Change]:
 
 def _tried(change: Change, changed: Changed) -> Remedy | None:
     """None where nothing fits even so."""
+    best = _best(change, changed)
+    if best is None:
+        return None
+    question, laid = best
+    tokens = question.batch * question.model.context
+    return Remedy(
+        change=change, tokens_per_s=tokens / laid.step_seconds,
+        devices=question.fleet.devices, memory_bytes=laid.memory_peak,
+    )  # fmt: skip
+
+
+class _Best(NamedTuple):
+    question: Question
+    laid: Laid
+
+
+def _best(change: Change, changed: Changed) -> _Best | None:
+    """The changed question and its best layout; None where it cannot be asked or nothing fits."""
     try:
         question = changed(change)
     except BadInput:
         return None
     found = _found(question)
     chosen = None if found is None else found.best(question.goal)
-    if found is None or chosen is None:
-        return None
-    tokens = question.batch * question.model.context
-    return Remedy(
-        change=change, tokens_per_s=tokens / float(found.seconds[chosen]),
-        devices=question.fleet.devices, memory_bytes=float(found.bytes[chosen]),
-    )  # fmt: skip
+    return None if found is None or chosen is None else _Best(question, found.option(chosen))
 
 
 def _found(question: Question) -> Found | None:

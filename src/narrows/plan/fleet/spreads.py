@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from narrows.plan.layouts import Array
-from narrows.spec.fleet import Exchange, Placement, Recompute, Schedule, Sharding, Spread
+from narrows.spec.fleet import SIZES, Exchange, Placement, Recompute, Schedule, Sharding, Spread
 
 SHARDINGS: tuple[Sharding, ...] = ("none", "optimizer", "gradients", "parameters")
 RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full", "pointwise")
@@ -21,10 +21,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "sharding": SHARDINGS, "recompute": RECOMPUTES, "schedule": SCHEDULES,
     "placement": PLACEMENTS, "exchange": EXCHANGES, "reshard": (False, True),
 }  # fmt: skip
-COUNTS = (
-    "data", "replicas", "tensor", "pipeline", "interleave", "context", "expert", "micro_batch",
-    "accumulation", "first_fewer", "last_fewer",
-)  # fmt: skip
+COUNTS = (*SIZES, "micro_batch", "accumulation", "first_fewer", "last_fewer")
 ARRAYS = (*COUNTS, *CHOICES)
 
 
