@@ -34,6 +34,11 @@ def memory(work: Work, spreads: Spreads) -> MemoryBytes:
     })  # fmt: skip
 
 
+def peak(work: Work, spreads: Spreads) -> Array:
+    """Bytes of the device that needs most, [layouts]: what a search asks for."""
+    return np.asarray(_each(work, spreads, stages(work, spreads)).peak.max(axis=0))
+
+
 def fullest(work: Work, spreads: Spreads) -> Array:
     """Which stage needs most, [layouts]: the first (0), one in the middle (1) or the last (2)."""
     return np.asarray(_each(work, spreads, stages(work, spreads)).peak.argmax(axis=0))

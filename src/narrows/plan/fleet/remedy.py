@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from narrows.plan.fleet.memory import memory
+from narrows.plan.fleet.memory import peak
 from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.search import MEMORY_SHARE, Found, candidates, search
 from narrows.plan.fleet.variants import Wanted
@@ -147,4 +147,4 @@ def _holds(name: str, changed: Changed) -> bool:
     except BadInput:
         return False
     limit = MEMORY_SHARE * float(question.fleet.memory_capacity.value)
-    return float(memory(work, spreads).peak.min()) <= limit
+    return float(peak(work, spreads).min()) <= limit

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from narrows.plan.family import divisors
 from narrows.plan.fleet.energy import joules
-from narrows.plan.fleet.memory import memory
+from narrows.plan.fleet.memory import peak
 from narrows.plan.fleet.spreads import CHOICES, RECOMPUTES, SHARDINGS, Spreads
 from narrows.plan.fleet.time import step
 from narrows.plan.fleet.variants import Wanted, refined
@@ -120,7 +120,7 @@ def evaluate(work: Work, spreads: Spreads, fleet: Fleet) -> Found:
         part = spreads.part(which)
         taken = step(work, part, fleet)
         seconds[which] = taken.seconds
-        peaks[which] = memory(work, part).peak
+        peaks[which] = peak(work, part)
         energy[which] = joules(taken, fleet)
     return Found(
         spreads=spreads, seconds=seconds, bytes=peaks, joules=energy,

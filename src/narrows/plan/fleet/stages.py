@@ -34,7 +34,6 @@ def stages(work: Work, spreads: Spreads) -> Stages:
     alone = p == 1.0
     joined = alone | spreads.zero_bubble
     many = np.where(spreads.zero_bubble, p > 1.0, p > 2.0)
-    both = 1.0 if work.spec.tied_embeddings else 2.0
     zero = np.zeros_like(p)
     ends = last - spreads.first_fewer
     own = np.where(alone, work.layers, np.where(spreads.zero_bubble, ends, first))
@@ -46,10 +45,16 @@ def stages(work: Work, spreads: Spreads) -> Stages:
     flight = np.where(spreads.schedule == SCHEDULES.index("gpipe"), m, flight)
     return Stages(
         layers=np.stack([own, np.where(many, middle, zero), np.where(joined, zero, last)]),
-        tables=np.stack([np.where(joined, both, 1.0), zero, np.where(joined, zero, 1.0)]),
+        tables=np.stack([first_tables(work, spreads), zero, np.where(joined, zero, 1.0)]),
         losses=np.stack([joined * 1.0, zero, np.where(joined, zero, 1.0)]),
         flight=np.where(alone, 1.0, np.minimum(flight, m)),
     )
+
+
+def first_tables(work: Work, spreads: Spreads) -> Array:
+    """Embedding tables of the first stage: both where it takes the loss, too."""
+    both = 1.0 if work.spec.tied_embeddings else 2.0
+    return np.where((spreads.pipeline == 1.0) | spreads.zero_bubble, both, 1.0)
 
 
 def layers(work: Work, spreads: Spreads) -> tuple[Array, Array, Array]:

@@ -14,7 +14,7 @@ from narrows.plan.fleet import constants, traffic
 from narrows.plan.fleet.links import Links
 from narrows.plan.fleet.optimizer import step_seconds
 from narrows.plan.fleet.spreads import Spreads
-from narrows.plan.fleet.stages import bubble, layers, parameters_of, stages
+from narrows.plan.fleet.stages import bubble, layers
 from narrows.plan.fleet.work import Matrix, Work, halves
 from narrows.plan.layouts import Array
 from narrows.spec.errors import BadInput
@@ -115,7 +115,7 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     shown = np.where(spreads.interleave > 1, constants.HOPS_SHOWN, 1.0)
     pipeline = shown * hops * (m + p - 1.0) * spreads.interleave
     waited = bubble(spreads, per_micro, each * block.weight_gradients)
-    held = parameters_of(work, spreads, each, stages(work, spreads).tables[0])
+    held = traffic.held(work, spreads)
     data = _data(work, spreads, links, block, head, held)
     optimizer = step_seconds(spreads, fleet, held, rates.memory)
     parts = {
@@ -168,12 +168,11 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
     forward = gemm + forward_attention + light
     backward = gemm_all + attention + pointwise - forward
     shown = 1.0 - constants.TENSOR_OVERLAP if spreads.shared.sequence_parallel else 1.0
-    passes = 1.0 + back * (1.0 + full)
     tensor = shown * traffic.tensor_often(spreads) * links.gather(*traffic.tensor(work, spreads, T))
     met = _contexts(work, spreads, links, T, (forward_attention, backward_attention))
     return _Block(
         gemm=gemm_all, attention=attention, pointwise=pointwise, tensor=tensor,
-        expert=_experts_exchange(work, spreads, links, T) * passes,
+        expert=_experts_exchange(work, spreads, links, T) * traffic.passes(spreads),
         context=met * (1.0 + back) / 2.0,
         forward=forward, backward=backward, weight_gradients=gemm * spreads.shared.trained,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from narrows.plan.fleet.spreads import Spreads
-from narrows.plan.fleet.stages import parameters_of, stages
+from narrows.plan.fleet.stages import first_tables, parameters_of
 from narrows.plan.fleet.work import Work
 from narrows.plan.layouts import Array
 from narrows.spec.fleet import Spread
@@ -41,12 +41,16 @@ def tensor(work: Work, spreads: Spreads, T: Array) -> Message:
     return Message(stream(work, spreads, T), spreads.tensor, np.ones_like(T))
 
 
+def passes(spreads: Spreads) -> Array:
+    """Passes of a block: forward, back where gradients go, and forward again where recomputed."""
+    return np.asarray(1.0 + spreads.shared.reached * (1.0 + (spreads.recompute == 2)))
+
+
 def tensor_often(spreads: Spreads) -> Array:
     """Gathers and scatters of a block and a micro-batch: two all-reduces forward and two backward,
     each a gather and a scatter; again where recomputed.
     """
-    passes = 1.0 + spreads.shared.reached * (1.0 + (spreads.recompute == 2))
-    return np.asarray(4.0 * passes)
+    return 4.0 * passes(spreads)
 
 
 def experts(work: Work, spreads: Spreads, T: Array) -> Message:
@@ -141,7 +145,7 @@ def _tensor(work: Work, spreads: Spreads) -> Iterator[Traffic]:
 def _experts(work: Work, spreads: Spreads) -> Iterator[Traffic]:
     if work.spec.experts is None:
         return
-    often = (2.0 + (spreads.recompute == 2)) * _often(work, spreads)
+    often = passes(spreads) * _often(work, spreads)
     often = often * work.layers_experts / work.layers
     message = experts(work, spreads, _tokens(work, spreads))
     yield _each("expert", "exchange", message, 2.0 * often, often)
@@ -150,7 +154,7 @@ def _experts(work: Work, spreads: Spreads) -> Iterator[Traffic]:
 def _contexts(work: Work, spreads: Spreads) -> Iterator[Traffic]:
     T, often = _tokens(work, spreads), _often(work, spreads)
     if spreads.exchange[0] == 1:
-        often = often * (2.0 + (spreads.recompute == 2))
+        often = often * passes(spreads)
         yield _each("context", "exchange", heads(work, spreads, T), 2.0 * often, often)
     else:
         # Once around forward, twice backward.
@@ -171,7 +175,7 @@ def held(work: Work, spreads: Spreads) -> tuple[Array, Array]:
     that all data ranks share, and its experts'.
     """
     each = work.layers / spreads.pipeline
-    return parameters_of(work, spreads, each, stages(work, spreads).tables[0])
+    return parameters_of(work, spreads, each, first_tables(work, spreads))
 
 
 def _weights(work: Work, spreads: Spreads) -> Iterator[Traffic]:
