@@ -6,10 +6,15 @@ import msgspec
 import pytest
 import torch
 
+from narrows.kernels.build import obstacle
 from narrows.kernels.load import load
 from narrows.model.transformer import Transformer, initialise
 from narrows.spec.machine import KernelSet
 from narrows.spec.model import ModelSpec, gpt2, llama
+
+needs_native = pytest.mark.skipif(
+    obstacle() is not None, reason=f"no native kernels here: {obstacle()}"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from narrows.kernels.build import obstacle
 from narrows.kernels.load import load
 from narrows.model.transformer import Transformer, initialise
 from narrows.spec.model import (
@@ -23,11 +22,8 @@ from narrows.spec.model import (
     llama,
 )
 
-from .conftest import built, spec
+from .conftest import built, needs_native, spec
 
-needs_native = pytest.mark.skipif(
-    obstacle() is not None, reason=f"no native kernels here: {obstacle()}"
-)
 CHOICES = list(
     itertools.product(
         (Learned(), Rotary()), (LayerNorm(), RMSNorm()), (GELU(), SwiGLU()), (True, False),

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from narrows.kernels.build import obstacle
 from narrows.kernels.load import load
 from narrows.model.feed_forward import Routed
 from narrows.model.transformer import Transformer
@@ -37,11 +36,8 @@ from narrows.spec.model import (
     Yarn,
 )
 
-from .conftest import built, spec
+from .conftest import built, needs_native, spec
 
-needs_native = pytest.mark.skipif(
-    obstacle() is not None, reason=f"no native kernels here: {obstacle()}"
-)
 EXPERTS = Experts(count=6, chosen=2, width=24)
 SPARSE = msgspec.structs.replace(
     EXPERTS, shared=2, dense_layers=1, router_biases=True, gate=Sigmoid(), scale=2.5, groups=3,

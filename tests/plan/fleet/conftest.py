@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import Step, step
+from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Domain, Fleet, Reach, Spread
 from narrows.spec.machine import Fact
@@ -26,6 +28,7 @@ from narrows.spec.units import (
 
 MakeFleet = Callable[..., Fleet]
 TakeStep = Callable[..., Step]
+Ask = Callable[..., Question]
 
 
 def fact(value: Any) -> Fact[Any]:
@@ -101,3 +104,14 @@ def take(fleet: Fleet, small: ModelSpec) -> TakeStep:
         return step(Work.of(of, of.context), Spreads.of([Spread(**layout)]), on)
 
     return taken
+
+
+@pytest.fixture(scope="session")
+def ask(small: ModelSpec, fleet: Fleet) -> Ask:
+    """A question: by default of the small model over the fleet."""
+
+    def asked(**changes: Any) -> Question:
+        question = Question(name="small", model=small, fleet=fleet, batch=64, wanted=Wanted())
+        return Question(**{**vars(question), **changes})
+
+    return asked

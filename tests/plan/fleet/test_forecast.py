@@ -24,17 +24,6 @@ Ask = Callable[..., Question]
 
 
 @pytest.fixture(scope="module")
-def ask(small: ModelSpec, fleet: Fleet) -> Ask:
-    """A question: by default of the small model over the fleet."""
-
-    def asked(**changes: Any) -> Question:
-        question = Question(name="small", model=small, fleet=fleet, batch=64, wanted=Wanted())
-        return Question(**{**vars(question), **changes})
-
-    return asked
-
-
-@pytest.fixture(scope="module")
 def answer(ask: Ask, make_fleet: MakeFleet) -> Forecast:
     tiny, four = make_fleet(devices=1, gigabytes=1.0), make_fleet(devices=4)
     return forecast(ask(

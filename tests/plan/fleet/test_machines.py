@@ -7,12 +7,10 @@ import pytest
 
 from narrows.plan.fleet.forecast import forecast
 from narrows.plan.fleet.question import Question
-from narrows.plan.fleet.variants import Wanted
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Forecast
 from narrows.spec.machine import Fact
-from narrows.spec.model import ModelSpec
 from narrows.spec.units import DollarsPerHour, Watts
 
 MakeFleet = Callable[..., Fleet]
@@ -21,17 +19,6 @@ Ask = Callable[..., Question]
 
 def fact(value: Any) -> Fact[Any]:
     return Fact(value=value, basis="assumed", source="made up for a test")
-
-
-@pytest.fixture(scope="module")
-def ask(small: ModelSpec, fleet: Fleet) -> Ask:
-    """A question: by default of the small model over the fleet."""
-
-    def asked(**changes: Any) -> Question:
-        question = Question(name="small", model=small, fleet=fleet, batch=64, wanted=Wanted())
-        return Question(**{**vars(question), **changes})
-
-    return asked
 
 
 @pytest.fixture(scope="module")
