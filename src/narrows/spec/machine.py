@@ -244,22 +244,35 @@ class Disk(Record):
     read: Fact[BytesPerSecond]
 
 
+Collective = Literal[
+    "all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all", "send"
+]
+"""What processes tell each other; `send` is one rank's message to the next."""
+
+
 class CollectivePoint(Record):
     """Seconds of one collective over `ranks` for `message` bytes per rank."""
 
-    operation: Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
+    operation: Collective
     ranks: int
     message: Bytes
     seconds: float
 
 
 class Link(Record):
-    """What joins processes or devices."""
+    """What joins `ranks` processes on `hosts` machines.
+
+    `together` is how many times as fast all of them at once compute as one process that has one
+    machine to itself: 1 where they share its cores, near `hosts` where each has cores of its own.
+    """
 
     name: str
     backend: Literal["gloo", "nccl", "xccl", "mpi"]
+    ranks: int = 2
+    hosts: int = 1
     bandwidth: Fact[BytesPerSecond]
     latency: Fact[Seconds]
+    together: Fact[float] | None = None
     points: tuple[CollectivePoint, ...] = ()
 
 

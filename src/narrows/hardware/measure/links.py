@@ -11,17 +11,16 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from narrows.hardware import fit
-from narrows.spec.machine import CollectivePoint, Fact, Link
+from narrows.spec.machine import Collective, CollectivePoint, Fact, Link
 from narrows.spec.units import Bytes
 
-Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
-_OPERATIONS: tuple[Operation, ...] = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
+_OPERATIONS: tuple[Collective, ...] = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
 _MESSAGES = (1 << 10, 1 << 14, 1 << 18, 1 << 21, 1 << 24)
 _RANKS = 2
 _IN_A_ROW = 4
@@ -30,7 +29,7 @@ _BEST = 3
 
 
 class _Seconds(NamedTuple):
-    operation: Operation
+    operation: Collective
     message: int
     seconds: float
 
@@ -97,7 +96,7 @@ def _rank(rank: int, store: Path, answer: Connection, seconds: float) -> None:
         for operation in _OPERATIONS
         for message in _MESSAGES
     }
-    times: dict[tuple[Operation, int], list[float]] = {key: [] for key in trials}
+    times: dict[tuple[Collective, int], list[float]] = {key: [] for key in trials}
     started = time.perf_counter()
     while not _both_late(time.perf_counter() - started > seconds):
         for key, collective in trials.items():
@@ -114,7 +113,7 @@ def _both_late(late: bool) -> bool:
     return int(votes) > 0
 
 
-def _collective(operation: Operation, message: int) -> Callable[[], object]:
+def _collective(operation: Collective, message: int) -> Callable[[], object]:
     """`message` is what each rank puts in; for all_gather and reduce_scatter its share of it."""
     data = torch.ones(message // 4)
     if operation == "all_reduce":
