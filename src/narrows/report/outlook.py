@@ -6,6 +6,7 @@ from pathlib import Path
 
 from narrows.report import outlook_plots as plots
 from narrows.report import outlook_tables as tables
+from narrows.report import roofline
 from narrows.report.document import document
 from narrows.report.markup import Markup, Node, element
 from narrows.report.numbers import (
@@ -19,8 +20,9 @@ from narrows.report.numbers import (
     significant,
     size,
 )
-from narrows.report.sections import HALF, both, figure, key, section
-from narrows.report.words import MEMORY, VALUES, Phrase, same, spoken
+from narrows.report.roofs import roofs_of_device
+from narrows.report.sections import HALF, MAIN, both, figure, key, movers, section
+from narrows.report.words import MEMORY, OPERATIONS, VALUES, Phrase, same, spoken
 from narrows.spec.forecast import Bend, Forecast
 from narrows.spec.record import write_atomically
 
@@ -59,9 +61,11 @@ def html(forecast: Forecast) -> str:
         element("div", _cards(forecast), class_="cards"),
         tables.dial(forecast),
         element("div", _time(forecast), _memory(forecast), class_=wide),
+        element("div", _roofline(forecast), tables.doubling(forecast),
+                class_="columns wide-first"),
         element("div", _front(forecast), _scaling(forecast), class_=wide),
         _pipeline(forecast),
-        element("div", tables.doubling(forecast), tables.techniques(forecast), class_=wide),
+        tables.techniques(forecast),
         tables.layouts(forecast),
         tables.elsewhere(forecast),
         tables.evidence(forecast),
@@ -124,11 +128,31 @@ def _cards(forecast: Forecast) -> list[Markup]:
 
 
 def _time(forecast: Forecast) -> Markup:
-    rows = sorted(forecast.predicted.rows, key=lambda row: -row.seconds)
-    bars = [(spoken(_PARTS, row.operation), row.seconds, duration(row.seconds)) for row in rows]
+    parts = forecast.predicted.seconds_by_part()
+    bars = [
+        (spoken(_PARTS, name), seconds, duration(seconds))
+        for name, seconds in parts.items() if seconds > 0.0
+    ]  # fmt: skip
     plot = both(lambda width: plots.bars(bars, width, "Seconds of a step"), HALF)
     lede = Phrase("Seconds by part of a step.", "一步之中各部分所用时间。")
     return section(Phrase("Where a step goes", "时间去向"), lede, element("figure", plot))
+
+
+def _roofline(forecast: Forecast) -> Markup:
+    """What bounds each operation, under the roofs of the data sheet."""
+    rows, precision = forecast.predicted.rows, forecast.spread.precision
+    shown = roofline.expected(
+        rows, forecast.predicted.step_seconds, lambda row: spoken(OPERATIONS, row.operation)
+    )
+    limits = roofs_of_device(forecast.fleet, precision)
+    lede = Phrase(
+        "No operation can pass the slope (memory) or the flat roof (arithmetic) of a device's data "
+        "sheet. Larger rings take more of the step; → forward, ← backward. {movers}",
+        "任何运算都无法越过规格书所定的斜线（显存）与平顶（算力）。圆环越大，占一步的时间越多；"
+        "→ 前向，← 反向。{movers}",
+    ).filled(movers=movers(rows))
+    plot = both(lambda width: roofline.roofline(shown, limits, precision, width), MAIN)
+    return section(Phrase("Roofline", "屋顶线"), lede, element("figure", plot))
 
 
 def _memory(forecast: Forecast) -> Markup:

@@ -122,14 +122,22 @@ def techniques(forecast: Forecast) -> Markup:
     """The chosen layout with one thing changed."""
     now = forecast.predicted.step_seconds
     rows = [
-        _row(same(each.verdict.partition(":")[0]), f"{each.step_seconds / now:.2f}×",
-             size(each.memory_peak), first=False)
+        _row(same(each.verdict.rpartition(": ")[0]), f"{each.step_seconds / now:.2f}×",
+             _room(each.memory_peak, forecast.memory_limit), first=False)
         for each in forecast.techniques
     ]  # fmt: skip
     lede = Phrase("The chosen layout with one thing changed.", "在选定布局上只改一项。")
     heads = (Phrase("changed", "改动"), Phrase("time", "时间"), Phrase("memory", "显存"))
     return section(Phrase("What a technique is worth", "每种技术值多少"), lede,
                    _table(heads, rows))  # fmt: skip
+
+
+def _room(peak: float, limit: float) -> Node:
+    """Bytes, and where a device has fewer, that."""
+    if peak <= limit:
+        return size(peak)
+    over = Phrase("{peak}, does not fit", "{peak}，放不下").filled(peak=size(peak))
+    return element("span", over, class_="warn")
 
 
 def layouts(forecast: Forecast) -> Markup | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from narrows.report import bars, comparison, curves
 from narrows.report import roofline as roofs
@@ -17,6 +17,7 @@ from narrows.report.numbers import (
     significant,
     size,
 )
+from narrows.report.roofs import roofs_of
 from narrows.report.run import Run
 from narrows.report.words import (
     ABSENT,
@@ -29,6 +30,7 @@ from narrows.report.words import (
     same,
     spoken,
 )
+from narrows.spec.ledger import Row
 
 _SEEN = 0.0005
 PHONE, THIRD, HALF, MAIN = 328.0, 312.0, 488.0, 656.0
@@ -148,8 +150,9 @@ def roofline(run: Run) -> Markup:
         "{movers}",
         "除非数据留在缓存中，任何运算都无法越过斜线（内存）与平顶（算力）。圆越大，占一步的时间越多；"
         "→ 前向，← 反向。{movers}",
-    ).filled(movers=_movers(run))
-    plot = both(lambda width: roofs.roofline(run, machine, width), MAIN)
+    ).filled(movers=movers(run.plan.predicted.rows))
+    limits, own = roofs_of(machine), run.plan.layout.precision
+    plot = both(lambda width: roofs.roofline(shown, limits, own, width), MAIN)
     legend = [key("ring", PREDICTED)]
     if any(point.measured for point in shown):
         together = not any(point.predicted and point.measured for point in shown)
@@ -222,9 +225,9 @@ def _legend(measured: bool) -> list[Markup]:
     return [key(class_, name) for there, class_, name in both if there]
 
 
-def _movers(run: Run) -> Phrase:
-    """What the plan expects of the operations that have no place under the roofs."""
-    found = roofs.traffic(run.plan.predicted)
+def movers(rows: Sequence[Row]) -> Phrase:
+    """What is expected of the operations that have no place under the roofs."""
+    found = roofs.traffic(rows)
     if found is None:
         return same("")
     count, rate = found

@@ -56,6 +56,21 @@ KINDS = {
     "other": Phrase("other", "其他"),
 }
 
+OPERATIONS = {
+    "attention": Phrase("attention", "注意力"),
+    "head_and_loss": Phrase("head and loss", "输出层与损失"),
+    "query": Phrase("query", "查询投影"),
+    "query_down": Phrase("query down", "查询降维"),
+    "query_up": Phrase("query up", "查询升维"),
+    "key_value_down": Phrase("key value down", "键值降维"),
+    "key_value_up": Phrase("key value up", "键值升维"),
+    "router": Phrase("router", "路由"),
+    "shared_up": Phrase("shared up", "共享专家 up"),
+    "shared_down": Phrase("shared down", "共享专家 down"),
+    "expert_up": Phrase("expert up", "专家 up"),
+    "expert_down": Phrase("expert down", "专家 down"),
+}
+
 MEMORY = {
     "weights": Phrase("weights", "权重"),
     "masters": Phrase("fp32 masters", "fp32 主权重"),
