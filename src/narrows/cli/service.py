@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
-    from narrows.plan.fleet.service import Demand, Limits
+    from narrows.plan.fleet.ways import Demand
     from narrows.spec.fleet import Fleet
     from narrows.spec.record import Record
-    from narrows.spec.service import Guesses, Requests
+    from narrows.spec.service import Guesses, Limits, Requests
 
 _AHEAD = 4
 _ACCEPT = 0.7
@@ -62,7 +62,7 @@ def answer(chosen: argparse.Namespace) -> tuple[Record, str]:
 def demand(chosen: argparse.Namespace) -> Demand:
     """The arguments as something to serve; raises BadInput where they contradict each other."""
     from narrows.cli import fleet
-    from narrows.plan.fleet.service import Demand
+    from narrows.plan.fleet.ways import Demand
 
     for name in ("budget", "overrides", "against", "tune", "page", "region", "pue", "trace"):
         if getattr(chosen, name) not in (None, [], False):
@@ -71,7 +71,9 @@ def demand(chosen: argparse.Namespace) -> Demand:
     asked = fleet.question(chosen)
     return Demand(
         name=asked.name, model=asked.model, fleet=asked.fleet, requests=_requests(chosen),
-        limits=_limits(chosen), guesses=_guesses(chosen), larger=_larger(asked.fleet),
+        limits=_limits(chosen), guesses=_guesses(chosen),
+        larger=_larger(asked.fleet),
+        smaller=next((f for f in asked.ladder if 2 * f.devices == asked.fleet.devices), None),
         draft=fleet.model(chosen.draft, None) if chosen.draft else None,
         weight_bits=_BITS.get(chosen.weights),
     )  # fmt: skip
@@ -103,7 +105,7 @@ def _requests(chosen: argparse.Namespace) -> Requests:
 
 
 def _limits(chosen: argparse.Namespace) -> Limits:
-    from narrows.plan.fleet.service import Limits
+    from narrows.spec.service import Limits
     from narrows.spec.units import Seconds
 
     first, each = chosen.first_token, chosen.per_token

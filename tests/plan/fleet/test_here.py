@@ -8,8 +8,9 @@ import pytest
 from narrows.hardware.fleet import fleet_here
 from narrows.plan.answer import Question, predict_answer
 from narrows.plan.fleet import here
-from narrows.plan.fleet.service import Demand, service
+from narrows.plan.fleet.service import service
 from narrows.plan.fleet.service_render import text
+from narrows.plan.fleet.ways import Demand
 from narrows.spec.machine import CachedCurve, Machine, StreamedCurve, StreamedPoint
 from narrows.spec.model import ModelSpec, llama
 from narrows.spec.record import load

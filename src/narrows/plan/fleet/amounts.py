@@ -28,6 +28,11 @@ def head(spec: ModelSpec) -> Matrix:
     return Matrix("head", float(spec.vocabulary), float(spec.width), "out")
 
 
+def tokens(work: Work, spreads: Spreads) -> Array:
+    """Of a rank's micro-batch."""
+    return spreads.micro_batch * (work.positions / spreads.context)
+
+
 def product_flop(T: Array, sizes: Halves, spreads: Spreads, half: float = 0.0) -> Array:
     """Of products of T rows; with a ramp `half`, in `sizes` too, the FLOP that take as long."""
     return np.asarray(2.0 * (T + half) * (sizes.whole + sizes.cut / spreads.tensor))

@@ -71,7 +71,7 @@ class _Rank(NamedTuple):
     @property
     def tokens(self) -> Array:
         """Of a micro-batch."""
-        return traffic.tokens(self.work, self.spreads)
+        return amounts.tokens(self.work, self.spreads)
 
     def often(self, layers: float) -> Array:
         """How often one of so many layers is computed in a step."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from narrows.plan.fleet import here
 from narrows.spec.plan import Doubling
-from narrows.spec.service import Quantiles, Requests, Service, Serving
+from narrows.spec.service import Changed, Loss, Quantiles, Requests, Service, Serving
 from narrows.spec.units import Bytes, Seconds
 
 _LEAST_SAVING = 0.01
@@ -55,12 +55,34 @@ def _lines(found: Service) -> Iterator[str]:
     yield ""
     yield from _doubling("a decode step", found.doubling_decode)
     yield from _doubling("a prompt", found.doubling_prefill)
+    yield ""
+    yield f"{'one change':40}{'p90 first':>11}{'p90 each':>11}{'tokens/s':>11}"
+    yield from map(_change, found.changes)
     if found.others:
         yield ""
         yield f"{'other ways':64}{'p90 first':>11}{'p90 each':>11}{'tokens/s':>11}"
     for way in found.others:
         first, each = Seconds(way.first_token.p90).text(), Seconds(way.per_token.p90).text()
         yield f"  {_said(way):62}{first:>11}{each:>11}{way.tokens_per_s:11,.0f}"
+        yield f"    {_loss(found.loses(way))}"
+
+
+def _change(each: Changed) -> str:
+    way = each.way
+    if way is None:
+        most = f"saturated: {each.most or 0.0:.3g} requests/s at most"
+        return f"  {each.name:38}{'does not fit' if each.outcome == 'full' else most:>33}"
+    first, more = Seconds(way.first_token.p90).text(), Seconds(way.per_token.p90).text()
+    told = f"  {each.name:38}{first:>11}{more:>11}{way.tokens_per_s:11,.0f}"
+    return told + ("  too late" if each.outcome == "late" else "")
+
+
+def _loss(loss: Loss) -> str:
+    if loss.reason in ("fewer tokens", "slower tokens"):
+        return f"{loss.reason}: {loss.times:.2f} times"
+    if loss.reason in ("first token too late", "tokens too slow", "too little room"):
+        return f"{loss.reason}: {loss.times:.3g} times the limit"
+    return loss.reason
 
 
 def _load(requests: Requests, best: Serving) -> str:

@@ -97,7 +97,7 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     """The step of `work` laid out as each of `spreads` over `fleet`."""
     rates = Rates.of(fleet, spreads.shared.precision, spreads.shared.kernels)
     links = Links.of(fleet)
-    T = traffic.tokens(work, spreads)
+    T = amounts.tokens(work, spreads)
     block = _block(work, spreads, rates, links, T)
     head = head_seconds(work.spec, spreads, rates, T)
     p, m = spreads.pipeline, spreads.accumulation

@@ -31,11 +31,6 @@ class Message(NamedTuple):
     stride: Array
 
 
-def tokens(work: Work, spreads: Spreads) -> Array:
-    """Of a rank's micro-batch."""
-    return spreads.micro_batch * (work.positions / spreads.context)
-
-
 def stream(work: Work, spreads: Spreads, T: Array) -> Array:
     """Bytes of the residual stream of T tokens."""
     return np.asarray(T * work.spec.width * spreads.value_bytes)
@@ -128,14 +123,18 @@ def _each(
     )  # fmt: skip
 
 
-def blocks(work: Work, spreads: Spreads) -> Array:
+def _tokens(work: Work, spreads: Spreads) -> Array:
+    return spreads.micro_batch * (work.positions / spreads.context)
+
+
+def _often(work: Work, spreads: Spreads) -> Array:
     """Blocks that a rank computes in a step, counted once a micro-batch."""
     return np.asarray(work.layers / spreads.pipeline * spreads.accumulation)
 
 
 def _tensor(work: Work, spreads: Spreads) -> Iterator[Traffic]:
-    message = tensor(work, spreads, tokens(work, spreads))
-    half = tensor_often(spreads) / 2.0 * blocks(work, spreads)
+    message = tensor(work, spreads, _tokens(work, spreads))
+    half = tensor_often(spreads) / 2.0 * _often(work, spreads)
     if spreads.shared.sequence_parallel:
         yield _each("tensor", "gather", message, half, half)
         yield _each("tensor", "scatter", message, half, half)
@@ -146,14 +145,14 @@ def _tensor(work: Work, spreads: Spreads) -> Iterator[Traffic]:
 def _experts(work: Work, spreads: Spreads) -> Iterator[Traffic]:
     if work.spec.experts is None:
         return
-    often = passes(spreads) * blocks(work, spreads)
+    often = passes(spreads) * _often(work, spreads)
     often = often * work.layers_experts / work.layers
-    message = experts(work, spreads, tokens(work, spreads))
+    message = experts(work, spreads, _tokens(work, spreads))
     yield _each("expert", "exchange", message, 2.0 * often, often)
 
 
 def _contexts(work: Work, spreads: Spreads) -> Iterator[Traffic]:
-    T, often = tokens(work, spreads), blocks(work, spreads)
+    T, often = _tokens(work, spreads), _often(work, spreads)
     if spreads.exchange[0] == 1:
         often = often * passes(spreads)
         yield _each("context", "exchange", heads(work, spreads, T), 2.0 * often, often)
@@ -166,7 +165,7 @@ def _contexts(work: Work, spreads: Spreads) -> Iterator[Traffic]:
 def _stages(work: Work, spreads: Spreads) -> Iterator[Traffic]:
     sent = 2.0 * spreads.accumulation * spreads.interleave * (spreads.pipeline > 1.0)
     cut = spreads.tensor if spreads.shared.scattered else 1.0
-    each = stream(work, spreads, tokens(work, spreads)) / cut
+    each = stream(work, spreads, _tokens(work, spreads)) / cut
     yield Traffic(
         axis="pipeline", kind="send", count=float(sent[0]), bytes=float((sent * each)[0])
     )  # fmt: skip
