@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrows.cli import speak
 from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
@@ -51,11 +53,16 @@ def is_asked(chosen: argparse.Namespace) -> bool:
 
 
 def answer(chosen: argparse.Namespace) -> tuple[Record, str]:
-    """The best way to serve, as a record and as text."""
+    """The best way to serve, as a record and as text; as a page where one is asked for."""
     from narrows.plan.fleet.service import service
     from narrows.plan.fleet.service_render import text
 
     found = service(demand(chosen))
+    if chosen.page:
+        from narrows.report import served
+
+        served.write(found, Path(chosen.page))
+        speak.talk(f"wrote {chosen.page}")
     return found, text(found)
 
 
@@ -64,7 +71,7 @@ def demand(chosen: argparse.Namespace) -> Demand:
     from narrows.cli import fleet
     from narrows.plan.fleet.ways import Demand
 
-    for name in ("budget", "overrides", "against", "tune", "page", "region", "pue", "trace"):
+    for name in ("budget", "overrides", "against", "tune", "region", "pue", "trace"):
         if getattr(chosen, name) not in (None, [], False):
             option = "set" if name == "overrides" else name
             raise BadInput(f"--{option} says nothing of serving", hint="leave it or --serve out")

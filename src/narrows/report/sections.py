@@ -201,6 +201,15 @@ def section(title: Phrase, lede: Node, *children: Node) -> Markup:
     return element("section", element("h2", title), element("p", lede, class_="lede"), children)
 
 
+def cards(figures: Sequence[tuple[Phrase, Node, Node]]) -> list[Markup]:
+    """The numbers of a headline: a name, the figure, and what is told beneath it."""
+    return [
+        element("div", element("p", name, class_="name"), element("p", value, class_="figure"),
+                element("p", beside, class_="was"), class_="card")
+        for name, value, beside in figures
+    ]  # fmt: skip
+
+
 def figure(legend: Node, plot: Node, *, points: str | None = None) -> Markup:
     """A plot under its legend; `points` is what the hover reads."""
     above = element("div", legend, class_="legend") if legend else None
@@ -232,9 +241,9 @@ def movers(rows: Sequence[Row]) -> Phrase:
         return same("")
     count, rate = found
     return Phrase(
-        "Not drawn: what only moves bytes ({count} operations), together at {rate} by the plan.",
+        "Not drawn: what only moves bytes ({count} operation{s}), together at {rate} by the plan.",
         "未画出：只搬运数据的运算（{count} 个），计划预计合计 {rate}。",
-    ).filled(count=count, rate=bandwidth(rate))
+    ).filled(count=count, s="" if count == 1 else "s", rate=bandwidth(rate))
 
 
 def _saving_bar(saving: float, most: float) -> Markup | None:

@@ -69,6 +69,16 @@ OPERATIONS = {
     "shared_down": Phrase("shared down", "共享专家 down"),
     "expert_up": Phrase("expert up", "专家 up"),
     "expert_down": Phrase("expert down", "专家 down"),
+    "memory-bound_operations": Phrase("memory-bound operations", "受带宽限制的运算"),
+    "attention's_matrices": Phrase("attention's matrices", "注意力投影"),
+    "feed-forward": Phrase("feed-forward", "前馈"),
+    "experts": Phrase("experts", "专家"),
+    "head": Phrase("head", "输出层"),
+    "scores_over_the_cache": Phrase("scores over the cache", "对缓存的注意力"),
+    "reductions_between_ranks": Phrase("reductions between ranks", "卡间归约"),
+    "starting_kernels": Phrase("starting kernels", "启动核函数"),
+    "engine": Phrase("engine", "引擎"),
+    "guesses": Phrase("guesses", "猜测"),
 }
 
 MEMORY = {

@@ -153,10 +153,13 @@ class Swept(Record):
 
 
 class Changed(Record):
-    """What comes of one change; `most` requests a second are answered where they are too many."""
+    """What comes of one change, of the layout as it is or of the best that is `searched` for;
+    `most` requests a second are answered where they are too many.
+    """
 
     name: str
     outcome: Literal["kept", "late", "full", "saturated"]
+    searched: bool = False
     way: Serving | None = None
     most: float | None = None
 

@@ -89,7 +89,12 @@ def served(fleet: Fleet, best: Serving) -> Iterator[Evidence]:
     for name, value in (
         ("first token", Seconds(best.first_token.mean).text()),
         ("each token more", Seconds(best.per_token.mean).text()),
-        ("tokens a second", f"{best.tokens_per_s:,.3g}"),
+        (
+            "tokens a second",
+            f"{best.tokens_per_s:,.0f}"
+            if best.tokens_per_s >= 10.0
+            else f"{best.tokens_per_s:.2g}",
+        ),
     ):
         yield Evidence(name=name, value=value, basis=basis, source=source)
     held = Bytes(best.held.total).text()

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 
 from narrows.plan.fleet import constants
 from narrows.plan.fleet.evidence import facts, served
 from narrows.plan.fleet.forecast import doubled
-from narrows.plan.fleet.passes import (
-    Prompt,
-    Tokens,
-    decode_pass,
-    decode_seconds,
-    prefill_pass,
-    prefill_seconds,
-    seen,
-)
 from narrows.plan.fleet.service_rows import decode_rows, prefill_rows
 from narrows.plan.fleet.serving import serve
 from narrows.plan.fleet.sweep import changes, swept
@@ -33,8 +26,9 @@ from narrows.plan.fleet.ways import (
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import DoesNotFit
 from narrows.spec.fleet import Fleet
+from narrows.spec.ledger import Row
 from narrows.spec.plan import Doubling
-from narrows.spec.service import Service, Serving
+from narrows.spec.service import Service
 from narrows.spec.units import Bytes, Seconds
 
 _OTHERS = 8
@@ -53,16 +47,18 @@ def service(demand: Demand) -> Service:
     best, work = order[0], Work.of(demand.model, demand.requests.prompt)
     replica, load = replica_of(best.placement), load_of(demand, best.placement, best.concurrency)
     running = serve(work, replica, load, demand.fleet).running
+    prefill = partial(prefill_rows, work, replica, load)
+    decode = partial(decode_rows, work, replica, load, running)
     return Service(
         model_name=demand.name, model=demand.model, fleet=demand.fleet, requests=demand.requests,
         limits=demand.limits, memory_limit=limit_bytes(demand.fleet), best=best,
-        prefill=prefill_rows(work, replica, load, demand.fleet),
-        decode=decode_rows(work, replica, load, running, demand.fleet),
+        prefill=prefill(demand.fleet),
+        decode=decode(demand.fleet),
         sweep=tuple(swept(work, best, demand)),
         others=(*order[1 : _OTHERS + 1], *late[:_LATE]),
         changes=tuple(changes(work, best, demand)), guesses=demand.guesses,
-        doubling_decode=_doubling(work, best, demand, "decode"),
-        doubling_prefill=_doubling(work, best, demand, "prefill"),
+        doubling_decode=_doubling(decode, demand.fleet),
+        doubling_prefill=_doubling(prefill, demand.fleet),
         answers=tuple(served(demand.fleet, best)),
         facts=tuple(facts(demand.fleet, _FORMATS[best.placement.weight_bits])),
     )  # fmt: skip
@@ -73,31 +69,21 @@ def limit_bytes(fleet: Fleet) -> float:
     return constants.SERVING_HELD * float(fleet.memory_capacity.value)
 
 
-def _doubling(work: Work, best: Serving, demand: Demand, what: str) -> tuple[Doubling, ...]:
-    """Seconds of one step, or of a prompt alone, with twice of each resource; most useful first."""
-    placed, fleet = best.placement, demand.fleet
-    replica, load = replica_of(placed), load_of(demand, placed, best.concurrency)
-    past = load.prompt + load.answer / 2.0
-    running = min(load.concurrency, max(1.0, best.room / placed.replicas))
+def _doubling(rows: Callable[[Fleet], tuple[Row, ...]], fleet: Fleet) -> tuple[Doubling, ...]:
+    """Seconds of the pass that has those `rows`, with twice of each resource; most useful first."""
 
     def seconds(on: Fleet) -> float:
-        if what == "decode":
-            return decode_seconds(work, replica, running, past, on)
-        return prefill_seconds(work, replica, Prompt(load.new, load.shared), on)
+        return sum(row.seconds for row in rows(on))
 
     now = seconds(fleet)
-    tokens = Tokens(running, running, seen(work.spec, past))
-    alone = (
-        decode_pass(work, replica, tokens, fleet) if what == "decode"
-        else prefill_pass(work, replica, Prompt(load.new, load.shared), fleet)
-    )  # fmt: skip
+    starting = sum(row.seconds for row in rows(fleet) if row.kind == "launch")
     found = {name: seconds(changed) for name, changed in doubled(fleet) if "latency" not in name}
-    found["kernels' starts a second"] = now - alone.starts / 2.0
-    rows = (
+    found["kernels' starts a second"] = now - starting / 2.0
+    told = (
         Doubling(resource=name, step_seconds=value, saving=1.0 - value / now)
         for name, value in found.items()
     )
-    return tuple(sorted(rows, key=lambda row: -row.saving))
+    return tuple(sorted(told, key=lambda each: -each.saving))
 
 
 def _refusal(demand: Demand, found: Found) -> DoesNotFit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from narrows.plan.fleet import constants, here
-from narrows.plan.fleet.energy import COMPUTING, IDLE_SHARE, MOVING, WAITING
+from narrows.plan.fleet.energy import COMPUTING, MOVING, WAITING, watts
 from narrows.plan.fleet.passes import (
     Part,
     Prompt,
@@ -40,7 +40,7 @@ def decode_rows(
     guess, past = load.speculation, load.prompt + load.answer / 2.0
     each = guess.ahead + 1.0 if guess else 1.0
     engine = constants.ENGINES[load.engine].step
-    beside = (_row("engine", "decode", "launch", engine, _watts(fleet, WAITING)),)
+    beside = (_row("engine", "decode", "other", engine, watts(fleet, WAITING)),)
     machine = here.measured(fleet, work.spec, replica.weight_bits, replica.tensor)
     if machine is not None and guess is None:
         return (*here.decode_rows(work.spec, running, past, machine), *beside)
@@ -60,16 +60,16 @@ def _rows(
         if part.seconds > 0.0:
             busy = COMPUTING if part.compute > part.read else MOVING
             yield _row(
-                part.name, phase, part.kind, part.seconds, _watts(fleet, busy),
+                part.name, phase, part.kind, part.seconds, watts(fleet, busy),
                 flop=part.flop, memory_bytes=part.bytes,
             )  # fmt: skip
     links, sent = reductions(work, replica, tokens.new, fleet)
-    watts = _watts(fleet, WAITING)
+    waiting = watts(fleet, WAITING)
     if links > 0.0:
         name = "reductions between ranks"
-        yield _row(name, phase, "link", links, watts, network_bytes=sent, count=2.0 * work.layers)
+        yield _row(name, phase, "link", links, waiting, network_bytes=sent, count=2.0 * work.layers)
     host = starts(work, replica, tokens.sequences)
-    yield _row("starting kernels", phase, "launch", host, watts)
+    yield _row("starting kernels", phase, "launch", host, waiting)
 
 
 def _guessing(
@@ -99,18 +99,9 @@ def _guessing(
 
 
 def _row(
-    operation: str, phase: Phase, kind: Kind, seconds: float, watts: float, **amounts: float
+    operation: str, phase: Phase, kind: Kind, seconds: float, power: float, **amounts: float
 ) -> Row:
     told = {"count": 1.0, "flop": 0.0, "memory_bytes": 0.0, "network_bytes": 0.0, **amounts}
     return Row(
-        operation=operation, phase=phase, kind=kind, seconds=seconds, joules=watts * seconds, **told
+        operation=operation, phase=phase, kind=kind, seconds=seconds, joules=power * seconds, **told
     )  # fmt: skip
-
-
-def _watts(fleet: Fleet, busy: float) -> float:
-    """Of one device, zero where its power is not known."""
-    if fleet.power_full is None:
-        return 0.0
-    full = float(fleet.power_full.value)
-    idle = float(fleet.power_idle.value) if fleet.power_idle else IDLE_SHARE * full
-    return idle + (full - idle) * busy

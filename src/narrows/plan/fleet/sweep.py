@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 
@@ -142,11 +143,9 @@ def _searched(name: str, best: Serving, demand: Demand) -> Changed:
     found = search(demand, bits=(placed.weight_bits, placed.cache_bits))
     if not found.quick:
         found = search(demand)
+    told = partial(Changed, name=name, searched=True)
     if found.quick:
-        return Changed(name=name, outcome="kept", way=min(found.quick, key=worth))
+        return told(outcome="kept", way=min(found.quick, key=worth))
     if found.slow:
-        nearest = min(found.slow, key=demand.limits.missed)
-        return Changed(name=name, outcome="late", way=nearest)
-    if found.most:
-        return Changed(name=name, outcome="saturated", most=found.most)
-    return Changed(name=name, outcome="full")
+        return told(outcome="late", way=min(found.slow, key=demand.limits.missed))
+    return told(outcome="saturated", most=found.most) if found.most else told(outcome="full")

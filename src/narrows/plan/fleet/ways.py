@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from narrows.plan.fleet import constants, latency
-from narrows.plan.fleet.energy import COMPUTING, IDLE_SHARE, MOVING, WAITING
+from narrows.plan.fleet.energy import COMPUTING, MOVING, WAITING, watts
 from narrows.plan.fleet.passes import (
     Pass,
     Prompt,
@@ -208,8 +208,7 @@ def _usage(
     price = float(fleet.price.value) * fleet.devices / 3600.0 if fleet.price else None
     energy = None
     if fleet.power_full is not None:
-        full = float(fleet.power_full.value)
-        idle = float(fleet.power_idle.value) if fleet.power_idle else IDLE_SHARE * full
+        idle, full = watts(fleet, 0.0), watts(fleet, 1.0)
         active = COMPUTING * compute + MOVING * read + WAITING * (links + starts)
         energy = idle * fleet.devices / tokens + (full - idle) * active * placed.tensor
     return Usage(
