@@ -78,7 +78,8 @@ def _hero(found: Service) -> Markup:
 
 def _load(found: Service) -> Phrase:
     requests, several = found.requests, plain(found.best.concurrency)
-    arriving = Phrase(f"{several} requests at a time", f"同时 {several} 个请求")
+    plural = "s" if found.best.concurrency != 1.0 else ""
+    arriving = Phrase(f"{several} request{plural} at a time", f"同时 {several} 个请求")
     if requests.rate is not None:
         arriving = Phrase(
             "{rate} requests a second, {several} at a time",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from narrows.report.grid import row, table
 from narrows.report.markup import Markup, Node, element
-from narrows.report.numbers import compact, dollars, duration, percent, significant
+from narrows.report.numbers import compact, dollars, duration, percent, plain, significant
 from narrows.report.outlook_tables import RESOURCES
 from narrows.report.sections import section
 from narrows.report.words import Phrase, same, spoken
@@ -125,7 +125,7 @@ def _changed(each: Changed, mine: Placement) -> Markup:
         if each.outcome == "saturated":
             told = Phrase(
                 "too many come: {most} requests a second at most", "请求过多：每秒至多 {most} 个"
-            ).filled(most=significant(each.most or 0.0))  # fmt: skip
+            ).filled(most=plain(each.most or 0.0))  # fmt: skip
         return element("tr", element("th", name, scope="row"),
                        element("td", told, colspan="6", class_="why warn"))  # fmt: skip
     late = each.outcome == "late"

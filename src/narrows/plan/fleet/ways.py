@@ -97,6 +97,7 @@ def worth(way: Serving) -> tuple[float, ...]:
 
 
 def placements(demand: Demand) -> Iterator[Placement]:
+    """Every way to lie on all devices, with every width of weights and keys."""
     fleet, model = demand.fleet, demand.model
     for weights, caches in _BITS.items():
         if demand.weight_bits not in (None, weights):
@@ -143,6 +144,7 @@ def load_of(demand: Demand, placed: Placement, concurrency: float) -> Load:
 
 
 def way_of(work: Work, placed: Placement, demand: Demand) -> Serving:
+    """What comes of one placement; raises TooMany where it can't answer as many as come."""
     requests, fleet, replica = demand.requests, demand.fleet, replica_of(placed)
     concurrency = requests.concurrency
     if concurrency is None:
