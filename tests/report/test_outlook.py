@@ -13,6 +13,8 @@ from narrows.plan.fleet.forecast import forecast
 from narrows.plan.fleet.question import Question, Wish
 from narrows.plan.fleet.variants import Wanted
 from narrows.report import outlook
+from narrows.report.outlook_plots import bars
+from narrows.report.words import same
 from narrows.spec.forecast import Forecast
 from narrows.spec.job import budget
 
@@ -108,6 +110,8 @@ def test_a_technique_is_told_whole_and_whether_it_fits(seen: Forecast) -> None:
     html = outlook.html(seen)
     for part in ("kernels: eager", "kernels: compiled", "optimizer offloaded: host"):
         assert part in html, part
+    for part in ("算子：逐个执行", "优化器卸载至：主机", "注意力经由显存", "流水线：零气泡"):
+        assert part in html, part
     unfit = sum(each.memory_peak > seen.memory_limit for each in seen.techniques)
     assert unfit and html.count("放不下</span>") >= unfit
 
@@ -118,3 +122,13 @@ def test_a_part_is_one_bar_whatever_its_rows(seen: Forecast) -> None:
     assert len(gemm) == 8 and parts["products"] == pytest.approx(sum(gemm))
     assert sum(parts.values()) == pytest.approx(seen.predicted.step_seconds)
     assert list(parts.values()) == sorted(parts.values(), reverse=True)
+
+
+def test_values_keep_off_the_line_of_the_limit() -> None:
+    rows = [(same("a"), 70.0, same("70 GB")), (same("b"), 20.0, same("20 GB"))]
+    svg = bars(rows, 488.0, "bytes", limit=100.0, stacked=True)
+    first, second = (part.partition(">")[0] for part in svg.split("<text")[2::2])
+    # The second ends near the line, so its value stands before it.
+    assert "text-anchor" not in first and 'text-anchor="end"' in second
+    assert svg.count('class="roof"') == 1
+    assert 'class="roof"' not in bars(rows, 488.0, "bytes")

@@ -49,6 +49,9 @@ def bars(
     longest = max(sum(values) if stacked else max(values), limit or 0.0)
     across = Linear(low=0.0, high=longest, start=left, end=frame.x_end)
     marks: list[Markup] = []
+    edge = None if limit is None else across.at(limit)
+    if edge is not None:
+        marks.append(element("path", d=f"M{edge:.1f} 0V{height:.1f}", class_="roof"))
     begin = 0.0
     for place, (label, value, said) in enumerate(rows):
         top = pitch * place + (20.0 if narrow else 6.0)
@@ -61,11 +64,20 @@ def bars(
             "rect", x=start, y=top, width=max(1.0, end - start), height=_BAR, class_="predicted",
             **told(both),
         ))  # fmt: skip
-        marks.append(text(end + 6, top + 11, said, class_="value"))
-    if limit is not None:
-        edge = across.at(limit)
-        marks.append(element("path", d=f"M{edge:.1f} 0V{height:.1f}", class_="roof"))
+        marks.append(_value(said, top, (start, end), left, edge))
     return drawing(frame, marks, name=name, data_plot="bars")
+
+
+def _value(
+    said: Phrase, top: float, bar: tuple[float, float], left: float, edge: float | None
+) -> Markup:
+    """Behind its bar, or in front of it where that keeps it off the line at `edge`."""
+    start, end = bar
+    wide = text_width(said)
+    crossed = edge is not None and end <= edge <= end + 8 + wide
+    if crossed and start - 8 - wide > left:
+        return text(start - 6, top + 11, said, anchor="end", class_="value")
+    return text(end + 6, top + 11, said, class_="value")
 
 
 def front(points: Sequence[tuple[float, float, Phrase]], limit: float, width: float) -> Markup:

@@ -15,6 +15,14 @@ _GOALS = {
     "time": Phrase("time", "时间"), "money": Phrase("money", "费用"),
     "energy": Phrase("energy", "能量"), "memory": Phrase("memory", "显存"),
 }  # fmt: skip
+_TECHNIQUES = {
+    "recompute": "重计算：", "shard": "分片：", "kernels:": "算子：",
+    "attention through memory": "注意力经由显存", "optimizer states in 8 bits": "优化器状态 8 位",
+    "optimizer offloaded:": "优化器卸载至：", "no sequence parallelism": "不用序列并行",
+    "contexts by": "上下文交换：", "parameters dropped after use:": "参数用后释放：",
+    "placed": "放置：",
+}  # fmt: skip
+_PIPELINE = " pipeline"
 RESOURCES = {
     "compute": Phrase("compute", "算力"),
     "memory_bandwidth": Phrase("memory bandwidth", "显存带宽"),
@@ -109,7 +117,7 @@ def techniques(forecast: Forecast) -> Markup:
     """The chosen layout with one thing changed."""
     now = forecast.predicted.step_seconds
     rows = [
-        row(same(each.verdict.rpartition(": ")[0]), f"{each.step_seconds / now:.2f}×",
+        row(_technique(each.verdict.rpartition(": ")[0]), f"{each.step_seconds / now:.2f}×",
              _room(each.memory_peak, forecast.memory_limit), first=False)
         for each in forecast.techniques
     ]  # fmt: skip
@@ -117,6 +125,17 @@ def techniques(forecast: Forecast) -> Markup:
     heads = (Phrase("changed", "改动"), Phrase("time", "时间"), Phrase("memory", "显存"))
     return section(Phrase("What a technique is worth", "每种技术值多少"), lede,
                    table(heads, rows))  # fmt: skip
+
+
+def _technique(name: str) -> Phrase:
+    """What was changed; its value stands behind a word of ours, or before it."""
+    for start, chinese in _TECHNIQUES.items():
+        if name.startswith(start):
+            value = spoken(VALUES, name.removeprefix(start).strip())
+            return Phrase(name, f"{chinese}{value.zh}")
+    if name.endswith(_PIPELINE):
+        return Phrase(name, f"流水线：{spoken(VALUES, name.removesuffix(_PIPELINE)).zh}")
+    return same(name)
 
 
 def _room(peak: float, limit: float) -> Node:

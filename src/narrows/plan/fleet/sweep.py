@@ -11,13 +11,13 @@ import msgspec
 from narrows.plan.fleet.serving import Speculation
 from narrows.plan.fleet.ways import Demand, TooMany, search, way_of, worth
 from narrows.plan.fleet.work import Work
-from narrows.spec.fleet import Fleet
 from narrows.spec.service import Changed, Guesses, Placement, Requests, Serving, Swept
 
 _CHUNK = 512
 _ACCEPT, _AHEAD = 0.7, 4
 """Of a draft's guesses, those that are right: 0.6 to 0.8 in arXiv:2211.17192, table 3."""
 _POINTS_MOST = 14
+"""Of a line: 8,192 requests on each replica."""
 
 
 def swept(work: Work, best: Serving, demand: Demand) -> Iterator[Swept]:
@@ -109,9 +109,9 @@ def _asked(demand: Demand) -> Iterator[tuple[str, Demand]]:
         if requests is not None:
             yield name, replace(demand, requests=requests)
     if demand.smaller is not None:
-        yield "half the devices", _on(demand, demand.smaller)
+        yield "half the devices", replace(demand, fleet=demand.smaller)
     if demand.larger:
-        yield "twice the devices", _on(demand, demand.larger[0])
+        yield "twice the devices", replace(demand, fleet=demand.larger[0])
 
 
 def _scaled(requests: Requests, times: float) -> Requests | None:
@@ -121,10 +121,6 @@ def _scaled(requests: Requests, times: float) -> Requests | None:
     assert requests.concurrency is not None
     several = times * requests.concurrency
     return msgspec.structs.replace(requests, concurrency=several) if several >= 1.0 else None
-
-
-def _on(demand: Demand, fleet: Fleet) -> Demand:
-    return replace(demand, fleet=fleet)
 
 
 def _changed(name: str, work: Work, placed: Placement, demand: Demand) -> Changed:
