@@ -5,6 +5,8 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
+import msgspec
+
 from narrows.plan.fleet.service import service
 from narrows.plan.fleet.sweep import changes, swept
 from narrows.plan.fleet.ways import Demand, search, way_of, worth
@@ -39,12 +41,17 @@ def test_each_width_is_loaded_until_no_more_fit(small: ModelSpec, fleet: Fleet) 
         for width, points in groupby(found, key=lambda each: each.placement.tensor)
     }
     assert list(lines) == [1, 2, 4, 8, 16]
+    work, requests = Work.of(small, 2048), asked.requests
     for points in lines.values():
         placed = points[0].placement
         assert placed.replicas * placed.tensor == 16
         assert points[0].concurrency == placed.replicas
-        ratios = {b.concurrency / a.concurrency for a, b in zip(points, points[1:], strict=False)}
-        assert ratios <= {2.0}
+        ratios = [b.concurrency / a.concurrency for a, b in zip(points, points[1:], strict=False)]
+        assert set(ratios[:-1]) == {2.0} and 1.0 < ratios[-1] <= 2.0
+        full = msgspec.structs.replace(requests, concurrency=points[-1].concurrency)
+        room = way_of(work, placed, replace(asked, requests=full)).room
+        most = min(points[-1].concurrency + placed.replicas, 8192.0 * placed.replicas)
+        assert points[-1].concurrency <= room and (most > room or most == 8192.0 * placed.replicas)
         tokens = [each.tokens_per_s for each in points]
         waits = [each.per_token_s for each in points]
         assert tokens == sorted(tokens) and waits == sorted(waits)

@@ -16,13 +16,13 @@ from narrows.spec.service import Changed, Guesses, Placement, Requests, Serving,
 _CHUNK = 512
 _ACCEPT, _AHEAD = 0.7, 4
 """Of a draft's guesses, those that are right: 0.6 to 0.8 in arXiv:2211.17192, table 3."""
-_POINTS_MOST = 14
-"""Of a line: 8,192 requests on each replica."""
+_EACH_MOST = 8192
+"""Requests on a replica, where there is room for even more."""
 
 
 def swept(work: Work, best: Serving, demand: Demand) -> Iterator[Swept]:
     """Replicas of each width that hold the model, all devices in use, each as wide as the best;
-    with one request on each, then twice as many until no more fit.
+    with one request on each, then twice as many, at last as many as fit.
     """
     mine, devices = best.placement, demand.fleet.devices
     tensor = 1
@@ -38,17 +38,21 @@ def swept(work: Work, best: Serving, demand: Demand) -> Iterator[Swept]:
 
 
 def _loads(work: Work, placed: Placement, demand: Demand) -> Iterator[Swept]:
-    for power in range(_POINTS_MOST):
-        concurrency = placed.replicas * 2.0**power
+    percent, each = demand.limits.percent, 1
+    while True:
+        concurrency = float(placed.replicas * each)
         requests = msgspec.structs.replace(demand.requests, rate=None, concurrency=concurrency)
         way = way_of(work, placed, replace(demand, requests=requests))
-        if way.room < concurrency:
+        room = int(way.room / placed.replicas)
+        if room < 1:
             return
-        percent = demand.limits.percent
         yield Swept(
             placement=placed, concurrency=concurrency, tokens_per_s=way.tokens_per_s,
             first_token_s=way.first_token.at(percent), per_token_s=way.per_token.at(percent),
         )  # fmt: skip
+        if each >= min(room, _EACH_MOST):
+            return
+        each = min(2 * each, room, _EACH_MOST)
 
 
 def changes(work: Work, best: Serving, demand: Demand) -> Iterator[Changed]:
