@@ -36,8 +36,8 @@ def around(low: float, high: float, most: int) -> tuple[float, ...]:
 
 
 def logarithmic(low: float, high: float, most: int) -> tuple[float, ...]:
-    """Powers of ten from `low` to `high`, thinned to `most`; with 2 and 5 where few are left; evenly
-    spaced where even these are.
+    """Powers of ten from `low` to `high`, thinned to `most`; with 2 and 5 where few are left, and
+    evenly spaced where even these are few.
     """
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     every = max(1, math.ceil((last - first + 1) / most))
