@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,13 @@ def test_each_option_changes_what_it_names(capsys: pytest.CaptureFixture[str]) -
         (["--rate", "5"], "has no unit"),
         (["--rate", "0 requests/s"], "--rate is 0"),
         (["--serve", "2", "--draft", "no-such-model"], "no model"),
+        (["--serve", "2", "--draft", "llama-3.1-70b"], "no smaller than llama-3.1-8b"),
+        (["--serve", "2", "--first-token", "0 s"], "--first-token is 0 s"),
+        (["--serve", "2", "--per-token", "-1 ms"], "--per-token is -1 ms"),
+        (["--rate", "inf requests/s"], "is not a quantity"),
+        (["--serve", "2", "--prompt", "130000", "--answer", "2000"], "the context of 131,072"),
+        (["--serve", "2", "--model", "bert-base"], "reads text and writes none"),
+        (["--serve", "2", "--budget", "1 day"], "--budget says nothing of serving"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(
@@ -76,3 +84,25 @@ def test_limits_that_one_device_misses_name_a_machine_that_keeps_them(
     told = capsys.readouterr().err
     assert "does not fit" in told and "--machine 4xh100-sxm works" in told
     assert main([*large[:2], "4xh100-sxm", *large[3:]]) == 0
+
+
+def test_a_model_that_was_stretched_reads_longer_prompts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    long = ("--serve", "2", "--prompt", "130000", "--answer", "2000", "--context", "140000")
+    assert answered(capsys, *long).requests.prompt == 130_000
+
+
+def test_a_page_is_written_where_it_is_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "served.html"
+    found = answered(capsys, "--serve", "8", "--page", str(page))
+    html = page.read_text(encoding="utf-8")
+    assert "llama-3.1-8b served by 1 × NVIDIA H100" in html
+    assert found.changes and found.sweep
+
+
+def test_without_a_model_nothing_is_served(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--machine", "h100-sxm", "--serve", "2"]) == 2
+    assert "which model is served" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from narrows.plan.answer import Question, answer_memory, pass_seconds, predict_answer
+from narrows.plan.answer import Question, answer_memory, pass_rows, predict_answer
 from narrows.plan.passes import Pass
 from narrows.spec.machine import (
     CachedCurve,
@@ -82,8 +82,8 @@ def test_a_block_takes_what_blocks_were_measured_to_take(make_machine: MakeMachi
     each = Pass(sequences=1, queries=1, past=63)
     setting = ASKED.setting
     one, two = (
-        pass_seconds(GPT2, each, setting, with_curves(make_machine(), slower=slower))
-        for slower in (1.0, 2.0)
+        sum(row.seconds for row in pass_rows(GPT2, each, setting, machine, "decode"))
+        for machine in (with_curves(make_machine(), slower=slower) for slower in (1.0, 2.0))
     )
     assert two - one == pytest.approx(GPT2.layers * 1e-4, rel=0.15)
 

@@ -19,12 +19,15 @@ from narrows.hardware.fleet import fleet, ladder
 from narrows.model.presets import preset
 from narrows.plan.fleet.forecast import forecast
 from narrows.plan.fleet.question import Question
+from narrows.plan.fleet.service import service
 from narrows.plan.fleet.variants import Wanted
-from narrows.report import outlook
+from narrows.plan.fleet.ways import Demand
+from narrows.report import outlook, served
 from narrows.report.page import write
 from narrows.report.roofline import points
 from narrows.report.run import read
 from narrows.spec.job import budget
+from narrows.spec.service import Limits, Requests
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 FLAGS = [
@@ -243,6 +246,27 @@ def test_the_page_of_a_forecast_is_whole(visit, tmp_path, width, language):
     assert page.evaluate(STICKING_OUT) == []
     scaling = page.query_selector_all("svg[data-plot=scaling] path.validation")
     assert len([each for each in scaling if each.is_visible()]) == 1
+
+
+@pytest.mark.parametrize("language", ["en-US", "zh-CN"])
+@pytest.mark.parametrize("width", [PHONE, DESK], ids=["phone", "desk"])
+def test_the_page_of_a_served_model_is_whole(visit, tmp_path, width, language):
+    file = tmp_path / "served.html"
+    served.write(
+        service(Demand(
+            name="mixtral-8x7b", model=preset("mixtral-8x7b").spec, fleet=fleet("8xa100-80gb"),
+            requests=Requests(prompt=1024, answer=256, rate=5.0),
+            limits=Limits(first_token_s=2.0, per_token_s=0.05), smaller=fleet("4xa100-80gb"),
+        )),
+        file,
+    )  # fmt: skip
+    page = visit(file, width=width, language=language, scheme="dark")
+    assert page.errors == [] and page.requests == [file.as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(STICKING_OUT) == []
+    for plot, often in (("sweep", 1), ("roofline", 2), ("bars", 5)):
+        drawn = page.query_selector_all(f"svg[data-plot={plot}]")
+        assert len([each for each in drawn if each.is_visible()]) == often, plot
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from narrows.plan.fleet.forecast import forecast
 from narrows.plan.fleet.question import Question, Wish
 from narrows.plan.fleet.variants import Wanted
 from narrows.report import outlook
+from narrows.report.outlook_plots import bars
+from narrows.report.words import same
 from narrows.spec.forecast import Forecast
 from narrows.spec.job import budget
 
@@ -36,7 +38,7 @@ def test_the_page_says_it_all_and_loads_nothing(seen: Forecast, tmp_path: Path) 
     assert 'src="' not in html and "<link" not in html and "url(" not in html
     for part in ("Where a step goes", "时间去向", "The pipeline", "does not fit", "8xh100-sxm"):
         assert part in html
-    for plot in ("bars", "front", "scaling", "pipeline"):
+    for plot in ("bars", "front", "scaling", "pipeline", "roofline"):
         assert html.count(f'data-plot="{plot}"') >= 2, plot
 
 
@@ -92,3 +94,41 @@ def test_every_number_says_its_basis_on_the_page(seen: Forecast) -> None:
 def test_a_single_stage_has_no_timeline(seen: Forecast) -> None:
     spread = msgspec.structs.replace(seen.spread, pipeline=1)
     assert 'data-plot="pipeline"' not in outlook.html(msgspec.structs.replace(seen, spread=spread))
+
+
+def test_the_roofline_has_a_ring_for_every_operation_that_computes(seen: Forecast) -> None:
+    html = outlook.html(seen)
+    plot = html[html.index('data-plot="roofline"') :].partition("</svg>")[0]
+    computing = [row for row in seen.predicted.rows if row.flop > 0.0]
+    assert len(computing) == 12 and plot.count('class="predicted"') == 12
+    assert plot.count('class="roof own"') == 1 and "bf16 312" in plot and "2.04" in plot
+    # Memory-bound work both ways and the optimizer.
+    assert "what only moves bytes (3 operations)" in html
+
+
+def test_a_technique_is_told_whole_and_whether_it_fits(seen: Forecast) -> None:
+    html = outlook.html(seen)
+    for part in ("kernels: eager", "kernels: compiled", "optimizer offloaded: host"):
+        assert part in html, part
+    for part in ("算子：逐个执行", "优化器卸载至：主机", "注意力经由显存", "流水线：零气泡"):
+        assert part in html, part
+    unfit = sum(each.memory_peak > seen.memory_limit for each in seen.techniques)
+    assert unfit and html.count("放不下</span>") >= unfit
+
+
+def test_a_part_is_one_bar_whatever_its_rows(seen: Forecast) -> None:
+    parts = seen.predicted.seconds_by_part()
+    gemm = [row.seconds for row in seen.predicted.rows if row.kind == "gemm"]
+    assert len(gemm) == 8 and parts["products"] == pytest.approx(sum(gemm))
+    assert sum(parts.values()) == pytest.approx(seen.predicted.step_seconds)
+    assert list(parts.values()) == sorted(parts.values(), reverse=True)
+
+
+def test_values_keep_off_the_line_of_the_limit() -> None:
+    rows = [(same("a"), 70.0, same("70 GB")), (same("b"), 20.0, same("20 GB"))]
+    svg = bars(rows, 488.0, "bytes", limit=100.0, stacked=True)
+    first, second = (part.partition(">")[0] for part in svg.split("<text")[2::2])
+    # The second ends near the line, so its value stands before it.
+    assert "text-anchor" not in first and 'text-anchor="end"' in second
+    assert svg.count('class="roof"') == 1
+    assert 'class="roof"' not in bars(rows, 488.0, "bytes")

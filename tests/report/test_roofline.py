@@ -20,7 +20,7 @@ def test_points_are_the_operations_with_arithmetic_and_traffic(run_folder):
 @pytest.mark.parametrize("width", [328.0, 656.0])
 def test_each_point_is_a_disc_and_a_ring_joined_by_a_thread(run_folder, width):
     run = read(run_folder)
-    svg = roofline(run, run.machine, width)
+    svg = roofline(points(run), roofs_of(run.machine), run.plan.layout.precision, width)
     assert svg.count('class="measured"') == 23
     assert svg.count('class="predicted"') == 23
     assert svg.count('class="thread"') == 23
@@ -30,7 +30,7 @@ def test_each_point_is_a_disc_and_a_ring_joined_by_a_thread(run_folder, width):
 
 def test_without_a_ledger_there_are_rings_alone(make_run):
     run = read(make_run(steps=5, ledger=False))
-    svg = roofline(run, run.machine, 656.0)
+    svg = roofline(points(run), roofs_of(run.machine), "bf16", 656.0)
     assert svg.count('class="predicted"') == 23
     assert 'class="measured"' not in svg
 
@@ -53,14 +53,13 @@ def test_measured_rows_of_other_names_are_set_against_the_plan_by_kind_and_phase
 
 
 def test_traffic_is_what_operations_without_arithmetic_move(run_folder):
-    ledger = read(run_folder).plan.predicted
-    assert traffic(ledger) is None
+    rows = read(run_folder).plan.predicted.rows
+    assert traffic(rows) is None
     idle = {"norm", "add"}
     rows = tuple(
-        msgspec.structs.replace(row, flop=0.0) if row.operation in idle else row
-        for row in ledger.rows
+        msgspec.structs.replace(row, flop=0.0) if row.operation in idle else row for row in rows
     )
-    count, rate = traffic(msgspec.structs.replace(ledger, rows=rows))
+    count, rate = traffic(rows)
     assert (count, rate) == (3, pytest.approx((3.6e8 + 7.1e8 + 5.0e8) / (0.018 + 0.035 + 0.022)))
 
 

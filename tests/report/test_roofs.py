@@ -1,7 +1,8 @@
 from itertools import combinations
 
+from narrows.hardware.fleet import fleet
 from narrows.report.plot import Frame, Logarithmic
-from narrows.report.roofs import Roofs, draw
+from narrows.report.roofs import Roofs, draw, roofs_of_device
 
 FRAME = Frame(width=656.0, height=430.0, left=44.0, right=14.0, top=34.0, bottom=46.0)
 ACROSS = Logarithmic(low=0.05, high=300.0, start=FRAME.left, end=FRAME.x_end)
@@ -39,3 +40,11 @@ def test_a_name_keeps_clear_of_marks():
     _, taken = draw(roofs, "bf16", FRAME, (ACROSS, UP), marks=[name])
     assert name not in taken
     assert any(box.y > UP.at(4e9) and box.width > 12 for box in taken)
+
+
+def test_a_device_has_its_own_roof_and_those_of_narrower_formats():
+    h100, v100 = fleet("h100-sxm"), fleet("v100-sxm2-32gb")
+    assert roofs_of_device(h100, "bf16").peaks == {"bf16": 989.4e12, "fp8": 1978.9e12}
+    assert set(roofs_of_device(h100, "fp8").peaks) == {"fp8"}
+    assert set(roofs_of_device(v100, "fp16").peaks) == {"fp16"}
+    assert roofs_of_device(h100, "bf16").copy == 3.35e12

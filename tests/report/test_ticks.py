@@ -48,3 +48,9 @@ def test_prefixes():
     assert [ticks.prefixed(value) for value in (0.1, 1.0, 1e3, 1e11, 1e12)] == [
         "0.1", "1", "1 k", "100 G", "1 T"
     ]  # fmt: skip
+
+
+def test_where_even_finer_marks_are_fewer_than_two_they_are_even():
+    assert ticks.logarithmic(0.021, 0.055, 6) == (0.03, 0.04, 0.05)
+    assert ticks.logarithmic(300.0, 900.0, 6) == (400.0, 600.0, 800.0)
+    assert ticks.logarithmic(0.019, 0.055, 6) == (0.02, 0.05)

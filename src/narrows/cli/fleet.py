@@ -181,6 +181,16 @@ def model(name: str, context: int | None) -> ModelSpec:
     return msgspec.structs.replace(spec, context=usual if context is None else context)
 
 
+def longest(name: str) -> int:
+    """Positions that the model was made for."""
+    from narrows.model.configuration import read_config
+    from narrows.model.presets import preset
+
+    if Path(name).is_dir() or name.endswith(".json"):
+        return read_config(name, None).context
+    return preset(name).spec.context
+
+
 def _tuning(chosen: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
     """What of the weights is trained, what gradients go back through, and how the rest is kept."""
     from narrows.plan.fleet.work import Work, adapter_share

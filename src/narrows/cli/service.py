@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrows.cli import fleet, speak
 from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
-    from narrows.plan.fleet.service import Demand, Limits
+    from narrows.plan.fleet.ways import Demand
     from narrows.spec.fleet import Fleet
     from narrows.spec.record import Record
-    from narrows.spec.service import Guesses, Requests
+    from narrows.spec.service import Guesses, Limits, Requests
 
 _AHEAD = 4
 _ACCEPT = 0.7
@@ -51,28 +53,48 @@ def is_asked(chosen: argparse.Namespace) -> bool:
 
 
 def answer(chosen: argparse.Namespace) -> tuple[Record, str]:
-    """The best way to serve, as a record and as text."""
+    """The best way to serve, as a record and as text; as a page where one is asked for."""
     from narrows.plan.fleet.service import service
     from narrows.plan.fleet.service_render import text
 
     found = service(demand(chosen))
+    if chosen.page:
+        from narrows.report import served
+
+        served.write(found, Path(chosen.page))
+        speak.talk(f"wrote {chosen.page}")
     return found, text(found)
 
 
 def demand(chosen: argparse.Namespace) -> Demand:
     """The arguments as something to serve; raises BadInput where they contradict each other."""
-    from narrows.cli import fleet
-    from narrows.plan.fleet.service import Demand
+    from narrows.plan.fleet.ways import Demand
 
-    for name in ("budget", "overrides", "against", "tune", "page", "region", "pue", "trace"):
+    for name in ("budget", "overrides", "against", "tune", "region", "pue", "trace"):
         if getattr(chosen, name) not in (None, [], False):
             option = "set" if name == "overrides" else name
             raise BadInput(f"--{option} says nothing of serving", hint="leave it or --serve out")
+    if not chosen.model:
+        raise BadInput("nothing says which model is served", hint="--model llama-3.1-8b")
     asked = fleet.question(chosen)
+    if not asked.model.causal:
+        raise BadInput(
+            f"{chosen.model} reads text and writes none",
+            hint="a causal model, such as llama-3.1-8b",
+        )
+    _refuse_too_long(chosen)
+    draft = fleet.model(chosen.draft, None) if chosen.draft else None
+    if draft is not None and draft.parameters >= asked.model.parameters:
+        raise BadInput(
+            f"the draft {chosen.draft} is no smaller than {chosen.model}",
+            hint="a model that guesses is quick only where it has far fewer parameters",
+        )
     return Demand(
         name=asked.name, model=asked.model, fleet=asked.fleet, requests=_requests(chosen),
-        limits=_limits(chosen), guesses=_guesses(chosen), larger=_larger(asked.fleet),
-        draft=fleet.model(chosen.draft, None) if chosen.draft else None,
+        limits=_limits(chosen), guesses=_guesses(chosen),
+        larger=_larger(asked.fleet),
+        smaller=next((f for f in asked.ladder if 2 * f.devices == asked.fleet.devices), None),
+        draft=draft,
         weight_bits=_BITS.get(chosen.weights),
     )  # fmt: skip
 
@@ -102,16 +124,34 @@ def _requests(chosen: argparse.Namespace) -> Requests:
     )  # fmt: skip
 
 
+def _refuse_too_long(chosen: argparse.Namespace) -> None:
+    """A prompt and its answer lie within the model's context, or a longer one that was given."""
+    longest = fleet.longest(chosen.model) if chosen.context is None else chosen.context
+    tokens = chosen.prompt + chosen.answer
+    if tokens > longest:
+        raise BadInput(
+            f"a prompt of {chosen.prompt:,} tokens and an answer of {chosen.answer:,} are more "
+            f"than the context of {longest:,} of {chosen.model}",
+            hint=f"shorter ones, or --context {tokens} where the model was stretched to it",
+        )
+
+
 def _limits(chosen: argparse.Namespace) -> Limits:
-    from narrows.plan.fleet.service import Limits
+    from narrows.spec.service import Limits
     from narrows.spec.units import Seconds
 
-    first, each = chosen.first_token, chosen.per_token
+    def latest(option: str, given: str | None) -> float | None:
+        if given is None:
+            return None
+        seconds = float(Seconds.parse(given))
+        if seconds <= 0.0:
+            raise BadInput(f"{option} is {given}", hint='a time from the request, such as "500 ms"')
+        return seconds
+
     return Limits(
-        first_token_s=None if first is None else float(Seconds.parse(first)),
-        per_token_s=None if each is None else float(Seconds.parse(each)),
-        percent=chosen.percentile,
-    )
+        first_token_s=latest("--first-token", chosen.first_token),
+        per_token_s=latest("--per-token", chosen.per_token), percent=chosen.percentile,
+    )  # fmt: skip
 
 
 def _guesses(chosen: argparse.Namespace) -> Guesses | None:

@@ -79,9 +79,11 @@ def predict_answer(model: ModelSpec, asked: Question, machine: Machine) -> Ledge
     )
 
 
-def pass_seconds(model: ModelSpec, each: Pass, setting: Setting, machine: Machine) -> float:
-    """Seconds of one pass through the model, the choice of its tokens included."""
-    return sum(row.seconds for row in _rows(model, each, setting, machine, "decode", 1))
+def pass_rows(
+    model: ModelSpec, each: Pass, setting: Setting, machine: Machine, phase: Phase
+) -> tuple[Row, ...]:
+    """The operations of one pass through the model, the choice of its tokens included."""
+    return _rows(model, each, setting, machine, phase, 1)
 
 
 def answer_memory(model: ModelSpec, asked: Question) -> MemoryPeak:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from narrows.report import outlook_plots as plots
 from narrows.report import outlook_tables as tables
+from narrows.report import roofline
 from narrows.report.document import document
+from narrows.report.evidence import evidence
 from narrows.report.markup import Markup, Node, element
 from narrows.report.numbers import (
     compact,
@@ -19,8 +21,9 @@ from narrows.report.numbers import (
     significant,
     size,
 )
-from narrows.report.sections import HALF, both, figure, key, section
-from narrows.report.words import MEMORY, VALUES, Phrase, same, spoken
+from narrows.report.roofs import roofs_of_device
+from narrows.report.sections import HALF, MAIN, both, cards, figure, key, movers, section
+from narrows.report.words import MEMORY, OPERATIONS, VALUES, Phrase, same, spoken
 from narrows.spec.forecast import Bend, Forecast
 from narrows.spec.record import write_atomically
 
@@ -59,12 +62,14 @@ def html(forecast: Forecast) -> str:
         element("div", _cards(forecast), class_="cards"),
         tables.dial(forecast),
         element("div", _time(forecast), _memory(forecast), class_=wide),
+        element("div", _roofline(forecast), tables.doubling(forecast),
+                class_="columns wide-first"),
         element("div", _front(forecast), _scaling(forecast), class_=wide),
         _pipeline(forecast),
-        element("div", tables.doubling(forecast), tables.techniques(forecast), class_=wide),
+        tables.techniques(forecast),
         tables.layouts(forecast),
         tables.elsewhere(forecast),
-        tables.evidence(forecast),
+        evidence(forecast.answers, forecast.facts),
         element("footer", Phrase(
             "Written by narrows. A prediction; the page loads nothing.",
             "由 narrows 生成。此为预测；本页不加载任何外部内容。",
@@ -94,7 +99,7 @@ def _hero(forecast: Forecast) -> Markup:
 def _cards(forecast: Forecast) -> list[Markup]:
     ledger = forecast.predicted
     rate = ledger.tokens_per_s
-    cards: list[tuple[Phrase, Node, Node]] = [
+    found: list[tuple[Phrase, Node, Node]] = [
         (Phrase("step", "每步"), duration(ledger.step_seconds),
          Phrase(f"{compact(rate)} tokens/s", f"每秒 {compact(rate)} token")),
         (Phrase("memory of a device", "每卡显存"), size(ledger.memory.peak),
@@ -105,30 +110,46 @@ def _cards(forecast: Forecast) -> list[Markup]:
          Phrase("after failures and checkpoints", "扣除故障与检查点之后")),
     ]  # fmt: skip
     if watts := ledger.watts:
-        cards.append((Phrase("power", "功率"), f"{significant(watts / 1e3)} kW",
+        found.append((Phrase("power", "功率"), f"{significant(watts / 1e3)} kW",
                       Phrase("all devices", "全部加速器")))  # fmt: skip
     if (run := forecast.run) is not None:
-        cards.append((Phrase("whole training", "全程"), duration(run.seconds),
+        found.append((Phrase("whole training", "全程"), duration(run.seconds),
                       "" if run.joules is None else energy(run.joules)))  # fmt: skip
         if run.dollars is not None:
-            cards.append((Phrase("money", "费用"), dollars(run.dollars),
+            found.append((Phrase("money", "费用"), dollars(run.dollars),
                           Phrase("at rental prices", "按租价")))  # fmt: skip
         if run.carbon_grams is not None:
-            cards.append((Phrase("carbon", "碳排放"), grams(run.carbon_grams),
+            found.append((Phrase("carbon", "碳排放"), grams(run.carbon_grams),
                           Phrase("CO₂ equivalent", "CO₂ 当量")))  # fmt: skip
-    return [
-        element("div", element("p", name, class_="name"), element("p", value, class_="figure"),
-                element("p", beside, class_="was"), class_="card")
-        for name, value, beside in cards
-    ]  # fmt: skip
+    return cards(found)
 
 
 def _time(forecast: Forecast) -> Markup:
-    rows = sorted(forecast.predicted.rows, key=lambda row: -row.seconds)
-    bars = [(spoken(_PARTS, row.operation), row.seconds, duration(row.seconds)) for row in rows]
+    parts = forecast.predicted.seconds_by_part()
+    bars = [
+        (spoken(_PARTS, name), seconds, duration(seconds))
+        for name, seconds in parts.items() if seconds > 0.0
+    ]  # fmt: skip
     plot = both(lambda width: plots.bars(bars, width, "Seconds of a step"), HALF)
     lede = Phrase("Seconds by part of a step.", "一步之中各部分所用时间。")
     return section(Phrase("Where a step goes", "时间去向"), lede, element("figure", plot))
+
+
+def _roofline(forecast: Forecast) -> Markup:
+    """What bounds each operation, under the roofs of the data sheet."""
+    rows, precision = forecast.predicted.rows, forecast.spread.precision
+    shown = roofline.expected(
+        rows, forecast.predicted.step_seconds, lambda row: spoken(OPERATIONS, row.operation)
+    )
+    limits = roofs_of_device(forecast.fleet, precision)
+    lede = Phrase(
+        "No operation can pass the slope (memory) or the flat roof (arithmetic) of a device's data "
+        "sheet. Larger rings take more of the step; → forward, ← backward. {movers}",
+        "任何运算都无法越过规格书所定的斜线（显存）与平顶（算力）。圆环越大，占一步的时间越多；"
+        "→ 前向，← 反向。{movers}",
+    ).filled(movers=movers(rows))
+    plot = both(lambda width: roofline.roofline(shown, limits, precision, width), MAIN)
+    return section(Phrase("Roofline", "屋顶线"), lede, element("figure", plot))
 
 
 def _memory(forecast: Forecast) -> Markup:
@@ -137,12 +158,18 @@ def _memory(forecast: Forecast) -> Markup:
         (spoken(MEMORY, name), value, same(size(value)))
         for name, value in peak.ranked() if value > 0
     ]  # fmt: skip
-    plot = both(lambda width: plots.bars(bars, width, "Bytes of the fullest device"), HALF)
+    plot = both(
+        lambda width: plots.bars(
+            bars, width, "Bytes of the fullest device", limit=forecast.memory_limit, stacked=True
+        ),
+        HALF,
+    )
     when = _MOMENTS[forecast.peak_at]
     if forecast.peak_at == "loss" and forecast.spread.pipeline > 1:
         when = Phrase("on the stage of the head, at the loss", "输出层所在级，计算损失时")
     lede = Phrase(
-        "Bytes of the fullest device at its peak: {when}.", "最满的一张卡在峰值时的显存：{when}。"
+        "Bytes of the fullest device at its peak: {when}. Dashed: what it has.",
+        "最满的一张卡在峰值时的显存：{when}。虚线：可用量。",
     ).filled(when=when)
     return section(Phrase("Where memory goes", "显存去向"), lede, element("figure", plot))
 

@@ -33,27 +33,51 @@ _PASSES = {
 }
 
 
-def bars(rows: Sequence[tuple[Phrase, float, Phrase]], width: float, name: str) -> Markup:
-    """One bar a row, its value at its end."""
+def bars(
+    rows: Sequence[tuple[Phrase, float, Phrase]], width: float, name: str, *,
+    limit: float | None = None, stacked: bool = False,
+) -> Markup:  # fmt: skip
+    """One bar a row, its value at its end; `stacked`, each starts where the last one ended. The
+    `limit` is a dashed line across them all.
+    """
     narrow = width < _NARROW
     pitch = _PITCH + (16.0 if narrow else 0.0)
     left = 0.0 if narrow else max(text_width(label, 13.5) for label, _, _ in rows) + 14
-    frame = Frame(width=width, height=pitch * len(rows), left=left, right=74.0, top=0.0, bottom=0.0)
-    longest = max(value for _, value, _ in rows)
+    height = pitch * len(rows)
+    frame = Frame(width=width, height=height, left=left, right=78.0, top=0.0, bottom=0.0)
+    values = [value for _, value, _ in rows]
+    longest = max(sum(values) if stacked else max(values), limit or 0.0)
     across = Linear(low=0.0, high=longest, start=left, end=frame.x_end)
     marks: list[Markup] = []
+    edge = None if limit is None else across.at(limit)
+    if edge is not None:
+        marks.append(element("path", d=f"M{edge:.1f} 0V{height:.1f}", class_="roof"))
+    begin = 0.0
     for place, (label, value, said) in enumerate(rows):
         top = pitch * place + (20.0 if narrow else 6.0)
         x, y = (0.0, top - 6) if narrow else (left - 12, top + 11)
         marks.append(text(x, y, label, anchor=None if narrow else "end", class_="label"))
-        end = across.at(value)
+        start, end = across.at(begin), across.at(begin + value)
+        begin += value if stacked else 0.0
         both = Phrase("{label}: {said}", "{label}：{said}").filled(label=label, said=said)
         marks.append(element(
-            "rect", x=left, y=top, width=max(1.0, end - left), height=_BAR, class_="predicted",
+            "rect", x=start, y=top, width=max(1.0, end - start), height=_BAR, class_="predicted",
             **told(both),
         ))  # fmt: skip
-        marks.append(text(end + 6, top + 11, said, class_="value"))
+        marks.append(_value(said, top, (start, end), left, edge))
     return drawing(frame, marks, name=name, data_plot="bars")
+
+
+def _value(
+    said: Phrase, top: float, bar: tuple[float, float], left: float, edge: float | None
+) -> Markup:
+    """Behind its bar, or in front of it where that keeps it off the line at `edge`."""
+    start, end = bar
+    wide = text_width(said)
+    crossed = edge is not None and end <= edge <= end + 8 + wide
+    if crossed and start - 8 - wide > left:
+        return text(start - 6, top + 11, said, anchor="end", class_="value")
+    return text(end + 6, top + 11, said, class_="value")
 
 
 def front(points: Sequence[tuple[float, float, Phrase]], limit: float, width: float) -> Markup:

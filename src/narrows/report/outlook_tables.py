@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+from narrows.report.grid import row, table
 from narrows.report.markup import Markup, Node, element
 from narrows.report.numbers import compact, dollars, duration, percent, significant, size
 from narrows.report.sections import section
-from narrows.report.words import BASES, LAYOUT, VALUES, Phrase, same, spoken
+from narrows.report.words import LAYOUT, VALUES, Phrase, same, spoken
 from narrows.spec.fleet import Spread
-from narrows.spec.forecast import Elsewhere, Evidence, Forecast, Sizing
+from narrows.spec.forecast import Elsewhere, Forecast, Sizing
 
 _AXES = ("data", "replicas", "tensor", "pipeline", "context", "expert", "interleave")
 _GOALS = {
     "time": Phrase("time", "时间"), "money": Phrase("money", "费用"),
     "energy": Phrase("energy", "能量"), "memory": Phrase("memory", "显存"),
 }  # fmt: skip
-_EVIDENCE = {
-    "step": Phrase("step", "每步"), "memory_of_a_device": Phrase("memory of a device", "每卡显存"),
-    "power": Phrase("power", "功率"), "goodput": Phrase("goodput", "有效时间"),
-    "whole_training": Phrase("whole training", "全程"), "energy": Phrase("energy", "能量"),
-    "money": Phrase("money", "费用"), "carbon": Phrase("carbon", "碳排放"),
-    "loss": Phrase("loss", "损失"), "memory": Phrase("memory", "显存"),
-    "memory_bandwidth": Phrase("memory bandwidth", "显存带宽"),
-    "power_idle": Phrase("power, idle", "空闲功率"),
-    "power_full": Phrase("power, full", "满载功率"),
-    "price_of_a_device": Phrase("price of a device", "单卡租价"),
-    "carbon_of_electricity": Phrase("carbon of electricity", "电力碳强度"),
-    "power_usage_effectiveness": Phrase("power usage effectiveness", "电能使用效率（PUE）"),
-    "reach": Phrase("reach", "可达比例"),
+_TECHNIQUES = {
+    "recompute": "重计算：", "shard": "分片：", "kernels:": "算子：",
+    "attention through memory": "注意力经由显存", "optimizer states in 8 bits": "优化器状态 8 位",
+    "optimizer offloaded:": "优化器卸载至：", "no sequence parallelism": "不用序列并行",
+    "contexts by": "上下文交换：", "parameters dropped after use:": "参数用后释放：",
+    "placed": "放置：",
 }  # fmt: skip
-_RESOURCES = {
+_PIPELINE = " pipeline"
+RESOURCES = {
     "compute": Phrase("compute", "算力"),
     "memory_bandwidth": Phrase("memory bandwidth", "显存带宽"),
     "memory_capacity": Phrase("memory capacity", "显存容量"),
@@ -62,7 +57,7 @@ def dial(forecast: Forecast) -> Markup | None:
     if dial is None:
         return None
     rows = [
-        _row(same(each.bound), compact(each.tokens), first=each is dial.limits[0])
+        row(same(each.bound), compact(each.tokens), first=each is dial.limits[0])
         for each in dial.limits
     ]
     told = [Phrase(
@@ -80,7 +75,7 @@ def dial(forecast: Forecast) -> Markup | None:
     heads = (Phrase("at most", "至多"), Phrase("tokens", "token 数"))
     notes = [element("p", each, class_="lede") for each in told[1:]]
     title = Phrase("What the budget buys", "预算能买到什么")
-    return section(title, told[0], _table(heads, rows), *notes)
+    return section(title, told[0], table(heads, rows), *notes)
 
 
 def _sizing(sizing: Sizing) -> Phrase:
@@ -108,28 +103,47 @@ def _sizing(sizing: Sizing) -> Phrase:
 def doubling(forecast: Forecast) -> Markup:
     """What twice as much of each resource would save."""
     rows = [
-        _row(spoken(_RESOURCES, each.resource), percent(-each.saving), duration(each.step_seconds),
+        row(spoken(RESOURCES, each.resource), percent(-each.saving), duration(each.step_seconds),
              first=each.resource == forecast.bottleneck)
         for each in forecast.doubling
     ]  # fmt: skip
     lede = Phrase("What twice as much of each resource would save of a step.",
                   "每种资源加倍后，每步能省多少。")  # fmt: skip
     heads = (Phrase("twice the", "加倍"), Phrase("saves", "节省"), Phrase("step", "每步"))
-    return section(Phrase("If one had twice as much", "若资源加倍"), lede, _table(heads, rows))
+    return section(Phrase("If one had twice as much", "若资源加倍"), lede, table(heads, rows))
 
 
 def techniques(forecast: Forecast) -> Markup:
     """The chosen layout with one thing changed."""
     now = forecast.predicted.step_seconds
     rows = [
-        _row(same(each.verdict.partition(":")[0]), f"{each.step_seconds / now:.2f}×",
-             size(each.memory_peak), first=False)
+        row(_technique(each.verdict.rpartition(": ")[0]), f"{each.step_seconds / now:.2f}×",
+             _room(each.memory_peak, forecast.memory_limit), first=False)
         for each in forecast.techniques
     ]  # fmt: skip
     lede = Phrase("The chosen layout with one thing changed.", "在选定布局上只改一项。")
     heads = (Phrase("changed", "改动"), Phrase("time", "时间"), Phrase("memory", "显存"))
     return section(Phrase("What a technique is worth", "每种技术值多少"), lede,
-                   _table(heads, rows))  # fmt: skip
+                   table(heads, rows))  # fmt: skip
+
+
+def _technique(name: str) -> Phrase:
+    """What was changed; its value stands behind a word of ours, or before it."""
+    for start, chinese in _TECHNIQUES.items():
+        if name.startswith(start):
+            value = spoken(VALUES, name.removeprefix(start).strip())
+            return Phrase(name, f"{chinese}{value.zh}")
+    if name.endswith(_PIPELINE):
+        return Phrase(name, f"流水线：{spoken(VALUES, name.removesuffix(_PIPELINE)).zh}")
+    return same(name)
+
+
+def _room(peak: float, limit: float) -> Node:
+    """Bytes, and where a device has fewer, that."""
+    if peak <= limit:
+        return size(peak)
+    over = Phrase("{peak}, does not fit", "{peak}，放不下").filled(peak=size(peak))
+    return element("span", over, class_="warn")
 
 
 def layouts(forecast: Forecast) -> Markup | None:
@@ -137,12 +151,12 @@ def layouts(forecast: Forecast) -> Markup | None:
     if not forecast.runners_up:
         return None
     rows = [
-        _row(layout(each.spread), duration(each.step_seconds), size(each.memory_peak), first=False)
+        row(layout(each.spread), duration(each.step_seconds), size(each.memory_peak), first=False)
         for each in forecast.runners_up
     ]
     heads = (Phrase("layout", "布局"), Phrase("step", "每步"), Phrase("memory", "显存"))
     lede = Phrase("The next best of other kinds.", "其他类型中的次优者。")
-    return section(Phrase("Layouts that lose", "落选的布局"), lede, _table(heads, rows))
+    return section(Phrase("Layouts that lose", "落选的布局"), lede, table(heads, rows))
 
 
 def elsewhere(forecast: Forecast) -> Markup | None:
@@ -159,7 +173,7 @@ def elsewhere(forecast: Forecast) -> Markup | None:
         "The same step at its best on each; the best for {goal} first.",
         "同样的一步，在各处的最优；{goal}最优者在前。",
     ).filled(goal=spoken(_GOALS, forecast.goal))
-    return section(Phrase("Elsewhere", "换一台机器"), lede, _table(heads, rows))
+    return section(Phrase("Elsewhere", "换一台机器"), lede, table(heads, rows))
 
 
 def _place(each: Elsewhere, *, first: bool) -> Markup:
@@ -167,51 +181,8 @@ def _place(each: Elsewhere, *, first: bool) -> Markup:
         return element("tr", element("th", each.fleet, scope="row"),
                        element("td", each.verdict, colspan="4"))  # fmt: skip
     money, joules = each.dollars_per_billion_tokens, each.joules_per_token
-    return _row(
+    return row(
         same(each.fleet), duration(each.step_seconds), f"{each.tokens_per_s:,.0f}",
         "–" if money is None else dollars(money),
         "–" if joules is None else significant(joules), first=first,
     )  # fmt: skip
-
-
-def evidence(forecast: Forecast) -> Markup:
-    """How each number is known: what the forecast says, then what it was made from."""
-    groups = (
-        (Phrase("what is said", "结论"), forecast.answers),
-        (Phrase("what it rests on", "所依据的事实"), forecast.facts),
-    )
-    tables = [
-        _table((head, Phrase("value", "取值"), Phrase("basis", "依据"), Phrase("source", "来源")),
-               [_known(each) for each in known], words=(0, 2, 3))
-        for head, known in groups
-    ]  # fmt: skip
-    lede = Phrase("Each number with its basis: measured, datasheet, fitted, estimated or assumed.",
-                  "每个数都注明依据：实测、规格书、拟合、估算或假定。")  # fmt: skip
-    return section(Phrase("How it is known", "依据"), lede, *tables)
-
-
-def _known(each: Evidence) -> Markup:
-    return element(
-        "tr", element("th", spoken(_EVIDENCE, each.name), scope="row"),
-        element("td", each.value, class_="number"),
-        element("td", spoken(BASES, each.basis), class_="basis"),
-        element("td", each.source, class_="source"),
-    )  # fmt: skip
-
-
-def _row(name: Phrase, *values: Node, first: bool) -> Markup:
-    cells = [element("td", value, class_="number") for value in values]
-    return element("tr", element("th", name, scope="row"), cells,
-                   class_="first" if first else None)  # fmt: skip
-
-
-def _table(
-    heads: tuple[Phrase, ...], rows: list[Markup], *, words: tuple[int, ...] = (0,)
-) -> Markup:
-    """Columns hold numbers but for those at `words`."""
-    cells = [
-        element("th", head, scope="col", class_=None if place in words else "number")
-        for place, head in enumerate(heads)
-    ]
-    table = element("table", element("thead", element("tr", cells)), element("tbody", rows))
-    return element("div", table, class_="scroll")

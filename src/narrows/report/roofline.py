@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 from narrows.report import comparison, labels, ticks
 from narrows.report.comparison import RowPair
@@ -19,11 +20,10 @@ from narrows.report.plot import (
     text_width,
     told,
 )
-from narrows.report.roofs import Roofs, draw, roofs_of
+from narrows.report.roofs import Roofs, draw
 from narrows.report.run import Run
 from narrows.report.words import KINDS, MEASURED, PHASES, PREDICTED, Phrase, spoken
-from narrows.spec.ledger import Kind, Ledger
-from narrows.spec.machine import Machine
+from narrows.spec.ledger import Kind, Ledger, Row
 from narrows.spec.record import Record
 
 _LABELS_MOST = 12
@@ -105,19 +105,35 @@ def _kinds(predicted: Ledger, measured: Ledger, met: set[tuple[Kind, str]]) -> l
     return found
 
 
-def traffic(ledger: Ledger) -> tuple[int, float] | None:
+def traffic(rows: Sequence[Row]) -> tuple[int, float] | None:
     """How many operations only move bytes within the device, and their bytes a second together."""
-    movers = [
-        row for row in ledger.rows if row.flop == 0 and row.memory_bytes > 0 and row.kind != "data"
-    ]
+    movers = [row for row in rows if row.flop == 0 and row.memory_bytes > 0 and row.kind != "data"]
     seconds = sum(row.seconds for row in movers)
     return (len(movers), sum(row.memory_bytes for row in movers) / seconds) if seconds else None
 
 
-def roofline(run: Run, machine: Machine, width: float) -> Markup:
-    """Roofs of the machine with this model's operations beneath them; size is share of the step."""
-    shown = points(run)
-    limits = roofs_of(machine)
+def expected(rows: Sequence[Row], whole: float, name: Callable[[Row], Phrase]) -> tuple[Point, ...]:
+    """Of predicted rows alone, those that do arithmetic in `whole` seconds; the longest first."""
+    found = [
+        Point(
+            name=name(row),
+            phase=row.phase,
+            seconds=row.seconds,
+            share=row.seconds / whole,
+            intensity=row.flop / row.memory_bytes,
+            predicted=row.flop / row.seconds,
+            measured=None,
+        )
+        for row in rows
+        if row.flop > 0 and row.memory_bytes > 0 and row.seconds > 0
+    ]
+    return tuple(sorted(found, key=lambda point: -point.seconds))
+
+
+def roofline(shown: tuple[Point, ...], limits: Roofs, own: str, width: float) -> Markup:
+    """Roofs with the model's operations beneath them, that of the precision `own` drawn strong;
+    size is share of the step.
+    """
     frame = Frame(width=width, height=430.0, left=44.0, right=14.0, top=34.0, bottom=46.0)
     across, up = _scales(frame, shown, limits)
     beside = [(mark, ticks.prefixed(mark)) for mark in ticks.logarithmic(up.low, up.high, 6)]
@@ -127,7 +143,7 @@ def roofline(run: Run, machine: Machine, width: float) -> Markup:
     discs = _places(shown, across, up)
     covered = [box for point in shown for box in _threaded(point, across, up)]
     marks = [*covered, *(disc.box for disc in discs)]
-    roofs, taken = draw(limits, run.plan.layout.precision, frame, (across, up), marks=marks)
+    roofs, taken = draw(limits, own, frame, (across, up), marks=marks)
     names = _names(shown, discs, frame, [*taken, *covered])
     return drawing(
         frame,
@@ -187,7 +203,8 @@ def _rings(shown: tuple[Point, ...], across: Logarithmic, up: Logarithmic) -> li
         if point.predicted:
             y = _height(point.predicted, up)
             tip = told(_tip(point)) if not point.measured else {}
-            marks.append(element("circle", cx=x, cy=y, r=3.0, class_="predicted", **tip))
+            r = 3.0 if point.measured else _radius(point)
+            marks.append(element("circle", cx=x, cy=y, r=r, class_="predicted", **tip))
     return marks
 
 
@@ -197,7 +214,7 @@ def _height(rate: float, up: Logarithmic) -> float:
 
 
 def _radius(point: Point) -> float:
-    return 2.5 + 16.0 * math.sqrt(min(point.share, 1.0)) if point.measured else 3.5
+    return 2.5 + 16.0 * math.sqrt(min(point.share, 1.0))
 
 
 def _places(shown: tuple[Point, ...], across: Logarithmic, up: Logarithmic) -> list[labels.Disc]:

@@ -9,10 +9,12 @@ from narrows.report.markup import Markup
 from narrows.report.numbers import bandwidth, flop_rate
 from narrows.report.plot import TEXT_HEIGHT, Box, Frame, Logarithmic, line, text, text_width
 from narrows.report.words import Phrase
+from narrows.spec.fleet import Fleet
 from narrows.spec.machine import Machine
 from narrows.spec.record import Record
 
 Pixel = tuple[float, float]
+_NARROW = ("fp8", "fp4")
 
 
 class Roofs(Record):
@@ -28,6 +30,17 @@ def roofs_of(machine: Machine) -> Roofs:
         peaks={curve.precision: float(curve.peak.value) for curve in machine.device.matmul},
         copy=float(machine.device.memory.copy.value),
     )
+
+
+def roofs_of_device(fleet: Fleet, own: str) -> Roofs:
+    """The limits on the data sheet of one device: of the precision `own`, and of narrower formats
+    whose roofs lie elsewhere.
+    """
+    peaks: dict[str, float] = {}
+    for name in (own, *_NARROW):
+        if name in fleet.peak and (peak := float(fleet.peak[name].value)) not in peaks.values():
+            peaks[name] = peak
+    return Roofs(peaks=peaks, copy=float(fleet.memory_bandwidth.value))
 
 
 def draw(

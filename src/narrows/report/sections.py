@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from narrows.report import bars, comparison, curves
 from narrows.report import roofline as roofs
@@ -17,6 +17,7 @@ from narrows.report.numbers import (
     significant,
     size,
 )
+from narrows.report.roofs import roofs_of
 from narrows.report.run import Run
 from narrows.report.words import (
     ABSENT,
@@ -29,6 +30,7 @@ from narrows.report.words import (
     same,
     spoken,
 )
+from narrows.spec.ledger import Row
 
 _SEEN = 0.0005
 PHONE, THIRD, HALF, MAIN = 328.0, 312.0, 488.0, 656.0
@@ -148,8 +150,9 @@ def roofline(run: Run) -> Markup:
         "{movers}",
         "除非数据留在缓存中，任何运算都无法越过斜线（内存）与平顶（算力）。圆越大，占一步的时间越多；"
         "→ 前向，← 反向。{movers}",
-    ).filled(movers=_movers(run))
-    plot = both(lambda width: roofs.roofline(run, machine, width), MAIN)
+    ).filled(movers=movers(run.plan.predicted.rows))
+    limits, own = roofs_of(machine), run.plan.layout.precision
+    plot = both(lambda width: roofs.roofline(shown, limits, own, width), MAIN)
     legend = [key("ring", PREDICTED)]
     if any(point.measured for point in shown):
         together = not any(point.predicted and point.measured for point in shown)
@@ -198,6 +201,15 @@ def section(title: Phrase, lede: Node, *children: Node) -> Markup:
     return element("section", element("h2", title), element("p", lede, class_="lede"), children)
 
 
+def cards(figures: Sequence[tuple[Phrase, Node, Node]]) -> list[Markup]:
+    """The numbers of a headline: a name, the figure, and what is told beneath it."""
+    return [
+        element("div", element("p", name, class_="name"), element("p", value, class_="figure"),
+                element("p", beside, class_="was"), class_="card")
+        for name, value, beside in figures
+    ]  # fmt: skip
+
+
 def figure(legend: Node, plot: Node, *, points: str | None = None) -> Markup:
     """A plot under its legend; `points` is what the hover reads."""
     above = element("div", legend, class_="legend") if legend else None
@@ -222,16 +234,16 @@ def _legend(measured: bool) -> list[Markup]:
     return [key(class_, name) for there, class_, name in both if there]
 
 
-def _movers(run: Run) -> Phrase:
-    """What the plan expects of the operations that have no place under the roofs."""
-    found = roofs.traffic(run.plan.predicted)
+def movers(rows: Sequence[Row]) -> Phrase:
+    """What is expected of the operations that have no place under the roofs."""
+    found = roofs.traffic(rows)
     if found is None:
         return same("")
     count, rate = found
     return Phrase(
-        "Not drawn: what only moves bytes ({count} operations), together at {rate} by the plan.",
+        "Not drawn: what only moves bytes ({count} operation{s}), together at {rate} by the plan.",
         "未画出：只搬运数据的运算（{count} 个），计划预计合计 {rate}。",
-    ).filled(count=count, rate=bandwidth(rate))
+    ).filled(count=count, s="" if count == 1 else "s", rate=bandwidth(rate))
 
 
 def _saving_bar(saving: float, most: float) -> Markup | None:

@@ -36,14 +36,17 @@ def around(low: float, high: float, most: int) -> tuple[float, ...]:
 
 
 def logarithmic(low: float, high: float, most: int) -> tuple[float, ...]:
-    """Powers of ten from `low` to `high`, thinned to `most`; with 2 and 5 where few are left."""
+    """Powers of ten from `low` to `high`, thinned to `most`; with 2 and 5 where few are left, and
+    evenly spaced where even these are few.
+    """
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     every = max(1, math.ceil((last - first + 1) / most))
     powers = tuple(10.0**power for power in range(first, last + 1) if power % every == 0)
     if len(powers) >= 3:
         return powers
     finer = (10.0**power * digit for power in range(first - 1, last + 1) for digit in (1, 2, 5))
-    return tuple(mark for mark in finer if low * 0.999 <= mark <= high * 1.001)
+    found = tuple(mark for mark in finer if low * 0.999 <= mark <= high * 1.001)
+    return found if len(found) > 1 else linear(low, high, most)
 
 
 def decimals(marks: tuple[float, ...]) -> int:

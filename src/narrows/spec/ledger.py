@@ -111,3 +111,11 @@ class Ledger(Record):
         for row in self.rows:
             sums[row.kind] += row.seconds
         return sums
+
+    def seconds_by_part(self) -> dict[str, float]:
+        """Seconds of one step by operation, all products in one, the longest first."""
+        sums: dict[str, float] = {}
+        for row in self.rows:
+            part = "products" if row.kind == "gemm" else row.operation
+            sums[part] = sums.get(part, 0.0) + row.seconds
+        return dict(sorted(sums.items(), key=lambda item: -item[1]))

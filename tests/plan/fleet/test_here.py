@@ -8,8 +8,10 @@ import pytest
 from narrows.hardware.fleet import fleet_here
 from narrows.plan.answer import Question, predict_answer
 from narrows.plan.fleet import here
-from narrows.plan.fleet.service import Demand, service
+from narrows.plan.fleet.service import service
 from narrows.plan.fleet.service_render import text
+from narrows.plan.fleet.ways import Demand
+from narrows.report import served
 from narrows.spec.machine import CachedCurve, Machine, StreamedCurve, StreamedPoint
 from narrows.spec.model import ModelSpec, llama
 from narrows.spec.record import load
@@ -49,6 +51,22 @@ def test_serving_here_says_that_it_was_measured(machine: Machine) -> None:
     alone = here.prefill_seconds(SMOL, 100.0, machine)
     # Beside the pass: what a server takes for a request.
     assert alone < found.best.first_token.mean < 4 * alone + found.best.per_token.mean + 0.2
+
+
+def test_rows_here_are_the_measured_operations(machine: Machine) -> None:
+    demand = Demand(
+        name="small", model=SMOL, fleet=fleet_here(machine),
+        requests=Requests(prompt=100, answer=8, concurrency=2.0),
+    )  # fmt: skip
+    found = service(demand)
+    assert {"qkv", "up", "down", "head"} <= {row.operation for row in found.prefill}
+    assert sum(row.seconds for row in found.prefill) == pytest.approx(
+        here.prefill_seconds(SMOL, 100.0, machine)
+    )
+    assert [row.operation for row in found.decode][-1] == "engine"
+    assert all(row.flop > 0.0 for row in found.decode if row.kind == "gemm")
+    html = served.html(found)
+    assert html.count('data-plot="roofline"') == 4 and "curves measured here" in html
 
 
 def test_only_what_was_measured_counts(machine: Machine) -> None:

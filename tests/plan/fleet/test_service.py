@@ -8,13 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from narrows.plan.fleet.service import Demand, Limits, load_of, replica_of, service
+from narrows.plan.fleet.service import service
 from narrows.plan.fleet.serving import serve
+from narrows.plan.fleet.ways import Demand, load_of, replica_of
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import DoesNotFit
 from narrows.spec.fleet import Fleet
 from narrows.spec.model import ModelSpec
-from narrows.spec.service import Guesses, Requests, Serving
+from narrows.spec.service import Guesses, Limits, Requests, Serving
 
 MakeFleet = Callable[..., Fleet]
 LOAD: dict[str, object] = {"concurrency": 16, "prompt": 512, "answer": 128}

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from narrows.plan.fleet.service import Demand, service
+from narrows.plan.fleet.service import service
 from narrows.plan.fleet.service_render import text
+from narrows.plan.fleet.ways import Demand
 from narrows.spec.fleet import Fleet
 from narrows.spec.model import ModelSpec
 from narrows.spec.record import from_builtins, to_builtins

@@ -15,12 +15,20 @@ COMPUTING, MOVING, WAITING = 1.0, 0.65, 0.25
 IDLE_SHARE = 0.12
 
 
+def watts(fleet: Fleet, busy: float) -> float:
+    """Of one device that is so busy; zero where its power is not known."""
+    if fleet.power_full is None:
+        return 0.0
+    full = float(fleet.power_full.value)
+    idle = float(fleet.power_idle.value) if fleet.power_idle else IDLE_SHARE * full
+    return idle + (full - idle) * busy
+
+
 def joules(taken: Step, fleet: Fleet) -> Array:
     """Energy of one step, [layouts]; zero where the device's power is not known."""
     if fleet.power_full is None:
         return np.zeros_like(taken.gemm)
-    full = float(fleet.power_full.value)
-    idle = float(fleet.power_idle.value) if fleet.power_idle else IDLE_SHARE * full
+    idle, full = watts(fleet, 0.0), watts(fleet, 1.0)
     computing = taken.gemm + taken.attention + taken.head
     moving = taken.pointwise + taken.optimizer
     waiting = (

@@ -9,7 +9,8 @@ from narrows.plan.render import dollars
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Bend, Dial, Evidence, Goodput, Run
 from narrows.spec.ledger import Ledger
-from narrows.spec.machine import Fact
+from narrows.spec.machine import Basis, Fact
+from narrows.spec.service import Serving
 from narrows.spec.units import Bytes, Grams, Joules, Seconds, Watts
 
 _FAILURES = (
@@ -17,6 +18,8 @@ _FAILURES = (
     "checkpoints of 2 GB/s a node, restarts of 10 minutes"
 )
 _MEMORY = "formulas of arXiv:2205.05198; allocator, runtime and workspace from published peaks"
+_SERVERS = "roofline; constants fitted to published servers, benchmarks/fit_served.py"
+_HELD = "weights and keys as they are stored; runtime as engines of published servers take"
 _POWER = "idle to full power by what each part keeps busy (arXiv:2308.12908)"
 
 
@@ -75,6 +78,35 @@ def answers(
         yield Evidence(
             name="bend of T = a n/p + b p", value=f"{bend.devices:,.0f} devices", basis="fitted",
             source=f"to the steps of this forecast, within {bend.error:.1%}",
+        )  # fmt: skip
+
+
+def served(fleet: Fleet, best: Serving) -> Iterator[Evidence]:
+    """What is said of a model that is served."""
+    here = fleet.machine is not None
+    basis: Basis = "estimated" if here else "fitted"
+    source = "curves measured here; queues fitted to servers" if here else _SERVERS
+    for name, value in (
+        ("first token", Seconds(best.first_token.mean).text()),
+        ("each token more", Seconds(best.per_token.mean).text()),
+        (
+            "tokens a second",
+            f"{best.tokens_per_s:,.0f}"
+            if best.tokens_per_s >= 10.0
+            else f"{best.tokens_per_s:.2g}",
+        ),
+    ):
+        yield Evidence(name=name, value=value, basis=basis, source=source)
+    held = Bytes(best.held.total).text()
+    yield Evidence(name="memory of a device", value=held, basis="estimated", source=_HELD)
+    if best.usage.joules_per_token is not None:
+        value = f"{best.usage.joules_per_token:.3g} J"
+        yield Evidence(name="energy of a token", value=value, basis="estimated", source=_POWER)
+    if best.usage.dollars_per_million_tokens is not None:
+        yield Evidence(
+            name="money for a million tokens",
+            value=dollars(best.usage.dollars_per_million_tokens), basis="estimated",
+            source="tokens a second at the price of the devices",
         )  # fmt: skip
 
 

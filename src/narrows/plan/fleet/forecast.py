@@ -16,32 +16,20 @@ from narrows.plan.fleet.failures import goodput, run
 from narrows.plan.fleet.machines import against, place, refuse_unknown, scaling
 from narrows.plan.fleet.memory import fullest, memory
 from narrows.plan.fleet.question import Question
+from narrows.plan.fleet.rows import rows
 from narrows.plan.fleet.search import Found, Goal, search
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.techniques import techniques
-from narrows.plan.fleet.time import Step, step
+from narrows.plan.fleet.time import step
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import DoesNotFit
 from narrows.spec.fleet import Fleet, Spread
 from narrows.spec.forecast import Forecast, Moment, Option
-from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
+from narrows.spec.ledger import Ledger, MemoryPeak, Total
 from narrows.spec.machine import Fact
 from narrows.spec.plan import Doubling
 
 _RUNNERS_UP = 5
-_PARTS: tuple[tuple[str, str, Phase, Kind], ...] = (
-    ("gemm", "products", "forward", "gemm"), ("attention", "attention", "forward", "attention"),
-    ("pointwise", "memory-bound operations", "forward", "pointwise"),
-    ("head", "head and loss", "forward", "loss"),
-    ("tensor", "tensor-parallel collectives", "other", "link"),
-    ("expert", "tokens to experts", "other", "link"),
-    ("context", "context-parallel ring", "other", "link"),
-    ("pipeline", "pipeline hops", "other", "link"),
-    ("bubble", "pipeline bubble", "other", "idle"),
-    ("data", "data-parallel collectives", "other", "link"),
-    ("optimizer", "optimizer", "optimizer", "optimizer"),
-    ("waiting", "stragglers, host and data", "other", "idle"),
-)  # fmt: skip
 
 
 def forecast(question: Question) -> Forecast:
@@ -106,7 +94,7 @@ def ledger(work: Work, spread: Spread, fleet: Fleet, batch: int, tokens: float |
     return Ledger(
         basis="predicted",
         energy_basis="estimated",
-        rows=tuple(_rows(taken, flop / fleet.devices, energy)),
+        rows=tuple(rows(work, spread, fleet, taken, energy)),
         step_seconds=seconds,
         step_tokens=step_tokens,
         mfu=flop / (seconds * peak),
@@ -129,18 +117,6 @@ def flop_per_token(work: Work, spread: Spread) -> float:
     scores = spec.flop_per_token - 6.0 * spec.product_parameters_active
     back = spread.reached
     return products * (2.0 + 2.0 * back + 2.0 * spread.trained) + scores * (1.0 + 2.0 * back) / 3.0
-
-
-def _rows(taken: Step, flop: float, energy: float) -> Iterator[Row]:
-    seconds = float(taken.seconds[0])
-    for field, name, phase, kind in _PARTS:
-        value = float(getattr(taken, field)[0])
-        if value > 0.0:
-            yield Row(
-                operation=name, phase=phase, kind=kind, count=1.0,
-                flop=flop if field == "gemm" else 0.0, memory_bytes=0.0, network_bytes=0.0,
-                seconds=value, joules=energy * value / seconds,
-            )  # fmt: skip
 
 
 def _moment(work: Work, spread: Spread, peak: MemoryPeak) -> Moment:

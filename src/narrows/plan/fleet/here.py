@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from narrows.plan.answer import pass_seconds
+from narrows.plan.answer import pass_rows
 from narrows.plan.layouts import Setting
 from narrows.plan.passes import Pass
 from narrows.spec.fleet import Fleet
+from narrows.spec.ledger import Row
 from narrows.spec.machine import Machine
 from narrows.spec.model import GELU, ModelSpec, SwiGLU
 
@@ -27,14 +28,26 @@ def measured(fleet: Fleet, spec: ModelSpec, weight_bits: float, ranks: int) -> M
 
 def decode_seconds(spec: ModelSpec, sequences: float, past: float, machine: Machine) -> float:
     """One token for each of `sequences`, with `past` tokens behind them."""
+    return sum(row.seconds for row in decode_rows(spec, sequences, past, machine))
+
+
+def decode_rows(
+    spec: ModelSpec, sequences: float, past: float, machine: Machine
+) -> tuple[Row, ...]:
+    """The operations of the same."""
     each = Pass(sequences=max(1, round(sequences)), queries=1, past=past)
-    return pass_seconds(spec, each, _setting(machine), machine)
+    return pass_rows(spec, each, _setting(machine), machine, "decode")
 
 
 def prefill_seconds(spec: ModelSpec, prompt: float, machine: Machine) -> float:
     """A prompt of one request."""
+    return sum(row.seconds for row in prefill_rows(spec, prompt, machine))
+
+
+def prefill_rows(spec: ModelSpec, prompt: float, machine: Machine) -> tuple[Row, ...]:
+    """The operations of the same."""
     each = Pass(sequences=1, queries=max(1, round(prompt)))
-    return pass_seconds(spec, each, _setting(machine), machine)
+    return pass_rows(spec, each, _setting(machine), machine, "prefill")
 
 
 def _setting(machine: Machine) -> Setting:

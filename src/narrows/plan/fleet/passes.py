@@ -10,6 +10,7 @@ ranks come on top.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,13 @@ from narrows.plan.fleet import constants, here
 from narrows.plan.fleet.links import Links
 from narrows.plan.fleet.work import Matrix, Work, parameters
 from narrows.spec.fleet import Fleet
+from narrows.spec.ledger import Kind
 from narrows.spec.model import ModelSpec
+
+_PRODUCTS: tuple[tuple[str, Kind], ...] = (
+    ("attention's matrices", "gemm"), ("feed-forward", "gemm"), ("experts", "gemm"),
+    ("head", "gemm"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,22 @@ class Pass(NamedTuple):
     def seconds(self) -> float:
         """The whole."""
         return self.read + self.compute + self.links + self.starts
+
+
+class Part(NamedTuple):
+    """An operation of a pass on one device: FLOP and bytes, and the seconds of each at its rate."""
+
+    name: str
+    kind: Kind
+    flop: float
+    bytes: float
+    compute: float
+    read: float
+
+    @property
+    def seconds(self) -> float:
+        """Whichever is longer."""
+        return max(self.read, self.compute)
 
 
 class Tokens(NamedTuple):
@@ -94,41 +117,70 @@ def prefill_seconds(work: Work, replica: Replica, prompt: Prompt, fleet: Fleet) 
 
 def decode_pass(work: Work, replica: Replica, tokens: Tokens, fleet: Fleet) -> Pass:
     """One decode step."""
-    rate = float(fleet.memory_bandwidth.value)
+    return _summed(decode_parts(work, replica, tokens, fleet), work, replica, tokens, fleet)
+
+
+def decode_parts(work: Work, replica: Replica, tokens: Tokens, fleet: Fleet) -> list[Part]:
+    """What a decode step computes and reads."""
     own = max(1.0, tokens.sequences / replica.attention_data)
     cache = own * tokens.seen * cache_bytes_per_token(work.spec, replica)
     scored = own * tokens.new / tokens.sequences * tokens.seen
-    parts = [
+    flop = scored * work.spec.layers * _score_flop(work.spec, replica)
+    return [
         *_products(work, replica, tokens.new, fleet),
-        (cache / rate / constants.SERVING_CACHE,
-         scored * work.spec.layers * _score_flop(work.spec, replica) / _whole(fleet)
-         / constants.SERVING_SCORES),
+        Part(
+            "scores over the cache", "attention", flop, cache,
+            compute=flop / _whole(fleet) / constants.SERVING_SCORES,
+            read=cache / float(fleet.memory_bandwidth.value) / constants.SERVING_CACHE,
+        ),
     ]  # fmt: skip
-    return _summed(parts, work, replica, tokens, fleet)
 
 
 def prefill_pass(work: Work, replica: Replica, prompt: Prompt, fleet: Fleet) -> Pass:
     """One prompt, as if all ranks computed it: groups that attend for themselves have one each."""
+    if not prompt.beside:
+        parts = prefill_parts(work, replica, prompt, fleet)
+        return _summed(parts, work, replica, Tokens(prompt.tokens, 1.0, 0.0), fleet)
+    scores, elements = _between_products(work, replica, prompt, fleet)
+    # What joins a step adds what it computes, and what it reads beyond the step's own.
+    alone, both = prompt.beside, prompt.beside + prompt.tokens
+    more = sum(each.seconds for each in _products(work, replica, both, fleet)) - sum(
+        each.seconds for each in _products(work, replica, alone, fleet)
+    )
+    links = reductions(work, replica, both, fleet)[0] - reductions(work, replica, alone, fleet)[0]
+    return Pass(
+        read=elements.read, compute=scores.compute + max(0.0, more), links=links, starts=0.0
+    )  # fmt: skip
+
+
+def prefill_parts(work: Work, replica: Replica, prompt: Prompt, fleet: Fleet) -> list[Part]:
+    """What a prompt in a pass of its own computes and reads."""
+    products = _products(work, replica, prompt.tokens, fleet)
+    return [*_between_products(work, replica, prompt, fleet), *products]
+
+
+def _between_products(
+    work: Work, replica: Replica, prompt: Prompt, fleet: Fleet
+) -> tuple[Part, Part]:
+    """A prompt's causal scores over the new and the kept, by tiles, which read queries, keys and
+    values once and write what comes of them; and elements that are moved.
+    """
     spec, rate = work.spec, float(fleet.memory_bandwidth.value) * constants.SERVING_MEMORY
     positions = max(1, int(prompt.tokens))
     keys = sum(count * spec.keys_mean(positions, layer) for layer, count in _alike(spec))
     keys += spec.layers * seen(spec, prompt.cached)
-    scores = 2.0 * prompt.tokens * keys * spec.heads * (spec.score_width + spec.value_width)
-    attention = scores / replica.tensor / (_whole(fleet) * fleet.reach.attention_forward)
+    each = float(spec.heads * (spec.score_width + spec.value_width))
+    scores = 2.0 * prompt.tokens * keys * each / replica.tensor
+    tiles = spec.layers * prompt.tokens * each * 2.0 / replica.tensor
+    tiles += (prompt.tokens + prompt.cached) * cache_bytes_per_token(spec, replica)
     moved = (
         prompt.tokens * spec.width * 2.0 * constants.SERVING_PASSES * spec.layers / replica.tensor
     )
-    parts = [(0.0, attention), (moved / rate, 0.0)]
-    if not prompt.beside:
-        parts += _products(work, replica, prompt.tokens, fleet)
-        return _summed(parts, work, replica, Tokens(prompt.tokens, 1.0, 0.0), fleet)
-    # What joins a step adds what it computes, and what it reads beyond the step's own.
-    alone, both = prompt.beside, prompt.beside + prompt.tokens
-    more = sum(map(max, _products(work, replica, both, fleet))) - sum(
-        map(max, _products(work, replica, alone, fleet))
+    attending = _whole(fleet) * fleet.reach.attention_forward
+    return (
+        Part("attention", "attention", scores, tiles, compute=scores / attending, read=0.0),
+        Part("memory-bound operations", "pointwise", 0.0, moved, compute=0.0, read=moved / rate),
     )
-    links = _reductions(work, replica, both, fleet) - _reductions(work, replica, alone, fleet)
-    return Pass(read=moved / rate, compute=attention + max(0.0, more), links=links, starts=0.0)
 
 
 def weights_bytes(work: Work, replica: Replica) -> float:
@@ -168,10 +220,8 @@ def _alike(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
     return ((every - 1, full), (0, spec.layers - full))
 
 
-def _products(
-    work: Work, replica: Replica, tokens: float, fleet: Fleet
-) -> list[tuple[float, float]]:
-    """Seconds to read and to compute: attention's matrices, feed-forward, experts, head."""
+def _products(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> list[Part]:
+    """Attention's matrices, feed-forward, experts, head."""
     rate = float(fleet.memory_bandwidth.value)
     shares = (constants.SERVING_MEMORY,) * 2 + (constants.SERVING_EXPERTS, constants.SERVING_MEMORY)
     wide = _rest_bits(work, replica)
@@ -180,9 +230,9 @@ def _products(
     whole = peak_of(fleet, wide)
     peaks = (whole, whole, peak_of(fleet, own) * constants.SERVING_GROUPED, peak_of(fleet, 16.0))
     return [
-        (read / rate / share, flop / peak)
-        for (read, flop), share, peak in zip(
-            _matrices(work, replica, tokens), shares, peaks, strict=True
+        Part(name, kind, flop, read, compute=flop / peak, read=read / rate / share)
+        for (name, kind), (read, flop), share, peak in zip(
+            _PRODUCTS, _matrices(work, replica, tokens), shares, peaks, strict=True
         )
     ]
 
@@ -246,36 +296,51 @@ def _score_flop(spec: ModelSpec, replica: Replica) -> float:
     return 2.0 * heads * (2.0 * spec.latent.kv_rank + spec.latent.rope_width)
 
 
-def _summed(
-    parts: list[tuple[float, float]], work: Work, replica: Replica, tokens: Tokens, fleet: Fleet
-) -> Pass:
-    starts = work.layers * constants.SERVING_BLOCK + work.layers_experts * constants.SERVING_ROUTING
-    if work.spec.latent is not None:
-        starts += work.layers * constants.SERVING_LATENT
-    if not replica.captured:
-        starts += work.layers * constants.SERVING_EAGER
+def _summed(parts: list[Part], work: Work, replica: Replica, tokens: Tokens, fleet: Fleet) -> Pass:
     return Pass(
-        read=sum(read for read, compute in parts if read >= compute),
-        compute=sum(compute for read, compute in parts if read < compute),
-        links=_reductions(work, replica, tokens.new, fleet),
-        starts=starts + constants.SERVING_STEP + tokens.sequences * constants.SERVING_SEQUENCE,
+        read=sum(each.read for each in parts if each.read >= each.compute),
+        compute=sum(each.compute for each in parts if each.read < each.compute),
+        links=reductions(work, replica, tokens.new, fleet)[0],
+        starts=starts(work, replica, tokens.sequences),
     )
 
 
-def _reductions(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> float:
-    """Two a block across the ranks: small ones read all at once, others scatter and gather."""
+def starts(work: Work, replica: Replica, sequences: float) -> float:
+    """Seconds to start a pass's kernels, and of the host for the pass and each request in it."""
+    found = work.layers * constants.SERVING_BLOCK + work.layers_experts * constants.SERVING_ROUTING
+    if work.spec.latent is not None:
+        found += work.layers * constants.SERVING_LATENT
+    if not replica.captured:
+        found += work.layers * constants.SERVING_EAGER
+    return found + constants.SERVING_STEP + sequences * constants.SERVING_SEQUENCE
+
+
+def reductions(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> tuple[float, float]:
+    """Seconds of all reductions across the ranks, two a block, and bytes that a rank receives:
+    small ones read all at once, others scatter and gather.
+    """
     if replica.tensor == 1:
-        return 0.0
-    links = Links.of(fleet)
-    moved = np.array([tokens * work.spec.width * 2.0])
-    ranks = np.array([float(replica.tensor)])
-    around = float(links.moving(moved, ranks, np.ones(1))[0])
+        return 0.0, 0.0
+    moved = tokens * work.spec.width * 2.0
+    around = moved * _around(Links.of(fleet), replica.tensor)
     once = replica.tensor * around
     twice = 2.0 * around + constants.SERVING_REDUCE_TWICE
     reduce = constants.SERVING_REDUCE + constants.SERVING_REDUCE_RANK * replica.tensor
-    return 2.0 * work.layers * (reduce + min(once, twice))
+    times = replica.tensor if once <= twice else 2.0
+    share = (replica.tensor - 1.0) / replica.tensor
+    return (
+        2.0 * work.layers * (reduce + min(once, twice)),
+        2.0 * work.layers * times * share * moved,
+    )
 
 
+@cache
+def _around(links: Links, ranks: int) -> float:
+    """Seconds for each byte that is gathered over so many neighbours."""
+    return float(links.moving(np.ones(1), np.array([float(ranks)]), np.ones(1))[0])
+
+
+@cache
 def _size(matrices: tuple[Matrix, ...]) -> float:
     sums = parameters(matrices)
     return sums.whole + sums.cut

@@ -160,10 +160,10 @@ def _sizing(sizing: Sizing) -> Iterator[str]:
 def _step(forecast: Forecast) -> Iterator[str]:
     ledger = forecast.predicted
     yield "where a step goes"
-    for row in sorted(ledger.rows, key=lambda row: -row.seconds):
-        share = row.seconds / ledger.step_seconds
+    for part, seconds in ledger.seconds_by_part().items():
+        share = seconds / ledger.step_seconds
         if share >= _SHARE_LEAST:
-            yield f"  {row.operation:30}{share:6.1%}  {Seconds(row.seconds).text()}"
+            yield f"  {part:30}{share:6.1%}  {Seconds(seconds).text()}"
 
 
 def _memory(forecast: Forecast) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from narrows.plan.fleet import here
 from narrows.spec.plan import Doubling
-from narrows.spec.service import Quantiles, Requests, Service, Serving
+from narrows.spec.service import Changed, Loss, Placement, Quantiles, Requests, Service, Serving
 from narrows.spec.units import Bytes, Seconds
 
 _LEAST_SAVING = 0.01
@@ -41,9 +41,7 @@ def _lines(found: Service) -> Iterator[str]:
     yield f"  {'first token':22}{_quantiles(best.first_token)}"
     yield f"  {'each token more':22}{_quantiles(best.per_token)}"
     yield f"  while a prompt is computed, {Seconds(best.pause_s).text()} pass between two tokens"
-    rate = best.tokens_per_s
-    written = f"{rate:,.0f}" if rate >= 10.0 else f"{rate:.2g}"
-    yield f"  rate     {written} tokens/s out, {_busy(best)}"
+    yield f"  rate     {_rate(best)} tokens/s out, {_busy(best)}"
     held = best.held
     yield (
         f"  memory   {Bytes(held.total).text()} of {Bytes(found.memory_limit).text()} on each "
@@ -55,16 +53,46 @@ def _lines(found: Service) -> Iterator[str]:
     yield ""
     yield from _doubling("a decode step", found.doubling_decode)
     yield from _doubling("a prompt", found.doubling_prefill)
+    yield ""
+    yield f"{'one change':40}{'p90 first':>11}{'p90 each':>11}{'tokens/s':>11}"
+    yield from (_change(each, best.placement) for each in found.changes)
     if found.others:
         yield ""
         yield f"{'other ways':64}{'p90 first':>11}{'p90 each':>11}{'tokens/s':>11}"
     for way in found.others:
         first, each = Seconds(way.first_token.p90).text(), Seconds(way.per_token.p90).text()
-        yield f"  {_said(way):62}{first:>11}{each:>11}{way.tokens_per_s:11,.0f}"
+        yield f"  {_said(way):62}{first:>11}{each:>11}{_rate(way):>11}"
+        yield f"    {_loss(found.loses(way))}"
+
+
+def _rate(way: Serving) -> str:
+    rate = way.tokens_per_s
+    return f"{rate:,.0f}" if rate >= 10.0 else f"{rate:.2g}"
+
+
+def _change(each: Changed, mine: Placement) -> str:
+    way = each.way
+    if way is None:
+        most = f"saturated: {each.most or 0.0:.3g} requests/s at most"
+        return f"  {each.name:38}{'does not fit' if each.outcome == 'full' else most:>33}"
+    first, more = Seconds(way.first_token.p90).text(), Seconds(way.per_token.p90).text()
+    told = f"  {each.name:38}{first:>11}{more:>11}{_rate(way):>11}"
+    if each.searched and way.placement.weight_bits != mine.weight_bits:
+        told += f"  {_bits(way.placement.weight_bits)}-bit weights"
+    return told + ("  too late" if each.outcome == "late" else "")
+
+
+def _loss(loss: Loss) -> str:
+    if loss.reason in ("fewer tokens", "slower tokens"):
+        return f"{loss.reason}: {loss.times:.2f} times"
+    if loss.reason in ("first token too late", "tokens too slow", "too little room"):
+        return f"{loss.reason}: {loss.times:.3g} times the limit"
+    return loss.reason
 
 
 def _load(requests: Requests, best: Serving) -> str:
-    arriving = f"{best.concurrency:,.0f} requests at a time"
+    several = "s" if best.concurrency != 1.0 else ""
+    arriving = f"{best.concurrency:,.0f} request{several} at a time"
     if requests.rate is not None:
         arriving = f"{requests.rate:g} requests/s, {best.concurrency:.3g} at a time"
     told = f"{arriving}, {requests.prompt} tokens in and {requests.answer} out"

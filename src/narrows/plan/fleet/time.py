@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from narrows.plan.fleet import constants, traffic
+from narrows.plan.fleet import amounts, constants, traffic
 from narrows.plan.fleet.links import Links
 from narrows.plan.fleet.optimizer import step_seconds
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import bubble, layers
-from narrows.plan.fleet.work import Matrix, Work, halves
+from narrows.plan.fleet.work import Halves, Work, halves
 from narrows.plan.layouts import Array
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet, Fusion
@@ -97,9 +97,9 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     """The step of `work` laid out as each of `spreads` over `fleet`."""
     rates = Rates.of(fleet, spreads.shared.precision, spreads.shared.kernels)
     links = Links.of(fleet)
-    T = spreads.micro_batch * (work.positions / spreads.context)
+    T = amounts.tokens(work, spreads)
     block = _block(work, spreads, rates, links, T)
-    head = _head(work.spec, spreads, rates, T)
+    head = head_seconds(work.spec, spreads, rates, T)
     p, m = spreads.pipeline, spreads.accumulation
     each = work.layers / p
     often = each * m
@@ -149,104 +149,70 @@ class _Block:
 
 
 def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -> _Block:
-    full = spreads.recompute == 2
-    selective = spreads.recompute == 1
     gemm = _products(work, spreads, rates, T)
-    forward_attention, backward_attention = _scores(work, spreads, rates, T)
-    memory_bound = _memory_bound(work, spreads, rates, T)
-    scores = 0.0 if spreads.shared.flash_attention else 1.0
-    again_attention = full + scores * selective
-    again_pointwise = full + (1.0 - 0.5 * scores) * selective + (spreads.recompute == 3)
-    again = full + 0.5 * (1.0 - scores) * selective
-    # Frozen weights need no gradient of their own: one product of the two backward falls away. In
-    # front of all that is trained nothing goes backward.
-    back = spreads.shared.reached
-    gemm_all = gemm * (1.0 + back * (1.0 + again) + spreads.shared.trained)
-    attention = forward_attention * (1.0 + back * again_attention) + back * backward_attention
-    light = constants.FORWARD_SHARE * memory_bound
-    pointwise = light + back * (memory_bound - light + light * again_pointwise)
-    forward = gemm + forward_attention + light
-    backward = gemm_all + attention + pointwise - forward
+    scores = attention_seconds(work, spreads, rates, T)
+    memory_bound = amounts.pointwise_bytes(work, spreads, T) / rates.memory
+    products, gradients = amounts.product_ways(gemm, spreads)
+    attention, attention_back = amounts.attention_ways(*scores, spreads)
+    light, light_back = amounts.pointwise_ways(memory_bound, spreads)
     shown = 1.0 - constants.TENSOR_OVERLAP if spreads.shared.sequence_parallel else 1.0
     tensor = shown * traffic.tensor_often(spreads) * links.gather(*traffic.tensor(work, spreads, T))
-    met = _contexts(work, spreads, links, T, (forward_attention, backward_attention))
+    met = _contexts(work, spreads, links, T, scores)
     return _Block(
-        gemm=gemm_all, attention=attention, pointwise=pointwise, tensor=tensor,
+        gemm=products + gradients, attention=attention + attention_back,
+        pointwise=light + light_back, tensor=tensor,
         expert=_experts_exchange(work, spreads, links, T) * traffic.passes(spreads),
-        context=met * (1.0 + back) / 2.0,
-        forward=forward, backward=backward, weight_gradients=gemm * spreads.shared.trained,
+        context=met * (1.0 + spreads.shared.reached) / 2.0,
+        forward=products + attention + light, backward=gradients + attention_back + light_back,
+        weight_gradients=gemm * spreads.shared.trained,
     )  # fmt: skip
 
 
 def _products(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
     """Forward products of an average block."""
-    t, half = spreads.tensor, rates.half
-    whole, cut = work.average_block(half)
-    seconds = 2.0 * (T + half) * (whole + cut / t) / rates.matmul
-    experts = work.spec.experts
-    if experts is None:
-        return np.asarray(seconds)
-    local = experts.count / spreads.expert
-    # Experts of a fixed capacity compute all of it, filled or not.
-    tokens = T / t * experts.chosen * (experts.capacity or 1.0) / local
-    each = halves(work.expert, half).whole
-    grouped = local * 2.0 * (tokens + half) * each / (rates.matmul * constants.EXPERT_REACH)
-    return np.asarray(seconds + work.layers_experts / work.layers * grouped)
+    whole = product_seconds(work.average_block(rates.half), spreads, rates, T)
+    if work.spec.experts is None:
+        return whole
+    each = expert_seconds(work, halves(work.expert, rates.half), spreads, rates, T)
+    return np.asarray(whole + work.layers_experts / work.layers * each)
 
 
-def _scores(work: Work, spreads: Spreads, rates: Rates, T: Array) -> tuple[Array, Array]:
+def product_seconds(sizes: Halves, spreads: Spreads, rates: Rates, T: Array) -> Array:
+    """Forward products of a micro-batch; `sizes` have the rates' ramp."""
+    return amounts.product_flop(T, sizes, spreads, rates.half) / rates.matmul
+
+
+def expert_seconds(work: Work, sizes: Halves, spreads: Spreads, rates: Rates, T: Array) -> Array:
+    """Forward products of the experts that a rank has, of each of whose matrices `sizes` are."""
+    local, tokens = amounts.experts_here(work, spreads, T)
+    flop = local * 2.0 * (tokens + rates.half) * sizes.whole
+    return np.asarray(flop / (rates.matmul * constants.EXPERT_REACH))
+
+
+def attention_seconds(work: Work, spreads: Spreads, rates: Rates, T: Array) -> tuple[Array, Array]:
     """Attention's forward and backward pass, by tiles or through memory."""
-    spec, t = work.spec, spreads.tensor
-    flop = T * work.score_flop / t
-    width = spec.head_width
+    flop, width = amounts.score_flop(work, spreads, T), work.spec.head_width
     if spreads.shared.flash_attention:
         slower = max(1.0, 128.0 / width) ** constants.HEAD_WIDTH_POWER
         slower /= rates.biased if work.biased_scores else 1.0
         return (
             flop * slower / rates.attention_forward,
-            2.5 * flop * slower / rates.attention_backward,
+            amounts.TILES_BACKWARD * flop * slower / rates.attention_backward,
         )
-    # Without tiles the whole square is computed, and its scores travel.
-    whole = flop * (2.0 if spec.causal else 1.0)
     misaligned = constants.MISALIGNED if width % 8 else 1.0
-    products = misaligned * whole / (rates.matmul_whole * constants.SCORE_REACH)
-    scores = spreads.micro_batch * spec.heads / t * work.positions**2 / spreads.context
-    moved = constants.SCORE_PASSES * scores * spreads.value_bytes / rates.memory
+    products = misaligned * flop / (rates.matmul_whole * constants.SCORE_REACH)
+    moved = amounts.score_bytes(work, spreads) / rates.memory
     share = constants.SCORE_FORWARD_SHARE
     return products + share * moved, 2.0 * products + (1.0 - share) * moved
 
 
-def _memory_bound(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
-    spec = work.spec
-    gates = 1.5 if spec.gated else 1.0
-    feed = work.layers_dense * spec.feed_forward_width
-    if spec.experts is not None:
-        each = spec.experts.chosen * spec.experts.width + spec.experts.shared_total
-        feed += work.layers_experts * each
-    fused = {"eager": 1.0, "fused": constants.FUSED, "compiled": constants.COMPILED}
-    fused_share = fused[spreads.shared.kernels]
-    # Norms, dropout and residual sums lie outside of what tensor parallelism divides.
-    outside = 0.0 if spreads.shared.sequence_parallel else constants.OUTSIDE
-    divided = (1.0 - outside) / spreads.tensor + outside
-    sorting = 0.0
-    if spec.experts is not None:
-        # Tokens are laid out by expert and gathered again, a copy for each expert chosen.
-        copies = spec.experts.chosen * work.layers_experts / work.layers
-        sorting = constants.PASSES_EXPERT * copies
-    values = (constants.PASSES_WIDTH + sorting) * spec.width * divided
-    values = values + constants.PASSES_FEED_FORWARD * gates * feed / work.layers / spreads.tensor
-    return np.asarray(values * T * spreads.value_bytes * fused_share / rates.memory)
-
-
-def _head(spec: ModelSpec, spreads: Spreads, rates: Rates, T: Array) -> Array:
+def head_seconds(spec: ModelSpec, spreads: Spreads, rates: Rates, T: Array) -> Array:
     """The vocabulary's product, forward and backward, and the loss; a few classes cost nothing."""
     if not spreads.shared.logits:
         return np.zeros_like(T)
-    matrix = (Matrix("head", float(spec.vocabulary), float(spec.width), "out"),)
-    whole, cut = halves(matrix, rates.half)
-    t = spreads.tensor
-    products = 6.0 * (T + rates.half) * (whole + cut / t) / rates.matmul_whole
-    return np.asarray(products + T * spec.vocabulary / t * constants.LOGIT_BYTES / rates.memory)
+    sizes = halves((amounts.head(spec),), rates.half)
+    products = 3.0 * amounts.product_flop(T, sizes, spreads, rates.half) / rates.matmul_whole
+    return np.asarray(products + amounts.logit_bytes(spec, spreads, T) / rates.memory)
 
 
 def _experts_exchange(work: Work, spreads: Spreads, links: Links, T: Array) -> Array:

@@ -164,7 +164,8 @@ def _contexts(work: Work, spreads: Spreads) -> Iterator[Traffic]:
 
 def _stages(work: Work, spreads: Spreads) -> Iterator[Traffic]:
     sent = 2.0 * spreads.accumulation * spreads.interleave * (spreads.pipeline > 1.0)
-    each = stream(work, spreads, _tokens(work, spreads)) / spreads.tensor
+    cut = spreads.tensor if spreads.shared.scattered else 1.0
+    each = stream(work, spreads, _tokens(work, spreads)) / cut
     yield Traffic(
         axis="pipeline", kind="send", count=float(sent[0]), bytes=float((sent * each)[0])
     )  # fmt: skip
