@@ -177,15 +177,13 @@ def _meet(meeting: _Meeting) -> list[str]:
     except dist.DistError:
         pass
     try:
-        came = {
-            rank: store.get(key).decode() for rank, key in enumerate(keys) if store.check([key])
-        }
+        came = [rank for rank, key in enumerate(keys) if store.check([key])]
+        there = sorted({store.get(keys[rank]).decode().split()[0] for rank in came})
     except dist.DistError:
         raise BadInput(f"process {meeting.rank} lost the first one") from None
     raise BadInput(
-        _absent([rank for rank in range(meeting.ranks) if rank not in there], meeting)
-        + f"; there are {', '.join(sorted(came))}",
-        hint="start the same command there too, within a minute of the first",
+        _absent([rank for rank in range(meeting.ranks) if rank not in came], meeting),
+        hint=f"only {', '.join(there)} came: start the same command on the others within a minute",
     )
 
 
