@@ -76,18 +76,32 @@ class Hosts:
         self.bridge = f"{PREFIX}-{os.getpid()}-bridge"
 
     def run(
-        self, command: Sequence[str], environment: Mapping[str, str] | None = None,
+        self, command: Sequence[str], environment: Mapping[str, str] = os.environ,
         *, seconds: float = 600.0,
     ) -> list[Finished]:  # fmt: skip
-        """What `command` did on each host, one process a host.
+        """What `command` did on each host, one process a host, which find each other.
 
         Where it fails on one, the others are ended a little later.
         """
-        given = dict(os.environ if environment is None else environment)
+        return self._run(range(self.count), command, environment, seconds)
+
+    def run_alone(
+        self, command: Sequence[str], environment: Mapping[str, str], *, seconds: float = 600.0
+    ) -> Finished:
+        """What `command` did on the first host."""
+        return self._run(range(1), command, environment, seconds)[0]
+
+    def _run(
+        self, places: range, command: Sequence[str], environment: Mapping[str, str], seconds: float
+    ) -> list[Finished]:
+        alone = len(places) == 1
         with tempfile.TemporaryDirectory() as folder:
             started = [
-                self._start(host, command, given, Path(folder)) for host in range(self.count)
-            ]
+                self._start(host, command, {
+                    **environment, "OMP_NUM_THREADS": "1", **({} if alone else self._group(host))
+                }, Path(folder))
+                for host in places
+            ]  # fmt: skip
             try:
                 late = _wait(started, seconds)
             finally:
@@ -102,6 +116,13 @@ class Hosts:
         allowed = sorted(os.sched_getaffinity(0))
         return allowed[host % len(allowed)]
 
+    def _group(self, host: int) -> dict[str, str]:
+        return {
+            "RANK": str(host), "WORLD_SIZE": str(self.count), "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": f"{NETWORK}.1", "MASTER_PORT": str(_PORT),
+            "GLOO_SOCKET_IFNAME": "eth0",
+        }  # fmt: skip
+
     def _start(
         self, host: int, command: Sequence[str], environment: Mapping[str, str], folder: Path
     ) -> subprocess.Popen[bytes]:
@@ -111,16 +132,11 @@ class Hosts:
             os.sched_setaffinity(0, {core})
             _die_with_parent()
 
-        group = {
-            "RANK": str(host), "WORLD_SIZE": str(self.count), "LOCAL_RANK": "0",
-            "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": f"{NETWORK}.1", "MASTER_PORT": str(_PORT),
-            "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
         said, told = ((folder / f"{host}.{what}").open("wb") for what in ("said", "told"))
         with said, told:
             return subprocess.Popen(
                 ["nsenter", f"--net={_PLACES / self.names[host]}", *command],
-                env={**environment, **group}, stdin=subprocess.DEVNULL, stdout=said, stderr=told,
+                env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=told,
                 preexec_fn=prepare,
             )  # fmt: skip
 

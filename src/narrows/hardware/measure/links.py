@@ -136,7 +136,7 @@ def _measure(meeting: _Meeting, threads: int, seconds: float, local_rank: int) -
         group = Group(meeting.rank, meeting.ranks, where)
         points = collectives(group, seconds=(1 - _COMPUTING_SHARE) * seconds)
         most = max(Counter(places).values())
-        shared = Threads(alone=threads, shared=max(1, threads // most), crowded=most > threads)
+        shared = Threads(alone=threads, shared=max(1, threads // most))
         gain = computing(group, shared, seconds=_COMPUTING_SHARE * seconds)
     except RuntimeError as error:
         raise BadInput(
