@@ -14,7 +14,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -113,8 +112,8 @@ def main() -> int:
 
 def _cases(made: Hosts, chosen: argparse.Namespace) -> list[Case]:
     """All layouts between these hosts, their link measured first."""
-    cases = []
-    with _home() as environment, tempfile.TemporaryDirectory() as folder:
+    cases, environment = [], _environment()
+    with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.toml"
         job.write_text(JOB.format(steps=chosen.steps))
         if chosen.refresh:
@@ -174,8 +173,7 @@ def _checked(*done: Finished) -> str:
     return done[0].said
 
 
-@contextmanager
-def _home() -> Iterator[dict[str, str]]:
+def _environment() -> dict[str, str]:
     """The environment of a host: the record of its one core is kept apart from this machine's."""
     whole = narrows_home()
     home = whole / "network"
@@ -184,7 +182,7 @@ def _home() -> Iterator[dict[str, str]]:
         (whole / name).mkdir(exist_ok=True)
         if not (home / name).exists():
             (home / name).symlink_to(whole / name)
-    yield {**os.environ, "NARROWS_HOME": str(home)}
+    return {**os.environ, "NARROWS_HOME": str(home)}
 
 
 if __name__ == "__main__":
