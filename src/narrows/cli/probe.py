@@ -12,8 +12,8 @@ EXAMPLES = """\
 narrows probe                      measure, or show what was measured
 narrows probe --refresh            measure again
 narrows probe -o machine.toml      keep a copy, to plan for this machine on another
-narrows probe --link --processes 2           how fast processes here talk to each other
-torchrun --nnodes 2 ... -m narrows probe --link              and those of several hosts"""
+narrows probe --link --processes 2  what processes here take to tell each other
+narrows probe --link                under torchrun: processes on several hosts"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

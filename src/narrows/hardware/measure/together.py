@@ -205,8 +205,12 @@ def _hop(tensor: torch.Tensor, sender: int, rank: int, ranks: int) -> None:
 
 
 def _shift(given: torch.Tensor, taken: torch.Tensor, before: int, behind: int) -> None:
-    """To the next and from the one before at once, as rings and pipelines do."""
-    operations = [dist.P2POp(dist.isend, given, behind), dist.P2POp(dist.irecv, taken, before)]
+    """To the next and from the one before at once, as rings do.
+
+    The receipt is asked for first: gloo says that a rank is ready to receive behind what that rank
+    is sending already, and then one direction waits for the other.
+    """
+    operations = [dist.P2POp(dist.irecv, taken, before), dist.P2POp(dist.isend, given, behind)]
     for work in dist.batch_isend_irecv(operations):
         work.wait()
 
