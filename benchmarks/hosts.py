@@ -32,7 +32,7 @@ RATES = ("100mbit", "1gbit", "10gbit")
 _PORT = 29555
 _PLACES = Path("/run/netns")
 _QUEUE = "8mb"
-"""Longer than what connections have under way: nothing is dropped, as by a switch that is paid."""
+"""Longer than what connections have under way: nothing is dropped."""
 _BURST_S, _BURST_LEAST = 1e-4, 8_000
 """What a bucket holds passes at once: little, but so much that a late timer costs no bandwidth."""
 _PR_SET_PDEATHSIG = 1
@@ -61,10 +61,12 @@ def obstacle() -> str | None:
         return f"{', '.join(missing)} not found: install iproute2 and util-linux"
     if os.geteuid() != 0:
         return "network namespaces need an administrator: run it as root"
+    trial = f"{PREFIX}-{os.getpid()}-trial"
     try:
-        _run("ip", "netns", "list")
+        _run("ip", "netns", "add", trial)
+        _run("ip", "netns", "delete", trial)
     except CannotEmulate as refused:
-        return str(refused)
+        return f"a container without the right to: {refused}"
     return None
 
 
@@ -112,11 +114,6 @@ class Hosts:
                 for host, process in enumerate(started)
             ]
 
-    def core(self, host: int) -> int:
-        """The one that the host has, among those allowed."""
-        allowed = sorted(os.sched_getaffinity(0))
-        return allowed[host % len(allowed)]
-
     def _group(self, host: int) -> dict[str, str]:
         return {
             "RANK": str(host), "WORLD_SIZE": str(self.count), "LOCAL_RANK": "0",
@@ -127,7 +124,8 @@ class Hosts:
     def _start(
         self, host: int, command: Sequence[str], environment: Mapping[str, str], folder: Path
     ) -> subprocess.Popen[bytes]:
-        core = self.core(host)
+        allowed = sorted(os.sched_getaffinity(0))
+        core = allowed[host % len(allowed)]
 
         def prepare() -> None:
             os.sched_setaffinity(0, {core})

@@ -21,8 +21,10 @@ from narrows.spec.units import Bytes
 
 OPERATIONS: tuple[Collective, ...] = get_args(Collective)
 _MESSAGE_LEAST, _GROWTH, _MESSAGES = 1 << 10, 4, 9
-_GATHERED_MOST = 1 << 28
-"""all_gather leaves as many messages on each rank as there are ranks."""
+_GATHERED_MOST, _ALL_MOST = 1 << 27, 1 << 30
+"""all_gather leaves as many messages on each rank as there are ranks; many ranks of one machine
+share its memory.
+"""
 _LONGEST_S, _LONGEST_SHARE = 2.0, 1 / 20
 """A message may take so much of the time that the largest of each collective, with all below it,
 is sent at least twice.
@@ -184,7 +186,7 @@ class _Buffers:
 
 def _messages(operation: Collective, ranks: int) -> list[int]:
     sizes = [_MESSAGE_LEAST * _GROWTH**power for power in range(_MESSAGES)]
-    most = _GATHERED_MOST // ranks if operation == "all_gather" else sizes[-1]
+    most = (_GATHERED_MOST if operation == "all_gather" else _ALL_MOST) // ranks
     return [size for size in sizes if size <= max(most, _MESSAGE_LEAST)]
 
 
