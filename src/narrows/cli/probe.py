@@ -21,9 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--refresh", action="store_true", help="measure again")
     parser.add_argument(
         "--link", action="store_true",
-        help="measure what processes tell each other: torchrun's, or so many here:",
+        help="measure what processes tell each other: N here, or those that torchrun started",
     )  # fmt: skip
-    parser.add_argument("--processes", type=int, metavar="N", help="processes of --link")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many --link starts here")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the machine here too")
 
 
