@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from narrows.plan import processes
+from narrows.plan import gradients, processes
 from narrows.plan.predict import Run, predict
 from narrows.plan.recipe import Cadence
 from narrows.spec.errors import BadInput
@@ -44,6 +44,8 @@ def changed(plan: Plan, machine: Machine, assignments: Sequence[str]) -> Plan:
     new = msgspec.structs.replace(
         plan, layout=layout, on_spike=on_spike if train else plan.on_spike
     )
+    gradients.islands(new.exchange, layout)
+    gradients.check(new.exchange, new.on_spike, new.evaluation, new.checkpoints)
     if _alone(layout) == _alone(plan.layout):
         return new
     return msgspec.structs.replace(new, predicted=_predicted(new, machine))

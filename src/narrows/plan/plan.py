@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 import narrows
-from narrows.plan import processes, recipe
+from narrows.plan import gradients, processes, recipe
 from narrows.plan.cost import evaluation_seconds
 from narrows.plan.curves import matmul_peak
 from narrows.plan.design import Design, design
@@ -179,6 +179,10 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
     tokens = float(run.steps * wanted.step_tokens)
     optimizer = recipe.optimizer(job.train, model, tokens, float(wanted.step_tokens), why)
     schedule = recipe.schedule(job.train, model, run.steps, wanted.step_tokens, why)
+    exchange = gradients.settled(job.train, schedule, why)
+    gradients.check(exchange, job.train.on_spike, run.cadence.evaluation, run.cadence.checkpoints)
+    shared = processes.shared(layout, job.layout)
+    gradients.islands(exchange, shared)
     why.update(_layout_whys(job, machine, settled))
     ledger = predict(model, layout, machine, run)
     layouts = Layouts.of(layout)
@@ -189,13 +193,14 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         seed=job.seed,
         objective="next_token",
         model=model,
-        layout=processes.shared(layout, job.layout),
+        layout=shared,
         optimizer=optimizer,
         schedule=schedule,
         batch_sequences=wanted.batch,
         context=model.context,
         steps=run.steps,
         on_spike=job.train.on_spike,
+        exchange=exchange,
         evaluation=run.cadence.evaluation,
         checkpoints=run.cadence.checkpoints,
         data=_data(dataset),

@@ -6,6 +6,7 @@ import re
 from typing import Literal
 
 from narrows.spec.errors import BadInput
+from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.fleet import SIZES, Exchange, Schedule, Sharding
 from narrows.spec.model import FeedForward, Norm, Positions
 from narrows.spec.record import Record, at_least
@@ -115,6 +116,7 @@ class TrainIntent(Record):
     evaluate_sequences: int | None = None
     checkpoint_every: int | None = None
     on_spike: OnSpike = "stop"
+    exchange: GradientExchange = EXACT
 
     def __post_init__(self) -> None:
         at_least(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.job import OnSpike
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Ledger
@@ -97,6 +98,7 @@ class Plan(Record):
     context: int
     steps: int
     on_spike: OnSpike = "stop"
+    exchange: GradientExchange = EXACT
     evaluation: Evaluation
     checkpoints: Checkpointing
     data: Data | None = None
