@@ -1,0 +1,159 @@
+"""What exchanging less between hosts gains in time, and costs in loss, over a slow network.
+
+Emulates two hosts of one core each (hosts.py) and trains a small model of Shakespeare on as many
+tokens with each [train.exchange]. Prints a table, and as the last line all of it as JSON:
+
+    python benchmarks/exchange.py [--rate 100mbit] [--steps 300] [--seeds 1] [--only exact bf16]
+
+A step is the median over rounds of 50, the first left out: warm-up, which PowerSGD leaves exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from statistics import fmean, median
+from typing import NamedTuple
+
+from hosts import CannotEmulate, Hosts, hosts
+from network import NARROWS, checked, host_environment
+from peers.commit import commit
+
+from narrows.plan.gradients import gradient_bytes
+from narrows.spec.plan import Plan
+from narrows.spec.record import load
+
+EXCHANGES: dict[str, tuple[str, ...]] = {
+    "exact": (),
+    "bf16": ("type=bf16",),
+    "powersgd 4": ("type=powersgd", "rank=4"),
+    "local steps 10": ("type=local_steps", "every=10"),
+    "local steps 50": ("type=local_steps", "every=50"),
+}
+JOB = """\
+name = "exchange"
+seed = {seed}
+[data]
+corpus = "shakespeare"
+tokenizer = "character"
+[model]
+kind = "gpt2"
+layers = 4
+width = 192
+heads = 4
+context = 128
+[train]
+steps = {steps}
+batch_sequences = 16
+learning_rate = 0.002
+warmup_steps = 30
+evaluate_every = 50
+evaluate_sequences = 128
+checkpoint_every = {steps}
+[layout]
+data = 2
+micro_batch = 8
+"""
+ROUND = 50
+
+
+class Run(NamedTuple):
+    """One training: seconds of its steps, and validation losses by step."""
+
+    seconds: list[float]
+    losses: dict[int, float]
+
+    @property
+    def step_seconds(self) -> float:
+        """The median over rounds."""
+        rounds = [self.seconds[at : at + ROUND] for at in range(0, len(self.seconds), ROUND)]
+        return median(fmean(each) for each in rounds[1:])
+
+    @property
+    def loss(self) -> float:
+        """The last."""
+        return self.losses[max(self.losses)]
+
+
+def main() -> int:
+    """Train with each exchange, or those chosen, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rate", default="100mbit", help="of tc")
+    parser.add_argument("--steps", type=int, default=300, help="a multiple of 50, two at least")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="+", default=list(EXCHANGES), choices=EXCHANGES)
+    chosen = parser.parse_args()
+    if chosen.steps % ROUND or chosen.steps < 2 * ROUND:
+        parser.error(f"--steps must be a multiple of {ROUND}, and {2 * ROUND} at least")
+    found: dict[str, list[Run]] = {name: [] for name in chosen.only}
+    sizes: dict[str, float] = {}
+    try:
+        with hosts(2, chosen.rate) as made, tempfile.TemporaryDirectory() as folder:
+            for seed in range(chosen.seeds):
+                for name in chosen.only:
+                    run, sizes[name] = _run(made, name, Path(folder), chosen.steps, seed)
+                    found[name].append(run)
+                    print(f"{name}, seed {seed}: {run.step_seconds:.3f} s a step, "
+                          f"loss {run.loss:.4f}", file=sys.stderr, flush=True)  # fmt: skip
+    except CannotEmulate as why:
+        print(f"error: {why}", file=sys.stderr)
+        return 2
+    rows = {name: _row(runs, sizes[name]) for name, runs in found.items()}
+    _print(rows)
+    rest = {"rate": chosen.rate, "steps": chosen.steps, "seeds": chosen.seeds, "commit": commit()}
+    print(json.dumps({**rest, "exchanges": rows}))
+    return 0
+
+
+def _run(made: Hosts, name: str, folder: Path, steps: int, seed: int) -> tuple[Run, float]:
+    """A training, and the bytes that a step adds up."""
+    place = folder / f"{name.replace(' ', '-')}-{seed}"
+    job, path, run = (place.with_suffix(end) for end in (".job.toml", ".toml", ""))
+    job.write_text(JOB.format(steps=steps, seed=seed))
+    sets = [f"--set=train.exchange.{each}" for each in EXCHANGES[name]]
+    environment = host_environment()
+    checked(made.run_alone([*NARROWS, "plan", str(job), *sets, "-o", str(path)], environment))
+    train = [*NARROWS, "train", str(path), "--run", str(run)]
+    checked(*made.run(train, environment, seconds=3600.0))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = [line["seconds"] for line in lines if "seconds" in line]
+    losses = {l["step"]: l["validation_loss"] for l in lines if "validation_loss" in l}
+    return Run(seconds, losses), _bytes(load(Plan, path), run)
+
+
+def _bytes(plan: Plan, run: Path) -> float:
+    from safetensors import safe_open
+
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    with safe_open(newest / "weights-00000-of-00002.safetensors", "pt") as file:
+        shapes = [tuple(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    return gradient_bytes(plan.exchange, shapes)
+
+
+def _row(runs: list[Run], moved: float) -> dict[str, object]:
+    return {
+        "bytes": round(moved), "step_seconds": round(median(r.step_seconds for r in runs), 4),
+        "loss": round(fmean(run.loss for run in runs), 4),
+        "losses": [round(run.loss, 4) for run in runs],
+        "curve": {at: round(fmean(r.losses[at] for r in runs), 4) for at in runs[0].losses},
+    }  # fmt: skip
+
+
+def _print(rows: dict[str, dict[str, object]]) -> None:
+    first = next(iter(rows.values()))
+    print(f"{'':16}{'MB a step':>10}{'step s':>9}{'times':>7}{'loss':>9}{'':>9}   each seed")
+    for name, row in rows.items():
+        times = float(first["step_seconds"]) / float(row["step_seconds"])
+        more = float(row["loss"]) - float(first["loss"])
+        each = " ".join(f"{loss:.4f}" for loss in row["losses"])
+        print(
+            f"{name:16}{float(row['bytes']) / 1e6:10.3f}{row['step_seconds']:9.3f}{times:7.2f}"
+            f"{row['loss']:9.4f}{more:+9.4f}   {each}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
