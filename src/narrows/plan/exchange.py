@@ -126,6 +126,9 @@ class _Telling:
         each = layout.sharding in ("gradients", "parameters") and not apart
         dropped = layout.sharding == "parameters" and not apart
         forward = m if dropped else 1.0
+        if dropped and outside:
+            # Each piece's backward pass drops them.
+            forward *= len(self.share.pieces)
         backward = m if dropped and layout.reshard and not outside else 0.0
         gathered = padded / shards * self.value
         yield Message("all_gather", "data", "forward", shards, gathered, forward)
