@@ -5,22 +5,34 @@ from __future__ import annotations
 import argparse
 
 from narrows.cli import speak
+from narrows.spec.errors import BadInput
 
 SUMMARY = "Measure this machine, once; later runs read what was found."
 EXAMPLES = """\
 narrows probe                      measure, or show what was measured
 narrows probe --refresh            measure again
-narrows probe -o machine.toml      keep a copy, to plan for this machine on another"""
+narrows probe -o machine.toml      keep a copy, to plan for this machine on another
+narrows probe --link --processes 2           how fast processes here talk to each other
+torchrun --nnodes 2 ... -m narrows probe --link              and those of several hosts"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("--refresh", action="store_true", help="measure again")
+    parser.add_argument(
+        "--link", action="store_true",
+        help="measure what processes tell each other: torchrun's, or so many here:",
+    )  # fmt: skip
+    parser.add_argument("--processes", type=int, metavar="N", help="processes of --link")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the machine here too")
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Probe, show, and keep a copy where one was asked for."""
+    if chosen.link:
+        return _link(chosen)
+    if chosen.processes is not None:
+        raise BadInput("--processes says nothing without --link", hint="narrows probe --link")
     from narrows.hardware.probe import probe
     from narrows.hardware.render import text
 
@@ -35,4 +47,23 @@ def run(chosen: argparse.Namespace) -> int:
     else:
         speak.answer(text(machine))
     speak.next_step("narrows plan --budget 5min --corpus shakespeare")
+    return 0
+
+
+def _link(chosen: argparse.Namespace) -> int:
+    from narrows.hardware.link import fits, probe_link, text
+    from narrows.spec.record import to_builtins
+    from narrows.train.group import speaks
+
+    if chosen.refresh or chosen.output:
+        raise BadInput("--link is measured alone", hint="narrows probe --link, then narrows probe")
+    link = probe_link(chosen.processes, talk=speak.talk if speaks() else lambda text: None)
+    if not speaks():
+        return 0
+    if chosen.json:
+        fitted = [to_builtins(each) for each in fits(link)]
+        speak.answer_json({"link": to_builtins(link), "fits": fitted})
+    else:
+        speak.answer(text(link))
+    speak.next_step(f"narrows plan job.toml --set layout.data={link.ranks}")
     return 0

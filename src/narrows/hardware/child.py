@@ -19,7 +19,7 @@ from narrows.spec import record
 from narrows.spec.errors import BadInput, RunFailed
 
 R = TypeVar("R", bound=record.Record)
-What = Literal["everything", "compiler", "spot"]
+What = Literal["everything", "compiler", "spot", "link"]
 
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_THREAD_LIMIT")
 _LINES_KEPT = 8

@@ -16,12 +16,14 @@ REFUSED = "refused: "
 class Request(Record):
     """What to measure: `folder` is where the disk is tried, `seconds` the time for all of it.
 
-    Of several counts in `threads` the fastest is taken.
+    Of several counts in `threads` the fastest is taken. `processes` is how many a link joins here;
+    None where they are started already.
     """
 
     folder: str
     seconds: float
     threads: tuple[int, ...]
+    processes: int | None = None
 
 
 class Measurement(Record):

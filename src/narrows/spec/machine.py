@@ -245,13 +245,19 @@ class Disk(Record):
 
 
 Collective = Literal[
-    "all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all", "send"
+    "all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all", "send", "shift"
 ]
-"""What processes tell each other; `send` is one rank's message to the next."""
+"""What processes tell each other; `send` is one rank's message to the next while the others wait,
+`shift` every rank's to the next at once.
+"""
 
 
 class CollectivePoint(Record):
-    """Seconds of one collective over `ranks` for `message` bytes per rank."""
+    """Seconds of one collective over `ranks`, each of which puts `message` bytes in.
+
+    Of reduce_scatter and all_to_all that is what is then divided among the ranks, of all_gather the
+    share that each rank sends to all.
+    """
 
     operation: Collective
     ranks: int

@@ -1,7 +1,8 @@
 """The measuring process: `python -m narrows.hardware.measure WHAT REQUEST RESULT`.
 
-It measures WHAT (everything, compiler or spot), tells its progress on stdout and leaves a record
-in RESULT. Being a process of its own, it leaves no threads, settings or memory in its caller.
+It measures WHAT (everything, compiler, spot or link), tells its progress on stdout and leaves a
+record in RESULT. Being a process of its own, it leaves no threads, settings or memory in its
+caller.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from narrows.spec.errors import BadInput
 
 def main(what: str, request: str, result: str) -> None:
     """Read the request, measure, write the result."""
-    measure = {"everything": run.everything, "compiler": run.compiler, "spot": run.spot}[what]
+    measures = {
+        "everything": run.everything, "compiler": run.compiler, "spot": run.spot, "link": run.link
+    }  # fmt: skip
+    measure = measures[what]
     record.save(measure(record.load(Request, request)), Path(result))
 
 

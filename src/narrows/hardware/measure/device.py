@@ -26,7 +26,7 @@ class Target(NamedTuple):
 def target() -> Target:
     """The current accelerator, or the processor where torch has none."""
     if not torch.accelerator.is_available():
-        return Target("cpu", "cpu", find.processor().name, 1, lambda: None)
+        return processor()
     kind = torch.accelerator.current_accelerator()
     assert kind is not None
     return Target(
@@ -36,6 +36,11 @@ def target() -> Target:
         devices=torch.accelerator.device_count(),
         finish=torch.accelerator.synchronize,
     )
+
+
+def processor() -> Target:
+    """The processor, whether or not there is an accelerator."""
+    return Target("cpu", "cpu", find.processor().name, 1, lambda: None)
 
 
 def memory_bytes(where: Target) -> tuple[int, int]:

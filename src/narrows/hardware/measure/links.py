@@ -1,41 +1,48 @@
-"""Collectives between two processes of this machine, over gloo."""
+"""The link between processes: how they meet, here or on several hosts, and what they measure."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Mapping
+from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from narrows.hardware import fit
-from narrows.spec.machine import Collective, CollectivePoint, Fact, Link
-from narrows.spec.units import Bytes
+from narrows.hardware.measure.device import Target, processor, target
+from narrows.hardware.measure.together import Group, Threads, collectives, computing
+from narrows.spec.errors import BadInput
+from narrows.spec.machine import Fact, Link
 
-_OPERATIONS: tuple[Collective, ...] = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
-_MESSAGES = (1 << 10, 1 << 14, 1 << 18, 1 << 21, 1 << 24)
-_RANKS = 2
-_IN_A_ROW = 4
-_BEST = 3
-"""The answer is the median of this many quickest, as in `sampling`."""
+Backend = Literal["gloo", "nccl", "xccl"]
+
+_COMPUTING_SHARE = 0.2
+_MEETING_S = 60.0
+_LOCAL_INTERFACE = {"darwin": "lo0"}
+_PATIENCE = timedelta(minutes=2)
+"""For one collective: one that takes longer has lost a process."""
 
 
-class _Seconds(NamedTuple):
-    operation: Collective
-    message: int
+class _Meeting(NamedTuple):
+    """Where the processes find each other, this one's place, and how long it waits for all."""
+
+    store: dist.Store
+    rank: int
+    ranks: int
     seconds: float
 
 
-def local(*, seconds: float) -> Link | None:
-    """The link between two processes here; None where they cannot be started or joined.
+def local(ranks: int, *, threads: int, seconds: float) -> Link | None:
+    """The link between so many processes here; None where they cannot be started or joined.
 
     Call it before torch has used its threads: where the system can, the processes are forks, which
     start at once.
@@ -45,95 +52,174 @@ def local(*, seconds: float) -> Link | None:
     context = _context()
     with tempfile.TemporaryDirectory() as folder:
         receiving, sending = context.Pipe(duplex=False)
-        ranks = [
-            context.Process(target=_rank, args=(rank, Path(folder) / "store", sending, seconds))
-            for rank in range(_RANKS)
+        store = Path(folder) / "store"
+        processes = [
+            context.Process(target=_local, args=(store, rank, ranks, threads, seconds, sending))
+            for rank in range(ranks)
         ]
-        for rank in ranks:
-            rank.start()
+        for process in processes:
+            process.start()
         sending.close()
         try:
-            measured: list[_Seconds] = receiving.recv() if receiving.poll(3 * seconds) else []
+            link: Link | None = receiving.recv() if receiving.poll(3 * seconds + 10) else None
         except EOFError:
-            measured = []
-        for rank in ranks:
-            rank.join(timeout=2)
-            if rank.is_alive():
-                rank.kill()
-    return _link(measured) if measured else None
+            link = None
+        for process in processes:
+            process.join(timeout=2)
+            if process.is_alive():
+                process.kill()
+    return link
+
+
+def joined(environment: Mapping[str, str], *, threads: int, seconds: float) -> Link:
+    """The link between this process and those that torchrun's environment speaks of.
+
+    Raises BadInput where they do not meet within a minute; it names who is missing.
+    """
+    if not dist.is_available():
+        raise BadInput("this torch cannot talk to other processes", hint="narrows doctor")
+    meeting = _meeting(environment)
+    return _measure(meeting, threads, seconds, int(environment.get("LOCAL_RANK", "0")))
 
 
 def _context() -> ForkContext | SpawnContext:
     return get_context("fork") if sys.platform == "linux" else get_context("spawn")
 
 
-def _link(measured: list[_Seconds]) -> Link:
-    points = tuple(
-        CollectivePoint(
-            operation=found.operation, ranks=_RANKS, message=Bytes(found.message),
-            seconds=float(f"{found.seconds:.4g}"),
-        )
-        for found in measured
-    )  # fmt: skip
+def _local(
+    path: Path, rank: int, ranks: int, threads: int, seconds: float, answer: Connection
+) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = _LOCAL_INTERFACE.get(sys.platform, "lo")
+    meeting = _Meeting(dist.FileStore(str(path), ranks), rank, ranks, _MEETING_S)
+    link = _measure(meeting, threads, seconds, rank)
+    if rank == 0:
+        answer.send(link)
+
+
+def _meeting(environment: Mapping[str, str]) -> _Meeting:
+    """By the variables that torchrun sets, or whoever starts the processes."""
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if not environment.get(name)]
+    if missing:
+        hint = "start the processes by torchrun, or narrows probe --link --processes N here"
+        raise BadInput(f"{', '.join(missing)} is not set", hint=hint)
+    rank, ranks, port = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    address = environment["MASTER_ADDR"]
+    # torchrun's agent keeps a store already, where it says so.
+    begins = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        store = dist.TCPStore(
+            address, port, is_master=begins, timeout=timedelta(seconds=_MEETING_S),
+            wait_for_workers=False,
+        )  # fmt: skip
+    except dist.DistError as error:
+        raise BadInput(
+            f"process {rank} does not reach the first one at {address}:{port}: {_first(error)}",
+            hint="start process 0 there within a minute, and let the port through",
+        ) from None
+    return _Meeting(dist.PrefixStore("narrows-link", store), rank, ranks, _MEETING_S)
+
+
+def _measure(meeting: _Meeting, threads: int, seconds: float, local_rank: int) -> Link:
+    """What every process of the meeting finds alike."""
+    places = _meet(meeting)
+    where, backend = _device(local_rank, Counter(places)[places[meeting.rank]])
+    try:
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("group", meeting.store), rank=meeting.rank,
+            world_size=meeting.ranks, timeout=_PATIENCE,
+        )  # fmt: skip
+        group = Group(meeting.rank, meeting.ranks, where)
+        points = collectives(group, seconds=(1 - _COMPUTING_SHARE) * seconds)
+        most = max(Counter(places).values())
+        shared = Threads(alone=threads, shared=max(1, threads // most), crowded=most > threads)
+        gain = computing(group, shared, seconds=_COMPUTING_SHARE * seconds)
+    except RuntimeError as error:
+        raise BadInput(
+            f"process {meeting.rank} lost the others: {_first(error)}",
+            hint="GLOO_SOCKET_IFNAME names the interface (see: ip address) by which they meet",
+        ) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
     fitted = fit.link(tuple(point for point in points if point.operation == "all_reduce"))
-    source = f"fit of all_reduce over {_RANKS} processes, median error {fitted.error:.0%}"
+    ranks, hosts = meeting.ranks, len(set(places))
+    source = f"fit of all_reduce over {ranks} processes, median error {fitted.error:.0%}"
+    alone = f"{shared.alone} thread{'s' if shared.alone > 1 else ''}"
     return Link(
-        name="two processes of this machine",
-        backend="gloo",
+        name=f"{ranks} processes " + ("of this machine" if hosts == 1 else f"on {hosts} hosts"),
+        backend=backend,
+        ranks=ranks,
+        hosts=hosts,
         bandwidth=Fact(value=fitted.bandwidth, basis="fitted", source=source),
         latency=Fact(value=fitted.latency, basis="fitted", source=source),
+        together=Fact(
+            value=float(f"{gain:.3g}"),
+            basis="measured",
+            source=f"products of {ranks} x {shared.shared} against one of {alone}",
+        ),
         points=points,
     )
 
 
-def _rank(rank: int, store: Path, answer: Connection, seconds: float) -> None:
-    """One process: join the other, time everything, rank 0 answers."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=_RANKS)
-    trials = {
-        (operation, message): _collective(operation, message)
-        for operation in _OPERATIONS
-        for message in _MESSAGES
-    }
-    times: dict[tuple[Collective, int], list[float]] = {key: [] for key in trials}
-    started = time.perf_counter()
-    while not _both_late(time.perf_counter() - started > seconds):
-        for key, collective in trials.items():
-            times[key] += _time(collective)
-    if rank == 0:
-        answer.send([_Seconds(*key, sorted(found)[_BEST // 2]) for key, found in times.items()])
-    dist.destroy_process_group()
+def _meet(meeting: _Meeting) -> list[str]:
+    """Where each of the processes is; raises BadInput with those that did not come in time."""
+    store, here = meeting.store, _host()
+    keys = [f"host/{rank}" for rank in range(meeting.ranks)]
+    store.set(keys[meeting.rank], here)
+    try:
+        store.wait(keys, timedelta(seconds=meeting.seconds))
+        return [store.get(key).decode() for key in keys]
+    except dist.DistError:
+        pass
+    try:
+        came = {
+            rank: store.get(key).decode() for rank, key in enumerate(keys) if store.check([key])
+        }
+    except dist.DistError:
+        raise BadInput(f"process {meeting.rank} lost the first one") from None
+    raise BadInput(
+        _absent([rank for rank in range(meeting.ranks) if rank not in came], meeting),
+        hint="start the same command there: "
+        + "; ".join(f"{place.split()[0]} came with {count}" for place, count in
+                    Counter(came.values()).items()),
+    )  # fmt: skip
 
 
-def _both_late(late: bool) -> bool:
-    """The ranks end after the same round, or one would wait for the other for ever."""
-    votes = torch.tensor(int(late))
-    dist.all_reduce(votes)
-    return int(votes) > 0
+def _absent(ranks: list[int], meeting: _Meeting) -> str:
+    """Torchrun counts the processes host by host."""
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    hosts = sorted({rank // each for rank in ranks})
+    return (
+        f"{len(ranks)} of {meeting.ranks} processes did not come within {meeting.seconds:.0f} s: "
+        f"rank {', '.join(map(str, ranks))}, on host {', '.join(map(str, hosts))} of "
+        f"{-(-meeting.ranks // each)} (counted from 0)"
+    )
 
 
-def _collective(operation: Collective, message: int) -> Callable[[], object]:
-    """`message` is what each rank puts in; for all_gather and reduce_scatter its share of it."""
-    data = torch.ones(message // 4)
-    if operation == "all_reduce":
-        return lambda: dist.all_reduce(data)
-    if operation == "broadcast":
-        return lambda: dist.broadcast(data, 0)
-    if operation == "all_gather":
-        whole = torch.empty(_RANKS * len(data))
-        return lambda: dist.all_gather_single(whole, data)
-    part = torch.empty(len(data) // _RANKS)
-    return lambda: dist.reduce_scatter_single(part, data)
+def _host() -> str:
+    """Names the host: processes of one share its cores and its interfaces.
+
+    Network namespaces count as hosts, as do containers: what crosses them crosses a network.
+    """
+    parts = [os.uname().nodename]
+    try:
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(os.stat("/proc/self/ns/net").st_ino))
+    except OSError:
+        pass
+    return " ".join(parts)
 
 
-def _time(collective: Callable[[], object]) -> list[float]:
-    """A few times in a row after one that warms up; rounds of these lie apart in time."""
-    collective()
-    times: list[float] = []
-    for _ in range(_IN_A_ROW):
-        dist.barrier()
-        started = time.perf_counter()
-        collective()
-        times.append(time.perf_counter() - started)
-    return times
+def _device(local_rank: int, neighbours: int) -> tuple[Target, Backend]:
+    """An accelerator of its own for each process of a host, else the processor for all."""
+    where = target()
+    backends: dict[str, Backend] = {"cuda": "nccl", "xpu": "xccl"}
+    if where.torch_name not in backends or neighbours > where.devices:
+        return processor(), "gloo"
+    torch.accelerator.set_device_index(local_rank)
+    return where, backends[where.torch_name]
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

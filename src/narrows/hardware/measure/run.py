@@ -17,12 +17,13 @@ from narrows.hardware.measure.sampling import Sample
 from narrows.hardware.measurement import Measurement, Request, Spot
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import available
-from narrows.spec.errors import RunFailed
+from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.machine import (
     Compiler,
     Device,
     Fact,
     KernelSet,
+    Link,
     MatmulCurve,
     Memory,
     Precision,
@@ -44,7 +45,7 @@ def everything(request: Request) -> Measurement:
     started, watch = time.monotonic(), LoadWatch()
     go_first()
     _tell("collectives between two processes")
-    link = links.local(seconds=0.1 * request.seconds)
+    link = links.local(2, threads=request.threads[0], seconds=0.1 * request.seconds)
     _tell("the disk")
     storage = disk.measure(Path(request.folder), seconds=0.08 * request.seconds)
     where = target()
@@ -81,6 +82,23 @@ def spot(request: Request) -> Spot:
         bf16=matmul.spot(where, "bf16", seconds=_SPOT_SECONDS),
         other_load=round(watch.cores(), 2),
     )
+
+
+def link(request: Request) -> Link:
+    """What joins so many processes here, or this one and those that were started like it."""
+    go_first()
+    threads = request.threads[0]
+    if request.processes is None:
+        _tell("collectives, once all processes are there")
+        return links.joined(os.environ, threads=threads, seconds=request.seconds)
+    _tell(f"collectives between {request.processes} processes")
+    found = links.local(request.processes, threads=threads, seconds=request.seconds)
+    if found is None:
+        raise BadInput(
+            f"{request.processes} processes cannot be started here, or do not meet by gloo",
+            hint="narrows doctor",
+        )
+    return found
 
 
 def _device(
