@@ -25,7 +25,7 @@ from .processes import run
 Counts = dict[tuple[str | None, str], list[float]]
 KINDS = {
     "all_reduce": "sum", "all_gather": "gather", "reduce_scatter": "scatter",
-    "all_to_all": "exchange", "send": "send",
+    "all_to_all": "exchange", "send": "send", "shift": "send",
 }  # fmt: skip
 TRACED: dict[str, dict[str, Any]] = {
     "replicated": {"data": 2},

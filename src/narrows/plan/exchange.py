@@ -43,7 +43,7 @@ def sent(kind: Collective, message: float, ranks: int) -> float:
     """Bytes that a rank sends of a collective into which it puts `message`."""
     share = (ranks - 1) / ranks
     match kind:
-        case "send":
+        case "send" | "shift":
             return message
         case "all_gather":
             return (ranks - 1) * message
@@ -192,11 +192,11 @@ class _Telling:
             part = own * keys
             for phase, often in self.passes():
                 count = often * blocks * 2 * (c - 1)
-                yield Message("send", "context", phase, c, part * self.value, count, True)
+                yield Message("shift", "context", phase, c, part * self.value, count, True)
             often = float(layout.accumulation * blocks)
             count = often * 2 * (c - 1)
-            yield Message("send", "context", "backward", c, part * self.value, count, True)
-            yield Message("send", "context", "backward", c, part * _FP32, often * 2 * c, True)
+            yield Message("shift", "context", "backward", c, part * self.value, count, True)
+            yield Message("shift", "context", "backward", c, part * _FP32, often * 2 * c, True)
             return
         dealt = own * (queries + 2 * math.lcm(keys, c)) * self.value
         back = own * queries * self.value

@@ -9,7 +9,6 @@ import msgspec
 
 import narrows
 from narrows.plan import processes, recipe
-from narrows.plan.cost import evaluation_seconds
 from narrows.plan.curves import matmul_peak
 from narrows.plan.design import Design, design
 from narrows.plan.dial import MARGIN, Allowance, start_seconds, usable_seconds, worthwhile_tokens
@@ -21,6 +20,7 @@ from narrows.plan.refuse import check_disk, refusal
 from narrows.plan.scaling import EPOCHS_MOST
 from narrows.plan.search import Found, candidates, search
 from narrows.plan.text import Text, known_text
+from narrows.plan.together import evaluation_seconds
 from narrows.spec.dataset import Dataset
 from narrows.spec.errors import BadInput
 from narrows.spec.job import Job

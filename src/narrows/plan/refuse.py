@@ -9,7 +9,8 @@ import msgspec
 
 from narrows.plan.layouts import Layouts, Shapes
 from narrows.plan.recipe import checkpoint_bytes
-from narrows.plan.search import Found, candidates, peak_bytes, search
+from narrows.plan.search import Found, candidates, search
+from narrows.plan.together import peak_bytes
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.job import Job, LayoutIntent
 from narrows.spec.layout import Layout

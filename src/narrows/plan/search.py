@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from narrows.plan.cost import step_seconds
 from narrows.plan.curves import precisions
 from narrows.plan.family import divisors
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes
-from narrows.plan.memory import MemoryBytes, memory_bytes
+from narrows.plan.network import Network
+from narrows.plan.together import peak_bytes, step_seconds
 from narrows.spec.errors import BadInput
 from narrows.spec.job import LayoutIntent
 from narrows.spec.layout import Layout
@@ -123,11 +123,6 @@ def candidates(
         )
         for setting in _settings(intent, machine)
     ]
-
-
-def peak_bytes(shapes: Shapes, layouts: Layouts, machine: Machine) -> MemoryBytes:
-    """Memory of `layouts` as this machine's past runs corrected it."""
-    return memory_bytes(shapes, layouts, machine.calibration)
 
 
 def memory_limit(machine: Machine) -> float:
