@@ -83,7 +83,7 @@ def planned(spec: ModelSpec, layout: Layout, rank: int) -> Counts:
     for each in exchange(spec, layout, rank):
         if each.axis is not None:
             entry = sums[_axis(layout, each), KINDS[each.kind]]
-            entry[0] += each.count
+            entry[0] += each.calls
             entry[1] += each.sent
     return sums
 

@@ -26,8 +26,8 @@ def doubling(
 ) -> tuple[Doubling, ...]:
     """Resources by what doubling them saves, most first.
 
-    Twice the launch overhead, or the link's latency, means half as long to wait. `seconds_more_memory` is the best step
-    of a search with twice the memory.
+    Twice the launch overhead, or the link's latency, means half as long to wait.
+    `seconds_more_memory` is the best step of a search with twice the memory.
     """
     now = float(step_seconds(shapes, layouts, machine)[0, 0])
     steps = {

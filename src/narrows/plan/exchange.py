@@ -21,7 +21,7 @@ _FP32, _INT64, _INT32 = 4, 8, 4
 
 
 class Message(NamedTuple):
-    """`count` collectives of one kind among `ranks` of an axis, into each of which this process
+    """`calls` of one kind of collective among `ranks` of an axis, into each of which this process
     puts `message` bytes; `hidden` where they travel while it computes. No axis is everybody.
     """
 
@@ -30,13 +30,13 @@ class Message(NamedTuple):
     phase: Phase
     ranks: int
     message: float
-    count: float
+    calls: float
     hidden: bool = False
 
     @property
     def sent(self) -> float:
         """Bytes that this process sends in all of them, around a ring."""
-        return self.count * sent(self.kind, self.message, self.ranks)
+        return self.calls * sent(self.kind, self.message, self.ranks)
 
 
 def sent(kind: Collective, message: float, ranks: int) -> float:
@@ -64,7 +64,7 @@ def exchange(spec: ModelSpec, layout: Layout, rank: int = 0) -> tuple[Message, .
     )  # fmt: skip
     return tuple(
         each for part in parts for each in part()
-        if each.ranks > 1 and each.count > 0 and each.message > 0
+        if each.ranks > 1 and each.calls > 0 and each.message > 0
     )  # fmt: skip
 
 
@@ -115,9 +115,7 @@ class _Telling:
         for group, shards, copies, outside in groups:
             yield from self._group(group, (shards, copies), outside=outside)
 
-    def _group(
-        self, group: Group, among: tuple[int, int], *, outside: bool
-    ) -> Iterator[Message]:
+    def _group(self, group: Group, among: tuple[int, int], *, outside: bool) -> Iterator[Message]:
         (shards, copies), layout = among, self.layout
         m = float(layout.accumulation)
         padded = sum(table.padded(shards) for table in group)
@@ -135,9 +133,7 @@ class _Telling:
         # The next block's, asked for before this one goes backward, are there when it is done.
         yield Message("all_gather", "data", "backward", shards, gathered, backward)
         scattered = m if each else 1.0
-        yield Message(
-            "reduce_scatter", "data", "backward", shards, padded * _FP32, scattered
-        )
+        yield Message("reduce_scatter", "data", "backward", shards, padded * _FP32, scattered)
         axis: AxisName = "data" if layout.sharding == "none" else "replicas"
         yield Message("all_reduce", axis, "backward", copies, padded / shards * _FP32, 1.0)
 
@@ -230,7 +226,7 @@ class _Telling:
 
     def stages(self) -> Iterator[Message]:
         """The stream to the next piece, and its gradient back (parallel/pipeline.py)."""
-        layout, p, m = self.layout, self.layout.pipeline, float(self.layout.accumulation)
+        p, m = self.layout.pipeline, float(self.layout.accumulation)
         if p == 1:
             return
         ahead = sum(not each.last and not self._here(each.number + 1) for each in self.share.pieces)

@@ -77,7 +77,9 @@ class MemoryBytes:
 
 
 def memory_bytes(
-    model: Shapes, layouts: Layouts, calibration: dict[str, float] | None = None,
+    model: Shapes,
+    layouts: Layouts,
+    calibration: dict[str, float] | None = None,
     held: Held | None = None,
 ) -> MemoryBytes:
     """Peak memory of a step under each layout; `calibration` is the machine's. Of several processes
@@ -131,7 +133,9 @@ def saved_bytes(model: Shapes, setting: Setting) -> Array:
             saved["the stream before both norms, and its statistics"] = 2 * (piece + 2 * value)
         else:
             # torch spells RMSNorm in fp32: the stream and its norm, and one number a row.
-            saved["the stream and its norm in fp32, twice"] = 2 * _FP32 * (2 * model.width / model.sequence + 1)
+            saved["the stream and its norm in fp32, twice"] = (
+                2 * _FP32 * (2 * model.width / model.sequence + 1)
+            )
         if model.gated:
             saved["silu of the gate"] = activation
         if model.rotary:
@@ -152,9 +156,7 @@ def _holes(model: Shapes, layouts: Layouts) -> Array:
     return HOLES_GRADIENTS * layouts.setting.value_bytes * model.parameters + again
 
 
-def _moments(
-    model: Shapes, layouts: Layouts, held: Held | None
-) -> tuple[Moment, Moment, Moment]:
+def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment, Moment, Moment]:
     value = layouts.setting.value_bytes
     tokens = layouts.micro_batch * model.context
     stream = tokens * model.width * value
@@ -164,10 +166,11 @@ def _moments(
     # Tokens and targets; the last stream, which the final norm keeps, and the loss's gradient.
     ends = tokens * 2 * _TOKEN + 2 * stream
     table = model.vocabulary * model.width * value
-    summed = own = model.parameters
-    layers = model.layers
+    summed, own, layers = model.parameters, model.parameters, model.layers
     if held is not None:
-        summed, own = 0.0 * layers + (held.whole if held.late else held.kept), held.kept
+        summed = own = np.full_like(layers, held.kept)
+        if held.late:
+            summed = np.full_like(layers, held.whole)
         layers = layers * held.flight
     buffer = np.where(layouts.accumulation > 1, _FP32 * summed, 0.0)
     working = tokens * _working_bytes(model, layouts.setting)

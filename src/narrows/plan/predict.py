@@ -94,7 +94,7 @@ def _several(found: Step, layout: Layout, machine: Machine) -> tuple[Row, ...]:
         message = each.message
         name = "send" if message.kind == "shift" else message.kind
         entry = sums.setdefault((name, message.phase), [0.0, 0.0, 0.0])
-        adding = message.count, message.sent, seconds
+        adding = message.calls, message.sent, seconds
         entry[:] = [total + more for total, more in zip(entry, adding, strict=True)]
     rows += [
         Row(

@@ -53,6 +53,7 @@ class Stage:
     layouts: Layouts
     operations: tuple[Operation, ...]
     block: Array
+    computing: Array
     micro: Array
     once: Array
     forward: Array
@@ -84,7 +85,13 @@ class Step:
     @property
     def seconds(self) -> Array:
         """The whole."""
-        return self.running + self.hops + self.once
+        return np.asarray(self.running + self.hops + self.once)
+
+    @property
+    def telling(self) -> Array:
+        """Of it, what the slowest stage tells others and waits for them."""
+        computing = np.stack([stage.computing for stage in self.stages]).max(axis=0)
+        return np.asarray(np.maximum(0.0, self.seconds - computing))
 
     def slowest(self, index: int) -> Stage:
         """Of one layout."""
@@ -107,8 +114,8 @@ def evaluation_seconds(model: Shapes, layouts: Layouts, machine: Machine) -> Arr
     if layouts.spread is None:
         return cost.evaluation_seconds(model, layouts, machine)
     found = step(model, layouts, machine)
-    seconds = sum(stage.forward for stage in found.stages) / layouts.spread.batches
-    return np.asarray(seconds)[np.newaxis]
+    forward = np.stack([stage.forward for stage in found.stages]).sum(axis=0, keepdims=True)
+    return np.asarray(forward / layouts.spread.batches)
 
 
 def peak_bytes(model: Shapes, layouts: Layouts, machine: Machine) -> MemoryBytes:
@@ -156,6 +163,16 @@ def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_
     )  # fmt: skip
 
 
+def hosts(layout: Layout, machine: Machine) -> int:
+    """Hosts that the layout's processes are on."""
+    return Network.of(layout, machine).hosts
+
+
+def usual_threads(layout: Layout, machine: Machine) -> int:
+    """Threads of one process where all share what their hosts have."""
+    return max(1, machine.device.threads * hosts(layout, machine) // layout.processes)
+
+
 def _shares(model: Shapes, spread: Layout) -> list[Share]:
     """Of the first process of each stage; of stages that are alike one stands for each."""
     each = spread.processes // spread.pipeline
@@ -175,7 +192,8 @@ def _stage(
 
     def seconds(*phases: Phase) -> Array:
         chosen = (each for each in operations if each.phase in phases)
-        return np.asarray(sum_seconds(chosen, own, machine, scales, block=block))[0]
+        row: Array = sum_seconds(chosen, own, machine, scales, block=block)[0]
+        return row
 
     forward, m = seconds("forward"), layouts.accumulation
     told = _told(share, layouts, network)
@@ -187,15 +205,15 @@ def _stage(
         np.asarray(sum_seconds(meeting, own, machine, scales, block=block))[0],
     )
     computing = forward + seconds("backward", "data", "other")
+    updating = seconds("optimizer")
     ahead = np.array([
         sum(each.seconds for each in one if each.message.phase == "forward" and each.often)
         for one in told
     ])  # fmt: skip
     return Stage(
         share=share, model=cut, layouts=own, operations=operations, block=block,
-        micro=(computing + often - hidden) / m, once=seconds("optimizer") + once,
-        forward=(forward + ahead) / m, told=told,
-        covered=hidden,
+        computing=computing + updating, micro=(computing + often - hidden) / m,
+        once=updating + once, forward=(forward + ahead) / m, told=told, covered=hidden,
     )  # fmt: skip
 
 
@@ -223,7 +241,7 @@ def _slower(layouts: Layouts, network: Network, machine: Machine) -> Array:
     of a machine.
     """
     count = network.layout.processes
-    usual = max(1, machine.device.threads * network.hosts // count)
+    usual = usual_threads(network.layout, machine)
     return np.asarray(count / network.together * usual / layouts.threads)
 
 
@@ -252,11 +270,12 @@ def _told(share: Share, layouts: Layouts, network: Network) -> tuple[tuple[Told,
     parts of the vocabulary talk about.
     """
     rank = share.place.pipeline * (share.layout.processes // share.layout.pipeline)
-    known: dict[tuple[float, ...], tuple[Told, ...]] = {}
+    known: dict[tuple[int, bool, int], tuple[Told, ...]] = {}
     found = []
     for index in range(layouts.micro_batch.size):
         layout = layouts.layout(index)
-        key = layout.micro_batch, layout.recompute == "full", layout.tensor > 1 and layout.loss_chunk
+        chunk = layout.loss_chunk if layout.tensor > 1 else 0
+        key = layout.micro_batch, layout.recompute == "full", chunk
         if key not in known:
             known[key] = tuple(
                 _taken(each, layout, network) for each in exchange(share.spec, layout, rank)
@@ -268,8 +287,8 @@ def _told(share: Share, layouts: Layouts, network: Network) -> tuple[tuple[Told,
 def _taken(message: Message, layout: Layout, network: Network) -> Told:
     within = message.phase != "optimizer"
     hop = within and message.axis == "pipeline" and message.kind == "send"
-    often = within and not hop and message.count >= layout.accumulation
-    return Told(message, message.count * network.taken(message).seconds, often, hop)
+    often = within and not hop and message.calls >= layout.accumulation
+    return Told(message, message.calls * network.taken(message).seconds, often, hop)
 
 
 def _summed(told: tuple[Told, ...]) -> tuple[float, float]:
@@ -282,7 +301,7 @@ def _summed(told: tuple[Told, ...]) -> tuple[float, float]:
 def _hidden(told: tuple[Told, ...], network: Network) -> float:
     """Seconds of hidden messages in which no process is at work on them."""
     return sum(
-        each.seconds - each.message.count * network.busy(each.message)
+        each.seconds - each.message.calls * network.busy(each.message)
         for each in told if each.message.hidden and each.often
     )  # fmt: skip
 
@@ -295,7 +314,7 @@ def _hops(stages: tuple[Stage, ...], largest: Array, spread: Layout, m: Array) -
 
     def one(phase: Phase) -> Array:
         return np.array([
-            max((t.seconds / t.message.count for stage in stages for t in stage.told[index]
+            max((t.seconds / t.message.calls for stage in stages for t in stage.told[index]
                  if t.hop and t.message.phase == phase), default=0.0)
             for index in range(m.size)
         ])  # fmt: skip
