@@ -46,24 +46,28 @@ def changed(plan: Plan, machine: Machine, assignments: Sequence[str]) -> Plan:
     )
     gradients.islands(new.exchange, layout)
     gradients.check(new.exchange, new.on_spike, new.evaluation, new.checkpoints)
-    if _alone(layout) == _alone(plan.layout):
+    if layout == plan.layout:
         return new
     return msgspec.structs.replace(new, predicted=_predicted(new, machine))
 
 
 def described(layout: Layout) -> str:
-    """The layout's processes in words, such as "data 2 x tensor 2"."""
-    names = ("replicas", "data", "tensor", "pipeline", "context", "expert")
-    several = [f"{name} {getattr(layout, name)}" for name in names if getattr(layout, name) > 1]
+    """The layout's processes in words, such as "data 2 x tensor 2, 4 x 2 sequences each"."""
     micro = f"{layout.micro_batch} x {layout.accumulation} sequences each"
-    return f"{' x '.join(several) or 'one process'}, {micro}"
+    return f"{processes.named(layout) or 'one process'}, {micro}"
 
 
 def _laid_out(plan: Plan, intent: LayoutIntent) -> Layout:
     old = plan.layout
     given = {k: v for k, v in msgspec.structs.asdict(intent).items() if v is not None}
+    count = given.pop("processes", None)
     new = msgspec.structs.replace(old, **given)
+    if count is not None:
+        # What is not said stays, and data ranks are as many as that leaves.
+        around = new.processes // new.data
+        new = msgspec.structs.replace(new, data=max(1, count // around))
     known = {name: getattr(new, name) for name in LayoutIntent.__struct_fields__}
+    known["processes"] = count
     processes.check(LayoutIntent(**known), plan.model, plan.batch_sequences)
     each = plan.batch_sequences // new.batches
     if intent.micro_batch is not None and each % intent.micro_batch:
@@ -78,15 +82,6 @@ def _laid_out(plan: Plan, intent: LayoutIntent) -> Layout:
     )
 
 
-def _alone(layout: Layout) -> Layout:
-    """One process that does what all of the layout do: what is predicted."""
-    return msgspec.structs.replace(
-        layout, accumulation=layout.accumulation * layout.batches,
-        threads=layout.threads * layout.processes, replicas=1, data=1, tensor=1, pipeline=1,
-        context=1, expert=1, interleave=1, sharding="none",
-    )  # fmt: skip
-
-
 def _predicted(plan: Plan, machine: Machine) -> Ledger:
     before = plan.predicted.total
     cadence = Cadence(
@@ -96,5 +91,6 @@ def _predicted(plan: Plan, machine: Machine) -> Ledger:
     run = Run(
         steps=plan.steps, batch_sequences=plan.batch_sequences, cadence=cadence,
         seconds_start=before.seconds_start, reads_text=plan.data is not None,
+        gradients=plan.exchange,
     )  # fmt: skip
-    return predict(plan.model, _alone(plan.layout), machine, run)
+    return predict(plan.model, plan.layout, machine, run)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import msgspec
 
+from narrows.plan.layouts import Layouts
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import Bf16, GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.job import OnSpike, TrainIntent
@@ -82,6 +84,24 @@ def check(
             "ranks that take steps of their own do not roll back together",
             hint="--set train.on_spike=skip, or stop",
         )
+
+
+def able(found: list[Layouts], exchange: GradientExchange) -> list[Layouts]:
+    """Of candidates, those that can exchange gradients so, and do; raises BadInput with the reason
+    of the last where none can.
+    """
+    kept: list[Layouts] = []
+    refusal: BadInput | None = None
+    for layouts in found:
+        try:
+            islands(exchange, layouts.layout(0))
+        except BadInput as error:
+            refusal = error
+        else:
+            kept.append(replace(layouts, gradients=exchange))
+    if refusal is not None and not kept:
+        raise refusal
+    return kept
 
 
 def due(exchange: GradientExchange, every: int) -> int:

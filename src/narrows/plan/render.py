@@ -19,10 +19,11 @@ _SHARE_LEAST = 0.005
 def text(plan: Plan) -> str:
     """The whole answer, in blocks parted by blank lines."""
     blocks = (
-        _what(plan), _predicted(plan), _step(plan.predicted), _doubling(plan), _others(plan),
-        _whys(plan),
+        _what(plan), _predicted(plan), _step(plan.predicted), _doubling(plan), _offers(plan),
+        _others(plan), _whys(plan),
     )  # fmt: skip
-    return "\n\n".join("\n".join(block) for block in blocks)
+    told = ("\n".join(block) for block in blocks)
+    return "\n\n".join(block for block in told if block)
 
 
 def model_line(model: ModelSpec) -> str:
@@ -113,6 +114,20 @@ def _doubling(plan: Plan) -> Iterator[str]:
     for row in plan.doubling:
         said = f"-{row.saving:.0%}  {_seconds(row.step_seconds)}"
         yield from _row(row.resource, said if row.saving >= _SHARE_LEAST else "no shorter")
+
+
+def _offers(plan: Plan) -> Iterator[str]:
+    """Nothing where the link is no bottleneck."""
+    if plan.offers:
+        yield "[train.exchange] tells others less, at a cost to what is learned (docs/exchange.md)"
+    for offer in plan.offers:
+        told = ", ".join(
+            f"{name} = {value}" for name, value in msgspec.structs.asdict(offer.exchange).items()
+            if name in ("rank", "every")
+        )  # fmt: skip
+        kind = f'type = "{offer.exchange.__struct_config__.tag}"'
+        said = f"-{offer.saving:.0%}  {_seconds(offer.step_seconds)}"
+        yield from _row(", ".join(filter(None, [kind, told])), said, 38)
 
 
 def _others(plan: Plan) -> Iterator[str]:

@@ -64,6 +64,14 @@ class Doubling(Record):
     saving: float
 
 
+class Offer(Record):
+    """What another exchange of gradients would do to the step; it changes what is learned."""
+
+    exchange: GradientExchange
+    step_seconds: float
+    saving: float
+
+
 class Alternative(Record):
     """A layout that was considered, and why it was not taken."""
 
@@ -108,6 +116,7 @@ class Plan(Record):
     made_from: Provenance
     bottleneck: str
     doubling: tuple[Doubling, ...]
+    offers: tuple[Offer, ...] = ()
     alternatives: tuple[Alternative, ...]
     predicted: Ledger
 
