@@ -120,7 +120,7 @@ def _run(made: Hosts, name: str, folder: Path, steps: int, seed: int) -> tuple[R
     checked(*made.run(train, environment, seconds=3600.0))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = [line["seconds"] for line in lines if "seconds" in line]
-    losses = {l["step"]: l["validation_loss"] for l in lines if "validation_loss" in l}
+    losses = {x["step"]: x["validation_loss"] for x in lines if "validation_loss" in x}
     return Run(seconds, losses), _bytes(load(Plan, path), run)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from narrows.parallel.compressed import Compressed, compressed
 from narrows.parallel.mesh import ranks_of
+from narrows.plan.gradients import gradient_bytes
 from narrows.spec.exchange import Bf16, PowerSGD
 
 from .equality import CPU, MODELS, alone, layout_of, one_step, together
@@ -70,6 +71,20 @@ def test_before_its_first_step_nothing_is_compressed() -> None:
     assert int(torch.linalg.matrix_rank(thin, rtol=1e-4)) == 2
     assert_close({**summed(2), "bias": one[2]["bias"]}, summed(2), 1e-6)
     assert all(torch.equal(one[2][name], other[2][name]) for name in SHAPES)
+
+
+def counted() -> list[float]:
+    """Bytes that torch counts for a compressed step, and that the plan does."""
+    mine = made(THIN)
+    for step in range(3):
+        mine.add_up(gradients(mine.rank, step))
+    _, _, sent = mine._hook.compression_stats()
+    return [4.0 * sent, gradient_bytes(THIN, SHAPES.values())]
+
+
+def test_a_plan_counts_the_values_that_torch_does() -> None:
+    for torchs, plans in run(2, counted):
+        assert torchs == plans
 
 
 def test_what_was_left_out_comes_later() -> None:

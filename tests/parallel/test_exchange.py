@@ -15,6 +15,7 @@ from narrows.parallel.mesh import ranks_of
 from narrows.parallel.split import Making, Split, local, split
 from narrows.parallel.trace import Counting, axes, trace, traffic
 from narrows.plan.exchange import Message, exchange
+from narrows.spec.exchange import EXACT, Bf16, GradientExchange, LocalSteps
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
 from narrows.spec.trace import Traffic
@@ -77,10 +78,12 @@ def counted(found: tuple[Traffic, ...]) -> Counts:
     return {(each.axis, each.kind): [each.count, each.bytes] for each in found}
 
 
-def planned(spec: ModelSpec, layout: Layout, rank: int) -> Counts:
+def planned(
+    spec: ModelSpec, layout: Layout, rank: int, gradients: GradientExchange = EXACT
+) -> Counts:
     """By axis and kind, without what is told outside of losses and gradients."""
     sums: Counts = defaultdict(lambda: [0.0, 0.0])
-    for each in exchange(spec, layout, rank):
+    for each in exchange(spec, layout, rank, gradients):
         if each.axis is not None:
             entry = sums[_axis(layout, each), KINDS[each.kind]]
             entry[0] += each.calls
@@ -96,10 +99,10 @@ def _axis(layout: Layout, message: Message) -> str | None:
     return next((n for n in names if getattr(layout, n) == layout.processes), "data")
 
 
-def really(layout: Layout, name: str) -> Counts:
+def really(layout: Layout, name: str, gradients: GradientExchange = EXACT) -> Counts:
     """Of a step among real processes, not the first: torch's stages tell each other shapes once."""
-    ranks = ranks_of(layout, CPU)
-    making = Making(load("torch"), tracing.wrapper(layout), CPU, torch.float32)
+    ranks = ranks_of(layout, CPU, gradients)
+    making = Making(load("torch"), tracing.wrapper(layout), CPU, torch.float32, gradients)
     mine = split(MODELS[name], layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)
     _step(mine, tokens()[first : first + count])
@@ -143,6 +146,27 @@ def test_a_plan_sends_what_processes_do(kind: str, name: str) -> None:
     found = run(layout.processes, really, layout, name)
     for rank, counts in enumerate(found):
         assert_same(planned(MODELS[name], layout, rank), counts)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("kind", ["replicated", "gradients", "hybrid"])
+def test_a_plan_halves_what_bf16_does(kind: str) -> None:
+    layout = layout_of(**TRACED[kind])
+    for rank, counts in enumerate(run(layout.processes, really, layout, "dense", Bf16())):
+        assert_same(planned(MODELS["dense"], layout, rank, Bf16()), counts)
+
+
+@pytest.mark.dist
+def test_islands_tell_each_other_nothing_but_when_they_meet() -> None:
+    layout, local_steps = layout_of(**TRACED["hybrid"]), LocalSteps(every=7)
+    found = run(layout.processes, really, layout, "dense", local_steps)
+    for rank, counts in enumerate(found):
+        mine = planned(MODELS["dense"], layout, rank, local_steps)
+        calls, moved = mine.pop(("replicas", "sum"))
+        assert calls == pytest.approx(1 / 7)
+        # Half of the parameters in fp32, around a ring of two.
+        assert moved == pytest.approx(4 * MODELS["dense"].parameters / 2 / 7, rel=0.01)
+        assert_same(mine, counts)
 
 
 @pytest.mark.dist

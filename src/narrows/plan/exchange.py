@@ -150,7 +150,7 @@ class _Telling:
         # The next block's, asked for before this one goes backward, are there when it is done.
         yield Message("all_gather", "data", "backward", shards, gathered, backward)
         scattered = m if each else 1.0
-        yield Message("reduce_scatter", "data", "backward", shards, padded * _FP32, scattered)
+        yield Message("reduce_scatter", "data", "backward", shards, padded * width, scattered)
         axis: AxisName = "data" if layout.sharding == "none" else "replicas"
         copies //= self.islands
         yield Message("all_reduce", axis, "backward", copies, padded / shards * width, 1.0)
