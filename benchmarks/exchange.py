@@ -61,8 +61,10 @@ ROUND = 50
 
 
 class Run(NamedTuple):
-    """One training: seconds of its steps, and validation losses by step."""
+    """One training: its plan, seconds of its steps, and validation losses by step."""
 
+    plan: Plan
+    moved: float
     seconds: list[float]
     losses: dict[int, float]
 
@@ -89,27 +91,27 @@ def main() -> int:
     if chosen.steps % ROUND or chosen.steps < 2 * ROUND:
         parser.error(f"--steps must be a multiple of {ROUND}, and {2 * ROUND} at least")
     found: dict[str, list[Run]] = {name: [] for name in chosen.only}
-    sizes: dict[str, float] = {}
     try:
         with hosts(2, chosen.rate) as made, tempfile.TemporaryDirectory() as folder:
+            checked(*made.run([*NARROWS, "probe", "--link"], host_environment()))
             for seed in range(chosen.seeds):
                 for name in chosen.only:
-                    run, sizes[name] = _run(made, name, Path(folder), chosen.steps, seed)
+                    run = _run(made, name, Path(folder), chosen.steps, seed)
                     found[name].append(run)
                     print(f"{name}, seed {seed}: {run.step_seconds:.3f} s a step, "
                           f"loss {run.loss:.4f}", file=sys.stderr, flush=True)  # fmt: skip
     except CannotEmulate as why:
         print(f"error: {why}", file=sys.stderr)
         return 2
-    rows = {name: _row(runs, sizes[name]) for name, runs in found.items()}
+    rows = {name: _row(runs) for name, runs in found.items()}
     _print(rows)
     rest = {"rate": chosen.rate, "steps": chosen.steps, "seeds": chosen.seeds, "commit": commit()}
     print(json.dumps({**rest, "exchanges": rows}))
     return 0
 
 
-def _run(made: Hosts, name: str, folder: Path, steps: int, seed: int) -> tuple[Run, float]:
-    """A training, and the bytes that a step adds up."""
+def _run(made: Hosts, name: str, folder: Path, steps: int, seed: int) -> Run:
+    """A training, planned by the link that was measured."""
     place = folder / f"{name.replace(' ', '-')}-{seed}"
     job, path, run = (place.with_suffix(end) for end in (".job.toml", ".toml", ""))
     job.write_text(JOB.format(steps=steps, seed=seed))
@@ -121,10 +123,12 @@ def _run(made: Hosts, name: str, folder: Path, steps: int, seed: int) -> tuple[R
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = [line["seconds"] for line in lines if "seconds" in line]
     losses = {x["step"]: x["validation_loss"] for x in lines if "validation_loss" in x}
-    return Run(seconds, losses), _bytes(load(Plan, path), run)
+    plan = load(Plan, path)
+    return Run(plan, _bytes(plan, run), seconds, losses)
 
 
 def _bytes(plan: Plan, run: Path) -> float:
+    """What a step adds up."""
     from safetensors import safe_open
 
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
@@ -133,9 +137,11 @@ def _bytes(plan: Plan, run: Path) -> float:
     return gradient_bytes(plan.exchange, shapes)
 
 
-def _row(runs: list[Run], moved: float) -> dict[str, object]:
+def _row(runs: list[Run]) -> dict[str, object]:
     return {
-        "bytes": round(moved), "step_seconds": round(median(r.step_seconds for r in runs), 4),
+        "bytes": round(runs[0].moved),
+        "step_seconds": round(median(run.step_seconds for run in runs), 4),
+        "predicted_seconds": round(runs[0].plan.predicted.step_seconds, 4),
         "loss": round(fmean(run.loss for run in runs), 4),
         "losses": [round(run.loss, 4) for run in runs],
         "curve": {at: round(fmean(r.losses[at] for r in runs), 4) for at in runs[0].losses},
@@ -144,14 +150,19 @@ def _row(runs: list[Run], moved: float) -> dict[str, object]:
 
 def _print(rows: dict[str, dict[str, object]]) -> None:
     first = next(iter(rows.values()))
-    print(f"{'':16}{'MB a step':>10}{'step s':>9}{'times':>7}{'loss':>9}{'':>9}   each seed")
+    print(f"{'':36}{'predicted':>18}")
+    print(
+        f"{'':16}{'MB a step':>10}{'step s':>9}{'times':>7}{'step s':>11}{'times':>7}{'loss':>9}"
+        f"{'':>9}   each seed"
+    )
     for name, row in rows.items():
         times = float(first["step_seconds"]) / float(row["step_seconds"])
         more = float(row["loss"]) - float(first["loss"])
+        planned = float(first["predicted_seconds"]) / float(row["predicted_seconds"])
         each = " ".join(f"{loss:.4f}" for loss in row["losses"])
         print(
             f"{name:16}{float(row['bytes']) / 1e6:10.3f}{row['step_seconds']:9.3f}{times:7.2f}"
-            f"{row['loss']:9.4f}{more:+9.4f}   {each}"
+            f"{row['predicted_seconds']:11.3f}{planned:7.2f}{row['loss']:9.4f}{more:+9.4f}   {each}"
         )
 
 

@@ -8,7 +8,7 @@ is so slow that factors pay, there is little computing left to hide behind.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,26 +24,6 @@ _ONLY = 0
 _EPSILON = 1e-8
 _ERROR, _STEPS = "error", "steps"
 _Kept = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    """What powerSGD_hook asks of torch's GradBucket."""
-
-    flat: Tensor
-    views: list[Tensor]
-
-    def index(self) -> int:
-        return _ONLY
-
-    def is_last(self) -> bool:
-        return True
-
-    def buffer(self) -> Tensor:
-        return self.flat
-
-    def gradients(self) -> list[Tensor]:
-        return self.views
 
 
 class Compressed:
@@ -69,7 +49,11 @@ class Compressed:
         found = _views(flat, self._shapes)
         # The hook makes a new error, and changes its factors in place.
         self._before = {n: t if n == _ERROR else t.clone() for n, t in self._kept().items()}
-        bucket: Any = _Bucket(flat, list(found.values()))
+        # What it asks of torch's GradBucket.
+        bucket: Any = SimpleNamespace(
+            index=lambda: _ONLY, is_last=lambda: True, buffer=lambda: flat,
+            gradients=lambda: list(found.values()),
+        )  # fmt: skip
         total: Tensor = powerSGD_hook(self._hook, bucket).wait()
         # The hook takes the mean; losses are divided by the tokens of all ranks already.
         flat.copy_(total).mul_(self.ranks)
