@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from narrows.plan.explain import described
+from narrows.spec.exchange import Bf16, GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.ledger import Ledger
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Plan
@@ -49,7 +50,7 @@ def _what(plan: Plan) -> Iterator[str]:
         "training",
         f"{plan.steps} steps of {plan.batch_sequences} x {plan.context} tokens = "
         f"{Tokens(tokens).text()}{epochs}; AdamW at {optimizer.learning_rate:g}, "
-        f"{schedule.warmup_steps} steps of warm-up, {schedule.shape}",
+        f"{schedule.warmup_steps} steps of warm-up, {schedule.shape}{_exchanged(plan.exchange)}",
     )
     yield from _row("layout", f"{described(plan.layout)}, {plan.layout.threads} threads")
     yield from _row(
@@ -57,6 +58,19 @@ def _what(plan: Plan) -> Iterator[str]:
         f"evaluation of {plan.evaluation.sequences} sequences each {plan.evaluation.every} steps, "
         f"checkpoint each {plan.checkpoints.every}",
     )
+
+
+def _exchanged(exchange: GradientExchange) -> str:
+    match exchange:
+        case Bf16():
+            return "; gradients added up in bf16"
+        case PowerSGD():
+            return (
+                f"; gradients by PowerSGD of rank {exchange.rank} from step {exchange.start_step}"
+            )
+        case LocalSteps():
+            return f"; ranks train apart and meet each {exchange.every} steps"
+    return ""
 
 
 def _predicted(plan: Plan) -> Iterator[str]:

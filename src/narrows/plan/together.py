@@ -23,12 +23,13 @@ from narrows.plan.memory import Held, MemoryBytes, memory_bytes
 from narrows.plan.network import Network
 from narrows.plan.operations import Operation, kernel, step_operations
 from narrows.plan.share import Share
-from narrows.spec.exchange import LocalSteps, PowerSGD
+from narrows.spec.exchange import GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.fleet import Spread
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Phase
 from narrows.spec.machine import Machine
 
+_FP32 = 4.0
 _COMPRESSED, _MET = 19.0, 20.0
 """Times that each value is read or written. PowerSGD: gradients joined 2, the error added 3, kept
 aside 2, stacked by shape 4, both products and the sum of factors 3, the new error 3, the sum 2. A
@@ -136,8 +137,19 @@ def peak_bytes(model: Shapes, layouts: Layouts, machine: Machine) -> MemoryBytes
     for share in _shares(model, layouts.spread):
         cut, own = _cut(model, layouts, share, network, machine)
         held = _held(share, layouts)
-        peaks.append(memory_bytes(cut, own, machine.calibration, held))
+        found = memory_bytes(cut, own, machine.calibration, held)
+        more = _FP32 * _kept(layouts.gradients) * share.kept
+        peaks.append(replace(found, optimizer=found.optimizer + more))
     return max(peaks, key=lambda each: float(each.peak.max()))
+
+
+def _kept(gradients: GradientExchange) -> int:
+    """Values that an exchange keeps of each parameter: what islands began with and their momentum
+    (train/outer.py), or the error (parallel/compressed.py).
+    """
+    if isinstance(gradients, LocalSteps):
+        return 2
+    return int(isinstance(gradients, PowerSGD))
 
 
 def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_IS) -> Step:
@@ -283,10 +295,10 @@ def _exchanged(share: Share, layouts: Layouts) -> list[Operation]:
     gradients, once = layouts.gradients, np.ones((1, layouts.micro_batch.size))
     values = float(share.kept) * once
     if isinstance(gradients, PowerSGD) and share.copies > 1:
-        moved = _COMPRESSED * 4.0 * values
+        moved = _COMPRESSED * _FP32 * values
         return [kernel("compressed", ("optimizer", "pointwise"), values, once, moved)]
     if isinstance(gradients, LocalSteps):
-        count, moved = once / gradients.every, _MET * 4.0 * values
+        count, moved = once / gradients.every, _MET * _FP32 * values
         return [kernel("met", ("optimizer", "pointwise"), values, count, moved)]
     return []
 
