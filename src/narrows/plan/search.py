@@ -63,7 +63,7 @@ class Found:
         least like one process, and least sure to be predicted.
         """
         names = ("tensor", "pipeline", "context")
-        return np.sum([self.column(name).astype(np.int64) > 1 for name in names], axis=0)
+        return np.asarray(np.sum([self.column(name).astype(np.int64) > 1 for name in names], axis=0))
 
     def best(
         self,
