@@ -67,6 +67,18 @@ def test_a_refresh_measures_again_and_keeps_what_somebody_wrote(
     assert again.probed_at != machine.probed_at
 
 
+def test_a_refresh_keeps_links_that_it_does_not_measure(
+    home: Path, measured: list[str], machine: Machine
+) -> None:
+    far, old = (
+        msgspec.structs.replace(machine.links[0], ranks=ranks, hosts=ranks // 2, name="old")
+        for ranks in (4, 2)
+    )
+    _keep(machine, fingerprint=find.fingerprint(), links=(old, far))
+    again = probe.probe(talk=lambda line: None, refresh=True)
+    assert again.links == (*machine.links, far)
+
+
 def test_a_refresh_says_what_fell(home: Path, measured: list[str], machine: Machine) -> None:
     faster = [
         msgspec.structs.replace(

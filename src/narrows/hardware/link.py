@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
-
-import msgspec
+from collections.abc import Callable, Mapping
 
 from narrows.hardware import child, find, fit, probe
 from narrows.hardware.measurement import Request
-from narrows.spec import record
 from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.machine import Collective, Link
 from narrows.spec.record import Record
@@ -63,22 +60,9 @@ def probe_link(
     except child.TooLong as error:
         raise RunFailed(f"measuring did not end: {error}", hint="narrows doctor") from None
     if environment.get("RANK", "0") == "0":
-        keep(link, talk)
+        probe.keep_link(link, talk=talk)
+        talk(f"kept in {probe.path()}")
     return link
-
-
-def keep(link: Link, talk: Talk) -> None:
-    """Put it into this machine's record, which is measured now where there is none."""
-    machine = probe.probe(talk=talk)
-    links = merged(machine.links, (link,))
-    record.save(msgspec.structs.replace(machine, links=links), probe.path())
-    talk(f"kept in {probe.path()}")
-
-
-def merged(kept: Iterable[Link], new: Iterable[Link]) -> tuple[Link, ...]:
-    """A new one in the place of an old one of as many ranks and hosts."""
-    found = {(each.ranks, each.hosts): each for each in (*kept, *new)}
-    return tuple(found[place] for place in sorted(found))
 
 
 def fits(link: Link) -> tuple[Fit, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from narrows.hardware.measurement import Measurement, Request
 from narrows.spec import record
 from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.home import narrows_home
-from narrows.spec.machine import Compiler, Electricity, Fact, Machine, Processor
+from narrows.spec.machine import Compiler, Fact, Link, Machine, Processor
 from narrows.spec.units import Bytes, Seconds
 
 Talk = Callable[[str], None]
@@ -51,8 +51,8 @@ def probe(*, talk: Talk, refresh: bool = False) -> Machine:
     `talk` receives a line for each thing measured, and first the reason where a kept record is
     not used. A record of other hardware is put aside under its fingerprint and taken up again when
     that hardware (say, another allowance of cores) comes back. What electricity costs is kept as
-    somebody may have written it. Raises BadInput where NARROWS_HOME cannot be written, RunFailed
-    where measuring fails.
+    somebody may have written it, and links that `narrows probe --link` measured stay. Raises
+    BadInput where NARROWS_HOME cannot be written, RunFailed where measuring fails.
     """
     here = find.fingerprint()
     with _alone(talk):
@@ -62,12 +62,27 @@ def probe(*, talk: Talk, refresh: bool = False) -> Machine:
         if kept is not None and not refresh:
             return kept
         started = time.monotonic()
-        machine = _measure(here, talk, kept.electricity if kept else None)
+        machine = _measure(here, talk, kept)
         record.save(machine, path())
         if kept is not None:
             _tell_what_fell(kept, machine, talk)
         talk(f"probed in {time.monotonic() - started:.0f} s, kept in {path()}")
     return machine
+
+
+def keep_link(link: Link, *, talk: Talk) -> None:
+    """Put it into this machine's record, which is measured now where there is none."""
+    measured = probe(talk=talk)
+    with _alone(talk):
+        machine = machine_known() or measured
+        links = merged(machine.links, (link,))
+        record.save(msgspec.structs.replace(machine, links=links), path())
+
+
+def merged(kept: Iterable[Link], new: Iterable[Link]) -> tuple[Link, ...]:
+    """A new link in the place of an old one of as many ranks and hosts."""
+    found = {(each.ranks, each.hosts): each for each in (*kept, *new)}
+    return tuple(found[place] for place in sorted(found))
 
 
 def differences(machine: Machine, *, root: Path = places.ROOT) -> tuple[str, ...]:
@@ -133,7 +148,7 @@ def _kept(here: str) -> tuple[Machine | None, str]:
     return again, f"{why}: taking up the record of this hardware from {again.probed_at}"
 
 
-def _measure(here: str, talk: Talk, electricity: Electricity | None) -> Machine:
+def _measure(here: str, talk: Talk, kept: Machine | None) -> Machine:
     started = time.monotonic()
     processor, home = find.processor(), narrows_home()
     request = Request(
@@ -169,11 +184,12 @@ def _measure(here: str, talk: Talk, electricity: Electricity | None) -> Machine:
         device=device,
         devices=found.devices,
         disk=found.disk,
-        electricity=electricity
-        or power.electricity(processor.cores_allowed, memory, full.value, rented=find.virtual()),
+        electricity=kept.electricity
+        if kept
+        else power.electricity(processor.cores_allowed, memory, full.value, rented=find.virtual()),
         compiler=compiler,
         kernel_sets=found.kernel_sets,
-        links=found.links,
+        links=merged(kept.links if kept else (), found.links),
         other_load=Fact(
             value=found.other_load,
             basis="measured",

@@ -33,11 +33,14 @@ _PATIENCE = timedelta(minutes=2)
 
 
 class _Meeting(NamedTuple):
-    """Where the processes find each other, this one's place, and how long it waits for all."""
+    """Where the processes find each other, this one's place, how many are started on each host,
+    and how long it waits for all.
+    """
 
     store: dist.Store
     rank: int
     ranks: int
+    each: int
     seconds: float
 
 
@@ -90,7 +93,7 @@ def _local(
     path: Path, rank: int, ranks: int, threads: int, seconds: float, answer: Connection
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = _LOCAL_INTERFACE.get(sys.platform, "lo")
-    meeting = _Meeting(dist.FileStore(str(path), ranks), rank, ranks, _MEETING_S)
+    meeting = _Meeting(dist.FileStore(str(path), ranks), rank, ranks, ranks, _MEETING_S)
     link = _measure(meeting, threads, seconds, rank)
     if rank == 0:
         answer.send(link)
@@ -117,7 +120,8 @@ def _meeting(environment: Mapping[str, str]) -> _Meeting:
             f"process {rank} does not reach the first one at {address}:{port}: {_first(error)}",
             hint="start process 0 there within a minute, and let the port through",
         ) from None
-    return _Meeting(dist.PrefixStore("narrows-link", store), rank, ranks, _MEETING_S)
+    each = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    return _Meeting(dist.PrefixStore("narrows-link", store), rank, ranks, each, _MEETING_S)
 
 
 def _measure(meeting: _Meeting, threads: int, seconds: float, local_rank: int) -> Link:
@@ -132,7 +136,7 @@ def _measure(meeting: _Meeting, threads: int, seconds: float, local_rank: int) -
         group = Group(meeting.rank, meeting.ranks, where)
         points = collectives(group, seconds=(1 - _COMPUTING_SHARE) * seconds)
         most = max(Counter(places).values())
-        shared = Threads(alone=threads, shared=max(1, threads // most), crowded=most > threads)
+        shared = Threads(alone=threads, shared=max(1, threads // most))
         gain = computing(group, shared, seconds=_COMPUTING_SHARE * seconds)
     except RuntimeError as error:
         raise BadInput(
@@ -173,27 +177,23 @@ def _meet(meeting: _Meeting) -> list[str]:
     except dist.DistError:
         pass
     try:
-        came = {
-            rank: store.get(key).decode() for rank, key in enumerate(keys) if store.check([key])
-        }
+        came = [rank for rank, key in enumerate(keys) if store.check([key])]
+        there = sorted({store.get(keys[rank]).decode().split()[0] for rank in came})
     except dist.DistError:
         raise BadInput(f"process {meeting.rank} lost the first one") from None
     raise BadInput(
         _absent([rank for rank in range(meeting.ranks) if rank not in came], meeting),
-        hint="start the same command there: "
-        + "; ".join(f"{place.split()[0]} came with {count}" for place, count in
-                    Counter(came.values()).items()),
-    )  # fmt: skip
+        hint=f"only {', '.join(there)} came: start the same command on the others within a minute",
+    )
 
 
 def _absent(ranks: list[int], meeting: _Meeting) -> str:
     """Torchrun counts the processes host by host."""
-    each = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    hosts = sorted({rank // each for rank in ranks})
+    hosts = sorted({rank // meeting.each for rank in ranks})
     return (
         f"{len(ranks)} of {meeting.ranks} processes did not come within {meeting.seconds:.0f} s: "
         f"rank {', '.join(map(str, ranks))}, on host {', '.join(map(str, hosts))} of "
-        f"{-(-meeting.ranks // each)} (counted from 0)"
+        f"{-(-meeting.ranks // meeting.each)} (counted from 0)"
     )
 
 
