@@ -34,6 +34,11 @@ _LINKS = {
     "c10d::send": "send", "c10d::recv_": "send",
 }  # fmt: skip
 _WORKING = "gloo:"
+_SHARDS: dict[str, tuple[str, Phase, Kind]] = {
+    "FSDP::all_gather": ("gathered", "forward", "pointwise"),
+    "FSDP::post_backward_reduce": ("scattered", "backward", "pointwise"),
+}
+"""What fully_shard copies around its collectives; its own spans are where the host waits."""
 _POINTWISE = (
     ("orm", "norm"), ("ctivat", "activation"), ("gelu", "activation"), ("silu", "activation"),
     ("LinearBackward", "column_sum"), ("aten::sum", "column_sum"), ("embedding", "embedding"),
@@ -177,6 +182,11 @@ def _place(names: list[str], plan: Plan) -> tuple[str, Phase, Kind]:
         return _SPANS[name]
     if name in _LINKS:
         return _told(names)
+    if name.startswith("FSDP::"):
+        return _SPANS["narrows::step"]
+    for part, place in _SHARDS.items():
+        if any(each.startswith(part) for each in names):
+            return place
     if name.startswith("autograd::engine"):
         return _SPANS["narrows::step"]
     backward = any("Backward" in each for each in names)
