@@ -19,7 +19,7 @@ def plan(machine: Machine) -> Plan:
     job = Job(
         name="x", model=ModelIntent(layers=2, width=64, heads=4, context=64, vocabulary=96),
         train=TrainIntent(steps=9, batch_sequences=16),
-        layout=LayoutIntent(data=2, micro_batch=4, threads=1),
+        layout=LayoutIntent(data=2, sharding="none", micro_batch=4, threads=1),
     )  # fmt: skip
     return make_plan(job, machine, None)
 
@@ -65,7 +65,7 @@ def test_half_the_processes_do_twice_as_much(plan: Plan) -> None:
         1, 2 * layout.accumulation, 2 * layout.threads
     )  # fmt: skip
     assert fewer(half) is None
-    assert described(layout) == "data 2, optimizer sharded, 4 x 2 sequences each"
+    assert described(layout) == "data 2, 4 x 2 sequences each"
     spread = msgspec.structs.replace(layout, data=4, tensor=2, expert=8)
     smaller = fewer(spread)
     assert smaller is not None and smaller.expert == 4
