@@ -36,6 +36,7 @@ proof: .venv/ready-dev
 	$(BIN)/pytest -m slow
 	$(BIN)/python benchmarks/truth.py
 	$(BIN)/python benchmarks/generated.py
+	$(BIN)/python benchmarks/network.py
 
 bench: .venv/ready-dev
 	for each in benchmarks/*.py; do $(BIN)/python $$each || exit 1; done

@@ -1,7 +1,8 @@
 """Predicted beside measured step time across hosts that a slow network joins.
 
 Emulates hosts of one core each (hosts.py), measures their link, and plans and trains a small model
-of Shakespeare in each layout. Prints a table, and as the last line the errors as JSON:
+of Shakespeare in each layout. Prints a table, and as the last line the errors as JSON; where
+there can be no such hosts, why:
 
     python benchmarks/network.py [--hosts 2 4] [--rate 100mbit 1gbit 10gbit] [--layout DDP ...]
 """
@@ -49,7 +50,7 @@ batch_sequences = 16
 evaluate_every = {steps}
 evaluate_sequences = 4
 [layout]
-micro_batch = 2
+micro_batch = 4
 """
 _WARM = 2
 _NEAR = 1.05
@@ -81,7 +82,7 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--rate", nargs="+", default=RATES, help="of tc, such as 100mbit")
     parser.add_argument("--layout", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
-    parser.add_argument("--steps", type=int, default=7, help="of each, the first two left out")
+    parser.add_argument("--steps", type=int, default=5, help="of each, the first two left out")
     parser.add_argument("--refresh", action="store_true", help="probe a host of one core again")
     chosen = parser.parse_args()
     if chosen.steps <= _WARM:
@@ -96,8 +97,8 @@ def main() -> int:
                     cases += _cases(made, chosen)
                 chosen.refresh = False
     except CannotEmulate as why:
-        print(f"error: {why}", file=sys.stderr)
-        return 2
+        print(json.dumps({"left_out": str(why)}))
+        return 0
     errors = [abs(case.error) for case in cases]
     lags = list(_lags(cases))
     answer = {

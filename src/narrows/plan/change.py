@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from narrows.plan import gradients, processes
+from narrows.plan.network import Network
 from narrows.plan.predict import Run, predict
 from narrows.plan.recipe import Cadence
 from narrows.spec.errors import BadInput
@@ -40,14 +41,23 @@ def changed(plan: Plan, machine: Machine, assignments: Sequence[str]) -> Plan:
             hint="change layout.data, tensor, micro_batch, ... or train.on_spike; else a new run",
         )
     on_spike = from_builtins(TrainIntent, train, source="--set").on_spike
-    layout = _laid_out(plan, intent)
-    new = msgspec.structs.replace(
-        plan, layout=layout, on_spike=on_spike if train else plan.on_spike
-    )
-    gradients.islands(new.exchange, layout)
-    gradients.check(new.exchange, new.on_spike, new.evaluation, new.checkpoints)
+    if train:
+        plan = msgspec.structs.replace(plan, on_spike=on_spike)
+        gradients.check(plan.exchange, on_spike, plan.evaluation, plan.checkpoints)
+    return relaid(plan, _laid_out(plan, intent), machine)
+
+
+def relaid(plan: Plan, layout: Layout, machine: Machine) -> Plan:
+    """The plan with another layout of the same batch, its step predicted again; raises BadInput
+    where its ranks cannot exchange gradients as the plan does.
+    """
+    gradients.islands(plan.exchange, layout)
     if layout == plan.layout:
-        return new
+        return plan
+    why = {key: reason for key, reason in plan.why.items() if key != "network"}
+    if layout.processes > 1:
+        why["network"] = Network.of(layout, machine).why()
+    new = msgspec.structs.replace(plan, layout=layout, why=why)
     return msgspec.structs.replace(new, predicted=_predicted(new, machine))
 
 

@@ -63,7 +63,8 @@ class Found:
         least like one process, and least sure to be predicted.
         """
         names = ("tensor", "pipeline", "context")
-        return np.sum([self.column(name).astype(np.int64) > 1 for name in names], axis=0)
+        cut = np.stack([self.column(name).astype(np.int64) > 1 for name in names])
+        return np.asarray(cut.sum(axis=0))
 
     def best(
         self,

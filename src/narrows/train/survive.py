@@ -14,12 +14,14 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from narrows.plan.change import relaid
 from narrows.plan.gradients import islands
 from narrows.plan.processes import fewer
 from narrows.spec.errors import BadInput, DoesNotFit, Interrupted, NarrowsError, RunFailed
 from narrows.spec.layout import Layout
+from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
-from narrows.spec.record import save
+from narrows.spec.record import load, save
 from narrows.train.events import note
 from narrows.train.launcher import NARROWS, Start, Workers
 from narrows.train.lock import locked
@@ -109,7 +111,8 @@ def _smaller(plan: Plan, run: Path, failure: Failure, survival: Survival) -> Pla
             else failure.hint or f"narrows train {run} --resume",
         )  # fmt: skip
     why = plan.why | {"layout.data": f"a process kept failing: {failure.what}"}
-    plan = msgspec.structs.replace(plan, layout=layout, why=why)
+    plan = msgspec.structs.replace(plan, why=why)
+    plan = relaid(plan, layout, load(Machine, run / "machine.toml"))
     save(plan, run / "plan.toml")
     return plan
 

@@ -100,3 +100,16 @@ def test_what_says_where_to_meet_is_asked_for(missing: str) -> None:
     del environment[missing]
     with pytest.raises(BadInput, match=f"{missing} is not set"):
         joined(environment, threads=1, seconds=1.0)
+
+
+@pytest.mark.gpu
+def test_processes_with_devices_of_their_own_talk_by_nccl() -> None:
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("it takes two devices")
+    run(
+        "link = local(2, threads=1, seconds=5.0)\n"
+        "assert (link.backend, link.ranks) == ('nccl', 2)\n"
+        "assert link.bandwidth.value > 1e8 and len({p.operation for p in link.points}) == 7\n"
+    )

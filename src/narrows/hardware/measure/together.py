@@ -31,7 +31,7 @@ _SAMPLE_S, _REPEATS_MOST = 1e-3, 4
 _BEST = 3
 """The answer is the median of this many quickest, as in `sampling`."""
 _AGREE, _SAMPLES_LEAST = 1.05, 12
-_ALONE_S, _AT_ONCE_S = 4e-3, 4e-2
+_ALONE_S, _AT_ONCE_S = 8e-3, 4e-2
 """Short, so that other work leaves some samples alone; of all at once many of the time slices that
 ranks on the same cores take in turn.
 """
@@ -107,7 +107,9 @@ def computing(group: Group, threads: Threads, *, seconds: float) -> float:
         at_once: list[float] = []
         while len(alone) < _BEST or not clock.late:
             torch.set_num_threads(threads.alone)
-            alone.append(clock.time(product if group.rank == 0 else _nothing, quick))
+            lone = product if group.rank == 0 else _nothing
+            lone()  # Threads that have rested come late.
+            alone.append(clock.time(lone, quick))
             torch.set_num_threads(threads.shared)
             at_once.append(clock.time(product, long))
         gains.append(group.ranks * _best(alone) / _best(at_once))
