@@ -7,15 +7,23 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import msgspec
+import numpy as np
 
 from narrows.plan.layouts import Layouts
+from narrows.plan.operations import Operation, kernel
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import Bf16, GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.job import OnSpike, TrainIntent
 from narrows.spec.layout import Layout
+from narrows.spec.ledger import Kind, Phase
 from narrows.spec.plan import Checkpointing, Evaluation, Schedule
 
 _FP32, _BF16 = 4.0, 2.0
+_COMPRESSED, _MET = 19.0, 20.0
+"""Times that each value is read or written. PowerSGD: gradients joined 2, the error added 3, kept
+aside 2, stacked by shape 4, both products and the sum of factors 3, the new error 3, the sum 2. A
+meeting: the difference 3, joined 2, its mean 2, momentum 5, Nesterov's step 3 and 3, masters 2.
+"""
 _OUT = "leave train.exchange out"
 
 
@@ -139,3 +147,25 @@ def _factors(exchange: PowerSGD, shape: tuple[int, ...]) -> float:
     rows, columns = shape[0], math.prod(shape[1:])
     factors = (rows + columns) * min(rows, columns, exchange.rank)
     return factors if factors * exchange.least_saving < rows * columns else rows * columns
+
+
+def kept_bytes(exchange: GradientExchange) -> float:
+    """Of each parameter, what is kept between steps: what islands began with and their momentum
+    (train/outer.py), or the error (parallel/compressed.py).
+    """
+    if isinstance(exchange, LocalSteps):
+        return 2 * _FP32
+    return _FP32 * isinstance(exchange, PowerSGD)
+
+
+def exchanged(layouts: Layouts, parameters: float) -> list[Operation]:
+    """What PowerSGD or a meeting reads and writes of all values that a process has."""
+    exchange, once = layouts.gradients, np.ones((1, layouts.micro_batch.size))
+    values = parameters * once
+    place: tuple[Phase, Kind] = ("optimizer", "pointwise")
+    if isinstance(exchange, PowerSGD):
+        return [kernel("compressed", place, values, once, _COMPRESSED * _FP32 * values)]
+    if isinstance(exchange, LocalSteps):
+        count = once / exchange.every
+        return [kernel("met", place, values, count, _MET * _FP32 * values)]
+    return []

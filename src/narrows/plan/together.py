@@ -17,24 +17,18 @@ from narrows.plan.exchange import Message, exchange
 from narrows.plan.fleet import constants
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import bubble
-from narrows.plan.gradients import islands
+from narrows.plan.gradients import exchanged, islands, kept_bytes
 from narrows.plan.layouts import Array, Layouts, Shapes
 from narrows.plan.memory import Held, MemoryBytes, memory_bytes
 from narrows.plan.network import Network
 from narrows.plan.operations import Operation, kernel, step_operations
 from narrows.plan.share import Share
-from narrows.spec.exchange import GradientExchange, LocalSteps, PowerSGD
+from narrows.spec.exchange import PowerSGD
 from narrows.spec.fleet import Spread
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Phase
 from narrows.spec.machine import Machine
 
-_FP32 = 4.0
-_COMPRESSED, _MET = 19.0, 20.0
-"""Times that each value is read or written. PowerSGD: gradients joined 2, the error added 3, kept
-aside 2, stacked by shape 4, both products and the sum of factors 3, the new error 3, the sum 2. A
-meeting: the difference 3, joined 2, its mean 2, momentum 5, Nesterov's step 3 and 3, masters 2.
-"""
 _BACKWARD_SHARE = 2.0 / 3.0
 """Of a micro-batch's products, those of its backward pass: two for one forward."""
 
@@ -138,18 +132,9 @@ def peak_bytes(model: Shapes, layouts: Layouts, machine: Machine) -> MemoryBytes
         cut, own = _cut(model, layouts, share, network, machine)
         held = _held(share, layouts)
         found = memory_bytes(cut, own, machine.calibration, held)
-        more = _FP32 * _kept(layouts.gradients) * share.kept
+        more = kept_bytes(layouts.gradients) * share.kept
         peaks.append(replace(found, optimizer=found.optimizer + more))
     return max(peaks, key=lambda each: float(each.peak.max()))
-
-
-def _kept(gradients: GradientExchange) -> int:
-    """Values that an exchange keeps of each parameter: what islands began with and their momentum
-    (train/outer.py), or the error (parallel/compressed.py).
-    """
-    if isinstance(gradients, LocalSteps):
-        return 2
-    return int(isinstance(gradients, PowerSGD))
 
 
 def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_IS) -> Step:
@@ -268,7 +253,7 @@ def _copies(share: Share, layouts: Layouts) -> list[Operation]:
     """What fully_shard copies: parameters into what is gathered and out of it, gradients into what
     is scattered, in fp32, and back; and what other exchanges do to all values.
     """
-    others = _exchanged(share, layouts)
+    others = exchanged(layouts, share.kept)
     apart = islands(layouts.gradients, share.layout)
     alone = share.shards * share.copies == apart or isinstance(layouts.gradients, PowerSGD)
     if not share.grouped or alone:
@@ -286,21 +271,6 @@ def _copies(share: Share, layouts: Layouts) -> list[Operation]:
         kernel("scattered", ("backward", "pointwise"), whole, scatters,
                (value + 4.0) * (whole + kept)),
     ]  # fmt: skip
-
-
-def _exchanged(share: Share, layouts: Layouts) -> list[Operation]:
-    """What PowerSGD (parallel/compressed.py) or a meeting (train/outer.py) reads and writes of all
-    values in fp32.
-    """
-    gradients, once = layouts.gradients, np.ones((1, layouts.micro_batch.size))
-    values = float(share.kept) * once
-    if isinstance(gradients, PowerSGD) and share.copies > 1:
-        moved = _COMPRESSED * _FP32 * values
-        return [kernel("compressed", ("optimizer", "pointwise"), values, once, moved)]
-    if isinstance(gradients, LocalSteps):
-        count, moved = once / gradients.every, _MET * _FP32 * values
-        return [kernel("met", ("optimizer", "pointwise"), values, count, moved)]
-    return []
 
 
 def _told(share: Share, layouts: Layouts, network: Network) -> tuple[tuple[Told, ...], ...]:
