@@ -124,7 +124,7 @@ def settled(intent: TrainIntent, schedule: Schedule, why: dict[str, str]) -> Gra
     if not isinstance(exchange, PowerSGD) or exchange.start_step is not None:
         return exchange
     start = max(2, schedule.warmup_steps)
-    why["train.exchange.start_step"] = "early gradients change most: exact through the warm-up"
+    why["exchange"] = f"exact for {start} steps: early gradients change most"
     return msgspec.structs.replace(exchange, start_step=start)
 
 
