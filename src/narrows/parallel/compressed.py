@@ -32,6 +32,7 @@ class Compressed:
     def __init__(self, settings: PowerSGD, mesh: DeviceMesh) -> None:
         assert settings.start_step is not None, "the plan settles it"
         self.ranks, self.rank = mesh.size(), mesh.get_local_rank()
+        self.device = torch.device(mesh.device_type)
         self._hook = PowerSGDState(
             process_group=mesh.get_group(), matrix_approximation_rank=settings.rank,
             start_powerSGD_iter=settings.start_step, min_compression_rate=settings.least_saving,
@@ -78,10 +79,11 @@ class Compressed:
     def load(self, own: dict[str, Tensor], alike: dict[str, Tensor]) -> None:
         """Take back what both gave; without its `own` a rank has left nothing out yet."""
         self._hook.iter = int(alike[_STEPS])
-        kept = {name: each for name, each in alike.items() if name != _STEPS}
+        kept = {name: each.to(self.device) for name, each in alike.items() if name != _STEPS}
         self._shapes = {name: own[name].shape for name in sorted(own)}
         if own:
-            kept[_ERROR] = torch.cat([own[name].flatten() for name in self._shapes])
+            error = torch.cat([own[name].flatten() for name in self._shapes])
+            kept[_ERROR] = error.to(self.device)
         self._keep(kept)
 
     def _kept(self) -> _Kept:
