@@ -114,13 +114,13 @@ def main() -> int:
 
 def _cases(made: Hosts, chosen: argparse.Namespace) -> list[Case]:
     """All layouts between these hosts, their link measured first."""
-    cases, environment = [], _environment()
+    cases, environment = [], host_environment()
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.toml"
         job.write_text(JOB.format(steps=chosen.steps))
         if chosen.refresh:
-            _checked(made.run_alone([*NARROWS, "probe", "--refresh"], environment))
-        said = _checked(*made.run([*NARROWS, "probe", "--link", "--json"], environment))
+            checked(made.run_alone([*NARROWS, "probe", "--refresh"], environment))
+        said = checked(*made.run([*NARROWS, "probe", "--link", "--json"], environment))
         print(_link(said), flush=True)
         for name in chosen.layout:
             case = _case(made, name, job, environment)
@@ -143,8 +143,8 @@ def _cases(made: Hosts, chosen: argparse.Namespace) -> list[Case]:
 def _case(made: Hosts, name: str, job: Path, environment: dict[str, str]) -> Case:
     path, run = job.with_name(f"{name}.toml"), job.with_name(name)
     sets = [f"--set=layout.{each.replace('N', str(made.count))}" for each in LAYOUTS[name]]
-    _checked(made.run_alone([*NARROWS, "plan", str(job), *sets, "-o", str(path)], environment))
-    _checked(*made.run([*NARROWS, "train", str(path), "--run", str(run)], environment))
+    checked(made.run_alone([*NARROWS, "plan", str(job), *sets, "-o", str(path)], environment))
+    checked(*made.run([*NARROWS, "train", str(path), "--run", str(run)], environment))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row["seconds"] for row in rows if "seconds" in row][_WARM:]
     return Case(made.count, made.rate, name, load(Plan, path).predicted.step_seconds, steps)
@@ -167,7 +167,7 @@ def _link(said: str) -> str:
     )
 
 
-def _checked(*done: Finished) -> str:
+def checked(*done: Finished) -> str:
     """What the first host said; where one failed, that and the end of all."""
     for host, each in enumerate(done):
         if each.code:
@@ -175,7 +175,7 @@ def _checked(*done: Finished) -> str:
     return done[0].said
 
 
-def _environment() -> dict[str, str]:
+def host_environment() -> dict[str, str]:
     """The environment of a host: the record of its one core is kept apart from this machine's."""
     whole = narrows_home()
     home = whole / "network"

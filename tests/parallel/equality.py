@@ -16,6 +16,7 @@ from narrows.model.dropout import Draws
 from narrows.parallel.mesh import ranks_of
 from narrows.parallel.running import Beside
 from narrows.parallel.split import Making, local, split
+from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.model import Experts, ModelSpec, gpt2, llama
 
@@ -49,11 +50,13 @@ def tokens() -> Tensor:
     return torch.from_numpy(generator.integers(0, 120, (SEQUENCES, T + 1)))
 
 
-def one_step(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]:
+def one_step(
+    spec: ModelSpec, layout: Layout, exchange: GradientExchange = EXACT
+) -> tuple[float, dict[str, Tensor]]:
     """The loss of all sequences, and every gradient put together from this process's own parts."""
-    ranks = ranks_of(layout, CPU)
+    ranks = ranks_of(layout, CPU, exchange)
     twice = layout.recompute == "full"
-    making = Making(load("torch"), _recomputed if twice else None, CPU, torch.float32)
+    making = Making(load("torch"), _recomputed if twice else None, CPU, torch.float32, exchange)
     mine = split(spec, layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)
     own_BT = tokens()[first : first + count]
@@ -84,9 +87,11 @@ def _recomputed(block: Any) -> Any:
     return functools.partial(checkpoint, block, use_reentrant=False)
 
 
-def together(spec: ModelSpec, layout: Layout) -> tuple[float, dict[str, Tensor]]:
+def together(
+    spec: ModelSpec, layout: Layout, exchange: GradientExchange = EXACT
+) -> tuple[float, dict[str, Tensor]]:
     """The same from all processes of the layout."""
-    results = run(layout.processes, one_step, spec, layout)
+    results = run(layout.processes, one_step, spec, layout, exchange)
     whole: dict[str, Tensor] = {}
     for _, gradients in results:
         for name, gradient in gradients.items():

@@ -19,7 +19,7 @@ def plan(machine: Machine) -> Plan:
     job = Job(
         name="x", model=ModelIntent(layers=2, width=64, heads=4, context=64, vocabulary=96),
         train=TrainIntent(steps=9, batch_sequences=16),
-        layout=LayoutIntent(data=2, micro_batch=4, threads=1),
+        layout=LayoutIntent(data=2, sharding="none", micro_batch=4, threads=1),
     )  # fmt: skip
     return make_plan(job, machine, None)
 

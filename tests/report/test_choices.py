@@ -3,6 +3,7 @@ import pytest
 
 from narrows.report.choices import choices, considered, family, shown
 from narrows.report.run import read
+from narrows.spec.exchange import LocalSteps
 from narrows.spec.model import GELU, LayerNorm, Learned, gpt2
 
 
@@ -29,6 +30,14 @@ def test_the_whole_layout_is_told_even_without_a_why(plan):
         "layout.threads",
         "layout.loss_chunk",
     }
+
+
+def test_an_unusual_exchange_of_gradients_is_told(plan):
+    local_steps = msgspec.structs.replace(plan, exchange=LocalSteps(every=10))
+    found = {choice.name: choice for choice in choices(local_steps)}
+    assert found["exchange"].value.en.startswith("local_steps (every 10")
+    assert found["exchange"].label.en == "gradients"
+    assert "exchange" not in {choice.name for choice in choices(plan)}
 
 
 def test_layouts_are_told_by_their_difference_and_the_chosen_is_first(plan):

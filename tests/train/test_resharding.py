@@ -45,7 +45,7 @@ def three_steps(chosen: Plan, folder: Path, begin: int) -> list[float]:
     if begin:
         found = newest(trainer, checkpoints)
         assert found is not None and found[1].step == begin
-        restore(trainer, found[0])
+        restore(trainer, found[0], print)
     found_losses = [trainer.step(n, RandomBatches()).loss for n in range(begin, begin + 3)]
     state = State(step=begin + 3, tokens=0.0, elapsed_s=0.0, sha256={})
     checkpoints.save(contents(trainer), state, False)

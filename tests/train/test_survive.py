@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from narrows.infer.checkpoint import join, weights
 from narrows.spec.dataset import Dataset
 from narrows.spec.errors import RunFailed
-from narrows.spec.plan import Plan
+from narrows.spec.exchange import GradientExchange, LocalSteps, PowerSGD
+from narrows.spec.plan import Evaluation, Plan
 from narrows.spec.record import load, save
 from narrows.train.checkpoint import State
 from narrows.train.survive import Survival, train_together
@@ -186,3 +187,35 @@ def test_a_run_that_diverges_is_not_started_again(plan: Plan, tmp_path: Path) ->
     with pytest.raises(RunFailed, match="the loss was not finite at step 7"):
         survived(plan, tmp_path / "run", {"rank": 1, "when": "loss", "at": 7})
     assert not events(tmp_path / "run", "restart")
+
+
+EXCHANGES: dict[str, GradientExchange] = {
+    "powersgd": PowerSGD(rank=2, start_step=2),
+    "local_steps": LocalSteps(every=3),
+}
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_a_kill_changes_nothing_of_what_gradients_left_out(
+    plan: Plan, tmp_path: Path, name: str
+) -> None:
+    plan = msgspec.structs.replace(
+        plan, exchange=EXCHANGES[name], evaluation=Evaluation(every=6, sequences=4)
+    )
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    assert survived(plan, straight, None) == []
+    survived(plan, run, {"rank": 1, "when": "step", "at": 7, "what": "SIGKILL"})
+    assert events(run, "restart") and events(run, "resume")
+    assert_same(run, straight)
+
+
+def test_islands_hear_what_another_left_out(plan: Plan, tmp_path: Path) -> None:
+    plan = msgspec.structs.replace(
+        plan, exchange=LocalSteps(every=3), evaluation=Evaluation(every=6, sequences=4),
+        on_spike="skip",
+    )  # fmt: skip
+    survived(plan, tmp_path / "run", {"rank": 1, "when": "loss", "at": 7})
+    skips = events(tmp_path / "run", "skip")
+    assert [each["step"] for each in skips] == [9]
+    assert "other islands left out 1 updates" in skips[0]["message"]
+    assert set(losses(tmp_path / "run")) == set(range(1, 13))

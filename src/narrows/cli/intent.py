@@ -33,6 +33,10 @@ def arguments(parser: argparse.ArgumentParser, *, file: str) -> None:
         help="override a key of the job; repeatable",
     )  # fmt: skip
     parser.add_argument(
+        "--processes", type=int, metavar="N",
+        help="of so many processes, laid out as the plan finds quickest (layout.processes)",
+    )  # fmt: skip
+    parser.add_argument(
         "--allow", action="append", default=[], choices=["recompute"],
         help="recompute: let the plan drop activations and compute them again, whatever the "
         "job says",
@@ -48,7 +52,7 @@ def read(chosen: argparse.Namespace) -> Job | Plan:
     data = record.read(chosen.file) if chosen.file else _job_of(chosen.corpus)
     source = chosen.file or "the command line"
     if isinstance(data, dict) and "made_from" in data:
-        if chosen.corpus or chosen.budget or chosen.overrides or chosen.allow:
+        if chosen.corpus or chosen.budget or chosen.overrides or chosen.allow or chosen.processes:
             what = f"{source} is a plan: every value in it is settled"
             raise BadInput(what, hint="give the options to: narrows plan job.toml -o plan.toml")
         return record.from_builtins(Plan, data, source=source)
@@ -92,6 +96,7 @@ def command(verb: str, chosen: argparse.Namespace) -> str:
             words += [f"--{option}", value]
     for value in chosen.allow:
         words += ["--allow", value]
+    words += ["--processes", str(chosen.processes)] if chosen.processes else []
     return shlex.join(words)
 
 
@@ -117,6 +122,7 @@ def _overridden(data: Any, chosen: argparse.Namespace) -> Any:
         data = {**data, "data": {**data.get("data", {}), "corpus": chosen.corpus}}
     if chosen.budget:
         data = {**data, "budget": record.to_builtins(budget(*chosen.budget))}
-    for assignment in chosen.overrides:
+    processes = [f"layout.processes={chosen.processes}"] if chosen.processes else []
+    for assignment in (*processes, *chosen.overrides):
         data = record.with_override(data, assignment)
     return data

@@ -20,12 +20,15 @@ from torch.distributed.fsdp import (
 
 from narrows.model.transformer import Transformer
 from narrows.parallel.mesh import Ranks
+from narrows.spec.exchange import Bf16, GradientExchange, PowerSGD
 from narrows.spec.layout import Layout
 
 
-def apply(model: Transformer, ranks: Ranks, layout: Layout) -> None:
-    """Shard every block, its experts by themselves, and what is left."""
-    if ranks.shared_mesh is None:
+def apply(model: Transformer, ranks: Ranks, layout: Layout, exchange: GradientExchange) -> None:
+    """Shard every block, its experts by themselves, and what is left; but not what PowerSGD adds
+    up: torch's hook for it is not one of fully_shard.
+    """
+    if ranks.shared_mesh is None or isinstance(exchange, PowerSGD):
         return
     assert ranks.expert_mesh is not None
     experts = ranks.expert_mesh.size() if model.spec.experts else 1
@@ -34,7 +37,8 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout) -> None:
     # Weights' gradients, taken apart from the input's, are those of parameters still gathered.
     apart = layout.pipeline > 1 and layout.schedule == "zero_bubble"
     reshard = layout.sharding == "parameters" and layout.reshard and not apart
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    reduced = torch.bfloat16 if isinstance(exchange, Bf16) else torch.float32
+    policy = MixedPrecisionPolicy(reduce_dtype=reduced)
     for block in model.blocks.children():
         routed = getattr(block, "experts", None)
         if routed is not None:

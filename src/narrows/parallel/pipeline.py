@@ -26,9 +26,9 @@ from narrows.model.transformer import Transformer
 from narrows.parallel import data
 from narrows.parallel.mesh import Ranks
 from narrows.parallel.running import Beside, Loss, Rows
-from narrows.parallel.stages import Piece, rank_of
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
+from narrows.spec.pieces import Piece, rank_of
 
 Compute = Callable[[Tensor, int, int], Tensor]
 

@@ -18,20 +18,25 @@ from narrows.kernels.interface import Kernels
 from narrows.model.transformer import Transformer, Wrapper, first_value
 from narrows.parallel import context, data, expert, pipeline, stages, tensor, vocabulary
 from narrows.parallel.collectives import add_up
-from narrows.parallel.mesh import Ranks
+from narrows.parallel.compressed import Compressed, compressed
+from narrows.parallel.mesh import Axis, Ranks
 from narrows.parallel.parts import Part, even
 from narrows.parallel.running import Beside, InTurn, Loss, Rows, Runner
+from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
 
 
 class Making(NamedTuple):
-    """How a model is made: its kernels, what wraps its blocks, where and of what type it is."""
+    """How a model is made: its kernels, what wraps its blocks, where and of what type it is, and
+    how its gradients are exchanged.
+    """
 
     kernels: Kernels
     wrap: Wrapper | None
     device: torch.device
     dtype: torch.dtype
+    exchange: GradientExchange = EXACT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,7 @@ class Split:
     several ranks have alike, one owns it: it counts in norms and is written by that rank alone.
     `partial` have gradients that tensor ranks add up, `copied` such as the first and the last rank
     of a pipeline do. The `runner` takes micro-batches through what is there of the model.
+    Gradients that are `compressed` are no part of the backward pass: `complete` adds them up.
     """
 
     model: Transformer
@@ -50,6 +56,7 @@ class Split:
     partial: frozenset[str]
     copied: frozenset[str]
     runner: Runner
+    compressed: Compressed | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """By name."""
@@ -62,14 +69,14 @@ class Split:
 
     def run(self, tokens_BT: Tensor, chunk: int, beside: Beside | None = None) -> Tensor:
         """Forward and backward over this process's sequences [b,T+1]; returns the mean loss over
-        the counted targets of all processes.
+        the counted targets of all processes that take this step together.
         """
         targets = (tokens_BT[:, 1:] >= 0).sum()
-        scale = 1.0 / max(1, int(add_up(targets, self.ranks.batches)))
+        scale = 1.0 / max(1, int(add_up(targets, self.ranks.near)))
         first = self.ranks.batches.rank * -(-tokens_BT.shape[0] // self.layout.micro_batch)
         beside = (beside or Beside()).behind(first)
         total = self.runner.step(self._rows(tokens_BT), Loss(chunk, scale), beside)
-        return add_up(self._added(total), self.ranks.batches)
+        return add_up(self._added(total), self.ranks.near)
 
     @torch.no_grad()
     def loss(self, tokens_BT: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -86,18 +93,21 @@ class Split:
         """The sum over ranks that take parts of the same sequences' loss."""
         return add_up(add_up(total, self.ranks.pipeline), self.ranks.context)
 
-    def total(self, value: float) -> float:
-        """The sum of what every process has of something."""
-        if self.ranks.everyone.group is None:
+    def total(self, value: float, axis: Axis | None = None) -> float:
+        """The sum of what every process has of something; of those that take each step together, or
+        along an axis.
+        """
+        axis = axis or self.ranks.island
+        if axis.group is None:
             return value
         device = next(self.model.parameters()).device
-        return float(
-            add_up(torch.tensor(value, dtype=torch.float32, device=device), self.ranks.everyone)
-        )
+        return float(add_up(torch.tensor(value, dtype=torch.float32, device=device), axis))
 
     @torch.no_grad()
     def complete(self, gradients: dict[str, Tensor]) -> None:
         """Make whole, in place, what ranks have parts of after the last micro-batch."""
+        if self.compressed is not None:
+            self.compressed.add_up(gradients)
         for name in sorted(self.copied & gradients.keys()):
             pipeline.add_copies(gradients[name], self.ranks)
         partial = [gradients[name] for name in sorted(self.partial & gradients.keys())]
@@ -107,6 +117,11 @@ class Split:
         sizes = [each.numel() for each in partial]
         for gradient, piece in zip(partial, flat.split(sizes), strict=True):
             gradient.copy_(piece.view_as(gradient))
+
+    def settle(self, taken: bool) -> None:
+        """Say, after `complete`, whether a step is made of these gradients."""
+        if self.compressed is not None:
+            self.compressed.settle(taken)
 
 
 def split(
@@ -129,7 +144,7 @@ def split(
     vocabulary.apply(model, ranks.tensor, sequence=sequence)
     context.apply(model, ranks.context, layout)
     expert.apply(model, ranks, layout)
-    data.apply(model, ranks, layout)
+    data.apply(model, ranks, layout, making.exchange)
     parts = _sharded(parts, ranks)
     if seed is not None:
         model.to_empty(device=making.device)
@@ -143,6 +158,7 @@ def split(
     return Split(
         model=model, ranks=ranks, layout=layout, parts=parts, partial=frozenset(alike.partial),
         owned=frozenset(owned), copied=frozenset(copied), runner=runner,
+        compressed=compressed(making.exchange, ranks.shared_mesh),
     )  # fmt: skip
 
 

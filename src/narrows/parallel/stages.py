@@ -7,9 +7,6 @@ piece embeds, the last one takes the loss. Tied embeddings are in both, and the 
 
 from __future__ import annotations
 
-import itertools
-from typing import NamedTuple
-
 from torch import Tensor
 
 from narrows.model.transformer import Transformer
@@ -18,69 +15,7 @@ from narrows.parallel.parts import Part
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec, Relative
-
-_ENTRY = ("tokens", "positions", "types", "norm_embedding")
-_EXIT = ("norm", "head", "head_bias")
-
-
-class Piece(NamedTuple):
-    """A run of blocks from `start` up to `stop`: the `number`-th of `total` along the model."""
-
-    number: int
-    total: int
-    start: int
-    stop: int
-
-    @property
-    def first(self) -> bool:
-        """Whether it embeds."""
-        return self.number == 0
-
-    @property
-    def last(self) -> bool:
-        """Whether it takes the loss."""
-        return self.number == self.total - 1
-
-    def has(self, name: str, *, tied: bool) -> bool:
-        """Whether a parameter is in it."""
-        place, _, rest = name.partition(".")
-        if place == "blocks":
-            return self.start <= int(rest.partition(".")[0]) < self.stop
-        entry = place in _ENTRY and self.first
-        return entry or (self.last and (place in _EXIT or (tied and name == "tokens.weight")))
-
-
-def rank_of(number: int, layout: Layout) -> int:
-    """The rank that has the `number`-th piece."""
-    p = layout.pipeline
-    return 2 * p - 1 - number if _bent(layout) and number >= p else number % p
-
-
-def pieces(layers: int, layout: Layout) -> list[Piece]:
-    """All pieces of a model along its layers. Ranks have as many layers as the plan's do: the first
-    has `first_fewer` less than its share, the last `last_fewer`, and what is left over goes to the
-    ranks from the first on, or in a V to those from the last on.
-    """
-    p, v = layout.pipeline, layout.interleave
-    each, over = divmod(layers + layout.first_fewer + layout.last_fewer, p)
-    counts = []
-    for number in range(p * v):
-        rank, turn = rank_of(number, layout), number // p
-        share = each + (rank >= p - over if _bent(layout) else rank < over)
-        counts.append(share // v + (turn < share % v))
-    counts[0] -= layout.first_fewer
-    counts[-1] -= layout.last_fewer
-    if min(counts) < 0 or 0 in counts[1:-1]:
-        raise BadInput(
-            f"{layers} layers cannot be divided into {p * v} pieces, with {layout.first_fewer} "
-            f"fewer in the first and {layout.last_fewer} fewer in the last",
-            hint="lower layout.pipeline, interleave, first_fewer or last_fewer",
-        )
-    stops = list(itertools.accumulate(counts))
-    return [
-        Piece(number, len(counts), stop - count, stop)
-        for number, (count, stop) in enumerate(zip(counts, stops, strict=True))
-    ]
+from narrows.spec.pieces import ENTRY, EXIT, Piece, bent, pieces, rank_of
 
 
 def own_pieces(spec: ModelSpec, layout: Layout, rank: int) -> list[Piece]:
@@ -115,7 +50,7 @@ def apply(model: Transformer, own: list[Piece]) -> None:
     for index in set(range(len(model.blocks))) - held:
         # Not by ModuleList's own del: what is left keeps its name.
         del model.blocks._modules[str(index)]
-    for ends, names in ((own[0].first, _ENTRY[1:]), (own[-1].last, _EXIT)):
+    for ends, names in ((own[0].first, ENTRY[1:]), (own[-1].last, EXIT)):
         for name in () if ends else names:
             setattr(model, name, None)
 
@@ -129,10 +64,6 @@ def apply(model: Transformer, own: list[Piece]) -> None:
     model.piece = compute  # type: ignore[assignment]
 
 
-def _bent(layout: Layout) -> bool:
-    return layout.schedule == "zero_bubble"
-
-
 def _refuse(spec: ModelSpec, layout: Layout) -> None:
     wanted = {"zero_bubble": 2, "gpipe": 1}.get(layout.schedule, layout.interleave)
     if layout.interleave != wanted:
@@ -140,7 +71,7 @@ def _refuse(spec: ModelSpec, layout: Layout) -> None:
             f"a {layout.schedule} pipeline has {wanted} pieces a rank, not {layout.interleave}",
             hint=f"layout.interleave = {wanted}",
         )
-    if _bent(layout) and layout.compile:
+    if bent(layout) and layout.compile:
         raise BadInput(
             "compiled blocks cannot run backward in two passes, as a zero-bubble pipeline does",
             hint="layout.compile = false, or layout.schedule = 1f1b",

@@ -109,8 +109,9 @@ def axes(ranks: Ranks, layout: Layout) -> dict[str, AxisName]:
             assert mesh is not None
             copies = name == "replicas" and layout.sharding != "none"
             found.setdefault(mesh.get_group(name).group_name, "replicas" if copies else "data")
-    if ranks.batches.group is not None:
-        found.setdefault(ranks.batches.group.group_name, "data")
+    for reading in (ranks.batches, ranks.near):
+        if reading.group is not None:
+            found.setdefault(reading.group.group_name, "data")
     return found
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from narrows.plan import processes
+from narrows.plan import gradients, processes
+from narrows.plan.network import Network
 from narrows.plan.predict import Run, predict
 from narrows.plan.recipe import Cadence
 from narrows.spec.errors import BadInput
@@ -40,28 +41,43 @@ def changed(plan: Plan, machine: Machine, assignments: Sequence[str]) -> Plan:
             hint="change layout.data, tensor, micro_batch, ... or train.on_spike; else a new run",
         )
     on_spike = from_builtins(TrainIntent, train, source="--set").on_spike
-    layout = _laid_out(plan, intent)
-    new = msgspec.structs.replace(
-        plan, layout=layout, on_spike=on_spike if train else plan.on_spike
-    )
-    if _alone(layout) == _alone(plan.layout):
-        return new
+    if train:
+        plan = msgspec.structs.replace(plan, on_spike=on_spike)
+        gradients.check(plan.exchange, on_spike, plan.evaluation, plan.checkpoints)
+    return relaid(plan, _laid_out(plan, intent), machine)
+
+
+def relaid(plan: Plan, layout: Layout, machine: Machine) -> Plan:
+    """The plan with another layout of the same batch, its step predicted again; raises BadInput
+    where its ranks cannot exchange gradients as the plan does.
+    """
+    gradients.islands(plan.exchange, layout)
+    if layout == plan.layout:
+        return plan
+    why = {key: reason for key, reason in plan.why.items() if key != "network"}
+    if layout.processes > 1:
+        why["network"] = Network.of(layout, machine).why()
+    new = msgspec.structs.replace(plan, layout=layout, why=why)
     return msgspec.structs.replace(new, predicted=_predicted(new, machine))
 
 
 def described(layout: Layout) -> str:
-    """The layout's processes in words, such as "data 2 x tensor 2"."""
-    names = ("replicas", "data", "tensor", "pipeline", "context", "expert")
-    several = [f"{name} {getattr(layout, name)}" for name in names if getattr(layout, name) > 1]
+    """The layout's processes in words, such as "data 2 x tensor 2, 4 x 2 sequences each"."""
     micro = f"{layout.micro_batch} x {layout.accumulation} sequences each"
-    return f"{' x '.join(several) or 'one process'}, {micro}"
+    return f"{processes.named(layout) or 'one process'}, {micro}"
 
 
 def _laid_out(plan: Plan, intent: LayoutIntent) -> Layout:
     old = plan.layout
     given = {k: v for k, v in msgspec.structs.asdict(intent).items() if v is not None}
+    count = given.pop("processes", None)
     new = msgspec.structs.replace(old, **given)
+    if count is not None:
+        # What is not said stays, and data ranks are as many as that leaves.
+        around = new.processes // new.data
+        new = msgspec.structs.replace(new, data=max(1, count // around))
     known = {name: getattr(new, name) for name in LayoutIntent.__struct_fields__}
+    known["processes"] = count
     processes.check(LayoutIntent(**known), plan.model, plan.batch_sequences)
     each = plan.batch_sequences // new.batches
     if intent.micro_batch is not None and each % intent.micro_batch:
@@ -76,15 +92,6 @@ def _laid_out(plan: Plan, intent: LayoutIntent) -> Layout:
     )
 
 
-def _alone(layout: Layout) -> Layout:
-    """One process that does what all of the layout do: what is predicted."""
-    return msgspec.structs.replace(
-        layout, accumulation=layout.accumulation * layout.batches,
-        threads=layout.threads * layout.processes, replicas=1, data=1, tensor=1, pipeline=1,
-        context=1, expert=1, interleave=1, sharding="none",
-    )  # fmt: skip
-
-
 def _predicted(plan: Plan, machine: Machine) -> Ledger:
     before = plan.predicted.total
     cadence = Cadence(
@@ -94,5 +101,6 @@ def _predicted(plan: Plan, machine: Machine) -> Ledger:
     run = Run(
         steps=plan.steps, batch_sequences=plan.batch_sequences, cadence=cadence,
         seconds_start=before.seconds_start, reads_text=plan.data is not None,
+        gradients=plan.exchange,
     )  # fmt: skip
-    return predict(plan.model, _alone(plan.layout), machine, run)
+    return predict(plan.model, plan.layout, machine, run)

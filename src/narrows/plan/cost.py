@@ -39,6 +39,8 @@ class Scales:
     bandwidth: float = 1.0
     launch: float = 1.0
     storage: float = 1.0
+    link_bandwidth: float = 1.0
+    link_latency: float = 1.0
 
 
 AS_IS = Scales()

@@ -158,7 +158,7 @@ def _tokens(
 
 
 def _batch(job: Job, context: int, tokens: float, why: dict[str, str]) -> int:
-    multiple = job.layout.micro_batch or 1
+    multiple = (job.layout.micro_batch or 1) * (job.layout.processes or job.layout.batches)
     return recipe.batch_sequences(job.train, context, tokens, why, multiple=multiple)
 
 

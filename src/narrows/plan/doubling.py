@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from narrows.plan.cost import Scales, step_seconds
+from narrows.plan.cost import Scales
 from narrows.plan.layouts import Layouts, Shapes
+from narrows.plan.together import step_seconds
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Doubling
 
@@ -13,6 +14,10 @@ _RESOURCES: tuple[tuple[str, Scales], ...] = (
     ("launch overhead", Scales(launch=2.0)),
     ("storage", Scales(storage=2.0)),
 )
+_OF_LINKS: tuple[tuple[str, Scales], ...] = (
+    ("link bandwidth", Scales(link_bandwidth=2.0)),
+    ("link latency", Scales(link_latency=2.0)),
+)
 MEMORY_CAPACITY = "memory capacity"
 
 
@@ -21,13 +26,13 @@ def doubling(
 ) -> tuple[Doubling, ...]:
     """Resources by what doubling them saves, most first.
 
-    Twice the launch overhead means half as long to launch. `seconds_more_memory` is the best step
-    of a search with twice the memory.
+    Twice the launch overhead, or the link's latency, means half as long to wait.
+    `seconds_more_memory` is the best step of a search with twice the memory.
     """
     now = float(step_seconds(shapes, layouts, machine)[0, 0])
     steps = {
         name: float(step_seconds(shapes, layouts, machine, scales)[0, 0])
-        for name, scales in _RESOURCES
+        for name, scales in (*_RESOURCES, *(_OF_LINKS if layouts.spread else ()))
     }
     steps[MEMORY_CAPACITY] = min(now, seconds_more_memory)
     rows = [

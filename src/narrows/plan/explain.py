@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from narrows.plan.processes import named
 from narrows.plan.search import Found
 from narrows.spec.layout import Layout
 from narrows.spec.machine import Machine
@@ -13,13 +14,16 @@ from narrows.spec.units import Seconds
 
 _Mask = npt.NDArray[np.bool_]
 _CHOICES = ("precision", "kernels", "compile", "recompute", "micro_batch", "loss_chunk")
+_SPREAD = ("processes", "data", "tensor", "pipeline", "sharding", "schedule", "interleave")
+"""Of several processes."""
 _ALTERNATIVES = 6
+_TOLD_LEAST = 0.005
 
 
 def layout_whys(found: Found, chosen: int, steps: int, asked: set[str]) -> dict[str, str]:
     """A reason for every choice of the layout."""
     whys: dict[str, str] = {}
-    for name in _CHOICES:
+    for name in _choices(found):
         if name in asked:
             continue
         other = _best_other(found, chosen, name, steps)
@@ -40,7 +44,7 @@ def alternatives(
 ) -> tuple[Alternative, ...]:
     """The best layout for each choice made otherwise, quickest first."""
     others: list[int] = []
-    for name in _CHOICES:
+    for name in _choices(found):
         other = _best_other(found, chosen, name, steps, fitting=False)
         if other is not None and other not in others:
             others.append(other)
@@ -61,6 +65,7 @@ def alternatives(
 def described(layout: Layout) -> str:
     """A layout in one line."""
     parts = [
+        *([named(layout)] if layout.processes > 1 else []),
         f"{layout.micro_batch} x {layout.accumulation}",
         layout.precision,
         f"{layout.kernels} kernels",
@@ -75,6 +80,13 @@ def threads_why(machine: Machine, threads: int) -> str:
     """Why so many threads."""
     allowed = machine.device.threads
     return f"all that are allowed: {allowed}" if threads == allowed else f"of {allowed} allowed"
+
+
+def _choices(found: Found) -> tuple[str, ...]:
+    """What was open, or of interest where nothing else works."""
+    return (
+        *(name for name in _SPREAD if len(set(found.column(name).tolist())) > 1), *_CHOICES
+    )  # fmt: skip
 
 
 def _best_other(
@@ -97,9 +109,10 @@ def _verdict(found: Found, chosen: int, other: int, steps: int) -> str:
     if saved > 0 and extra > 0:
         return f"saves {Seconds(saved).text(2)} and costs {Seconds(extra).text(2)} to compile"
     memory = peak[other] / peak[chosen]
-    if ratio > 1.01:
-        return f"{ratio:.2f}x the time, {memory:.2f}x the memory"
-    return f"as quick, {memory:.2f}x the memory"
+    quick = f"{ratio:.2f}x the time" if abs(ratio - 1.0) > 0.01 else "as quick"
+    told = found.told[0, other] / step[other]
+    waiting = f", {told:.0%} of it for the network or waiting" if told > _TOLD_LEAST else ""
+    return f"{quick}{waiting}, {memory:.2f}x the memory"
 
 
 def _said(name: str, value: object) -> str:
@@ -107,6 +120,12 @@ def _said(name: str, value: object) -> str:
         return "full recompute" if value else "no recompute"
     if name == "compile":
         return "torch.compile" if value else "no compile"
+    if name in ("tensor", "pipeline", "data"):
+        return f"{name} {value}"
+    if name in ("processes", "interleave"):
+        return f"{value} {'pieces a stage' if name == 'interleave' else name}"
+    if name == "sharding":
+        return f"sharding {value}"
     words = {"micro_batch": "a micro-batch of {}", "loss_chunk": "loss chunks of {}"}
     number = f"{value:.0f}" if isinstance(value, float) else str(value)
     return words.get(name, "{}").format(number) + (" kernels" if name == "kernels" else "")

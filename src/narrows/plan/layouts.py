@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.machine import KernelSet
 from narrows.spec.model import LayerNorm, Learned, ModelSpec, Rotary
 
 Array = npt.NDArray[np.float64]
 TrainingPrecision = Literal["fp32", "bf16"]
+SPREAD = tuple(each.name for each in msgspec.structs.fields(Layout) if not each.required)
+"""What a layout says of several processes; a lone one has the defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,10 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Layouts:
-    """Candidate layouts with one setting; every array has shape [layouts]."""
+    """Candidate layouts with one setting; every array has shape [layouts]. Of several processes
+    they are all `spread` as that layout is, tell each other `gradients` so, and the arrays are
+    those of one process.
+    """
 
     setting: Setting
     micro_batch: Array
@@ -41,9 +48,11 @@ class Layouts:
     recompute: Array
     threads: Array
     loss_chunk: Array
+    spread: Layout | None = None
+    gradients: GradientExchange = EXACT
 
     @classmethod
-    def of(cls, layout: Layout) -> Layouts:
+    def of(cls, layout: Layout, gradients: GradientExchange = EXACT) -> Layouts:
         """A single layout as an array of one."""
         return cls(
             setting=Setting(
@@ -54,11 +63,13 @@ class Layouts:
             recompute=np.array([float(layout.recompute == "full")]),
             threads=np.array([float(layout.threads)]),
             loss_chunk=np.array([float(layout.loss_chunk)]),
+            spread=layout if layout.processes > 1 else None,
+            gradients=gradients,
         )
 
     def layout(self, index: int) -> Layout:
         """The `index`-th candidate as a record."""
-        return Layout(
+        own = Layout(
             micro_batch=int(self.micro_batch[index]),
             accumulation=int(self.accumulation[index]),
             precision=self.setting.precision,
@@ -68,11 +79,19 @@ class Layouts:
             threads=int(self.threads[index]),
             loss_chunk=int(self.loss_chunk[index]),
         )
+        if self.spread is None:
+            return own
+        spread = {name: getattr(self.spread, name) for name in SPREAD}
+        return msgspec.structs.replace(own, **spread)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Models of one kind; every array has shape [models, 1] and broadcasts against layouts."""
+    """Models of one kind; every array has shape [models, 1] and broadcasts against layouts. Norms
+    and what else is not divided see a `sequence`-th part of the tokens.
+    """
+
+    specs: tuple[ModelSpec, ...]
 
     layers: Array
     width: Array
@@ -92,6 +111,7 @@ class Shapes:
     biases: bool
     centred: bool
     dropout: bool
+    sequence: float = 1.0
 
     @classmethod
     def of(cls, models: Sequence[ModelSpec]) -> Shapes:
@@ -102,6 +122,7 @@ class Shapes:
 
         first = models[0]
         return cls(
+            specs=tuple(models),
             layers=column("layers"),
             width=column("width"),
             heads=column("heads"),

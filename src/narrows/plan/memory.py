@@ -37,6 +37,22 @@ Moment = dict[str, Array]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Held:
+    """What one of several processes has of a model: parameters that it computes with, and those of
+    them that it keeps. Where the `copied` whole stands beside its own piece, and where not so many
+    are `gathered` at once. Gradients are a `late` sum in fp32 of the whole, or soon of the piece.
+    So many micro-batches are in `flight` at once.
+    """
+
+    whole: float
+    kept: float
+    copied: bool
+    gathered: float
+    late: bool
+    flight: Array
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryBytes:
     """Bytes by kind, arrays [models, layouts]; of a fleet, for one model, [layouts]."""
 
@@ -61,15 +77,20 @@ class MemoryBytes:
 
 
 def memory_bytes(
-    model: Shapes, layouts: Layouts, calibration: dict[str, float] | None = None
+    model: Shapes,
+    layouts: Layouts,
+    calibration: dict[str, float] | None = None,
+    held: Held | None = None,
 ) -> MemoryBytes:
-    """Peak memory of a step under each layout; `calibration` is the machine's."""
+    """Peak memory of a step under each layout; `calibration` is the machine's. Of several processes
+    `model` is what one computes, and `held` what it has.
+    """
     worn = (calibration or {}).get("activations", 1.0)
     value = layouts.setting.value_bytes
     tokens = layouts.micro_batch * model.context
     nothing = 0.0 * (tokens * model.layers)
     parameters = model.parameters + nothing
-    moments = _moments(model, layouts)
+    moments = _moments(model, layouts, held)
     totals = np.stack([np.asarray(sum(list(moment.values()), nothing)) for moment in moments])
     worst = totals.argmax(axis=0)
     at_peak = {
@@ -78,8 +99,12 @@ def memory_bytes(
         for kind in moments[0]
     }
     at_peak["workspace"] = at_peak["workspace"] + worn * _holes(model, layouts)
+    weights = parameters
+    if held is not None:
+        parameters = held.kept + nothing
+        weights = parameters + held.gathered + (held.whole if held.copied else 0.0)
     return MemoryBytes(
-        weights=value * parameters,
+        weights=value * weights,
         masters=_FP32 * parameters if value < _FP32 else nothing,
         optimizer=2 * _FP32 * parameters,
         runtime=nothing + RUNTIME_BYTES + COMPILER_BYTES * layouts.setting.compile,
@@ -90,6 +115,7 @@ def memory_bytes(
 def saved_bytes(model: Shapes, setting: Setting) -> Array:
     """Bytes of a block that wait for its backward pass, per token; the hinge test counts them."""
     value, stream = setting.value_bytes, model.width * setting.value_bytes
+    piece = stream / model.sequence
     activation = model.feed_forward_width * value
     out = model.heads * model.head_width * value
     saved: dict[str, Array | float] = {
@@ -100,14 +126,16 @@ def saved_bytes(model: Shapes, setting: Setting) -> Array:
         "up's output": model.up_width * value,
     }
     if setting.kernels == "native":
-        saved["the stream before both norms, and its statistics"] = 2 * (stream + 2 * _FP32)
+        saved["the stream before both norms, and its statistics"] = 2 * (piece + 2 * _FP32)
     else:
         saved["the activation, input of down"] = activation
         if model.centred:
-            saved["the stream before both norms, and its statistics"] = 2 * (stream + 2 * value)
+            saved["the stream before both norms, and its statistics"] = 2 * (piece + 2 * value)
         else:
             # torch spells RMSNorm in fp32: the stream and its norm, and one number a row.
-            saved["the stream and its norm in fp32, twice"] = 2 * _FP32 * (2 * model.width + 1)
+            saved["the stream and its norm in fp32, twice"] = (
+                2 * _FP32 * (2 * model.width / model.sequence + 1)
+            )
         if model.gated:
             saved["silu of the gate"] = activation
         if model.rotary:
@@ -128,7 +156,7 @@ def _holes(model: Shapes, layouts: Layouts) -> Array:
     return HOLES_GRADIENTS * layouts.setting.value_bytes * model.parameters + again
 
 
-def _moments(model: Shapes, layouts: Layouts) -> tuple[Moment, Moment, Moment]:
+def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment, Moment, Moment]:
     value = layouts.setting.value_bytes
     tokens = layouts.micro_batch * model.context
     stream = tokens * model.width * value
@@ -138,22 +166,28 @@ def _moments(model: Shapes, layouts: Layouts) -> tuple[Moment, Moment, Moment]:
     # Tokens and targets; the last stream, which the final norm keeps, and the loss's gradient.
     ends = tokens * 2 * _TOKEN + 2 * stream
     table = model.vocabulary * model.width * value
-    buffer = np.where(layouts.accumulation > 1, _FP32 * model.parameters, 0.0)
+    summed, own, layers = model.parameters, model.parameters, model.layers
+    if held is not None:
+        summed = own = np.full_like(layers, held.kept)
+        if held.late:
+            summed = np.full_like(layers, held.whole)
+        layers = layers * held.flight
+    buffer = np.where(layouts.accumulation > 1, _FP32 * summed, 0.0)
     working = tokens * _working_bytes(model, layouts.setting)
     loss = {
         "gradients": buffer + table,
-        "activations": kept * model.layers + ends,
+        "activations": kept * layers + ends,
         "logits": _logits_bytes(model, layouts),
         "workspace": stream,
     }
     last_block = {
         "gradients": buffer + table,
-        "activations": kept * model.layers + ends + again,
+        "activations": kept * layers + ends + again,
         "logits": 0 * tokens,
         "workspace": working,
     }
     end = {
-        "gradients": buffer + value * model.parameters + (table if model.tied else 0.0),
+        "gradients": buffer + value * own + (table if model.tied else 0.0),
         "activations": kept + ends + again,
         "logits": 0 * tokens,
         "workspace": working,

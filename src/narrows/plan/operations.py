@@ -117,12 +117,16 @@ VALUES_MOVED: dict[str, tuple[float, float]] = {
 }
 
 
-def step_operations(model: Shapes, layouts: Layouts) -> tuple[Operation, ...]:
-    """The operations of one optimizer step of `model` under each of `layouts`."""
+def step_operations(
+    model: Shapes, layouts: Layouts, *, first: bool = True, last: bool = True
+) -> tuple[Operation, ...]:
+    """The operations of one optimizer step of `model` under each of `layouts`; of a pipeline's
+    stage, the `first` of which embeds and the `last` takes the loss.
+    """
     return (
-        *_embedding(model, layouts),
+        *(_embedding(model, layouts) if first else ()),
         *_blocks(model, layouts),
-        *_head(model, layouts),
+        *(_head(model, layouts) if last else ()),
         *_optimizer(model, layouts),
         *_besides(model, layouts),
     )
@@ -147,7 +151,7 @@ def _embedding(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     # The table's gradient is dense: filled with zeros and, where tied, added to the head's.
     table = model.vocabulary * model.width + 0 * tokens
     moved = table * layouts.setting.value_bytes * (4 if model.tied else 1)
-    yield _kernel("embedding_gradient", ("backward", "pointwise"), table, count, moved)
+    yield kernel("embedding_gradient", ("backward", "pointwise"), table, count, moved)
 
 
 def block_operations(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
@@ -171,7 +175,7 @@ def _block(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operation]
     stream = tokens * model.width
     heads_width = model.heads * model.head_width
     forward_width = model.feed_forward_width
-    norm = list(pointwise("norm", stream, count, layouts))
+    norm = list(pointwise("norm", stream / model.sequence, count, layouts))
     yield from norm
     yield from _linear("qkv", (tokens, model.qkv_width, model.width), count, model, layouts)
     if model.rotary and layouts.setting.kernels == "torch":
@@ -186,14 +190,14 @@ def _block(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operation]
     yield from pointwise(activation, tokens * forward_width, count, layouts)
     yield from _linear("down", (tokens, model.width, forward_width), count, model, layouts)
     if model.dropout:
-        yield from pointwise("dropout", stream, 2 * count, layouts)
+        yield from pointwise("dropout", stream / model.sequence, 2 * count, layouts)
 
 
 def _head(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     """The loss takes its gradient on the way forward, a chunk of positions at a time."""
     tokens = layouts.micro_batch * model.context
     count = layouts.accumulation + 0 * tokens
-    yield from pointwise("norm", tokens * model.width, count, layouts)
+    yield from pointwise("norm", tokens * model.width / model.sequence, count, layouts)
     chunks = np.ceil(tokens / layouts.loss_chunk)
     rows = tokens / chunks
     yield from _product("head", (rows, model.vocabulary, model.width), count * chunks, layouts)
@@ -207,14 +211,14 @@ def _optimizer(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     once = np.ones_like(elements)
     several = np.where(layouts.accumulation > 1, 1.0, 0.0) * once
     gradient = elements * np.where(layouts.accumulation > 1, 4.0, value)
-    yield _kernel("squared_norm", ("optimizer", "optimizer"), elements, once, gradient)
+    yield kernel("squared_norm", ("optimizer", "optimizer"), elements, once, gradient)
     # Reads gradient, master and two moments; writes master, moments and, in bf16, the weight.
     moved = gradient + elements * (24 + (2 if value == 2 else 0))
-    yield _kernel("adamw", ("optimizer", "optimizer"), elements, once, moved)
+    yield kernel("adamw", ("optimizer", "optimizer"), elements, once, moved)
     # Into an fp32 buffer once a micro-batch: reads the gradient, reads and writes the sum.
     often = layouts.accumulation * several
-    yield _kernel("accumulate", ("optimizer", "optimizer"), elements, often, elements * (value + 8))
-    yield _kernel("clear", ("optimizer", "optimizer"), elements, several, elements * 4)
+    yield kernel("accumulate", ("optimizer", "optimizer"), elements, often, elements * (value + 8))
+    yield kernel("clear", ("optimizer", "optimizer"), elements, several, elements * 4)
 
 
 def _besides(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
@@ -318,9 +322,10 @@ def pointwise(
         )  # fmt: skip
 
 
-def _kernel(
+def kernel(
     operation: str, place: tuple[Phase, Kind], elements: Array, count: Array, moved: Array
 ) -> Operation:
+    """A memory-bound operation that moves so many bytes."""
     return Operation(
         name=operation, phase=place[0], kind=place[1], count=count, flop=0 * elements,
         memory_bytes=moved,

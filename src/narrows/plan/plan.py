@@ -6,21 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 import narrows
-from narrows.plan import processes, recipe
-from narrows.plan.cost import evaluation_seconds
+from narrows.plan import gradients, recipe
 from narrows.plan.curves import matmul_peak
 from narrows.plan.design import Design, design
 from narrows.plan.dial import MARGIN, Allowance, start_seconds, usable_seconds, worthwhile_tokens
 from narrows.plan.doubling import doubling
 from narrows.plan.explain import alternatives, layout_whys, threads_why
 from narrows.plan.layouts import Layouts, Shapes
+from narrows.plan.network import Network
+from narrows.plan.offers import offers
 from narrows.plan.predict import Run, predict
 from narrows.plan.refuse import check_disk, refusal
 from narrows.plan.scaling import EPOCHS_MOST
-from narrows.plan.search import Found, candidates, search
+from narrows.plan.search import Found, options, search
 from narrows.plan.text import Text, known_text
+from narrows.plan.together import evaluation_seconds
 from narrows.spec.dataset import Dataset
 from narrows.spec.errors import BadInput
 from narrows.spec.job import Job
@@ -32,6 +36,10 @@ from narrows.spec.units import Seconds, Tokens
 
 _VALIDATION_SEQUENCES_UNKNOWN = 64
 _FILLING_ROUNDS = 4
+_SEVERAL_PAY = 0.95
+"""Of one process's step, what several must need at most where nobody asked for them: they start
+later, and each of them can be lost.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +64,10 @@ def make_plan(job: Job, machine: Machine, dataset: Dataset | None) -> Plan:
     """
     text = known_text(job, dataset)
     wanted = design(job, machine, text)
-    processes.check(job.layout, wanted.model, wanted.batch)
-    options = candidates(job.layout, machine, wanted.batch, wanted.model.context)
-    share = 1.0 / job.layout.processes
-    found = search(Shapes.of([wanted.model]), options, machine, memory_scale=share)
+    candidates = gradients.able(
+        options(job.layout, machine, wanted.model, wanted.batch), job.train.exchange
+    )
+    found = search(Shapes.of([wanted.model]), candidates, machine)
     chosen = _choose(wanted, found, machine)
     if chosen is None:
         raise refusal(job, machine, wanted.model, wanted.batch, found)
@@ -70,21 +78,35 @@ def make_plan(job: Job, machine: Machine, dataset: Dataset | None) -> Plan:
 
 
 def _choose(wanted: Design, found: Found, machine: Machine) -> int | None:
-    """The candidate that ends first, or in a budget of time the one that does the most steps."""
+    """The candidate that ends first, or in a budget of time the one that does the most steps.
+    Where it is open, several processes must be worth it.
+    """
+    alone = found.column("processes") == 1
+    one = _best(wanted, found, machine, alone)
+    several = _best(wanted, found, machine, ~alone)
+    if one is None or several is None:
+        return several if one is None else one
+    return several if found.step[0, several] < _SEVERAL_PAY * found.step[0, one] else one
+
+
+def _best(
+    wanted: Design, found: Found, machine: Machine, among: npt.NDArray[np.bool_]
+) -> int | None:
     limits = wanted.limits
     if wanted.steps is not None or limits is None or limits.seconds is None:
-        return found.best(wanted.steps or max(1.0, wanted.tokens / wanted.step_tokens))
-    uncompiled = found.best(1.0, among=found.once[0] == 0)
+        steps = wanted.steps or max(1.0, wanted.tokens / wanted.step_tokens)
+        return found.best(steps, among=among)
+    uncompiled = found.best(1.0, among=among & (found.once[0] == 0))
     if uncompiled is None:
-        return found.best(1.0)
+        return found.best(1.0, among=among)
     left = usable_seconds(limits.seconds, start_seconds(machine))
-    return found.best(max(1.0, left / float(found.step[0, uncompiled])))
+    return found.best(max(1.0, left / float(found.step[0, uncompiled])), among=among)
 
 
 def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, chosen: int) -> Run:
     """How many steps, and when to evaluate and save."""
     model = wanted.model
-    layouts = Layouts.of(found.layout(chosen))
+    layouts = Layouts.of(found.layout(chosen), job.train.exchange)
     step = float(found.step[0, chosen])
     once = start_seconds(machine) + float(found.once[0, chosen])
     forward = float(evaluation_seconds(Shapes.of([model]), layouts, machine)[0, 0])
@@ -117,7 +139,7 @@ def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, c
     _check_tokens(wanted, steps)
     return Run(
         steps=steps, batch_sequences=wanted.batch, seconds_start=once, cadence=cadence(steps),
-        reads_text=text.tokens_train is not None,
+        reads_text=text.tokens_train is not None, gradients=job.train.exchange,
     )  # fmt: skip
 
 
@@ -179,9 +201,11 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
     tokens = float(run.steps * wanted.step_tokens)
     optimizer = recipe.optimizer(job.train, model, tokens, float(wanted.step_tokens), why)
     schedule = recipe.schedule(job.train, model, run.steps, wanted.step_tokens, why)
+    exchange = gradients.settled(job.train, schedule, why)
+    gradients.check(exchange, job.train.on_spike, run.cadence.evaluation, run.cadence.checkpoints)
     why.update(_layout_whys(job, machine, settled))
     ledger = predict(model, layout, machine, run)
-    layouts = Layouts.of(layout)
+    layouts = Layouts.of(layout, exchange)
     saving = doubling(Shapes.of([model]), layouts, machine, _seconds_with_more_memory(settled))
     besides = ledger.total.seconds - ledger.total.seconds_training
     return Plan(
@@ -189,13 +213,14 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         seed=job.seed,
         objective="next_token",
         model=model,
-        layout=processes.shared(layout, job.layout),
+        layout=layout,
         optimizer=optimizer,
         schedule=schedule,
         batch_sequences=wanted.batch,
         context=model.context,
         steps=run.steps,
         on_spike=job.train.on_spike,
+        exchange=exchange,
         evaluation=run.cadence.evaluation,
         checkpoints=run.cadence.checkpoints,
         data=_data(dataset),
@@ -205,6 +230,7 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         made_from=_provenance(job, machine, dataset),
         bottleneck=saving[0].resource,
         doubling=saving,
+        offers=offers(Shapes.of([model]), layouts, machine, saving[0].resource),
         alternatives=alternatives(settled.found, settled.chosen, run.steps, besides),
         predicted=ledger,
     )
@@ -216,6 +242,8 @@ def _layout_whys(job: Job, machine: Machine, settled: _Settled) -> dict[str, str
     whys = layout_whys(settled.found, settled.chosen, settled.run.steps, asked)
     if "threads" not in asked:
         whys["layout.threads"] = threads_why(machine, settled.layout.threads)
+    if settled.layout.processes > 1:
+        whys["network"] = Network.of(settled.layout, machine).why()
     return whys
 
 

@@ -1,23 +1,23 @@
-"""Several processes on the machine at hand: what a layout asks of the model, and each one's share.
-
-They divide the processors among them, and together compute what one process would: measured on two
-cores, two processes of one thread are as quick as one of two. What they tell each other is not
-predicted yet.
-"""
+"""Several processes: over which axes they may be spread, and what that asks of the model."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import Any, get_args
 
 import msgspec
 
+from narrows.plan.family import divisors
+from narrows.plan.layouts import SPREAD
 from narrows.spec.errors import BadInput
+from narrows.spec.fleet import Sharding
 from narrows.spec.job import LayoutIntent
 from narrows.spec.layout import Layout
+from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
 
-_SPREAD = tuple(each.name for each in msgspec.structs.fields(Layout) if not each.required)
-"""What a layout says of several processes; a lone one has the defaults."""
+SHARDINGS = get_args(Sharding)
 
 
 def check(intent: LayoutIntent, model: ModelSpec, batch: int) -> None:
@@ -36,16 +36,62 @@ def check(intent: LayoutIntent, model: ModelSpec, batch: int) -> None:
         )
 
 
-def shared(layout: Layout, intent: LayoutIntent) -> Layout:
-    """The layout of one process that does all, as each of the intent's processes has it."""
-    if intent.processes == 1:
-        return layout
-    return msgspec.structs.replace(
-        layout,
-        accumulation=layout.accumulation // intent.batches,
-        threads=max(1, layout.threads // intent.processes),
-        **{name: value for name in _SPREAD if (value := getattr(intent, name)) is not None},
-    )
+def counts(intent: LayoutIntent, machine: Machine) -> list[int]:
+    """How many processes are considered: as many as are asked for; else one, and as many as this
+    machine's processors and a measured link allow.
+    """
+    asked = intent.processes or intent.given
+    if intent.processes or asked > 1:
+        return [asked]
+    threads = machine.device.threads
+    measured = {
+        link.ranks for link in machine.links
+        if link.hosts == 1 and link.together is not None and link.ranks <= threads
+    }  # fmt: skip
+    return [1, *sorted(measured - {1})]
+
+
+def spreads(
+    intent: LayoutIntent, model: ModelSpec, batch: int, count: int
+) -> Iterator[dict[str, Any]]:
+    """The ways to spread the model and its batch over `count` processes that the intent leaves
+    open and that the model's sizes allow.
+    """
+    fixed = {name: getattr(intent, name) for name in SPREAD if getattr(intent, name) is not None}
+    # Parts of a sequence, copies of a sharded set and experts elsewhere are for what does not fit
+    # otherwise: they are there where somebody asks for them.
+    beside = (intent.replicas or 1) * (intent.context or 1)
+    for data, tensor, pipeline in _factors(count // beside):
+        axes = {"data": data, "tensor": tensor, "pipeline": pipeline}
+        if any(fixed.get(name, size) != size for name, size in axes.items()):
+            continue
+        for way in _ways({**axes, **fixed}, fixed):
+            try:
+                check(LayoutIntent(**way), model, batch)
+            except BadInput:
+                continue
+            yield way
+
+
+def _factors(count: int) -> Iterator[tuple[int, int, int]]:
+    for tensor in divisors(count):
+        for pipeline in divisors(count // tensor):
+            yield count // tensor // pipeline, tensor, pipeline
+
+
+def _ways(axes: dict[str, Any], fixed: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """How the axes may be used: what is sharded, and the schedule of a pipeline."""
+    shared = axes["data"] * axes.get("context", 1) > 1
+    shardings = SHARDINGS if shared and "sharding" not in fixed else (axes.get("sharding", "none"),)
+    schedules: tuple[tuple[str, int], ...] = (("1f1b", 1),)
+    if axes["pipeline"] > 1:
+        schedules = ("1f1b", 1), ("gpipe", 1), ("1f1b", 2), ("zero_bubble", 2)
+    for sharding, (schedule, interleave) in itertools.product(shardings, schedules):
+        way = {"schedule": schedule, "interleave": interleave, **axes, "sharding": sharding}
+        alone = "schedule" in fixed or "interleave" in fixed
+        if alone and (way["schedule"], way["interleave"]) != (schedule, interleave):
+            continue
+        yield way
 
 
 def fewer(layout: Layout) -> Layout | None:
@@ -62,6 +108,19 @@ def fewer(layout: Layout) -> Layout | None:
     around = smaller.data * smaller.context * smaller.tensor
     expert = max(n for n in range(1, layout.expert + 1) if not (around % n or layout.expert % n))
     return msgspec.structs.replace(smaller, expert=expert)
+
+
+def named(layout: Layout) -> str:
+    """The layout's processes in words, such as "data 2 x tensor 2"; empty of one."""
+    names = ("replicas", "data", "tensor", "pipeline", "context", "expert")
+    several = [f"{name} {getattr(layout, name)}" for name in names if getattr(layout, name) > 1]
+    told = " x ".join(several)
+    if layout.sharding != "none" and several:
+        told += f", {layout.sharding} sharded"
+    if layout.pipeline > 1:
+        pieces = "interleaved " if layout.schedule == "1f1b" and layout.interleave > 1 else ""
+        told += f", {pieces}{layout.schedule.replace('_', ' ')}"
+    return told
 
 
 def _divisions(

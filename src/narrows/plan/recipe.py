@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from narrows.plan import scaling
+from narrows.plan.gradients import due
 from narrows.spec.errors import BadInput
 from narrows.spec.job import TrainIntent
 from narrows.spec.machine import Machine
@@ -162,10 +163,10 @@ def cadence(intent: TrainIntent, machine: Machine, pace: Pace, steps: int) -> Ca
     training = steps * pace.step_seconds
     affordable = training * _EVALUATING_SHARE / pace.sequence_seconds
     sequences, times = _evaluations(intent, affordable, pace)
-    every = intent.evaluate_every or max(1, -(-steps // times))
+    every = intent.evaluate_every or due(intent.exchange, max(1, -(-steps // times)))
     once = pace.save_bytes / float(machine.disk.write.value)
     saves = _saves(training, once, -(-steps // every))
-    each = intent.checkpoint_every or _multiple(every, -(-steps // saves))
+    each = intent.checkpoint_every or due(intent.exchange, _multiple(every, -(-steps // saves)))
     evaluating = _times(steps, every) * sequences * pace.sequence_seconds
     return Cadence(
         evaluation=Evaluation(every=every, sequences=sequences),

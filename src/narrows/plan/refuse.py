@@ -9,7 +9,8 @@ import msgspec
 
 from narrows.plan.layouts import Layouts, Shapes
 from narrows.plan.recipe import checkpoint_bytes
-from narrows.plan.search import Found, candidates, peak_bytes, search
+from narrows.plan.search import Found, options, search
+from narrows.plan.together import peak_bytes
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.job import Job, LayoutIntent
 from narrows.spec.layout import Layout
@@ -112,10 +113,9 @@ def _relaxed(intent: LayoutIntent) -> Iterator[tuple[LayoutIntent, str]]:
 
 def _fastest(model: ModelSpec, intent: LayoutIntent, machine: Machine, batch: int) -> _Fit | None:
     try:
-        options = candidates(intent, machine, batch, model.context)
+        found = search(Shapes.of([model]), options(intent, machine, model, batch), machine)
     except BadInput:
         return None
-    found = search(Shapes.of([model]), options, machine)
     best = found.best(1.0)
     if best is None:
         return None

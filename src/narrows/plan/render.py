@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from narrows.plan.explain import described
+from narrows.spec.exchange import Bf16, GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.ledger import Ledger
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Plan
@@ -19,10 +20,11 @@ _SHARE_LEAST = 0.005
 def text(plan: Plan) -> str:
     """The whole answer, in blocks parted by blank lines."""
     blocks = (
-        _what(plan), _predicted(plan), _step(plan.predicted), _doubling(plan), _others(plan),
-        _whys(plan),
+        _what(plan), _predicted(plan), _step(plan.predicted), _doubling(plan), _offers(plan),
+        _others(plan), _whys(plan),
     )  # fmt: skip
-    return "\n\n".join("\n".join(block) for block in blocks)
+    told = ("\n".join(block) for block in blocks)
+    return "\n\n".join(block for block in told if block)
 
 
 def model_line(model: ModelSpec) -> str:
@@ -48,7 +50,7 @@ def _what(plan: Plan) -> Iterator[str]:
         "training",
         f"{plan.steps} steps of {plan.batch_sequences} x {plan.context} tokens = "
         f"{Tokens(tokens).text()}{epochs}; AdamW at {optimizer.learning_rate:g}, "
-        f"{schedule.warmup_steps} steps of warm-up, {schedule.shape}",
+        f"{schedule.warmup_steps} steps of warm-up, {schedule.shape}{_exchanged(plan.exchange)}",
     )
     yield from _row("layout", f"{described(plan.layout)}, {plan.layout.threads} threads")
     yield from _row(
@@ -56,6 +58,19 @@ def _what(plan: Plan) -> Iterator[str]:
         f"evaluation of {plan.evaluation.sequences} sequences each {plan.evaluation.every} steps, "
         f"checkpoint each {plan.checkpoints.every}",
     )
+
+
+def _exchanged(exchange: GradientExchange) -> str:
+    match exchange:
+        case Bf16():
+            return "; gradients added up in bf16"
+        case PowerSGD():
+            return (
+                f"; gradients by PowerSGD of rank {exchange.rank} from step {exchange.start_step}"
+            )
+        case LocalSteps():
+            return f"; ranks train apart and meet each {exchange.every} steps"
+    return ""
 
 
 def _predicted(plan: Plan) -> Iterator[str]:
@@ -113,6 +128,20 @@ def _doubling(plan: Plan) -> Iterator[str]:
     for row in plan.doubling:
         said = f"-{row.saving:.0%}  {_seconds(row.step_seconds)}"
         yield from _row(row.resource, said if row.saving >= _SHARE_LEAST else "no shorter")
+
+
+def _offers(plan: Plan) -> Iterator[str]:
+    """Nothing where the link is no bottleneck."""
+    if plan.offers:
+        yield "[train.exchange] tells others less, at a cost to what is learned (docs/exchange.md)"
+    for offer in plan.offers:
+        told = ", ".join(
+            f"{name} = {value}" for name, value in msgspec.structs.asdict(offer.exchange).items()
+            if name in ("rank", "every")
+        )  # fmt: skip
+        kind = f'type = "{offer.exchange.__struct_config__.tag}"'
+        said = f"-{offer.saving:.0%}  {_seconds(offer.step_seconds)}"
+        yield from _row(", ".join(filter(None, [kind, told])), said, 38)
 
 
 def _others(plan: Plan) -> Iterator[str]:

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from narrows.plan.cost import step_seconds
 from narrows.plan.curves import precisions
 from narrows.plan.family import divisors
-from narrows.plan.layouts import Array, Layouts, Setting, Shapes
-from narrows.plan.memory import MemoryBytes, memory_bytes
+from narrows.plan.layouts import SPREAD, Array, Layouts, Setting, Shapes
+from narrows.plan.processes import check, counts, spreads
+from narrows.plan.together import hosts, peak_bytes, step, step_seconds, usual_threads
 from narrows.spec.errors import BadInput
 from narrows.spec.job import LayoutIntent
 from narrows.spec.layout import Layout
 from narrows.spec.machine import Machine
+from narrows.spec.model import ModelSpec
 
 # Of the free memory, what a plan may count on: predicted peaks are meant to be within 5 %.
 MEMORY_SHARE = 0.95
 # Two layouts closer than this are equal as far as predictions tell, and the leaner one is taken.
 TIE = 0.02
 _CHUNK_LEAST = 128
+_ARRAYS = ("micro_batch", "accumulation", "recompute", "loss_chunk")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """All candidates of one search: seconds and bytes, flat over groups, [models, candidates]."""
+    """All candidates of one search: seconds and bytes, flat over groups, [models, candidates]. Of
+    several processes `peak` is what those of one host take together, and `told` the part of the
+    step in which they tell each other something, or wait.
+    """
 
     groups: tuple[Layouts, ...]
     step: Array
     peak: Array
     once: Array
+    told: Array
     group: npt.NDArray[np.intp]
     within: npt.NDArray[np.intp]
     limit: float
@@ -49,6 +57,15 @@ class Found:
         """One choice of every candidate: a field of `Layouts` or of `Setting`."""
         return np.concatenate([_column(layouts, name) for layouts in self.groups])
 
+    @property
+    def axes(self) -> npt.NDArray[np.int64]:
+        """Of each candidate, along how many axes processes compute parts of one sequence: what is
+        least like one process, and least sure to be predicted.
+        """
+        names = ("tensor", "pipeline", "context")
+        cut = np.stack([self.column(name).astype(np.int64) > 1 for name in names])
+        return np.asarray(cut.sum(axis=0))
+
     def best(
         self,
         steps: float,
@@ -57,7 +74,9 @@ class Found:
         among: npt.NDArray[np.bool_] | None = None,
         fitting: bool = True,
     ) -> int | None:
-        """The candidate that ends `steps` first, ties going to less memory; None if none fits."""
+        """The candidate that ends `steps` first, ties going to fewer axes and then to less memory;
+        None if none fits.
+        """
         total = self.step[model] * steps + self.once[model]
         allowed = np.ones(total.size, dtype=bool) if among is None else among
         if fitting:
@@ -66,31 +85,83 @@ class Found:
             return None
         least = total[allowed].min()
         close = allowed & (total <= least * (1 + TIE))
+        close &= self.axes == self.axes[close].min()
         return int(np.where(close, self.peak[model], np.inf).argmin())
 
 
-def search(
-    shapes: Shapes, candidates: Sequence[Layouts], machine: Machine, *, memory_scale: float = 1.0
-) -> Found:
+def search(shapes: Shapes, candidates: Sequence[Layouts], machine: Machine) -> Found:
     """Evaluate all candidates for all models."""
-    step, peak, once, group, within = [], [], [], [], []
+    taken, peak, once, told, group, within = [], [], [], [], [], []
     for number, layouts in enumerate(candidates):
         size = layouts.micro_batch.size
-        step.append(step_seconds(shapes, layouts, machine))
-        peak.append(peak_bytes(shapes, layouts, machine).peak)
+        if layouts.spread is None:
+            taken.append(step_seconds(shapes, layouts, machine))
+            told.append(np.zeros_like(taken[-1]))
+        else:
+            found = step(shapes, layouts, machine)
+            taken.append(found.seconds[np.newaxis])
+            told.append(found.telling[np.newaxis])
+        local = layouts.spread.processes // hosts(layouts.spread, machine) if layouts.spread else 1
+        peak.append(local * peak_bytes(shapes, layouts, machine).peak)
         compiling = compile_seconds(shapes, machine) if layouts.setting.compile else 0.0
-        once.append(np.zeros_like(step[-1]) + compiling)
+        once.append(np.zeros_like(taken[-1]) + compiling)
         group.append(np.full(size, number))
         within.append(np.arange(size))
     return Found(
         groups=tuple(candidates),
-        step=np.concatenate(step, axis=1),
+        step=np.concatenate(taken, axis=1),
         peak=np.concatenate(peak, axis=1),
         once=np.concatenate(once, axis=1),
+        told=np.concatenate(told, axis=1),
         group=np.concatenate(group),
         within=np.concatenate(within),
-        limit=memory_limit(machine) * memory_scale,
+        limit=memory_limit(machine),
     )
+
+
+def options(intent: LayoutIntent, machine: Machine, model: ModelSpec, batch: int) -> list[Layouts]:
+    """Every layout that the intent leaves open, of one process or of several.
+
+    Raises BadInput where the intent asks for what the machine, the model or the batch cannot do.
+    """
+    check(intent, model, batch)
+    found: list[Layouts] = []
+    for count in counts(intent, machine):
+        if count == 1:
+            found += candidates(intent, machine, batch, model.context)
+            continue
+        ways = list(spreads(intent, model, batch, count))
+        found += [each for way in ways for each in _spread(intent, machine, model, (way, batch))]
+        if not ways and count == (intent.processes or intent.given):
+            raise BadInput(
+                f"a model of {model.layers} layers and {model.heads} heads cannot be divided among "
+                f"{count} processes with {batch} sequences a step",
+                hint=f"--set train.batch_sequences=N with N a multiple of {count}",
+            )
+    return found
+
+
+def _spread(
+    intent: LayoutIntent, machine: Machine, model: ModelSpec, spread: tuple[dict[str, Any], int]
+) -> Iterator[Layouts]:
+    """Micro-batches and settings of one way to spread a batch."""
+    way, batch = spread
+    known = LayoutIntent(**{**msgspec.structs.asdict(intent), **way, "processes": None})
+    for layouts in candidates(known, machine, batch, model.context):
+        if layouts.setting.compile and way["schedule"] == "zero_bubble" and way["pipeline"] > 1:
+            continue
+        p, m = way["pipeline"], layouts.accumulation
+        full = way["schedule"] == "gpipe" or p == 1
+        whole = way["schedule"] != "1f1b" or way["interleave"] == 1 or p == 1
+        running = np.flatnonzero((full | (m >= p)) & (whole | (m % p == 0)))
+        if not running.size:
+            continue
+        chosen = {name: getattr(layouts, name)[running] for name in _ARRAYS}
+        layout = msgspec.structs.replace(layouts.layout(0), **way)
+        threads = intent.threads or usual_threads(layout, machine)
+        yield replace(
+            layouts, **{**chosen, "threads": np.full(running.size, float(threads))}, spread=layout
+        )  # fmt: skip
 
 
 def candidates(
@@ -116,18 +187,13 @@ def candidates(
         Layouts(
             setting=setting,
             micro_batch=table[:, 0],
-            accumulation=batch_sequences / table[:, 0],
+            accumulation=own / table[:, 0],
             recompute=table[:, 1],
             threads=np.full(len(rows), float(threads)),
             loss_chunk=table[:, 2],
         )
         for setting in _settings(intent, machine)
     ]
-
-
-def peak_bytes(shapes: Shapes, layouts: Layouts, machine: Machine) -> MemoryBytes:
-    """Memory of `layouts` as this machine's past runs corrected it."""
-    return memory_bytes(shapes, layouts, machine.calibration)
 
 
 def memory_limit(machine: Machine) -> float:
@@ -144,6 +210,9 @@ def compile_seconds(shapes: Shapes, machine: Machine) -> Array:
 def _column(layouts: Layouts, name: str) -> npt.NDArray[np.generic]:
     if hasattr(layouts, name):
         return np.asarray(getattr(layouts, name))
+    if name == "processes" or name in SPREAD:
+        layout = layouts.spread or layouts.layout(0)
+        return np.full(layouts.micro_batch.size, getattr(layout, name))
     return np.full(layouts.micro_batch.size, getattr(layouts.setting, name))
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from narrows.report.numbers import compact, plain
 from narrows.report.words import CHOICES, LAYOUT, Phrase, same, spoken
+from narrows.spec.exchange import EXACT
 from narrows.spec.layout import Layout
 from narrows.spec.model import GELU, Learned, ModelSpec, Rotary, SwiGLU
 from narrows.spec.plan import Alternative, Plan
@@ -38,14 +39,18 @@ class Considered(Record):
 
 
 def choices(plan: Plan) -> tuple[Choice, ...]:
-    """Every choice that has a why, then what remains of the layout."""
+    """Every choice that has a why, then how gradients are exchanged where that is not the usual
+    way, and what remains of the layout.
+    """
     built = to_builtins(plan)
     rest = [f"layout.{name}" for name in told(plan.layout) if not _explained(name, plan)]
-    names = [*plan.why, *rest]
+    gradients = [] if plan.exchange == EXACT or "exchange" in plan.why else ["exchange"]
+    names = [*plan.why, *gradients, *rest]
     return tuple(
         Choice(
             name=name,
-            label=spoken(CHOICES, name.rpartition(".")[2]),
+            # A layout's exchange is another.
+            label=spoken(CHOICES, "gradients" if name == "exchange" else name.rpartition(".")[2]),
             value=_value(plan, built, name),
             why=plan.why.get(name, ""),
         )

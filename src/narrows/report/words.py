@@ -196,6 +196,7 @@ CHOICES = {
     "data": Phrase("data", "数据"),
     "evaluation": Phrase("evaluation", "评估"),
     "checkpoints": Phrase("checkpoints", "检查点"),
+    "gradients": Phrase("gradients", "梯度"),
     "power_watts": Phrase("power", "功率"),
     "bottleneck": Phrase("bottleneck", "瓶颈"),
 }

@@ -6,6 +6,7 @@ import re
 from typing import Literal
 
 from narrows.spec.errors import BadInput
+from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.fleet import SIZES, Exchange, Schedule, Sharding
 from narrows.spec.model import FeedForward, Norm, Positions
 from narrows.spec.record import Record, at_least
@@ -115,6 +116,7 @@ class TrainIntent(Record):
     evaluate_sequences: int | None = None
     checkpoint_every: int | None = None
     on_spike: OnSpike = "stop"
+    exchange: GradientExchange = EXACT
 
     def __post_init__(self) -> None:
         at_least(
@@ -134,8 +136,11 @@ class TrainIntent(Record):
 
 
 class LayoutIntent(Record):
-    """Layout choices that somebody insists on; absent ones are searched."""
+    """Layout choices that somebody insists on; absent ones are searched. Of `processes` the plan
+    chooses what axes they are on, but for those that are given.
+    """
 
+    processes: int | None = None
     micro_batch: int | None = None
     precision: Literal["fp32", "bf16"] | None = None
     recompute: Literal["none", "full"] | None = None
@@ -160,8 +165,15 @@ class LayoutIntent(Record):
 
     def __post_init__(self) -> None:
         at_least(
-            1, self, "layout", "micro_batch", "threads", "loss_chunk", *SIZES, otherwise=_ABSENT
-        )
+            1, self, "layout", "processes", "micro_batch", "threads", "loss_chunk", *SIZES,
+            otherwise=_ABSENT,
+        )  # fmt: skip
+        if self.processes is not None and self.processes % self.given:
+            raise BadInput(
+                f"the axes that layout gives take {self.given} processes, and layout.processes is "
+                f"{self.processes}",
+                hint=f"--set layout.processes={self.given}, or leave it out",
+            )
 
     @property
     def batches(self) -> int:
@@ -169,8 +181,8 @@ class LayoutIntent(Record):
         return (self.data or 1) * (self.replicas or 1)
 
     @property
-    def processes(self) -> int:
-        """Processes that it takes."""
+    def given(self) -> int:
+        """Processes that the axes take which are given."""
         return self.batches * (self.tensor or 1) * (self.pipeline or 1) * (self.context or 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.job import OnSpike
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Ledger
@@ -63,6 +64,14 @@ class Doubling(Record):
     saving: float
 
 
+class Offer(Record):
+    """What another exchange of gradients would do to the step; it changes what is learned."""
+
+    exchange: GradientExchange
+    step_seconds: float
+    saving: float
+
+
 class Alternative(Record):
     """A layout that was considered, and why it was not taken."""
 
@@ -97,6 +106,7 @@ class Plan(Record):
     context: int
     steps: int
     on_spike: OnSpike = "stop"
+    exchange: GradientExchange = EXACT
     evaluation: Evaluation
     checkpoints: Checkpointing
     data: Data | None = None
@@ -106,6 +116,7 @@ class Plan(Record):
     made_from: Provenance
     bottleneck: str
     doubling: tuple[Doubling, ...]
+    offers: tuple[Offer, ...] = ()
     alternatives: tuple[Alternative, ...]
     predicted: Ledger
 

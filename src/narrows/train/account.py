@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import msgspec
 
 from narrows.hardware.power import PowerMeter
 from narrows.kernels.meter import MemoryMeter
+from narrows.spec.exchange import LocalSteps
 from narrows.spec.ledger import Ledger, Row, Total
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
@@ -87,13 +88,15 @@ class Account:
             self.rows = profiled_rows(trainer, lambda: trainer.step(number, batches))
 
     def step_seconds(self) -> float:
-        """Median step, the first left out where there are more: it warms up."""
+        """Median step, the first left out where there are more: it warms up. Of local steps the
+        mean: most of them do not meet.
+        """
         timed = self.steps_s[1:] or self.steps_s
-        return median(timed) if timed else self._last_s
+        return self._typical(timed) if timed else self._last_s
 
     def recent_seconds(self) -> float | None:
-        """Median of the last steps, once there are enough."""
-        return median(self.steps_s[-_RECENT:]) if len(self.steps_s) > _RECENT else None
+        """Of the last steps, once there are enough."""
+        return self._typical(self.steps_s[-_RECENT:]) if len(self.steps_s) > _RECENT else None
 
     def seconds_left(self, step: int) -> float:
         """By what this start has taken so far, evaluations and checkpoints included."""
@@ -144,6 +147,9 @@ class Account:
                 carbon_grams=wall_kwh * electricity.carbon.value,
             ),
         )  # fmt: skip
+
+    def _typical(self, seconds: list[float]) -> float:
+        return (fmean if isinstance(self.plan.exchange, LocalSteps) else median)(seconds)
 
     def _mfu(self, tokens_per_s: float) -> float:
         return self.plan.model.flop_per_token * tokens_per_s / self.plan.peak_flop_per_s

@@ -30,6 +30,7 @@ from narrows.spec.record import Record, load, save, write_atomically
 
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 _STATE = "state.json"
+_STATES = ("first", "second", "master", "outer", "error")
 _OTHERS_SECONDS = 600.0
 """How long the first process waits for the files of the others."""
 
@@ -186,7 +187,7 @@ def _name(step: int) -> str:
 def base(name: str) -> str:
     """The parameter that a tensor of an optimizer's state belongs to; a weight's own name."""
     kind, _, rest = name.partition(".")
-    return rest if kind in ("first", "second", "master") else name
+    return rest if kind.partition("@")[0] in _STATES else name
 
 
 def files(path: Path, kind: str) -> list[Path]:

@@ -10,6 +10,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from narrows.parallel.collectives import add_up
+from narrows.parallel.mesh import Axis
 from narrows.parallel.split import Split, local
 from narrows.spec.errors import Diverged
 
@@ -50,6 +52,16 @@ class LossWatch:
         """
         self.spikes, self._calm = self.spikes + 1, 0
         return self.spikes <= _PARDONS
+
+    def shared(self, axis: Axis, device: torch.device) -> None:
+        """Remember what the first along the axis does."""
+        recent = torch.zeros(_WINDOW, dtype=torch.float64, device=device)
+        counts = torch.zeros(2, dtype=torch.int64, device=device)
+        if axis.rank == 0:
+            recent[: len(self.recent)] = torch.tensor(list(self.recent), dtype=torch.float64)
+            counts[0], counts[1] = len(self.recent), self.spikes
+        number, self.spikes = add_up(counts, axis).tolist()
+        self.recent = deque(add_up(recent, axis).tolist()[:number], maxlen=_WINDOW)
 
     def jump(self, step: int, loss: float, gradient_norm: float) -> Diverged:
         """What to say of a loss that jumped."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from torch import Tensor
+
 from narrows.spec.ledger import MemoryPeak
 from narrows.train.step import Trainer
 
@@ -16,6 +20,7 @@ def memory_peak(trainer: Trainer, peak: float) -> MemoryPeak:
     state = optimizer.state()
     masters = sum(t.numel() * 4 for name, t in state.items() if name.startswith("master."))
     moments = sum(t.numel() * 4 for name, t in state.items() if not name.startswith("master."))
+    moments += sum(t.numel() * 4 for t in _exchanged(trainer))
     gradients = sum(t.numel() * 4 for t in optimizer.sums.values()) or weights
     known = float(weights + masters + moments + gradients)
     peak = max(peak, known)
@@ -23,3 +28,11 @@ def memory_peak(trainer: Trainer, peak: float) -> MemoryPeak:
         weights=float(weights), masters=float(masters), gradients=float(gradients),
         optimizer=float(moments), activations=max(0.0, peak - known), peak=peak,
     )  # fmt: skip
+
+
+def _exchanged(trainer: Trainer) -> Iterator[Tensor]:
+    """What the exchange of gradients keeps between steps."""
+    if trainer.outer is not None:
+        yield from (*trainer.outer.begun.values(), *trainer.outer.momentum.values())
+    if trainer.split.compressed is not None:
+        yield from trainer.split.compressed.own().values()

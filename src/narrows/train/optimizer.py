@@ -50,7 +50,9 @@ class Optimizer:
         owned = [each for name, each in gradients.items() if name in self.split.owned]
         norm = self.split.total(sum(self.kernels.squared_norm(each) for each in owned)) ** 0.5
         s = self.settings
-        if accept(norm):
+        taken = accept(norm)
+        self.split.settle(taken)
+        if taken:
             scale = min(1.0, s.clip / (norm + 1e-6)) if s.clip else 1.0
             for name, gradient in gradients.items():
                 decay = s.weight_decay if gradient.ndim >= 2 else 0.0
@@ -77,9 +79,17 @@ class Optimizer:
         """
         for name, target in self.state().items():
             target.copy_(read(name))
-        with torch.no_grad():
-            for name, moments in self.moments.items():
-                self.parameters[name].copy_(moments.master)
+        self.follow_masters()
+
+    def masters(self) -> dict[str, Tensor]:
+        """The weights in fp32, by name."""
+        return {name: moments.master for name, moments in self.moments.items()}
+
+    @torch.no_grad()
+    def follow_masters(self) -> None:
+        """Weights that are not fp32 themselves become what their masters are."""
+        for name, moments in self.moments.items():
+            self.parameters[name].copy_(moments.master)
 
     def _gradients(self) -> Iterable[tuple[str, Tensor]]:
         for name, parameter in self.held.items():

@@ -2,6 +2,8 @@
 
 A product is known by its shapes, everything else by its own name or an ancestor's. FLOP and bytes
 of products are counted from the shapes that ran; of other operations they are the plan's count.
+Collectives run in threads of their own while the step waits for them, in no operation at all: that
+time is theirs.
 """
 
 from __future__ import annotations
@@ -26,6 +28,17 @@ _SPANS: dict[str, tuple[str, Phase, Kind]] = {
     "narrows::optimizer": ("adamw", "optimizer", "optimizer"),
     "narrows::accumulate": ("accumulate", "optimizer", "optimizer"),
 }
+_LINKS = {
+    "c10d::allreduce_": "all_reduce", "c10d::_allgather_base_": "all_gather",
+    "c10d::_reduce_scatter_base_": "reduce_scatter", "c10d::alltoall_base_": "all_to_all",
+    "c10d::send": "send", "c10d::recv_": "send",
+}  # fmt: skip
+_WORKING = "gloo:"
+_SHARDS: dict[str, tuple[str, Phase, Kind]] = {
+    "FSDP::all_gather": ("gathered", "forward", "pointwise"),
+    "FSDP::post_backward_reduce": ("scattered", "backward", "pointwise"),
+}
+"""What fully_shard copies around its collectives; its own spans are where the host waits."""
 _POINTWISE = (
     ("orm", "norm"), ("ctivat", "activation"), ("gelu", "activation"), ("silu", "activation"),
     ("LinearBackward", "column_sum"), ("aten::sum", "column_sum"), ("embedding", "embedding"),
@@ -50,10 +63,11 @@ def profiled_rows(trainer: Trainer, run_step: Callable[[], object]) -> tuple[Row
     finally:
         trainer.span = no_span
     rows: dict[tuple[str, Phase, Kind], Row] = {}
-    for event in seen.function_events:
+    for event in _own(seen.function_events):
         row = _row(event, trainer.plan)
         key = (row.operation, row.phase, row.kind)
         rows[key] = _added(rows[key], row) if key in rows else row
+    _give(rows, _waits(seen.function_events))
     total = sum(row.seconds for row in rows.values()) or 1.0
     planned = {(row.operation, row.phase): row for row in trainer.plan.predicted.rows}
     shares = [
@@ -62,12 +76,67 @@ def profiled_rows(trainer: Trainer, run_step: Callable[[], object]) -> tuple[Row
     return tuple(sorted(shares, key=lambda row: -row.seconds))
 
 
-def _row(event: Any, plan: Plan) -> Row:
+def _own(events: Any) -> list[Any]:
+    """Those of the thread that takes the step, and of those that it starts to compute: not what
+    gloo's do meanwhile.
+    """
+    works = {event.thread for event in events if event.name.startswith(_WORKING)}
+    main = {event.thread for event in events if event.name == "narrows::step"}
+    return [event for event in events if event.thread not in works - main and not event.is_async]
+
+
+def _waits(events: Any) -> dict[tuple[str, Phase, Kind], float]:
+    """Seconds of each collective beyond its call. Each call has one work, made within it."""
+    calls = [event for event in events if event.name in _LINKS]
+    works = [event for event in events if event.name.startswith(_WORKING)]
+    calls, works = (sorted(each, key=lambda e: e.time_range.start) for each in (calls, works))
+    waits: dict[tuple[str, Phase, Kind], float] = {}
+    for call, work in zip(calls, works, strict=False):
+        key = _told(_names(call))
+        beyond = max(0.0, work.time_range.elapsed_us() - call.self_cpu_time_total)
+        waits[key] = waits.get(key, 0.0) + beyond * 1e-6
+    return waits
+
+
+def _give(
+    rows: dict[tuple[str, Phase, Kind], Row], waits: dict[tuple[str, Phase, Kind], float]
+) -> None:
+    """Take the waits out of the host's time, in which they are, as far as they did not pass while
+    it computed.
+    """
+    host, waited = _SPANS["narrows::step"], sum(waits.values())
+    if not waited or host not in rows:
+        return
+    share = min(1.0, rows[host].seconds / waited)
+    for key, seconds in waits.items():
+        more = seconds * share
+        rows[key] = msgspec.structs.replace(rows[key], seconds=rows[key].seconds + more)
+    left = rows[host].seconds - share * waited
+    rows[host] = msgspec.structs.replace(rows[host], seconds=max(0.0, left))
+
+
+def _told(names: list[str]) -> tuple[str, Phase, Kind]:
+    """Of a collective: in which part of the step it is."""
+    phase: Phase = "forward"
+    if any("Backward" in name or name == "narrows::backward" for name in names):
+        phase = "backward"
+    elif "narrows::optimizer" in names:
+        phase = "optimizer"
+    return _LINKS[names[0]], phase, "link"
+
+
+def _names(event: Any) -> list[str]:
+    """Its own and its ancestors'."""
     names = [event.name]
     parent = event.cpu_parent
     while parent is not None:
         names.append(parent.name)
         parent = parent.cpu_parent
+    return names
+
+
+def _row(event: Any, plan: Plan) -> Row:
+    names = _names(event)
     flop = moved = 0.0
     if event.name in _PRODUCTS:
         operation, phase, flop, moved = _product(event, names, plan)
@@ -111,6 +180,13 @@ def _place(names: list[str], plan: Plan) -> tuple[str, Phase, Kind]:
     name = names[0]
     if name in _SPANS:
         return _SPANS[name]
+    if name in _LINKS:
+        return _told(names)
+    if name.startswith("FSDP::"):
+        return _SPANS["narrows::step"]
+    for part, place in _SHARDS.items():
+        if any(each.startswith(part) for each in names):
+            return place
     if name.startswith("autograd::engine"):
         return _SPANS["narrows::step"]
     backward = any("Backward" in each for each in names)
@@ -144,6 +220,7 @@ def _counted(row: Row, planned: Row | None, total: float) -> Row:
     changes: dict[str, float] = {"seconds": row.seconds / total}
     if planned is not None and row.kind != "gemm":
         changes |= {
-            "count": planned.count, "flop": planned.flop, "memory_bytes": planned.memory_bytes
+            "count": planned.count, "flop": planned.flop, "memory_bytes": planned.memory_bytes,
+            "network_bytes": planned.network_bytes,
         }  # fmt: skip
     return msgspec.structs.replace(row, **changes)

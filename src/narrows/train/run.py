@@ -88,6 +88,7 @@ class _Session:
         self.metrics: Metrics | NoMetrics
         self.watch = LossWatch()
         self.step, self.best, self.warned = 0, math.inf, False
+        self.left_out = 0
 
     def begin(self, at: int | None = None) -> None:
         """A fresh run: what it is made from is laid beside it first. At step 0 it begins again, and
@@ -125,7 +126,7 @@ class _Session:
 
     def _take(self, path: Path, state: State) -> None:
         """Go on from a checkpoint; what was written of later steps goes."""
-        restore(self.trainer, path)
+        restore(self.trainer, path, self.talk)
         self.step, self.trainer.skipped = state.step, state.skipped
         first = self.trainer.ranks.first
         self.metrics = Metrics(self.run, self.step) if first else NoMetrics()
@@ -139,6 +140,7 @@ class _Session:
             stopping = self._stopping(stop)
             while self.step < plan.steps and not stopping:
                 self._train_step(line)
+                self._agree()
                 done = self.step == plan.steps
                 validation = None
                 if done or self.step % plan.evaluation.every == 0:
@@ -164,8 +166,13 @@ class _Session:
             self.metrics.close()
 
     def _stopping(self, stop: StopRequest) -> bool:
-        """Whether any process was asked to stop: all see the same."""
-        return self.trainer.split.total(float(stop.asked)) > 0.0
+        """Whether any process was asked to stop: all see the same, where all have the same
+        weights.
+        """
+        trainer = self.trainer
+        if not trainer.meets(self.step):
+            return False
+        return trainer.split.total(float(stop.asked), trainer.ranks.everyone) > 0.0
 
     def _train_step(self, line: ProgressLine) -> None:
         number = self.step
@@ -187,8 +194,25 @@ class _Session:
         self._warn()
 
     def _accept(self, loss: float, norm: float) -> bool:
-        """Whether every process accepts a step: they find the same, but for the last digit."""
+        """Whether every process that takes the step accepts it: they find the same, but for the
+        last digit.
+        """
         return self.trainer.split.total(float(not self.watch.accepts(loss, norm))) == 0.0
+
+    def _agree(self) -> None:
+        """Islands that have met remember the same losses, which a checkpoint keeps, and hear what
+        others left out.
+        """
+        trainer, islands = self.trainer, self.trainer.ranks.islands
+        if trainer.outer is None or not trainer.meets(self.step):
+            return
+        self.watch.shared(islands, self.device)
+        others = int(trainer.split.total(float(self.left_out), islands)) - self.left_out
+        self.left_out = 0
+        if others:
+            message = f"other islands left out {others} updates since all met"
+            self.metrics.write(step=self.step, event="skip", message=message)
+            self.talk(f"\nwarning: {message}")
 
     def _leave_out(self, number: int, result: StepResult) -> None:
         """The plan's way with a step whose loss jumps or is no number; raises Diverged where that
@@ -204,7 +228,7 @@ class _Session:
             self.checkpoints.wait()
             found = newest(self.trainer, self.checkpoints)
         if found is None:
-            self.step += 1
+            self.step, self.left_out = self.step + 1, self.left_out + 1
             message = f"{told}: its update is left out"
             self.metrics.write(step=number, event="skip", message=message)
         else:

@@ -18,10 +18,13 @@ from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import ranks_of
 from narrows.parallel.running import Beside, nothing
 from narrows.parallel.split import Making, Split, split
+from narrows.plan import gradients
 from narrows.spec.errors import BadInput
+from narrows.spec.exchange import LocalSteps
 from narrows.spec.layout import Layout
 from narrows.spec.plan import Plan
 from narrows.train.optimizer import Optimizer
+from narrows.train.outer import Outer
 from narrows.train.schedule import rate_factor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -49,14 +52,20 @@ class Trainer:
     """The model, its optimizer and how a step is laid out, all as the plan says.
 
     `accept` says of a step's loss and norm whether to take it; of the data, what `skipped` steps
-    would have read is left out; `sign` is called before each micro-batch.
+    would have read is left out; `sign` is called before each micro-batch. With local steps losses,
+    norms and what is accepted are an island's own; its weights are all islands' where it `meets`.
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self.plan, self.device = plan, device
+        gradients.check(plan.exchange, plan.on_spike, plan.evaluation, plan.checkpoints)
         self.split = build(plan, device)
         self.model, self.ranks = self.split.model, self.split.ranks
         self.optimizer = Optimizer(self.split, plan.optimizer)
+        self.outer: Outer | None = None
+        if isinstance(plan.exchange, LocalSteps):
+            masters = self.optimizer.masters()
+            self.outer = Outer(plan.exchange, self.ranks.islands, masters)
         self.span: Callable[[str], AbstractContextManager[object]] = no_span
         self.accept: Callable[[float, float], bool] = all_finite
         self.sign: Callable[[], None] = nothing
@@ -94,7 +103,15 @@ class Trainer:
         with self.span("optimizer"):
             factor = rate_factor(plan.schedule, number, plan.steps)
             norm = self.optimizer.step(number + 1, factor, accept)
+            if self.outer is not None and self.meets(number + 1):
+                self.outer.meet()
+                self.optimizer.follow_masters()
         return StepResult(loss, norm, plan.optimizer.learning_rate * factor, taken)
+
+    def meets(self, step: int) -> bool:
+        """Whether all processes have the same model after `step` steps."""
+        exchange, steps = self.plan.exchange, self.plan.steps
+        return not isinstance(exchange, LocalSteps) or exchange.meets(step, steps)
 
 
 def all_finite(*values: float) -> bool:
@@ -144,8 +161,10 @@ def build(plan: Plan, device: torch.device) -> Split:
     if device.type == "cpu":
         torch.set_num_threads(layout.threads)
         keep_pages()
-    making = Making(load(layout.kernels), _wrapper(layout), device, DTYPES[layout.precision])
-    made = split(plan.model, layout, ranks_of(layout, device), making, seed=plan.seed)
+    dtype, exchange = DTYPES[layout.precision], plan.exchange
+    making = Making(load(layout.kernels), _wrapper(layout), device, dtype, exchange)
+    ranks = ranks_of(layout, device, exchange)
+    made = split(plan.model, layout, ranks, making, seed=plan.seed)
     made.model.train()
     return made
 

@@ -14,10 +14,14 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from narrows.plan.change import relaid
+from narrows.plan.gradients import islands
 from narrows.plan.processes import fewer
 from narrows.spec.errors import BadInput, DoesNotFit, Interrupted, NarrowsError, RunFailed
+from narrows.spec.layout import Layout
+from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
-from narrows.spec.record import save
+from narrows.spec.record import load, save
 from narrows.train.events import note
 from narrows.train.launcher import NARROWS, Start, Workers
 from narrows.train.lock import locked
@@ -96,9 +100,10 @@ def _smaller(plan: Plan, run: Path, failure: Failure, survival: Survival) -> Pla
     """The plan with half the data ranks, written to the folder; raises RunFailed where that cannot
     be or is not wanted.
     """
-    layout = fewer(plan.layout) if survival.mode == "shrink" else None
+    half = _half(plan)
+    layout = half if survival.mode == "shrink" else None
     if layout is None:
-        able = survival.mode == "restart" and fewer(plan.layout) is not None
+        able = survival.mode == "restart" and half is not None
         raise RunFailed(
             f"{survival.most} attempts in a row saved nothing new; the last: {failure.what}",
             causes=failure.causes,
@@ -106,9 +111,24 @@ def _smaller(plan: Plan, run: Path, failure: Failure, survival: Survival) -> Pla
             else failure.hint or f"narrows train {run} --resume",
         )  # fmt: skip
     why = plan.why | {"layout.data": f"a process kept failing: {failure.what}"}
-    plan = msgspec.structs.replace(plan, layout=layout, why=why)
+    plan = msgspec.structs.replace(plan, why=why)
+    plan = relaid(plan, layout, load(Machine, run / "machine.toml"))
     save(plan, run / "plan.toml")
     return plan
+
+
+def _half(plan: Plan) -> Layout | None:
+    """The plan's layout on half the data ranks; None where there is none, or where they cannot
+    exchange gradients as the plan says.
+    """
+    layout = fewer(plan.layout)
+    if layout is None:
+        return None
+    try:
+        islands(plan.exchange, layout)
+    except BadInput:
+        return None
+    return layout
 
 
 def _say(
