@@ -163,7 +163,7 @@ class Checkpoints:
             if time.monotonic() > until:
                 late = [note.name for note in notes if not note.exists()]
                 raise TimeoutError(f"no {', '.join(late)} after {_OTHERS_SECONDS:.0f} s")
-            time.sleep(0.01)
+            time.sleep(0.05)
         sums: dict[str, str] = {}
         for note in notes:
             sums |= json.loads(note.read_text())
