@@ -55,7 +55,7 @@ def test_a_process_ends_with_its_launcher(how: str, tmp_path: Path) -> None:
         "child = subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]]); "
         "print(child.pid, flush=True); child.wait()"
     )
-    environment = os.environ | {pulse.VARIABLE: str(tmp_path)}
+    environment = os.environ | {pulse.VARIABLE: str(tmp_path), "RANK": "3"}
     with subprocess.Popen(
         [sys.executable, "-c", launcher, CHILD, how], env=environment, stdout=subprocess.PIPE,
         text=True,
@@ -70,6 +70,7 @@ def test_a_process_ends_with_its_launcher(how: str, tmp_path: Path) -> None:
 
 def test_a_process_that_nobody_launched_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(attend.LAUNCHER, raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setattr(attend, "_killed_with_parent", lambda: pytest.fail("it attends"))
     attend.attend()
 

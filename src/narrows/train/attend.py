@@ -14,7 +14,8 @@ from pathlib import Path
 from narrows.train.pulse import ASK, VARIABLE
 
 LAUNCHER = "NARROWS_LAUNCHER"
-"""The variable that names the launcher's process."""
+"""The variable that names the process whose end is this one's; torchrun's agent needs none."""
+_AGENT = "TORCHELASTIC_RUN_ID"
 _PARENT_DEATH_SIGNAL = 1
 _LOOK_S = 0.2
 
@@ -25,15 +26,17 @@ def attend() -> None:
     Killed is how it ends: a checkpoint is whole or not there at any moment, and whoever resumes
     the run need not wait for a last one.
     """
-    launcher, folder = os.environ.get(LAUNCHER), os.environ.get(VARIABLE)
-    if launcher is None or folder is None:
+    folder = os.environ.get(VARIABLE)
+    if folder is not None:
+        stack = Path(folder) / f"{os.environ['RANK']:0>5}.stack"
+        # faulthandler keeps the file.
+        faulthandler.register(ASK, stack.open("w"), all_threads=True)
+    launcher = int(os.environ.get(LAUNCHER, os.getppid() if _AGENT in os.environ else 0))
+    if not launcher:
         return
-    rank = int(os.environ.get("RANK", "0"))
-    # faulthandler keeps the file.
-    faulthandler.register(ASK, (Path(folder) / f"{rank:05d}.stack").open("w"), all_threads=True)
     if not _killed_with_parent():
-        threading.Thread(target=_follow, args=(int(launcher),), daemon=True).start()
-    elif os.getppid() != int(launcher):  # It ended before it could be followed.
+        threading.Thread(target=_follow, args=(launcher,), daemon=True).start()
+    elif os.getppid() != launcher:  # It ended before it could be followed.
         _end()
 
 

@@ -44,10 +44,13 @@ def work(begun_before):
             told = [probe.getsockname()[1], restarted]
     dist.broadcast_object_list(told)
     port, restarted = told
+    given = {{"MASTER_PORT": str(port), "OMP_NUM_THREADS": str(THREADS)}}
+    # It must not go on where Ray ends this worker.
+    given["NARROWS_LAUNCHER"] = str(os.getpid())
     resume = ["--resume"] if restarted and "--resume" not in ARGUMENTS else []
     subprocess.run(
         [sys.executable, "-m", "narrows.cli.main", *ARGUMENTS, *resume],
-        env={{**os.environ, "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(THREADS)}},
+        env={{**os.environ, **given}},
         check=True,
     )
 
