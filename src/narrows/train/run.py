@@ -114,10 +114,7 @@ class _Session:
             return self.begin(at=0)
         path, state = found
         self.account.elapsed_before = state.elapsed_s
-        best = self.run / "checkpoints" / "best"
-        if best.exists():
-            recorded = load(State, best.parent / best.read_text() / "state.json").validation_loss
-            self.best = math.inf if recorded is None else recorded
+        self.best = self.checkpoints.best()
         self._take(path, state)
         self.watch = LossWatch(state.recent, state.spikes)
         self.metrics.write(step=self.step, event="resume", message=f"from {path.name}")
