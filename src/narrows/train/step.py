@@ -49,7 +49,8 @@ class Trainer:
     """The model, its optimizer and how a step is laid out, all as the plan says.
 
     `accept` says of a step's loss and norm whether to take it; of the data, what `skipped` steps
-    would have read is left out; `sign` is called before each micro-batch.
+    would have read is left out; `sign` is called before each micro-batch, `settle` before weights
+    change.
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
@@ -60,6 +61,7 @@ class Trainer:
         self.span: Callable[[str], AbstractContextManager[object]] = no_span
         self.accept: Callable[[float, float], bool] = all_finite
         self.sign: Callable[[], None] = nothing
+        self.settle: Callable[[], None] = nothing
         self.skipped = 0
 
     def step(self, number: int, batches: Batches) -> StepResult:
@@ -91,6 +93,7 @@ class Trainer:
             taken = self.accept(loss, norm)
             return taken
 
+        self.settle()
         with self.span("optimizer"):
             factor = rate_factor(plan.schedule, number, plan.steps)
             norm = self.optimizer.step(number + 1, factor, accept)
