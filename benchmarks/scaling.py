@@ -5,12 +5,14 @@
 The same global batch in one process, in two with whole copies (DDP) and in two that share the
 parameters (FSDP), in turn: A B C A B C. Efficiency is the one process's step over the two's. Each
 turn also writes checkpoints beside steps: what such a step takes longer is, at one a minute, the
-stall. Prints medians, and as the last line JSON; --profile says where a step's time went.
+stall. `work` sets the processors' seconds side by side, which other programs disturb less. Prints
+medians, and as the last line JSON; --profile says where a step's time went.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import socket
@@ -44,6 +46,7 @@ def main() -> None:
     """Take the turns and print the table and the JSON."""
     asked = arguments()
     work = WORKS[asked.work]
+    work = dataclasses.replace(work, batch=asked.batch or work.batch)
     machine = probe(talk=lambda text: print(text, file=sys.stderr))
     choices = [f"threads={2 * asked.threads}", *asked.layout]
     plan = plan_of(job_of(work, choices), machine)
@@ -70,6 +73,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", choices=sorted(WORKS), default="W1")
+    parser.add_argument("--batch", type=int, help="sequences of a step, if not the work's own")
     parser.add_argument("--turns", type=int, default=3, help="turns of each")
     parser.add_argument("--steps", type=int, default=4, help="steps measured in a turn")
     parser.add_argument("--saves", type=int, default=2, help="checkpoints written in a turn")
@@ -122,6 +126,11 @@ def stall(told: dict[str, Any]) -> float:
     return max(0.0, median(told["saving"]) - median(told["plain"]))
 
 
+def worked(turns: list[dict[str, Any]]) -> float:
+    """Seconds that processors worked for one process's step."""
+    return median(each for told in turns for each in told["worked"])
+
+
 def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Efficiencies turn by turn, their medians, and the stalls as shares of a minute."""
     seconds = {name: [median(told["plain"]) for told in turns] for name, turns in found.items()}
@@ -130,6 +139,7 @@ def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         pairs = zip(seconds["one"], seconds[name], strict=True)
         each = [one / two for one, two in pairs]
         answer[f"{name}_efficiency"] = round(median(each), 3)
+        answer[f"{name}_work"] = round(worked(found["one"]) / worked(found[name]) / 2, 3)
         answer[f"{name}_efficiency_turns"] = [round(one, 3) for one in each]
     for name, turns in found.items():
         answer[f"{name}_step_s"] = round(median(seconds[name]), 4)

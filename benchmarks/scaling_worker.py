@@ -66,12 +66,12 @@ def measured(
 
     trainer.settle = settle
     steps, saves = counts
-    plain, saving, waited = [], [], []
+    plain, saving, waited, worked = [], [], [], []
     every = max(1, steps // max(1, saves))
     for number in range(WARMUP + steps + saves):
         beside = number >= WARMUP and (number - WARMUP) % (every + 1) == every
         trainer.split.total(0.0)
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         if beside:
             state = State(step=number, tokens=0.0, elapsed_s=0.0, sha256={})
             checkpoints.save(contents(trainer), state, False)
@@ -82,8 +82,11 @@ def measured(
             waited.append(waits[0])
         elif number >= WARMUP:
             plain.append(seconds)
+            worked.append(time.process_time() - spent)
     size = sum(file.stat().st_size for file in folder.glob("step-*/*"))
-    return {"plain": plain, "saving": saving, "waited": waited, "bytes": size}
+    return {
+        "plain": plain, "worked": worked, "saving": saving, "waited": waited, "bytes": size,
+    }  # fmt: skip
 
 
 def profile(trainer: Trainer, tokens: Stream) -> list[str]:
