@@ -78,7 +78,7 @@ SPREAD: dict[str, dict[str, Any]] = {
 }
 QUICK = {
     ("dense", "parameters"), ("masked", "1f1b"), ("experts", "expert, parameters"),
-    ("dense", "zero bubble"), ("masked experts", "ring"), ("dense", "tensor, parameters"),
+    ("dense", "zero bubble"), ("masked experts", "ring"), ("dense", "tensor"),
 }  # fmt: skip
 
 
