@@ -7,6 +7,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
 RUN := runs/shakespeare
+# How long trainings are harmed at random: make proof SOAK_MINUTES=5
+SOAK_MINUTES ?= 30
 
 .PHONY: help demo test check proof bench clean
 
@@ -33,7 +35,7 @@ check: .venv/ready-dev
 	$(BIN)/lint-imports
 
 proof: .venv/ready-dev
-	$(BIN)/pytest -m slow
+	NARROWS_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/pytest -m slow
 	$(BIN)/python benchmarks/truth.py
 	$(BIN)/python benchmarks/generated.py
 	$(BIN)/python benchmarks/network.py

@@ -303,6 +303,13 @@ def test_full_experts_drop_the_tokens_that_come_last() -> None:
     assert (some_MD[dropped_M] == 0).all()
 
 
+def test_what_is_dropped_of_a_sequence_does_not_depend_on_others() -> None:
+    tight, kernels = routed(msgspec.structs.replace(EXPERTS, capacity=0.5)), load("torch")
+    x_BTD = torch.randn(3, 18, 64, generator=torch.Generator().manual_seed(3))
+    alone_BTD = torch.cat([tight(kernels, x_1TD) for x_1TD in x_BTD.split(1)])
+    torch.testing.assert_close(tight(kernels, x_BTD), alone_BTD)
+
+
 def test_impossible_choices_are_refused() -> None:
     with pytest.raises(BadInput, match="3 of 4 groups of 6 experts cannot be open"):
         spec(experts=msgspec.structs.replace(EXPERTS, groups=4, groups_open=3)).__post_init__()

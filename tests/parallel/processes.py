@@ -31,7 +31,7 @@ def run(count: int, function: Callable[..., Any], *given: Any) -> list[Any]:
         # Pickled here: of tensors a queue would hand on memory that ends with its process.
         try:
             while len(found) < count:
-                rank, value, failure = queue.get(timeout=120)
+                rank, value, failure = queue.get(timeout=600)
                 if failure is not None:
                     raise AssertionError(f"rank {rank}:\n{failure}")
                 found[rank] = pickle.loads(value)

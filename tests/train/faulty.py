@@ -16,6 +16,7 @@ from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
 from narrows.spec.record import load
 from narrows.train import checkpoint
+from narrows.train.attend import attend
 from narrows.train.run import train
 from narrows.train.step import Trainer
 
@@ -26,10 +27,7 @@ def break_step(at: int, what: str) -> None:
 
     def step(self: Trainer, number: int, batches: Any) -> Any:
         if number == at and once():
-            if what == "sleep":
-                time.sleep(60)
-            else:
-                os.kill(os.getpid(), getattr(signal, what))
+            meet(what)
         return original(self, number, batches)
 
     Trainer.step = step  # type: ignore[method-assign]
@@ -59,12 +57,20 @@ def break_save(at: int, what: str) -> None:
     def write(path: Path, *given: Any) -> str:
         if f"{at:08d}" in str(path) and once():
             path.write_bytes(b"half")
-            if what == "full":
-                raise OSError(errno.ENOSPC, "No space left on device")
-            os.kill(os.getpid(), getattr(signal, what))
+            meet(what)
         return original(path, *given)
 
     checkpoint.write_tensors = write
+
+
+def meet(what: str) -> None:
+    """A disk without room, a long sleep or a signal."""
+    if what == "full":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if what == "sleep":
+        time.sleep(60)
+    else:
+        os.kill(os.getpid(), getattr(signal, what))
 
 
 def once() -> bool:
@@ -77,11 +83,15 @@ def once() -> bool:
 
 
 if __name__ == "__main__":
+    attend()
     run = Path(sys.argv[2])
     fault = json.loads((run / "fault.json").read_text()) if (run / "fault.json").exists() else {}
     if fault.get("rank") == int(os.environ.get("RANK", "0")):
         if fault["when"] == "start" and int(os.environ["WORLD_SIZE"]) > 1:
-            sys.exit(9)
+            if "what" not in fault:
+                sys.exit(9)
+            if once():
+                meet(fault["what"])
         if fault["when"] == "step":
             break_step(fault["at"], fault["what"])
         if fault["when"] == "loss":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_the_newest_is_found_and_old_ones_go(checkpoints: Checkpoints) -> None:
     assert (checkpoints.folder / "best").read_text() == "step-00000001"
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "no state", "empty state"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no state", "empty state", "another state"])
 def test_a_damaged_checkpoint_is_passed_over(
     checkpoints: Checkpoints, said: list[str], damage: str
 ) -> None:
@@ -81,11 +82,25 @@ def test_a_damaged_checkpoint_is_passed_over(
         weights.write_bytes(content[:-8])
     elif damage == "no state":
         (newest / "state.json").unlink()
+    elif damage == "another state":
+        text = (newest / "state.json").read_text()
+        (newest / "state.json").write_text(text.replace('"step":2', '"step":3'))
+        assert '"step":2' in text
     else:
         (newest / "state.json").write_text("")
     found = checkpoints.newest()
     assert found is not None and found[1].step == 1
     assert "step-00000002" in said[0]
+
+
+def test_the_best_is_known_or_none_is(checkpoints: Checkpoints) -> None:
+    assert checkpoints.best() == math.inf
+    for step, loss in ((1, 2.0), (2, 1.5)):
+        checkpoints.save(tensors(step), state(step, loss), True)
+    checkpoints.wait()
+    assert checkpoints.best() == 1.5
+    (checkpoints.folder / "step-00000002" / "state.json").write_text("{")
+    assert checkpoints.best() == math.inf
 
 
 def test_a_write_that_fails_is_told_and_the_last_good_one_stays(

@@ -5,76 +5,111 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 
-from narrows.spec.layout import Layout
-from narrows.spec.model import Experts
+from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Plan
 from narrows.train.checkpoint import Checkpoints, State
 from narrows.train.state import contents, newest, restore
 from narrows.train.step import Trainer
 from tests.parallel.processes import run
 
-from .conftest import RandomBatches, layout, model, plan
+from .test_twenty_steps import KINDS, MODELS, SPREAD, TOGETHER, Short, plan_of
 
 pytestmark = pytest.mark.dist
-CPU = torch.device("cpu")
 ALONE: dict[str, Any] = {}
-DATA = {"data": 2, "sharding": "parameters"}
-TENSOR = {"tensor": 2}
-BOTH = {"tensor": 2, "data": 2, "sharding": "gradients"}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "alone": ALONE,
+    **{name: spread for name, spread in KINDS.items() if name not in ("kept", "whole stream")},
+    "tensor, parameters": TOGETHER["tensor, parameters"],
+    "interleaved, parameters": TOGETHER["interleaved, parameters"],
+    "zero bubble, tensor": TOGETHER["zero bubble, tensor"],
+    "expert, parameters": SPREAD["expert, parameters"],
+    "expert, zero bubble": SPREAD["expert, zero bubble"],
+}
 
 
-def of(spread: dict[str, Any], kind: str, precision: str = "fp32") -> Plan:
-    """Eight sequences a step in the layout."""
-    spec = model("llama")
-    if kind == "experts":
-        spec = msgspec.structs.replace(spec, experts=Experts(count=4, chosen=2, width=32))
-    made: Layout = layout(micro_batch=2, precision=precision, **spread)
-    made = msgspec.structs.replace(made, accumulation=4 // made.batches)
-    return plan(model=spec, layout=made, batch_sequences=8)
+def layouts_of(name: str) -> dict[str, dict[str, Any]]:
+    """Those that a model can have."""
+    experts = MODELS[name].experts is not None
+    return {kind: each for kind, each in LAYOUTS.items() if experts or "expert" not in each}
+
+
+def begun(chosen: Plan, folder: Path) -> tuple[Trainer, Checkpoints]:
+    ModelSpec.writes = True  # type: ignore[assignment, method-assign]
+    trainer = Trainer(chosen, torch.device("cpu"))
+    everyone = trainer.ranks.everyone
+    return trainer, Checkpoints(folder, 9, print, everyone.rank, everyone.size)
 
 
 def three_steps(chosen: Plan, folder: Path, begin: int) -> list[float]:
     """Losses of three steps, from a checkpoint where `begin` is one; the state is saved."""
-    trainer = Trainer(chosen, CPU)
-    everyone = trainer.ranks.everyone
-    checkpoints = Checkpoints(folder, 9, print, everyone.rank, everyone.size)
+    trainer, checkpoints = begun(chosen, folder)
     if begin:
         found = newest(trainer, checkpoints)
         assert found is not None and found[1].step == begin
         restore(trainer, found[0], print)
-    found_losses = [trainer.step(n, RandomBatches()).loss for n in range(begin, begin + 3)]
+    losses = [trainer.step(number, Short()).loss for number in range(begin, begin + 3)]
     state = State(step=begin + 3, tokens=0.0, elapsed_s=0.0, sha256={})
     checkpoints.save(contents(trainer), state, False)
     checkpoints.wait()
-    return found_losses
+    return losses
 
 
-def losses(layouts: list[dict[str, Any]], kind: str, folder: Path) -> list[float]:
+def told_by_all(chosen: Plan, function: Any, *given: Any) -> list[float]:
+    """What all processes of a layout found alike."""
+    told = run(chosen.layout.processes, function, chosen, *given)
+    assert all(each == pytest.approx(told[0], rel=1e-6) for each in told)
+    found: list[float] = told[0]
+    return found
+
+
+def losses(kinds: list[str], name: str, folder: Path) -> list[float]:
     """Three steps in each of the layouts, one after the other."""
     found: list[float] = []
-    for index, spread in enumerate(layouts):
-        chosen = of(spread, kind)
-        told = run(chosen.layout.processes, three_steps, chosen, folder, 3 * index)
-        assert all(each == pytest.approx(told[0], rel=1e-6) for each in told)
-        found += told[0]
+    for index, kind in enumerate(kinds):
+        found += told_by_all(plan_of(MODELS[name], **LAYOUTS[kind]), three_steps, folder, 3 * index)
     return found
 
 
 @pytest.mark.parametrize(
-    ("kind", "layouts"),
+    ("name", "kinds"),
     [
-        ("dense", [DATA, TENSOR, ALONE]),
-        ("dense", [BOTH, ALONE, DATA]),
-        ("dense", [ALONE, BOTH, TENSOR]),
-        ("experts", [DATA, ALONE, BOTH]),
+        ("dense", ["zero bubble", "parameters", "ring"]),
+        ("masked", ["interleaved", "alone", "tensor"]),
+        ("experts", ["expert, parameters", "1f1b", "expert"]),
     ],
 )
 def test_every_layout_goes_on_where_another_stopped(
-    kind: str, layouts: list[dict[str, Any]], tmp_path: Path
+    name: str, kinds: list[str], tmp_path: Path
 ) -> None:
-    straight = losses([ALONE] * len(layouts), kind, tmp_path / "straight")
-    assert losses(layouts, kind, tmp_path / "changed") == pytest.approx(straight, rel=1e-6)
+    straight = losses(["alone"] * len(kinds), name, tmp_path / "straight")
+    assert losses(kinds, name, tmp_path / "changed") == pytest.approx(straight, rel=1e-6)
+
+
+def resumed(chosen: Plan, folders: list[Path]) -> list[float]:
+    """Losses of three steps behind the checkpoint in each of the folders."""
+    found = []
+    for folder in folders:
+        trainer, checkpoints = begun(chosen, folder)
+        known = newest(trainer, checkpoints)
+        assert known is not None and known[1].step == 3
+        restore(trainer, known[0])
+        found += [trainer.step(number, Short()).loss for number in range(3, 6)]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dense", "masked", "experts"])
+def test_every_layout_goes_on_where_any_other_stopped(name: str, tmp_path: Path) -> None:
+    straight = losses(["alone", "alone"], name, tmp_path / "straight")
+    kinds = layouts_of(name)
+    for kind in kinds:
+        losses([kind], name, tmp_path / kind)
+    folders = [tmp_path / kind for kind in kinds]
+    for kind, spread in kinds.items():
+        found = told_by_all(plan_of(MODELS[name], **spread), resumed, folders)
+        for index, source in enumerate(kinds):
+            own = found[3 * index : 3 * index + 3]
+            assert own == pytest.approx(straight[3:], rel=1e-6), f"{source} in {kind}"

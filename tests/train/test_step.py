@@ -113,3 +113,19 @@ def test_ranks_that_have_no_sequence_left_count_none(sequences: int) -> None:
     shared = plan(layout=layout(micro_batch=2, accumulation=1, data=2))
     expected = validation(alone, sequences)
     assert processes(2, validation, shared, sequences) == pytest.approx([expected] * 2, rel=1e-6)
+
+
+def test_a_step_computes_all_before_it_waits_for_what_reads_the_weights() -> None:
+    trainer = Trainer(plan(), torch.device("cpu"))
+    before = {name: each.detach().clone() for name, each in trainer.model.named_parameters()}
+    found: list[bool] = []
+
+    def settle() -> None:
+        for name, parameter in trainer.model.named_parameters():
+            found.append(torch.equal(parameter, before[name]) and parameter.grad is not None)
+
+    trainer.settle = settle
+    trainer.step(0, RandomBatches())
+    assert found and all(found)
+    after = dict(trainer.model.named_parameters())
+    assert not any(torch.equal(after[name], each) for name, each in before.items())

@@ -129,6 +129,25 @@ def test_a_process_that_is_stopped_is_found(plan: Plan, undisturbed: Path, tmp_p
     assert_same(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.parametrize(
+    ("when", "where", "began"),
+    [
+        ("start", "process 0 (step 0, starting", 0),
+        pytest.param("save", "process 0 (step 9, saving", 6, marks=pytest.mark.slow),
+    ],
+)
+def test_so_is_one_that_sleeps_elsewhere(
+    plan: Plan, undisturbed: Path, tmp_path: Path, when: str, where: str, began: int
+) -> None:
+    run = tmp_path / "run"
+    fault = {"rank": 1, "when": when, "at": 9, "what": "sleep"}
+    said = survived(plan, run, fault, patience=Patience(least_s=4.0))
+    assert len(said) == 1 and "hangs: no sign of life for" in said[0]
+    assert f"starting again from step {began}" in said[0] and where in said[0]
+    assert "no stack" not in said[0]
+    assert_same(run, undisturbed)
+
+
 @pytest.mark.parametrize("what", ["full", pytest.param("SIGKILL", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_save_that_fails_leaves_the_checkpoint_before(

@@ -42,8 +42,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Train, and show what was measured beside what was predicted."""
+    from narrows.train.attend import attend
     from narrows.train.group import speaks, started
 
+    attend()
     worker = started() is not None
     plan, run_folder, machine = _resumed(chosen) if chosen.resume else _new(chosen, worker)
     # A worker that is started again goes on, whoever starts it.

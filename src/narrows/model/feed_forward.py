@@ -128,16 +128,20 @@ class Routed(nn.Module):
         return chosen_MC, weights_MC * experts.scale
 
     def kept(self, chosen_BTC: Tensor) -> Tensor:
-        """Which choices the chosen expert has room for, earlier ones first."""
+        """Which choices the chosen expert has room for, earlier ones first. Each sequence fills
+        experts by itself: how many are computed at once does not matter.
+        """
         assert self.experts.capacity is not None
-        chosen_R = chosen_BTC.flatten()
+        B, T, C = chosen_BTC.shape
+        own_B = torch.arange(B, device=chosen_BTC.device) * self.experts.count
+        chosen_R = (chosen_BTC + own_B[:, None, None]).flatten()
         order_R = chosen_R.argsort(stable=True)
-        counts_E = _counts(chosen_R, self.experts.count)
-        first_E = counts_E.cumsum(0) - counts_E
+        counts_X = _counts(chosen_R, B * self.experts.count)
+        first_X = counts_X.cumsum(0) - counts_X
         numbers_R = torch.arange(chosen_R.shape[0], device=chosen_R.device)
         places_R = torch.empty_like(chosen_R)
-        places_R[order_R] = numbers_R - first_E[chosen_R[order_R]]
-        room = int(self.experts.capacity * chosen_R.shape[0] / self.experts.count)
+        places_R[order_R] = numbers_R - first_X[chosen_R[order_R]]
+        room = int(self.experts.capacity * T * C / self.experts.count)
         return (places_R < room).view_as(chosen_BTC)
 
     def _open(self, preference_ME: Tensor) -> Tensor:

@@ -65,14 +65,14 @@ def most(x: Tensor, axis: Axis) -> Tensor:
 
 def _join(x: Tensor, axis: Axis) -> Tensor:
     out = x.new_empty(axis.size * x.shape[0], *x.shape[1:])
-    dist.all_gather_into_tensor(out, x.contiguous(), group=axis.group)
+    dist.all_gather_single(out, x.contiguous(), group=axis.group)
     return torch.cat(out.chunk(axis.size), dim=1)
 
 
 def _sum_and_part(x: Tensor, axis: Axis) -> Tensor:
     pieces = torch.cat(x.chunk(axis.size, dim=1)).contiguous()
     out = pieces.new_empty(x.shape[0], *pieces.shape[1:])
-    dist.reduce_scatter_tensor(out, pieces, group=axis.group)
+    dist.reduce_scatter_single(out, pieces, group=axis.group)
     return out
 
 

@@ -8,6 +8,8 @@ with the last alone (`optimizer`).
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -30,6 +32,8 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout, exchange: GradientEx
     """
     if ranks.shared_mesh is None or isinstance(exchange, PowerSGD):
         return
+    # Nothing here changes in place what a block returns, of which it warns.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     assert ranks.expert_mesh is not None
     experts = ranks.expert_mesh.size() if model.spec.experts else 1
     if ranks.shared_mesh.size() == experts == 1:

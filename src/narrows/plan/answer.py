@@ -24,10 +24,12 @@ _FP32 = 4
 _HOST = "host"
 # What torch takes once it computes without gradients: thread pools, products' code. What comes and
 # goes in a pass leaves holes in the heap, in parts of its size. What a run folder takes to be read:
-# its tensors' library, the tokenizer. All three measured by benchmarks/generated.py and generate.
+# the libraries of tensors and tokenizers, and for each token of a vocabulary its text, its number
+# and its merge. All measured by benchmarks/generated.py and generate.
 _RUNTIME_BYTES = 13e6
 _WEAR = 1.5
-_READING_BYTES = 18e6
+_READING_BYTES = 17e6
+_TOKEN_BYTES = 850
 # Products of a block and of its attention, each made once for each length of prompt.
 _MADE = 6
 
@@ -92,12 +94,13 @@ def answer_memory(model: ModelSpec, asked: Question) -> MemoryPeak:
     room = min(asked.prompt + asked.tokens, model.context)
     kept = 2 * model.layers * model.kv_heads * model.head_width * room
     logits = model.vocabulary * (asked.sequences * value + _DRAW_BYTES)
+    reading = _READING_BYTES + _TOKEN_BYTES * model.vocabulary
     kinds = {
         "weights": float(value * model.parameters),
         "cache": float(asked.sequences * kept * value),
         "activations": _WEAR * asked.sequences * asked.prompt * _held_bytes(shapes, value),
         "logits": float(logits),
-        "runtime": _RUNTIME_BYTES + _READING_BYTES * asked.fresh,
+        "runtime": _RUNTIME_BYTES + asked.fresh * reading,
     }
     return MemoryPeak(**kinds, peak=sum(kinds.values()))
 

@@ -146,9 +146,9 @@ class Experts(Record):
     through all `shared` ones (arXiv:1701.06538, arXiv:2401.06066).
 
     The first `dense_layers` keep the dense feed-forward. With `capacity` an expert takes at most
-    capacity · tokens · chosen / count tokens and drops the rest; without, it takes all. What the
-    chosen give is weighted by the `gate` times `scale`; of `groups` of experts only the
-    `groups_open` that score best are open to a token.
+    capacity · tokens · chosen / count tokens of a sequence and drops the rest; without, it takes
+    all. What the chosen give is weighted by the `gate` times `scale`; of `groups` of experts only
+    the `groups_open` that score best are open to a token.
     """
 
     count: int

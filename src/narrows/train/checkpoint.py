@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -26,7 +27,7 @@ from torch import Tensor
 from narrows.parallel.parts import Part
 from narrows.parallel.saved import described
 from narrows.spec.errors import BadInput, RunFailed
-from narrows.spec.record import Record, load, save, write_atomically
+from narrows.spec.record import Record, digest, load, save, write_atomically
 
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 _STATE = "state.json"
@@ -36,8 +37,9 @@ _OTHERS_SECONDS = 600.0
 
 
 class State(Record):
-    """What a checkpoint holds: `step` steps are done; sha256 by file name. The data of `skipped`
-    steps was left out, `recent` are the last losses, `spikes` those that were pardoned of late.
+    """What a checkpoint holds: `step` steps are done; sha256 by file name, its own among them. The
+    data of `skipped` steps was left out, `recent` are the last losses, `spikes` those that were
+    pardoned of late.
     """
 
     step: int
@@ -104,6 +106,15 @@ class Checkpoints:
             self.talk(f"warning: {path} is damaged ({fault}); trying the one before")
         return None
 
+    def best(self) -> float:
+        """The validation loss of the best one; infinite where none is known."""
+        try:
+            named = (self.folder / "best").read_text()
+            found = load(State, self.folder / named / _STATE).validation_loss
+        except (BadInput, OSError):
+            return math.inf
+        return math.inf if found is None else found
+
     def at(self, step: int) -> tuple[Path, State]:
         """The checkpoint after so many steps."""
         path = self.folder / _name(step)
@@ -130,7 +141,7 @@ class Checkpoints:
             sums = self._write_own(contents, partial)
             if self.rank:
                 return
-            save(msgspec.structs.replace(state, sha256=sums), partial / _STATE)
+            save(_sealed(state, sums), partial / _STATE)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
         except BaseException:
@@ -164,7 +175,7 @@ class Checkpoints:
             if time.monotonic() > until:
                 late = [note.name for note in notes if not note.exists()]
                 raise TimeoutError(f"no {', '.join(late)} after {_OTHERS_SECONDS:.0f} s")
-            time.sleep(0.01)
+            time.sleep(0.05)
         sums: dict[str, str] = {}
         for note in notes:
             sums |= json.loads(note.read_text())
@@ -236,11 +247,20 @@ def _pieces(header: bytes, tensors: dict[str, Tensor]) -> Iterator[bytes | memor
         yield memoryview(flat.numpy())  # type: ignore[arg-type]
 
 
+def _sealed(state: State, sums: dict[str, str]) -> State:
+    """The state with the checksums of all files; its own is that of what it says but for that."""
+    state = msgspec.structs.replace(state, sha256=sums)
+    return msgspec.structs.replace(state, sha256={**sums, _STATE: digest(state)})
+
+
 def _fault(path: Path) -> str | None:
     """Why a checkpoint cannot be used, or None."""
     try:
         state = load(State, path / _STATE)
-        for name, expected in state.sha256.items():
+        sums = {name: each for name, each in state.sha256.items() if name != _STATE}
+        if _STATE in state.sha256 and _sealed(state, sums).sha256 != state.sha256:
+            return f"{_STATE} does not match its checksum"
+        for name, expected in sums.items():
             with (path / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected:
                     return f"{name} does not match its checksum"

@@ -10,8 +10,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from narrows.spec.errors import LostOthers
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 _PATIENCE = timedelta(minutes=10)
 
@@ -39,7 +43,11 @@ def joined(kind: str) -> Iterator[None]:
 
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    rank = int(os.environ["RANK"])
+    dist.init_process_group(
+        backend, store=_store(rank, count), rank=rank, world_size=count, timeout=_PATIENCE
+    )
     try:
         yield
     except RuntimeError as error:
@@ -50,6 +58,22 @@ def joined(kind: str) -> Iterator[None]:
         raise LostOthers(what, causes=[reason]) from error
     finally:
         dist.destroy_process_group()
+
+
+def _store(rank: int, count: int) -> Store:
+    """Where the processes leave each other notes. torchrun's agent keeps one store for all of its
+    restarts, in which those started again would find the addresses of those before: gloo then waits
+    for the dead. So each restart writes under a name of its own.
+    """
+    from torch.distributed import PrefixStore, TCPStore
+
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), count,
+        is_master=rank == 0 and not agent, timeout=_PATIENCE, wait_for_workers=False,
+        multi_tenant=True,
+    )  # fmt: skip
+    return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _of_the_network(error: RuntimeError) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from narrows.train import pulse
+from narrows.train import attend, pulse
 from narrows.train.pulse import Failure, Kind
 from narrows.train.signals import StopRequest
 from narrows.train.watch import Patience, Watch
@@ -50,6 +50,7 @@ class Workers:
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(start.processes),
                 "LOCAL_WORLD_SIZE": str(start.processes), "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port), pulse.VARIABLE: str(start.folder),
+                attend.LAUNCHER: str(os.getpid()),
             }  # fmt: skip
             self.processes.append(subprocess.Popen(
                 start.command, env=environment, pass_fds=(start.lock,), start_new_session=True
@@ -66,9 +67,9 @@ class Workers:
             if stop.asked and not self.told:
                 self.told = True
                 self._tell(signal.SIGINT)
-            late = self.watch.look([rank for rank, code in enumerate(codes) if code is None])
-            if late:
-                return self._hung(late)
+            running = {r: p.pid for r, p in enumerate(self.processes) if codes[r] is None}
+            if self.watch.look(running):
+                return self._hung(running)
             time.sleep(_LOOK_S)
 
     def kill(self) -> None:
@@ -92,7 +93,7 @@ class Workers:
             if first or time.monotonic() > until:
                 break
             time.sleep(_LOOK_S)
-        self.watch.look([])
+        self.watch.look({})
         return min(first or found, key=lambda each: _WEIGHT.index(each.kind))
 
     def _reason(self, rank: int, code: int) -> Failure:
@@ -104,9 +105,8 @@ class Workers:
         causes = (ended, *said.causes) if said.kind == "else" else said.causes
         return Failure(what=said.what, causes=causes, hint=said.hint, kind=said.kind)
 
-    def _hung(self, late: list[int]) -> Failure:
-        running = {r: p.pid for r, p in enumerate(self.processes) if p.poll() is None}
-        silent = max(self.watch.silent_s[rank] for rank in late)
+    def _hung(self, running: dict[int, int]) -> Failure:
+        silent = min(self.watch.silent_s[rank] for rank in running)
         return Failure(
             what=f"the training hangs: no sign of life for {silent:.0f} s at step "
             f"{self.watch.furthest}",

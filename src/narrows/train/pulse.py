@@ -6,7 +6,6 @@ asks) and 00003.json (why it ended). NARROWS_PULSE names the folder; without it 
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
 import time
@@ -104,26 +103,22 @@ class Pulse:
 
 @contextmanager
 def alive() -> Iterator[Pulse]:
-    """Within it this process shows its stacks when asked, and leaves the reason when it fails."""
+    """Within it this process shows signs of life, and leaves the reason when it fails."""
     named, rank = os.environ.get(VARIABLE), int(os.environ.get("RANK", "0"))
     if not named:
         yield Pulse(None, rank)
         return
     folder = Path(named)
-    with (folder / f"{rank:05d}.stack").open("w") as stack:
-        faulthandler.register(ASK, stack, all_threads=True)
-        pulse = Pulse(folder, rank)
-        try:
-            yield pulse
-        except Exception as error:
-            # The disk may be what failed.
-            with suppress(OSError):
-                save(_failure(error), folder / f"{rank:05d}.json")
-            raise
-        finally:
-            faulthandler.unregister(ASK)
-            signal.signal(ASK, signal.SIG_IGN)
-            pulse.close()
+    pulse = Pulse(folder, rank)
+    try:
+        yield pulse
+    except Exception as error:
+        # The disk may be what failed.
+        with suppress(OSError):
+            save(_failure(error), folder / f"{rank:05d}.json")
+        raise
+    finally:
+        pulse.close()
 
 
 def sign(folder: Path, rank: int) -> Sign | None:

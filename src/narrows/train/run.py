@@ -81,6 +81,7 @@ class _Session:
         self.account = Account(plan, machine, self.power, self.memory)
         self.trainer = Trainer(plan, self.device)
         self.trainer.accept, self.trainer.sign = self._accept, pulse.again
+        self.trainer.settle = self._settle
         everyone = self.trainer.ranks.everyone
         self.checkpoints = Checkpoints(
             run / "checkpoints", plan.checkpoints.keep, talk, everyone.rank, everyone.size
@@ -115,10 +116,7 @@ class _Session:
             return self.begin(at=0)
         path, state = found
         self.account.elapsed_before = state.elapsed_s
-        best = self.run / "checkpoints" / "best"
-        if best.exists():
-            recorded = load(State, best.parent / best.read_text() / "state.json").validation_loss
-            self.best = math.inf if recorded is None else recorded
+        self.best = self.checkpoints.best()
         self._take(path, state)
         self.watch = LossWatch(state.recent, state.spikes)
         self.metrics.write(step=self.step, event="resume", message=f"from {path.name}")
@@ -176,10 +174,6 @@ class _Session:
 
     def _train_step(self, line: ProgressLine) -> None:
         number = self.step
-        if self.checkpoints.writing:
-            self.pulse.beat(number, "saving")
-        with self.account.timing_wait():
-            self.checkpoints.wait()
         self.pulse.beat(number)
         with self.account.timing_step():
             result = self.trainer.step(number, self.training)
@@ -192,6 +186,16 @@ class _Session:
         self.metrics.write(**values)
         line.show(values, self.account.seconds_left(self.step))
         self._warn()
+
+    def _settle(self) -> None:
+        """Wait for the checkpoint that is written from what the step is about to change."""
+        writing = self.checkpoints.writing
+        if writing:
+            self.pulse.beat(self.step, "saving")
+        with self.account.timing_wait():
+            self.checkpoints.wait()
+        if writing:
+            self.pulse.beat(self.step)
 
     def _accept(self, loss: float, norm: float) -> bool:
         """Whether every process that takes the step accepts it: they find the same, but for the

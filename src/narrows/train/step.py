@@ -52,8 +52,9 @@ class Trainer:
     """The model, its optimizer and how a step is laid out, all as the plan says.
 
     `accept` says of a step's loss and norm whether to take it; of the data, what `skipped` steps
-    would have read is left out; `sign` is called before each micro-batch. With local steps losses,
-    norms and what is accepted are an island's own; its weights are all islands' where it `meets`.
+    would have read is left out; `sign` is called before each micro-batch, `settle` before weights
+    change. With local steps losses, norms and what is accepted are an island's own; its weights are
+    all islands' where it `meets`.
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
@@ -69,6 +70,7 @@ class Trainer:
         self.span: Callable[[str], AbstractContextManager[object]] = no_span
         self.accept: Callable[[float, float], bool] = all_finite
         self.sign: Callable[[], None] = nothing
+        self.settle: Callable[[], None] = nothing
         self.skipped = 0
 
     def step(self, number: int, batches: Batches) -> StepResult:
@@ -100,6 +102,7 @@ class Trainer:
             taken = self.accept(loss, norm)
             return taken
 
+        self.settle()
         with self.span("optimizer"):
             factor = rate_factor(plan.schedule, number, plan.steps)
             norm = self.optimizer.step(number + 1, factor, accept)

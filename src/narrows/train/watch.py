@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from narrows.train.effort import Effort, efforts
 from narrows.train.pulse import ASK, Sign, sign
 
 _ASKED_S = 3.0
+_FEEL_S = 1.0
+_WORK_S = 0.05
+"""Seconds of a processor: what waits for others spends less while a step is waited for."""
 _FRAMES = 10
 _FRAME = re.compile(r'^  File "(?P<path>[^"]*)", line (?P<line>\d+) in (?P<name>.*)$')
 
 
 class Patience(NamedTuple):
-    """A step may take so many times the usual one, but at least some seconds; whatever else is
-    done, and the first steps, which compile, may take `other_s`.
+    """A step may take so many times the usual one, but at least some seconds. Whatever else is
+    done, and the first steps, which compile, may take `other_s` as long as work is done, on
+    processors or a disk; without any, no longer than a short step.
     """
 
     times: float = 20.0
@@ -35,27 +39,48 @@ class Watch:
         self.signs: list[Sign | None] = [None] * count
         self.silent_s = [0.0] * count
         self.furthest = 0
-        self._looked = time.monotonic()
+        self._efforts: list[Effort | None] = [None] * count
+        self._worked_s = [0.0] * count
+        self._looked = self._felt = time.monotonic()
 
-    def look(self, running: Sequence[int]) -> list[int]:
-        """Read all signs; returns those of the `running` processes that have been silent for too
-        long.
+    def look(self, running: dict[int, int]) -> bool:
+        """Read all signs; whether every one of the `running` processes, by rank, has been silent
+        for too long: as long as one goes on, the others may wait for it.
         """
         now = time.monotonic()
         # Of a pause of the watcher itself (a lid closed) little counts: the others paused as well.
         passed, self._looked = min(1.0, now - self._looked), now
         for rank, known in enumerate(self.signs):
             self.signs[rank] = found = sign(self.folder, rank) or known
-            self.silent_s[rank] = 0.0 if found != known else self.silent_s[rank] + passed
+            if found != known:
+                self.silent_s[rank] = self._worked_s[rank] = 0.0
+            else:
+                self.silent_s[rank] += passed
             self.furthest = max(self.furthest, found.step if found else 0)
-        allowed = max((self._allowed(rank) for rank in running), default=0.0)
-        return [rank for rank in running if self.silent_s[rank] > allowed]
+        silent_s = min((self.silent_s[rank] for rank in running), default=0.0)
+        if silent_s > _FEEL_S and now - self._felt > _FEEL_S:
+            self._felt = now
+            self._feel(running)
+        return silent_s > max(map(self._allowed, running), default=0.0)
+
+    def _feel(self, running: dict[int, int]) -> None:
+        """Notice which of the silent ones work."""
+        known = efforts(running.values())
+        for rank, process in running.items():
+            found, before = known.get(process), self._efforts[rank]
+            # Where nothing can be known all of them may.
+            if (
+                found is None or before is None or found.disk
+                or found.processor_s - before.processor_s > _WORK_S
+            ):  # fmt: skip
+                self._efforts[rank], self._worked_s[rank] = found, self.silent_s[rank]
 
     def _allowed(self, rank: int) -> float:
-        found = self.signs[rank]
-        if found is None or found.doing != "training" or not found.usual_s:
-            return self.patience.other_s
-        return max(self.patience.least_s, self.patience.times * found.usual_s)
+        found, patience = self.signs[rank], self.patience
+        if found is not None and found.doing == "training" and found.usual_s:
+            return max(patience.least_s, patience.times * found.usual_s)
+        idle_s = self.silent_s[rank] - self._worked_s[rank]
+        return patience.least_s if idle_s > patience.least_s else patience.other_s
 
     def told(self, processes: dict[int, int]) -> list[str]:
         """Where each of the processes, by rank, is: what it does and its stack."""

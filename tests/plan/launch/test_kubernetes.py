@@ -35,8 +35,8 @@ def test_the_job_is_what_was_asked(make_work: MakeWork) -> None:
     trainer = job["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 4)
     assert trainer["command"] == [
-        "torchrun", "--no-python", "--", "narrows", "train", "/narrows/plan.toml", "--run",
-        "/runs/plays",
+        "torchrun", "--max-restarts", "3", "--no-python", "--", "narrows", "train",
+        "/narrows/plan.toml", "--run", "/runs/plays",
     ]  # fmt: skip
     assert trainer["resourcesPerNode"] == {
         "requests": {"cpu": "12"}, "limits": {"nvidia.com/gpu": "4"},

@@ -49,7 +49,8 @@ def test_each_node_calls_torchrun_with_its_number(make_work: MakeWork, tmp_path:
     )  # fmt: skip
     assert done.stdout == (
         "3 --nnodes 2 --node-rank 1 --master-addr 10.0.0.7 --master-port 29500 --nproc-per-node 4 "
-        "--no-python -- narrows train narrows/plan.toml --run runs/plays --resume\n"
+        "--max-restarts 3 --no-python -- narrows train narrows/plan.toml --run runs/plays "
+        "--resume\n"
     )
 
 

@@ -22,6 +22,8 @@ def test_a_script_is_short_and_says_what_to_do(make_work: MakeWork) -> None:
         "#!/bin/sh\n"
         "# Plays_of.1600: data 4, tensor 2, as 2 x 4 processes; predicted: 4.75 min on bench\n"
         "# Start: sh FILE NODE on each node, NODE from 0 to 1.\n"
+        "# After a failure torchrun starts all processes of a node again, so many times; they\n"
+        "# go on from the newest checkpoint.\n"
         "# Every node needs, at the same paths, the plan, the run folder and the text that is in\n"
         "# /data\n"
         "set -eu\n"
@@ -32,7 +34,7 @@ def test_a_script_is_short_and_says_what_to_do(make_work: MakeWork) -> None:
         'exec torchrun --nnodes 2 --node-rank "${1:?which node is this?}" \\\n'
         "  --master-addr node0 --master-port 29500 \\\n"
         "  --nproc-per-node 4 \\\n"
-        "  --no-python -- narrows train /here/plan.toml --run /shared/runs/plays\n"
+        "  --max-restarts 3 --no-python -- narrows train /here/plan.toml --run /shared/runs/plays\n"
     )
 
 

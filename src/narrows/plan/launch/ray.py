@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from narrows.plan.launch.work import Device, Work
+from narrows.plan.launch.work import RESTARTS, Device, Work
 from narrows.spec.record import Record
 
 _SCRIPT = '''\
@@ -30,7 +30,7 @@ ARGUMENTS = {arguments!r}
 PROCESSES = {processes}
 THREADS = {threads}  # of one process, as planned
 GPU = {gpu}  # one for each process
-RESTARTS = 3  # yours to change: after a failure all go on from the newest checkpoint
+RESTARTS = {restarts}  # yours to change: after a failure all go on from the newest checkpoint
 
 
 def work(begun_before):
@@ -44,10 +44,13 @@ def work(begun_before):
             told = [probe.getsockname()[1], restarted]
     dist.broadcast_object_list(told)
     port, restarted = told
+    given = {{"MASTER_PORT": str(port), "OMP_NUM_THREADS": str(THREADS)}}
+    # It must not go on where Ray ends this worker.
+    given["NARROWS_LAUNCHER"] = str(os.getpid())
     resume = ["--resume"] if restarted and "--resume" not in ARGUMENTS else []
     subprocess.run(
         [sys.executable, "-m", "narrows.cli.main", *ARGUMENTS, *resume],
-        env={{**os.environ, "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(THREADS)}},
+        env={{**os.environ, **given}},
         check=True,
     )
 
@@ -82,7 +85,7 @@ class Ray(Record):
         return _SCRIPT.format(
             title=_plain(work.title), needs=_plain("\n".join(work.needs)),
             run=work.run, arguments=work.arguments, processes=work.plan.layout.processes,
-            threads=work.threads, gpu=gpu, label=work.label,
+            threads=work.threads, gpu=gpu, label=work.label, restarts=RESTARTS,
             resources='{"CPU": THREADS, "GPU": 1}' if gpu else '{"CPU": THREADS}',
         )  # fmt: skip
 

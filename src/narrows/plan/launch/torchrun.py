@@ -29,6 +29,8 @@ class Torchrun(Record):
             "#!/bin/sh",
             f"# {work.title}",
             f"# Start: {usage}.",
+            "# After a failure torchrun starts all processes of a node again, so many times; they",
+            "# go on from the newest checkpoint.",
             *(f"# {line}" for line in work.needs),
             "set -eu",
             "",

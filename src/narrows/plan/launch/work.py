@@ -18,6 +18,8 @@ from narrows.spec.units import Seconds
 Device = Literal["cpu", "gpu"]
 _AXES = ("replicas", "data", "tensor", "pipeline", "context", "expert")
 _NAME_LONGEST = 40
+RESTARTS = 3
+"""How often processes that fail may be started again, by launchers that do so."""
 _UNSAFE = re.compile(r"""[\s'"\\#;`$]""")
 
 
@@ -54,9 +56,12 @@ class Work(Record):
 
     @property
     def under_torchrun(self) -> list[str]:
-        """What follows torchrun's own options."""
+        """What follows torchrun's other options. Started again, processes go on from the newest
+        checkpoint.
+        """
         # Without -- torchrun takes --run for an abbreviation of its --run-path.
-        return ["--no-python", "--", "narrows", *self.arguments]
+        restarts = ["--max-restarts", str(RESTARTS)]
+        return [*restarts, "--no-python", "--", "narrows", *self.arguments]
 
     @property
     def title(self) -> str:

@@ -1,0 +1,75 @@
+"""Under torchrun: what it starts again meets again, and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from narrows.hardware.find import fingerprint
+from narrows.spec.dataset import Dataset
+from narrows.spec.plan import Checkpointing
+from narrows.spec.record import save
+from narrows.train.group import started
+
+from .conftest import layout, tiny_machine, with_text
+
+RESTARTS = ("--standalone", "--max-restarts", "3", "--nproc-per-node", "2")
+
+
+def worker(run: Path, rank: int) -> int | None:
+    """The process of a rank that trains in `run`."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            told = (entry / "environ").read_bytes().split(b"\0")
+            if str(run).encode() in words and f"RANK={rank}".encode() in told:
+                return int(entry.name)
+    return None
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_worker_again(dataset: Dataset, tmp_path: Path) -> None:
+    plan = with_text(
+        dataset, layout=layout(micro_batch=1, accumulation=2, data=2), steps=200,
+        checkpoints=Checkpointing(every=20, keep=2),
+    )  # fmt: skip
+    run, home = tmp_path / "run", tmp_path / "home"
+    save(plan, tmp_path / "plan.toml")
+    save(msgspec.structs.replace(tiny_machine(), fingerprint=fingerprint()), home / "machine.toml")
+    words = [sys.executable, "-m", "torch.distributed.run", *RESTARTS, "-m", "--", "narrows"]
+    words += ["train", str(tmp_path / "plan.toml"), "--run", str(run)]
+    environment = os.environ | {"NARROWS_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, env=environment) as torchrun:
+        until = time.monotonic() + 600.0
+        while not list(run.glob("checkpoints/step-????????")):
+            assert time.monotonic() < until and torchrun.poll() is None
+            time.sleep(0.05)
+        killed = worker(run, 1)
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        try:
+            assert torchrun.wait(timeout=600.0) == 0
+        finally:
+            torchrun.kill()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines if line.get("event") == "resume"] == ["resume"]
+    assert {line["step"] for line in lines if "loss" in line} == set(range(1, 201))
+
+
+def test_a_lone_process_was_started_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert started() is None
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert started() == 2
