@@ -24,11 +24,11 @@ def ways(count: int, batch: int = 16, **given: Any) -> list[dict[str, Any]]:
     return list(spreads(LayoutIntent(**given), MODEL, batch, count))
 
 
-def planned(machine: Machine, *links: Link, **given: Any) -> Any:
+def planned(machine: Machine, *links: Link, batch: int = 64, **given: Any) -> Any:
     job = Job(
         name="x",
-        model=ModelIntent(layers=4, width=256, heads=4, context=128, vocabulary=96),
-        train=TrainIntent(steps=9, batch_sequences=16),
+        model=ModelIntent(layers=4, width=256, heads=4, context=256, vocabulary=96),
+        train=TrainIntent(steps=9, batch_sequences=batch),
         layout=LayoutIntent(**given),
     )
     return make_plan(job, msgspec.structs.replace(machine, links=links), None)
@@ -74,8 +74,8 @@ def test_a_fast_link_makes_data_ranks_and_a_slow_one_stages(machine: Machine) ->
     """All ranks send parameters' gradients, stages no more than the stream."""
     fast = planned(machine, link_of(rate=1e11, wait=1e-6), processes=2)
     assert (fast.layout.data, fast.layout.pipeline) == (2, 1)
-    assert fast.layout.micro_batch * fast.layout.accumulation == 8
-    slow = planned(machine, link_of(2, 2, rate=1e6, wait=1e-6), processes=2)
+    assert fast.layout.micro_batch * fast.layout.accumulation == 32
+    slow = planned(machine, link_of(2, 2, rate=1e6, wait=1e-6), batch=8, processes=2)
     assert slow.layout.data == 1
     assert slow.bottleneck == "link bandwidth"
     assert "for the network or waiting" in slow.why["layout.data"]
