@@ -6,7 +6,8 @@ as its own operations and what it tells others between them; the stages then fil
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -130,7 +131,13 @@ def peak_bytes(model: Shapes, layouts: Layouts, machine: Machine) -> MemoryBytes
         cut, own = _cut(model, layouts, share, network, machine)
         held = _held(share, layouts)
         peaks.append(memory_bytes(cut, own, machine.calibration, held))
-    return max(peaks, key=lambda each: float(each.peak.max()))
+    fullest = np.stack([each.peak for each in peaks]).argmax(axis=0)
+    return MemoryBytes(
+        **{
+            field.name: np.choose(fullest, [getattr(each, field.name) for each in peaks])
+            for field in fields(MemoryBytes)
+        }
+    )
 
 
 def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_IS) -> Step:
@@ -245,24 +252,32 @@ def _slower(layouts: Layouts, network: Network, machine: Machine) -> Array:
     return np.asarray(count / network.together * usual / layouts.threads)
 
 
-def _copies(share: Share, layouts: Layouts) -> list[Operation]:
-    """What fully_shard copies: parameters into what is gathered and out of it, gradients into what
-    is scattered, in fp32, and back.
+def _copies(share: Share, layouts: Layouts) -> Iterator[Operation]:
+    """What is copied around collectives. By tensor ranks the stream, in their order or as a whole.
+    By fully_shard parameters into what is gathered and out of it, gradients into what is scattered,
+    in fp32, and back.
     """
-    if not share.grouped:
-        return []
+    if share.layout.tensor > 1:
+        stream = layouts.micro_batch * share.spec.context * share.spec.width * np.ones((1, 1))
+        regions = 2 * len(share.blocks) - len(share.experts)
+        often = layouts.accumulation * (2.0 + layouts.recompute) * 2.0 * regions * np.ones((1, 1))
+        moved = 2.0 * layouts.setting.value_bytes * stream
+        yield kernel("joined", ("forward", "pointwise"), stream, often, moved)
+    if share.grouped:
+        yield from _sharded(share, layouts)
+
+
+def _sharded(share: Share, layouts: Layouts) -> Iterator[Operation]:
     layout, value, m = share.layout, layouts.setting.value_bytes, layouts.accumulation
     dropped, each = layout.sharding == "parameters", layout.sharding in ("gradients", "parameters")
     once = np.ones((1, m.size))
     whole, kept = float(share.whole) * once, float(share.kept) * once
     gathers = (m if dropped else 1.0) * (2.0 if dropped and layout.reshard else 1.0) * once
     scatters = (m if each else 1.0) * once
-    return [
-        kernel("gathered", ("forward", "pointwise"), whole, gathers,
-               2.0 * value * (whole + kept)),
-        kernel("scattered", ("backward", "pointwise"), whole, scatters,
-               (value + 4.0) * (whole + kept)),
-    ]  # fmt: skip
+    moved = 2.0 * value * (whole + kept)
+    yield kernel("gathered", ("forward", "pointwise"), whole, gathers, moved)
+    moved = (value + 4.0) * (whole + kept)
+    yield kernel("scattered", ("backward", "pointwise"), whole, scatters, moved)
 
 
 def _told(share: Share, layouts: Layouts, network: Network) -> tuple[tuple[Told, ...], ...]:
