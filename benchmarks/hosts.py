@@ -28,11 +28,12 @@ from typing import NamedTuple
 
 PREFIX = "narrows"
 NETWORK = "10.77.0"
+REAL_TIME = "let nothing else on these cores disturb it: other work stands still meanwhile"
 RATES = ("100mbit", "1gbit", "10gbit")
 _PORT = 29555
 _PLACES = Path("/run/netns")
 _QUEUE = "8mb"
-"""Longer than what connections have under way: nothing is dropped, as by a switch that is paid."""
+"""Longer than what connections have under way: nothing is dropped."""
 _BURST_S, _BURST_LEAST = 1e-4, 8_000
 """What a bucket holds passes at once: little, but so much that a late timer costs no bandwidth."""
 _PR_SET_PDEATHSIG = 1
@@ -61,18 +62,24 @@ def obstacle() -> str | None:
         return f"{', '.join(missing)} not found: install iproute2 and util-linux"
     if os.geteuid() != 0:
         return "network namespaces need an administrator: run it as root"
+    trial = f"{PREFIX}-{os.getpid()}-trial"
     try:
-        _run("ip", "netns", "list")
+        _run("ip", "netns", "add", trial)
+        _run("ip", "netns", "delete", trial)
     except CannotEmulate as refused:
-        return str(refused)
+        return f"a container without the right to: {refused}"
     return None
 
 
 class Hosts:
-    """`count` hosts, whose links carry `rate` each way; taken down by `hosts()`."""
+    """`count` hosts, whose links carry `rate` each way; taken down by `hosts()`.
 
-    def __init__(self, count: int, rate: str) -> None:
-        self.count, self.rate = count, rate
+    What runs on them is preferred to other work; in `real_time` all other work on their cores
+    stands still until they wait.
+    """
+
+    def __init__(self, count: int, rate: str, *, real_time: bool) -> None:
+        self.count, self.rate, self.real_time = count, rate, real_time
         self.names = [f"{PREFIX}-{os.getpid()}-{host}" for host in range(count)]
         self.bridge = f"{PREFIX}-{os.getpid()}-bridge"
 
@@ -112,11 +119,6 @@ class Hosts:
                 for host, process in enumerate(started)
             ]
 
-    def core(self, host: int) -> int:
-        """The one that the host has, among those allowed."""
-        allowed = sorted(os.sched_getaffinity(0))
-        return allowed[host % len(allowed)]
-
     def _group(self, host: int) -> dict[str, str]:
         return {
             "RANK": str(host), "WORLD_SIZE": str(self.count), "LOCAL_RANK": "0",
@@ -127,11 +129,12 @@ class Hosts:
     def _start(
         self, host: int, command: Sequence[str], environment: Mapping[str, str], folder: Path
     ) -> subprocess.Popen[bytes]:
-        core = self.core(host)
+        allowed = sorted(os.sched_getaffinity(0))
+        core = allowed[host % len(allowed)]
 
         def prepare() -> None:
             os.sched_setaffinity(0, {core})
-            _go_first()
+            _go_first(real_time=self.real_time)
             _die_with_parent()
 
         said, told = ((folder / f"{host}.{what}").open("wb") for what in ("said", "told"))
@@ -161,9 +164,11 @@ class Hosts:
             here = ("ip", "-n", name)
             _run(*here, "address", "add", f"{NETWORK}.{host + 1}/24", "dev", "eth0")
             _run(*here, "link", "set", "lo", "up")
-            _run(*here, "link", "set", "eth0", "up")
+            # A bucket cuts what does not fit into it in single packets, which takes a core's time.
+            burst = _burst(self.rate)
+            _run(*here, "link", "set", "eth0", "up", "gso_max_size", str(min(burst, 65536)))
             _run("tc", "-n", name, "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", self.rate,
-                 "burst", str(_burst(self.rate)), "limit", _QUEUE)  # fmt: skip
+                 "burst", str(burst), "limit", _QUEUE)  # fmt: skip
 
     def remove(self) -> None:
         """Take down what is there of it."""
@@ -172,13 +177,13 @@ class Hosts:
 
 
 @contextmanager
-def hosts(count: int, rate: str) -> Iterator[Hosts]:
+def hosts(count: int, rate: str, *, real_time: bool = False) -> Iterator[Hosts]:
     """So many hosts within it; raises CannotEmulate where there can be none."""
     why = obstacle()
     if why:
         raise CannotEmulate(why)
     _remove_leftovers()
-    made = Hosts(count, rate)
+    made = Hosts(count, rate, real_time=real_time)
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         made.build()
@@ -245,8 +250,11 @@ def _finished(process: subprocess.Popen[bytes], path: Path, late: str) -> Finish
     return Finished(process.wait(), said, told + late)
 
 
-def _go_first() -> None:
+def _go_first(*, real_time: bool) -> None:
     """Be preferred, as the probe is: what else runs on these cores is not what is measured."""
+    if real_time:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        return
     os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(_PRIORITY))
@@ -265,12 +273,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hosts", type=int, default=2)
     parser.add_argument("--rate", default=RATES[0], help="of tc, such as 100mbit")
+    parser.add_argument("--real-time", action="store_true", help=REAL_TIME)
     parser.add_argument("--seconds", type=float, default=600.0, help="after which all is ended")
     parser.add_argument("command", nargs="*", help="after --; what to run on each host")
     chosen = parser.parse_args()
     command = chosen.command or ["sh", "-c", "ip -brief address; tc qdisc show dev eth0"]
     try:
-        with hosts(chosen.hosts, chosen.rate) as made:
+        with hosts(chosen.hosts, chosen.rate, real_time=chosen.real_time) as made:
             done = made.run(command, seconds=chosen.seconds)
     except CannotEmulate as why:
         print(f"error: {why}", file=sys.stderr)

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from hosts import RATES, CannotEmulate, Finished, Hosts, hosts
+from hosts import RATES, REAL_TIME, CannotEmulate, Finished, Hosts, hosts
 
 from narrows.spec.home import narrows_home
 from narrows.spec.plan import Plan
@@ -83,6 +83,7 @@ def main() -> int:
     parser.add_argument("--rate", nargs="+", default=RATES, help="of tc, such as 100mbit")
     parser.add_argument("--layout", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
     parser.add_argument("--steps", type=int, default=5, help="of each, the first two left out")
+    parser.add_argument("--real-time", action="store_true", help=REAL_TIME)
     parser.add_argument("--refresh", action="store_true", help="probe a host of one core again")
     chosen = parser.parse_args()
     if chosen.steps <= _WARM:
@@ -93,7 +94,7 @@ def main() -> int:
     try:
         for count in chosen.hosts:
             for rate in chosen.rate:
-                with hosts(count, rate) as made:
+                with hosts(count, rate, real_time=chosen.real_time) as made:
                     cases += _cases(made, chosen)
                 chosen.refresh = False
     except CannotEmulate as why:

@@ -89,6 +89,12 @@ def test_a_lone_process_has_no_link(home: Path) -> None:
         assert "--processes 2" in (caught.value.hint or "")
 
 
+def test_a_crowd_is_refused(home: Path) -> None:
+    with pytest.raises(BadInput, match="5000 processes on") as caught:
+        link.probe_link(5000, talk=lambda line: None, environment={})
+    assert "at most" in (caught.value.hint or "")
+
+
 def test_processes_started_already_are_not_counted_otherwise(home: Path) -> None:
     with pytest.raises(BadInput, match="4 processes are started already, not 3"):
         link.probe_link(3, talk=lambda line: None, environment=HERE)

@@ -12,8 +12,8 @@ EXAMPLES = """\
 narrows probe                      measure, or show what was measured
 narrows probe --refresh            measure again
 narrows probe -o machine.toml      keep a copy, to plan for this machine on another
-narrows probe --link --processes 2           how fast processes here talk to each other
-torchrun --nnodes 2 ... -m narrows probe --link              and those of several hosts"""
+narrows probe --link --processes 2  what processes here take to tell each other
+narrows probe --link                under torchrun: processes on several hosts"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--refresh", action="store_true", help="measure again")
     parser.add_argument(
         "--link", action="store_true",
-        help="measure what processes tell each other: torchrun's, or so many here:",
+        help="measure what processes tell each other: N here, or those that torchrun started",
     )  # fmt: skip
-    parser.add_argument("--processes", type=int, metavar="N", help="processes of --link")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many --link starts here")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the machine here too")
 
 

@@ -15,6 +15,7 @@ from narrows.spec.units import Bytes, BytesPerSecond, Seconds
 
 Talk = Callable[[str], None]
 
+_CROWD = 16
 _SECONDS = 40.0
 _SECONDS_MEETING = 75.0
 _SECONDS_STUCK = 120.0
@@ -49,8 +50,14 @@ def probe_link(
             f"a link joins at least two processes, not {count}",
             hint="narrows probe --link --processes 2, or start several by torchrun",
         )
+    cores = find.processor().cores_allowed
+    if not started and count > _CROWD * cores:
+        raise BadInput(
+            f"{count} processes on {cores} cores would wait for cores, not for each other",
+            hint=f"narrows probe --link --processes N with N at most {_CROWD * cores}",
+        )
     known = probe.machine_known()
-    threads = known.device.threads if known else find.processor().cores_allowed
+    threads = known.device.threads if known else cores
     request = Request(
         folder="", seconds=_SECONDS, threads=(threads,), processes=None if started else count
     )

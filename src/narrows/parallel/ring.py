@@ -154,13 +154,12 @@ class _Passing(NamedTuple):
     def begin(tensors: list[Tensor], axis: Axis, *, tag: int) -> _Passing:
         coming = [torch.empty_like(each) for each in tensors]
         before, behind = (axis.rank - 1) % axis.size, (axis.rank + 1) % axis.size
-        operations = []
-        for index, (own, other) in enumerate(zip(tensors, coming, strict=True)):
-            number = tag + index
-            operations += [
-                dist.P2POp(dist.isend, own, None, axis.group, number, behind),
-                dist.P2POp(dist.irecv, other, None, axis.group, number, before),
-            ]
+        # First what comes: gloo asks for it behind what goes the same way.
+        operations = [
+            dist.P2POp(what, tensor, None, axis.group, tag + index, rank)
+            for what, rank, ones in ((dist.irecv, before, coming), (dist.isend, behind, tensors))
+            for index, tensor in enumerate(ones)
+        ]
         return _Passing(coming, dist.batch_isend_irecv(operations))
 
     def arrived(self) -> list[Tensor]:

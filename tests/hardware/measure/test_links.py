@@ -102,6 +102,15 @@ def test_what_says_where_to_meet_is_asked_for(missing: str) -> None:
         joined(environment, threads=1, seconds=1.0)
 
 
+def test_a_place_that_is_no_number_is_told() -> None:
+    from narrows.hardware.measure.links import joined
+    from narrows.spec.errors import BadInput
+
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "http"}
+    with pytest.raises(BadInput, match='MASTER_PORT is "http"'):
+        joined(environment, threads=1, seconds=1.0)
+
+
 @pytest.mark.gpu
 def test_processes_with_devices_of_their_own_talk_by_nccl() -> None:
     import torch

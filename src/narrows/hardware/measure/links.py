@@ -82,7 +82,7 @@ def joined(environment: Mapping[str, str], *, threads: int, seconds: float) -> L
     if not dist.is_available():
         raise BadInput("this torch cannot talk to other processes", hint="narrows doctor")
     meeting = _meeting(environment)
-    return _measure(meeting, threads, seconds, int(environment.get("LOCAL_RANK", "0")))
+    return _measure(meeting, threads, seconds, _number(environment, "LOCAL_RANK", "0"))
 
 
 def _context() -> ForkContext | SpawnContext:
@@ -106,7 +106,7 @@ def _meeting(environment: Mapping[str, str]) -> _Meeting:
     if missing:
         hint = "start the processes by torchrun, or narrows probe --link --processes N here"
         raise BadInput(f"{', '.join(missing)} is not set", hint=hint)
-    rank, ranks, port = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    rank, ranks, port = (_number(environment, n) for n in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     address = environment["MASTER_ADDR"]
     # torchrun's agent keeps a store already, where it says so.
     begins = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -120,8 +120,15 @@ def _meeting(environment: Mapping[str, str]) -> _Meeting:
             f"process {rank} does not reach the first one at {address}:{port}: {_first(error)}",
             hint="start process 0 there within a minute, and let the port through",
         ) from None
-    each = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    each = _number(environment, "LOCAL_WORLD_SIZE", "1")
     return _Meeting(dist.PrefixStore("narrows-link", store), rank, ranks, each, _MEETING_S)
+
+
+def _number(environment: Mapping[str, str], name: str, usual: str = "") -> int:
+    text = environment.get(name, usual)
+    if not text.isdigit():
+        raise BadInput(f'{name} is "{text}"', hint="a number, as torchrun sets it")
+    return int(text)
 
 
 def _measure(meeting: _Meeting, threads: int, seconds: float, local_rank: int) -> Link:
@@ -139,6 +146,8 @@ def _measure(meeting: _Meeting, threads: int, seconds: float, local_rank: int) -
         shared = Threads(alone=threads, shared=max(1, threads // most))
         gain = computing(group, shared, seconds=_COMPUTING_SHARE * seconds)
     except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or backend in str(error).lower()):
+            raise
         raise BadInput(
             f"process {meeting.rank} lost the others: {_first(error)}",
             hint="GLOO_SOCKET_IFNAME names the interface (see: ip address) by which they meet",

@@ -21,8 +21,10 @@ from narrows.spec.units import Bytes
 
 OPERATIONS: tuple[Collective, ...] = get_args(Collective)
 _MESSAGE_LEAST, _GROWTH, _MESSAGES = 1 << 10, 4, 9
-_GATHERED_MOST = 1 << 28
-"""all_gather leaves as many messages on each rank as there are ranks."""
+_GATHERED_MOST, _ALL_MOST = 1 << 27, 1 << 30
+"""all_gather leaves as many messages on each rank as there are ranks; many ranks of one machine
+share its memory.
+"""
 _LONGEST_S, _LONGEST_SHARE = 2.0, 1 / 20
 """A message may take so much of the time that the largest of each collective, with all below it,
 is sent at least twice.
@@ -184,7 +186,7 @@ class _Buffers:
 
 def _messages(operation: Collective, ranks: int) -> list[int]:
     sizes = [_MESSAGE_LEAST * _GROWTH**power for power in range(_MESSAGES)]
-    most = _GATHERED_MOST // ranks if operation == "all_gather" else sizes[-1]
+    most = (_GATHERED_MOST if operation == "all_gather" else _ALL_MOST) // ranks
     return [size for size in sizes if size <= max(most, _MESSAGE_LEAST)]
 
 
@@ -205,8 +207,12 @@ def _hop(tensor: torch.Tensor, sender: int, rank: int, ranks: int) -> None:
 
 
 def _shift(given: torch.Tensor, taken: torch.Tensor, before: int, behind: int) -> None:
-    """To the next and from the one before at once, as rings and pipelines do."""
-    operations = [dist.P2POp(dist.isend, given, behind), dist.P2POp(dist.irecv, taken, before)]
+    """To the next and from the one before at once, as rings do.
+
+    The receipt is asked for first: gloo says that a rank is ready to receive behind what that rank
+    is sending already, and then one direction waits for the other.
+    """
+    operations = [dist.P2POp(dist.irecv, taken, before), dist.P2POp(dist.isend, given, behind)]
     for work in dist.batch_isend_irecv(operations):
         work.wait()
 
