@@ -181,7 +181,7 @@ def usual_threads(layout: Layout, machine: Machine) -> int:
 
 
 def _shares(model: Shapes, spread: Layout) -> list[Share]:
-    """Of the first process of each stage; of stages that are alike one stands for each."""
+    """Of the first process of each stage."""
     each = spread.processes // spread.pipeline
     return [Share.of(model.specs[0], spread, stage * each) for stage in range(spread.pipeline)]
 
