@@ -156,18 +156,31 @@ def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_
     largest, whole = micros.max(axis=0), micros.sum(axis=0)
     running = m * largest
     if p > 1:
-        # While some stages wait, the others have the cores.
         alone = machine.device.threads / layouts.threads
-        share = alone / _slower(layouts, network, machine)
-        quicker = np.clip(share, 1.0 / p, 1.0)
+        quicker = np.clip(alone / _slower(layouts, network, machine), 1.0 / p, 1.0)
         each = (whole - largest) / (p - 1)
         filling = bubble(_spreads(spread), each, each * _BACKWARD_SHARE / 2.0)
-        running = np.maximum(m * whole / p, quicker * (m * largest + filling))
+        running = _filled((m * largest, m * whole / p), filling, quicker, p)
     return Step(
         stages=stages, scales=scales, running=running, working=np.minimum(running, m * largest),
         hops=_hops(stages, largest, spread, m),
         once=np.stack([stage.once for stage in stages]).max(axis=0),
     )  # fmt: skip
+
+
+def _filled(work: tuple[Array, Array], filling: Array, quicker: Array, p: int) -> Array:
+    """Seconds of `work`, that of the slowest of p stages and the mean of them, and of `filling` and
+    draining, where one stage alone takes `quicker` times as long as while all compute.
+
+    Of fewer cores than stages, k stages' worth, none waits once k stages have something to do: work
+    over k cores and a bubble of k stages. Exact for equal stages that share cores evenly under 1F1B
+    and GPipe (tests/plan/test_together.py plays them through); no schedule is shorter than the
+    slowest stage's own.
+    """
+    slowest, mean = work
+    k = quicker * p
+    shared = mean + (k - 1.0) / (p - 1.0) * quicker * filling
+    return np.asarray(np.maximum(shared, quicker * (slowest + filling)))
 
 
 def hosts(layout: Layout, machine: Machine) -> int:
