@@ -55,7 +55,7 @@ def test_three_processes_meet_and_every_collective_is_timed() -> None:
         "    assert point.ranks == 3 and point.seconds > 1e-6\n"
         "    found.setdefault(point.operation, []).append(point.message)\n"
         "assert len(found) == 7\n"
-        "assert all(sizes[0] == 1024 and sizes[-1] > 1e5 for sizes in found.values()), found\n"
+        "assert all(sizes[0] == 1024 and sizes[-1] >= 1 << 16 for sizes in found.values()), found\n"
         "assert all(sizes == sorted(set(sizes)) for sizes in found.values())\n"
         "assert link.latency.value > 1e-6 and link.bandwidth.value > 1e6\n"
         "assert 0.2 < link.together.value < 30.0 and '3 x 1' in link.together.source\n"

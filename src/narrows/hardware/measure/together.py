@@ -29,6 +29,8 @@ _LONGEST_S, _LONGEST_SHARE = 2.0, 1 / 20
 """A message may take so much of the time that the largest of each collective, with all below it,
 is sent at least twice.
 """
+_SMALL = 1 << 16
+"""What takes long below it, other work has held up."""
 _SAMPLE_S, _REPEATS_MOST = 1e-3, 4
 _BEST = 3
 """The answer is the median of this many quickest, as in `sampling`."""
@@ -69,13 +71,13 @@ def collectives(group: Group, *, seconds: float) -> tuple[CollectivePoint, ...]:
             if took < _SAMPLE_S:
                 clock.time(trial, 1)
             taken = [clock.time(trial, 1)]
-            if _GROWTH * taken[0] > longest:
+            if message >= _SMALL and _GROWTH * taken[0] > longest:
                 # Other work may have held it up.
                 taken.append(clock.time(trial, 1))
             took = min(taken)
             times[operation, message] = taken
             repeats[operation, message] = max(1, min(_REPEATS_MOST, int(_SAMPLE_S / took)))
-            if _GROWTH * took > longest:
+            if message >= _SMALL and _GROWTH * took > longest:
                 break
     waiting = list(times)
     while waiting and not clock.late:
