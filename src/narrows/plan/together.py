@@ -147,10 +147,14 @@ def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_
     network = Network.of(spread, machine, scales)
     crowd = min(1.0, machine.device.threads * network.hosts / spread.processes)
     scales = replace(scales, launch=scales.launch * crowd)
-    stages = tuple(
-        _stage(model, layouts, share, network, (machine, scales))
-        for share in _shares(model, spread)
-    )
+    # Stages between the first and the last are mostly alike.
+    known: dict[tuple[int, int, bool, bool], Stage] = {}
+    stages = []
+    for share in _shares(model, spread):
+        key = len(share.blocks), share.kept, share.first, share.last
+        if key not in known:
+            known[key] = _stage(model, layouts, share, network, (machine, scales))
+        stages.append(known[key])
     micros = np.stack([stage.micro for stage in stages])
     m, p = layouts.accumulation, spread.pipeline
     largest, whole = micros.max(axis=0), micros.sum(axis=0)
@@ -162,8 +166,8 @@ def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_
         filling = bubble(_spreads(spread), each, each * _BACKWARD_SHARE / 2.0)
         running = _filled((m * largest, m * whole / p), filling, quicker, p)
     return Step(
-        stages=stages, scales=scales, running=running, working=np.minimum(running, m * largest),
-        hops=_hops(stages, largest, spread, m),
+        stages=tuple(stages), scales=scales, running=running, working=np.minimum(running, m * largest),
+        hops=_hops(tuple(stages), largest, spread, m),
         once=np.stack([stage.once for stage in stages]).max(axis=0),
     )  # fmt: skip
 
