@@ -166,8 +166,8 @@ def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_
         filling = bubble(_spreads(spread), each, each * _BACKWARD_SHARE / 2.0)
         running = _filled((m * largest, m * whole / p), filling, quicker, p)
     return Step(
-        stages=tuple(stages), scales=scales, running=running, working=np.minimum(running, m * largest),
-        hops=_hops(tuple(stages), largest, spread, m),
+        stages=tuple(stages), scales=scales, running=running,
+        working=np.minimum(running, m * largest), hops=_hops(tuple(stages), largest, spread, m),
         once=np.stack([stage.once for stage in stages]).max(axis=0),
     )  # fmt: skip
 
