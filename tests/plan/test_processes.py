@@ -14,6 +14,7 @@ from narrows.spec.job import Job, LayoutIntent, ModelIntent, TrainIntent
 from narrows.spec.machine import Link, Machine
 from narrows.spec.model import llama
 
+from .conftest import fact
 from .test_network import link_of
 from .test_together import layout_of
 
@@ -60,6 +61,8 @@ def test_several_are_considered_where_asked_or_where_a_link_was_measured(machine
     assert counts(LayoutIntent(), machine) == [1]
     assert counts(LayoutIntent(), known) == [1, 2]
     assert counts(LayoutIntent(processes=8), known) == [8]
+    crowded = msgspec.structs.replace(link_of(), together=fact(1.23))
+    assert counts(LayoutIntent(), msgspec.structs.replace(machine, links=(crowded,))) == [1]
     assert counts(LayoutIntent(data=2, tensor=2), known) == [4]
 
 
