@@ -13,6 +13,8 @@ from narrows.spec.job import Job, LayoutIntent, ModelIntent, TrainIntent
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
 
+from .test_network import link_of
+
 
 @pytest.fixture
 def plan(machine: Machine) -> Plan:
@@ -40,6 +42,18 @@ def test_another_micro_batch_is_predicted_again(plan: Plan, machine: Machine) ->
     new = changed(plan, machine, ["layout.micro_batch=1"])
     assert (new.layout.micro_batch, new.layout.accumulation) == (1, 8)
     assert new.predicted.memory.peak < plan.predicted.memory.peak
+
+
+def test_so_many_processes_are_data_ranks_of_the_same_batch(plan: Plan, machine: Machine) -> None:
+    linked = msgspec.structs.replace(machine, links=(link_of(4, rate=1e7),))
+    new = changed(plan, linked, ["layout.processes=4"])
+    assert new.layout.data == 4 and sequences(new) == 16
+    assert new.predicted.seconds_by_kind()["link"] > 0.0
+    assert new.why["network"] == "measured between 4 ranks on 1, 4 ranks"
+    alone = changed(new, linked, ["layout.processes=1"])
+    assert alone.layout.processes == 1 and "network" not in alone.why
+    with pytest.raises(BadInput, match="take 4 processes, and layout.processes is 6"):
+        changed(plan, linked, ["layout.tensor=4", "layout.processes=6"])
 
 
 def test_what_would_change_the_numbers_is_refused(plan: Plan, machine: Machine) -> None:

@@ -113,3 +113,17 @@ def test_without_any_link_the_plan_says_that_nothing_is_counted(machine: Machine
     found = network(machine)
     assert found.taken(message("all_reduce", 1e6)).seconds == 0.0
     assert "no link was measured, and nothing is counted for it" in found.why()
+
+
+def test_what_was_disturbed_while_it_was_measured_is_left_out(machine: Machine) -> None:
+    """A retransmission at one message says nothing of those around it."""
+    clean = link_of()
+    hit = tuple(
+        msgspec.structs.replace(point, seconds=point.seconds + 0.3)
+        if point.message in (1, 1000) and point.operation == "all_reduce" else point
+        for point in clean.points
+    )  # fmt: skip
+    for size in (10.0, 1e3, 1e5):
+        sent = message("all_reduce", size)
+        found = network(machine, msgspec.structs.replace(clean, points=hit)).taken(sent).seconds
+        assert found < 2e-3 and found < 12 * network(machine, clean).taken(sent).seconds

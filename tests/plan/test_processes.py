@@ -14,6 +14,7 @@ from narrows.spec.job import Job, LayoutIntent, ModelIntent, TrainIntent
 from narrows.spec.machine import Link, Machine
 from narrows.spec.model import llama
 
+from .conftest import fact
 from .test_network import link_of
 from .test_together import layout_of
 
@@ -24,11 +25,11 @@ def ways(count: int, batch: int = 16, **given: Any) -> list[dict[str, Any]]:
     return list(spreads(LayoutIntent(**given), MODEL, batch, count))
 
 
-def planned(machine: Machine, *links: Link, **given: Any) -> Any:
+def planned(machine: Machine, *links: Link, batch: int = 64, **given: Any) -> Any:
     job = Job(
         name="x",
-        model=ModelIntent(layers=4, width=256, heads=4, context=128, vocabulary=96),
-        train=TrainIntent(steps=9, batch_sequences=16),
+        model=ModelIntent(layers=4, width=256, heads=4, context=256, vocabulary=96),
+        train=TrainIntent(steps=9, batch_sequences=batch),
         layout=LayoutIntent(**given),
     )
     return make_plan(job, msgspec.structs.replace(machine, links=links), None)
@@ -60,6 +61,8 @@ def test_several_are_considered_where_asked_or_where_a_link_was_measured(machine
     assert counts(LayoutIntent(), machine) == [1]
     assert counts(LayoutIntent(), known) == [1, 2]
     assert counts(LayoutIntent(processes=8), known) == [8]
+    crowded = msgspec.structs.replace(link_of(), together=fact(1.23))
+    assert counts(LayoutIntent(), msgspec.structs.replace(machine, links=(crowded,))) == [1]
     assert counts(LayoutIntent(data=2, tensor=2), known) == [4]
 
 
@@ -74,8 +77,8 @@ def test_a_fast_link_makes_data_ranks_and_a_slow_one_stages(machine: Machine) ->
     """All ranks send parameters' gradients, stages no more than the stream."""
     fast = planned(machine, link_of(rate=1e11, wait=1e-6), processes=2)
     assert (fast.layout.data, fast.layout.pipeline) == (2, 1)
-    assert fast.layout.micro_batch * fast.layout.accumulation == 8
-    slow = planned(machine, link_of(2, 2, rate=1e6, wait=1e-6), processes=2)
+    assert fast.layout.micro_batch * fast.layout.accumulation == 32
+    slow = planned(machine, link_of(2, 2, rate=1e6, wait=1e-6), batch=8, processes=2)
     assert slow.layout.data == 1
     assert slow.bottleneck == "link bandwidth"
     assert "for the network or waiting" in slow.why["layout.data"]

@@ -12,7 +12,7 @@ from narrows.plan import cost
 from narrows.plan.layouts import Layouts, Shapes
 from narrows.plan.predict import Run, predict
 from narrows.plan.recipe import Cadence
-from narrows.plan.together import peak_bytes, step, step_seconds
+from narrows.plan.together import _filled, peak_bytes, step, step_seconds
 from narrows.spec.layout import Layout
 from narrows.spec.machine import Machine
 from narrows.spec.model import llama
@@ -89,12 +89,62 @@ def test_two_equal_stages_wait_for_their_schedule(
 
 
 def test_more_processes_than_cores_use_what_others_leave(machine: Machine) -> None:
-    """Of four stages on two cores two at least are at work always."""
+    """Of four stages on two cores two are at work, but for the first pass and the last."""
     layouts = Layouts.of(layout_of(pipeline=4, micro_batch=1, accumulation=64))
     found = step(SHAPES, layouts, quiet(machine, ranks=4))
     micros = np.array([stage.micro[0] for stage in found.stages])
-    assert found.running[0] == pytest.approx(64 * micros.mean())
+    filling = (micros.sum() - micros.max()) / 3 / 2
+    assert found.running[0] == pytest.approx(64 * micros.mean() + filling)
     assert found.running[0] < 64 * micros.max()
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
+@pytest.mark.parametrize(
+    ("p", "m", "cores"), [(2, 4, 1), (3, 6, 2), (4, 4, 2), (4, 8, 3), (4, 8, 4)]
+)
+def test_stages_that_share_cores_take_as_long_as_when_played_through(
+    p: int, m: int, cores: int, schedule: str
+) -> None:
+    """A forward pass takes 1 alone and a backward 2; while all compute, p / cores times that."""
+    busy = 3.0 * p / cores
+    one = np.array([1.0])
+    found = _filled((m * busy * one, m * busy * one), (p - 1) * busy * one, cores / p * one, p)
+    assert found[0] == pytest.approx(played(p, m, cores, schedule))
+
+
+def played(p: int, m: int, cores: int, schedule: str) -> float:
+    """Seconds of a pipeline whose stages share cores evenly, event by event."""
+    waiting = [orders(stage, p, m, schedule) for stage in range(p)]
+    done: set[tuple[str, int, int]] = set()
+    left: dict[int, float] = {}
+    seconds = 0.0
+    while any(waiting):
+        for stage, order in enumerate(waiting):
+            if order and stage not in left:
+                kind, index = order[0]
+                near = stage - 1 if kind == "forward" else stage + 1
+                if near in (-1, p) or (kind, index, near) in done:
+                    left[stage] = 1.0 if kind == "forward" else 2.0
+        rate = min(1.0, cores / len(left))
+        passed = min(left.values()) / rate
+        seconds += passed
+        for stage in list(left):
+            left[stage] -= passed * rate
+            if left[stage] < 1e-9:
+                done.add((*waiting[stage].pop(0), stage))
+                del left[stage]
+    return seconds
+
+
+def orders(stage: int, p: int, m: int, schedule: str) -> list[tuple[str, int]]:
+    """What a stage does, one after the other."""
+    early = m if schedule == "gpipe" else min(m, p - stage)
+    found = [("forward", index) for index in range(early)]
+    for index in range(m):
+        found.append(("backward", index))
+        if early + index < m:
+            found.append(("forward", early + index))
+    return found
 
 
 def test_uneven_stages_go_by_the_slowest(machine: Machine) -> None:

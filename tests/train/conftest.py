@@ -21,6 +21,7 @@ from narrows.spec.machine import (
     Electricity,
     Fact,
     Machine,
+    MatmulCurve,
     Memory,
     Processor,
 )
@@ -30,7 +31,9 @@ from narrows.spec.units import (
     Bytes,
     BytesPerSecond,
     DollarsPerHour,
+    FlopPerSecond,
     GramsPerKilowattHour,
+    Seconds,
     Watts,
 )
 
@@ -114,6 +117,12 @@ def tiny_machine() -> Machine:
         device=Device(
             kind="cpu", name="test", threads=1, memory=memory, power_idle=fact(Watts(5.0)),
             power_full=fact(Watts(25.0)),
+            matmul=(
+                MatmulCurve(
+                    precision="fp32", peak=fact(FlopPerSecond(1e11)), half_m=20.0, half_n=20.0,
+                    half_k=20.0, launch=Seconds(1e-6), error=0.05, points=(),
+                ),
+            ),
         ),
         devices=1,
         disk=Disk(

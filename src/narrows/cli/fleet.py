@@ -116,7 +116,8 @@ def question(chosen: argparse.Namespace) -> Question:
 def _refuse_what_is_of_a_job(chosen: argparse.Namespace) -> None:
     if chosen.machine.endswith(".toml"):
         raise BadInput(f"{chosen.machine} does not exist", hint="narrows probe -o machine.toml")
-    for given in (chosen.file, chosen.corpus and "--corpus", chosen.allow and "--allow"):
+    options = ("corpus", "allow", "processes")
+    for given in (chosen.file, *(getattr(chosen, each) and f"--{each}" for each in options)):
         if given:
             raise BadInput(f"{given} says nothing of a fleet", hint="leave it out")
 

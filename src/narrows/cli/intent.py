@@ -52,7 +52,7 @@ def read(chosen: argparse.Namespace) -> Job | Plan:
     data = record.read(chosen.file) if chosen.file else _job_of(chosen.corpus)
     source = chosen.file or "the command line"
     if isinstance(data, dict) and "made_from" in data:
-        if chosen.corpus or chosen.budget or chosen.overrides or chosen.allow or chosen.processes:
+        if chosen.corpus or chosen.budget or overrides(chosen) or chosen.allow:
             what = f"{source} is a plan: every value in it is settled"
             raise BadInput(what, hint="give the options to: narrows plan job.toml -o plan.toml")
         return record.from_builtins(Plan, data, source=source)
@@ -96,8 +96,14 @@ def command(verb: str, chosen: argparse.Namespace) -> str:
             words += [f"--{option}", value]
     for value in chosen.allow:
         words += ["--allow", value]
-    words += ["--processes", str(chosen.processes)] if chosen.processes else []
+    words += [] if chosen.processes is None else ["--processes", str(chosen.processes)]
     return shlex.join(words)
+
+
+def overrides(chosen: argparse.Namespace) -> list[str]:
+    """What --set says, and --processes for short."""
+    count = chosen.processes
+    return [*([] if count is None else [f"layout.processes={count}"]), *chosen.overrides]
 
 
 def _job_of(corpus: str | None) -> dict[str, Any]:
@@ -122,7 +128,6 @@ def _overridden(data: Any, chosen: argparse.Namespace) -> Any:
         data = {**data, "data": {**data.get("data", {}), "corpus": chosen.corpus}}
     if chosen.budget:
         data = {**data, "budget": record.to_builtins(budget(*chosen.budget))}
-    processes = [f"layout.processes={chosen.processes}"] if chosen.processes else []
-    for assignment in (*processes, *chosen.overrides):
+    for assignment in overrides(chosen):
         data = record.with_override(data, assignment)
     return data

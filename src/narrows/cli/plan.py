@@ -14,6 +14,7 @@ EXAMPLES = """\
 narrows plan --budget 5min --corpus shakespeare     the best model for five minutes here
 narrows plan job.toml -o plan.toml                  keep the plan, to train it later
 narrows plan job.toml --set model.layers=12         what if
+narrows plan job.toml --processes 4                 the quickest layout of so many processes
 narrows plan job.toml --machine other.toml          on a machine probed elsewhere
 narrows plan --machine 8xh100-sxm --model llama-3.1-8b              on machines to rent
 narrows plan --machine 8xh100-sxm --budget "$10,000"                what they can train for that

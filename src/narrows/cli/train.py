@@ -116,8 +116,8 @@ def _resumed(chosen: argparse.Namespace) -> tuple[Plan, Path, Machine]:
     else:
         run_folder = folder.newest(intent.read(chosen).name)
     plan, machine = folder.plan_of(run_folder), intent.machine(None)
-    if chosen.overrides:
-        plan = _changed(plan, run_folder, machine, chosen.overrides)
+    if asked := intent.overrides(chosen):
+        plan = _changed(plan, run_folder, machine, asked)
     return plan, run_folder, machine
 
 

@@ -18,6 +18,11 @@ _LIKE: dict[Collective, Collective] = {
 }  # fmt: skip
 """Of a collective that was not measured, the one whose points stand for it."""
 
+_DISTURBED = 3.0
+"""Times what its neighbours' mean says; by more a point was hit by something else: a packet sent
+again after 200 ms, or a process that was not let run.
+"""
+
 
 class Taken(NamedTuple):
     """Seconds of one collective: until its first byte is there, and until its last."""
@@ -147,9 +152,26 @@ def _points(link: Link, kind: Collective) -> list[tuple[float, float]]:
             for point in link.points if point.operation == wanted
         ]  # fmt: skip
         if found:
-            return sorted(found)
+            return _undisturbed(sorted(found))
         wanted = _LIKE.get(wanted)
     return []
+
+
+def _undisturbed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points as they are where nothing else was at work: no message takes longer than a longer
+    one, nor much longer than those around it say.
+    """
+    kept: list[tuple[float, float]] = []
+    least = math.inf
+    for size, seconds in reversed(points):
+        least = min(least, seconds)
+        kept.append((size, least))
+    kept.reverse()
+    return [
+        point for index, point in enumerate(kept)
+        if not 0 < index < len(kept) - 1
+        or point[1] < _DISTURBED * math.sqrt(kept[index - 1][1] * kept[index + 1][1])
+    ]  # fmt: skip
 
 
 def _between_points(points: list[tuple[float, float]], wanted: float) -> float:

@@ -36,7 +36,7 @@ from narrows.spec.units import Seconds, Tokens
 
 _VALIDATION_SEQUENCES_UNKNOWN = 64
 _FILLING_ROUNDS = 4
-_SEVERAL_PAY = 0.95
+_SEVERAL_PAY = 0.9
 """Of one process's step, what several must need at most where nobody asked for them: they start
 later, and each of them can be lost.
 """

@@ -95,7 +95,8 @@ def _several(found: Step, layout: Layout, machine: Machine) -> tuple[Row, ...]:
             seconds *= float(found.hops[0]) / hops
         message = each.message
         name = "send" if message.kind == "shift" else message.kind
-        entry = sums.setdefault((name, message.phase), [0.0, 0.0, 0.0])
+        phase: Phase = "other" if each.hop else message.phase
+        entry = sums.setdefault((name, phase), [0.0, 0.0, 0.0])
         adding = message.calls, message.sent, seconds
         entry[:] = [total + more for total, more in zip(entry, adding, strict=True)]
     rows += [

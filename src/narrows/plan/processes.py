@@ -18,6 +18,10 @@ from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
 
 SHARDINGS = get_args(Sharding)
+_TOGETHER_MOST = 1.1
+"""How many times as fast as one process the processes of one host may compute: more was measured
+while other work held the cores, of which several processes get more than one.
+"""
 
 
 def check(intent: LayoutIntent, model: ModelSpec, batch: int) -> None:
@@ -46,7 +50,8 @@ def counts(intent: LayoutIntent, machine: Machine) -> list[int]:
     threads = machine.device.threads
     measured = {
         link.ranks for link in machine.links
-        if link.hosts == 1 and link.together is not None and link.ranks <= threads
+        if link.hosts == 1 and link.ranks <= threads and link.together is not None
+        and link.together.value <= _TOGETHER_MOST
     }  # fmt: skip
     return [1, *sorted(measured - {1})]
 

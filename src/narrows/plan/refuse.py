@@ -30,7 +30,9 @@ def refusal(
     memory = peak_bytes(Shapes.of([model]), found.group_of(least), machine).record(
         0, int(found.within[least])
     )
-    ranked = memory.ranked()
+    # Of several processes all count that share a host.
+    often = needed / memory.peak
+    ranked = [(name, often * value) for name, value in memory.ranked()]
     largest = [f"{name} {_gigabytes(value)}" for name, value in ranked[:3]]
     other = sum(value for _, value in ranked[3:])
     return DoesNotFit(

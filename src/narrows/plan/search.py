@@ -131,12 +131,14 @@ def options(intent: LayoutIntent, machine: Machine, model: ModelSpec, batch: int
             found += candidates(intent, machine, batch, model.context)
             continue
         ways = list(spreads(intent, model, batch, count))
-        found += [each for way in ways for each in _spread(intent, machine, model, (way, batch))]
-        if not ways and count == (intent.processes or intent.given):
+        several = [each for way in ways for each in _spread(intent, machine, model, (way, batch))]
+        found += several
+        if not several and count == (intent.processes or intent.given):
             raise BadInput(
                 f"a model of {model.layers} layers and {model.heads} heads cannot be divided among "
                 f"{count} processes with {batch} sequences a step",
-                hint=f"--set train.batch_sequences=N with N a multiple of {count}",
+                hint=f"--set train.batch_sequences=N with N a multiple of {count}, and no "
+                "layout.micro_batch",
             )
     return found
 
@@ -147,6 +149,9 @@ def _spread(
     """Micro-batches and settings of one way to spread a batch."""
     way, batch = spread
     known = LayoutIntent(**{**msgspec.structs.asdict(intent), **way, "processes": None})
+    own = batch // known.batches
+    if known.given != intent.given and own % (intent.micro_batch or 1):
+        return
     for layouts in candidates(known, machine, batch, model.context):
         if layouts.setting.compile and way["schedule"] == "zero_bubble" and way["pipeline"] > 1:
             continue

@@ -6,7 +6,8 @@ as its own operations and what it tells others between them; the stages then fil
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -134,7 +135,13 @@ def peak_bytes(model: Shapes, layouts: Layouts, machine: Machine) -> MemoryBytes
         found = memory_bytes(cut, own, machine.calibration, held)
         more = kept_bytes(layouts.gradients) * share.kept
         peaks.append(replace(found, optimizer=found.optimizer + more))
-    return max(peaks, key=lambda each: float(each.peak.max()))
+    fullest = np.stack([each.peak for each in peaks]).argmax(axis=0)
+    return MemoryBytes(
+        **{
+            field.name: np.choose(fullest, [getattr(each, field.name) for each in peaks])
+            for field in fields(MemoryBytes)
+        }
+    )
 
 
 def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_IS) -> Step:
@@ -144,27 +151,44 @@ def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_
     network = Network.of(spread, machine, scales)
     crowd = min(1.0, machine.device.threads * network.hosts / spread.processes)
     scales = replace(scales, launch=scales.launch * crowd)
-    stages = tuple(
-        _stage(model, layouts, share, network, (machine, scales))
-        for share in _shares(model, spread)
-    )
+    # Stages between the first and the last are mostly alike.
+    known: dict[tuple[int, int, bool, bool], Stage] = {}
+    stages = []
+    for share in _shares(model, spread):
+        key = len(share.blocks), share.kept, share.first, share.last
+        if key not in known:
+            known[key] = _stage(model, layouts, share, network, (machine, scales))
+        stages.append(known[key])
     micros = np.stack([stage.micro for stage in stages])
     m, p = layouts.accumulation, spread.pipeline
     largest, whole = micros.max(axis=0), micros.sum(axis=0)
     running = m * largest
     if p > 1:
-        # While some stages wait, the others have the cores.
         alone = machine.device.threads / layouts.threads
-        share = alone / _slower(layouts, network, machine)
-        quicker = np.clip(share, 1.0 / p, 1.0)
+        quicker = np.clip(alone / _slower(layouts, network, machine), 1.0 / p, 1.0)
         each = (whole - largest) / (p - 1)
         filling = bubble(_spreads(spread), each, each * _BACKWARD_SHARE / 2.0)
-        running = np.maximum(m * whole / p, quicker * (m * largest + filling))
+        running = _filled((m * largest, m * whole / p), filling, quicker, p)
     return Step(
-        stages=stages, scales=scales, running=running, working=np.minimum(running, m * largest),
-        hops=_hops(stages, largest, spread, m),
+        stages=tuple(stages), scales=scales, running=running,
+        working=np.minimum(running, m * largest), hops=_hops(tuple(stages), largest, spread, m),
         once=np.stack([stage.once for stage in stages]).max(axis=0),
     )  # fmt: skip
+
+
+def _filled(work: tuple[Array, Array], filling: Array, quicker: Array, p: int) -> Array:
+    """Seconds of `work`, that of the slowest of p stages and the mean of them, and of `filling` and
+    draining, where one stage alone takes `quicker` times as long as while all compute.
+
+    Of fewer cores than stages, k stages' worth, none waits once k stages have something to do: work
+    over k cores and a bubble of k stages. Exact for equal stages that share cores evenly under 1F1B
+    and GPipe (tests/plan/test_together.py plays them through); no schedule is shorter than the
+    slowest stage's own.
+    """
+    slowest, mean = work
+    k = quicker * p
+    shared = mean + (k - 1.0) / (p - 1.0) * quicker * filling
+    return np.asarray(np.maximum(shared, quicker * (slowest + filling)))
 
 
 def hosts(layout: Layout, machine: Machine) -> int:
@@ -178,7 +202,7 @@ def usual_threads(layout: Layout, machine: Machine) -> int:
 
 
 def _shares(model: Shapes, spread: Layout) -> list[Share]:
-    """Of the first process of each stage; of stages that are alike one stands for each."""
+    """Of the first process of each stage."""
     each = spread.processes // spread.pipeline
     return [Share.of(model.specs[0], spread, stage * each) for stage in range(spread.pipeline)]
 
@@ -249,28 +273,35 @@ def _slower(layouts: Layouts, network: Network, machine: Machine) -> Array:
     return np.asarray(count / network.together * usual / layouts.threads)
 
 
-def _copies(share: Share, layouts: Layouts) -> list[Operation]:
-    """What fully_shard copies: parameters into what is gathered and out of it, gradients into what
-    is scattered, in fp32, and back; and what other exchanges do to all values.
+def _copies(share: Share, layouts: Layouts) -> Iterator[Operation]:
+    """What is copied around collectives. By tensor ranks the stream, in their order or as a whole.
+    By fully_shard parameters into what is gathered and out of it, gradients into what is scattered,
+    in fp32, and back. And what other exchanges do to all values.
     """
-    others = exchanged(layouts, share.kept)
+    if share.layout.tensor > 1:
+        stream = layouts.micro_batch * share.spec.context * share.spec.width * np.ones((1, 1))
+        regions = 2 * len(share.blocks) - len(share.experts)
+        often = layouts.accumulation * (2.0 + layouts.recompute) * 2.0 * regions * np.ones((1, 1))
+        moved = 2.0 * layouts.setting.value_bytes * stream
+        yield kernel("joined", ("forward", "pointwise"), stream, often, moved)
+    yield from exchanged(layouts, share.kept)
     apart = islands(layouts.gradients, share.layout)
     alone = share.shards * share.copies == apart or isinstance(layouts.gradients, PowerSGD)
-    if not share.grouped or alone:
-        return others
+    if share.grouped and not alone:
+        yield from _sharded(share, layouts)
+
+
+def _sharded(share: Share, layouts: Layouts) -> Iterator[Operation]:
     layout, value, m = share.layout, layouts.setting.value_bytes, layouts.accumulation
     dropped, each = layout.sharding == "parameters", layout.sharding in ("gradients", "parameters")
     once = np.ones((1, m.size))
     whole, kept = float(share.whole) * once, float(share.kept) * once
     gathers = (m if dropped else 1.0) * (2.0 if dropped and layout.reshard else 1.0) * once
     scatters = (m if each else 1.0) * once
-    return [
-        *others,
-        kernel("gathered", ("forward", "pointwise"), whole, gathers,
-               2.0 * value * (whole + kept)),
-        kernel("scattered", ("backward", "pointwise"), whole, scatters,
-               (value + 4.0) * (whole + kept)),
-    ]  # fmt: skip
+    moved = 2.0 * value * (whole + kept)
+    yield kernel("gathered", ("forward", "pointwise"), whole, gathers, moved)
+    moved = (value + 4.0) * (whole + kept)
+    yield kernel("scattered", ("backward", "pointwise"), whole, scatters, moved)
 
 
 def _told(share: Share, layouts: Layouts, network: Network) -> tuple[tuple[Told, ...], ...]:

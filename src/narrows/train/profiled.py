@@ -122,6 +122,9 @@ def _told(names: list[str]) -> tuple[str, Phase, Kind]:
         phase = "backward"
     elif "narrows::optimizer" in names:
         phase = "optimizer"
+    elif _LINKS[names[0]] == "send" and "narrows::forward" not in names:
+        # Between the passes of stages.
+        phase = "other"
     return _LINKS[names[0]], phase, "link"
 
 

@@ -1,0 +1,62 @@
+"""Rows of a measured step are those of the plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from narrows.plan.predict import Run, predict
+from narrows.plan.recipe import Cadence
+from narrows.spec.layout import Layout
+from narrows.spec.ledger import Row
+from narrows.spec.plan import Checkpointing, Evaluation, Plan
+from narrows.train.profiled import profiled_rows
+from narrows.train.step import Trainer
+from tests.parallel.processes import run as processes
+
+from .conftest import RandomBatches, layout, plan, tiny_machine
+
+CPU = torch.device("cpu")
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "data": {"data": 2, "micro_batch": 1, "accumulation": 2},
+    "sharded": {"data": 2, "micro_batch": 1, "accumulation": 2, "sharding": "parameters"},
+    "tensor": {"tensor": 2, "micro_batch": 2, "accumulation": 2},
+    "stages": {"pipeline": 2, "micro_batch": 1, "accumulation": 4},
+}
+
+
+def predicted(given: Layout) -> Plan:
+    whole = plan(layout=given)
+    cadence = Cadence(
+        evaluation=Evaluation(every=1, sequences=1), checkpoints=Checkpointing(every=1, keep=1),
+        seconds_evaluating=0.0, seconds_saving=0.0,
+    )  # fmt: skip
+    run = Run(steps=1, batch_sequences=4, seconds_start=0.0, cadence=cadence)
+    ledger = predict(whole.model, given, tiny_machine(), run)
+    return msgspec.structs.replace(whole, predicted=ledger)
+
+
+def rows(whole: Plan) -> tuple[Row, ...]:
+    trainer = Trainer(whole, CPU)
+    trainer.step(0, RandomBatches())
+    return profiled_rows(trainer, lambda: trainer.step(1, RandomBatches()))
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_what_processes_tell_each_other_has_the_rows_of_the_plan(kind: str) -> None:
+    whole = predicted(layout(**LAYOUTS[kind]))
+    found = processes(2, rows, whole)[0]
+    assert sum(row.seconds for row in found) == pytest.approx(1.0)
+    links = {(row.operation, row.phase): row for row in found if row.kind == "link"}
+    expected = {
+        (row.operation, row.phase): row for row in whole.predicted.rows if row.kind == "link"
+    }
+    assert expected.keys() <= links.keys()
+    for key, row in expected.items():
+        assert links[key].seconds > 0.0
+        assert (links[key].count, links[key].network_bytes) == (row.count, row.network_bytes)
+    assert not any("FSDP" in row.operation or "gloo" in row.operation for row in found)
