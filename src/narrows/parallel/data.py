@@ -8,8 +8,10 @@ with the last alone (`optimizer`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -41,10 +43,26 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout) -> None:
             _shard(routed.each, ranks.expert_mesh, policy, reshard=reshard)
         _shard(block, ranks.shared_mesh, policy, reshard=reshard)
     _shard(model, ranks.shared_mesh, policy, reshard=False)
+    if layout.interleave > 1:
+        _fetch_within_pieces(model)
     # `hidden`, within, would end the root's forward pass early: its tables would be gathered twice.
     for method in ("loss", "piece"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
+
+
+def _fetch_within_pieces(model: Transformer) -> None:
+    """Backward, gather ahead the block before in the same piece. By itself torch gathers what came
+    before in time, which of several pieces is another's, and drops it again.
+    """
+    before: tuple[int, FSDPModule] | None = None
+    for name, block in model.blocks.named_children():
+        assert isinstance(block, FSDPModule)
+        neighbour = before is not None and before[0] + 1 == int(name)
+        # A list of none means torch's own order.
+        ahead = before[1] if neighbour and before is not None else block
+        block.set_modules_to_backward_prefetch([ahead])
+        before = int(name), block
 
 
 def micro_batch(model: nn.Module, layout: Layout, *, last: bool) -> None:
@@ -82,6 +100,24 @@ def leave_pipeline(model: nn.Module) -> None:
         for group in state._fsdp_param_groups:
             group.post_backward()
     root._root_post_backward_final_callback()
+
+
+def gradients(model: nn.Module) -> Iterator[Tensor]:
+    """What there is of gradients, those that wait to be scattered or to be added to other copies'
+    included, which no parameter shows.
+    """
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            yield parameter.grad
+    if not isinstance(model, FSDPModule):
+        return
+    for state in model._get_fsdp_state()._state_ctx.all_states:
+        for group in state._fsdp_param_groups:
+            waiting = [group._partial_reduce_output]
+            for each in group.fsdp_params:
+                whole = getattr(each, "_unsharded_param", None)
+                waiting += [each.unsharded_accumulated_grad, None if whole is None else whole.grad]
+            yield from (each for each in waiting if each is not None)
 
 
 def reshard(model: nn.Module) -> None:
