@@ -43,18 +43,20 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout) -> None:
             _shard(routed.each, ranks.expert_mesh, policy, reshard=reshard)
         _shard(block, ranks.shared_mesh, policy, reshard=reshard)
     _shard(model, ranks.shared_mesh, policy, reshard=False)
-    if layout.interleave > 1:
-        _fetch_within_pieces(model)
+    if layout.pipeline > 1:
+        _fetch_within_pieces(model, several=layout.interleave > 1)
     # `hidden`, within, would end the root's forward pass early: its tables would be gathered twice.
     for method in ("loss", "piece"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
 
 
-def _fetch_within_pieces(model: Transformer) -> None:
-    """Backward, gather ahead the block before in the same piece. By itself torch gathers what came
-    before in time, which of several pieces is another's, and drops it again.
+def _fetch_within_pieces(model: Transformer, *, several: bool) -> None:
+    """Backward, gather ahead the block before in the same piece and nothing at its first. By itself
+    torch gathers what came before in time, another micro-batch's or another piece's, and drops
+    what it then does not need.
     """
+    assert isinstance(model, FSDPModule)
     before: tuple[int, FSDPModule] | None = None
     for name, block in model.blocks.named_children():
         assert isinstance(block, FSDPModule)
@@ -63,6 +65,9 @@ def _fetch_within_pieces(model: Transformer) -> None:
         ahead = before[1] if neighbour and before is not None else block
         block.set_modules_to_backward_prefetch([ahead])
         before = int(name), block
+    # Which piece goes backward first the root does not know where there are several.
+    if before is not None:
+        model.set_modules_to_backward_prefetch([model if several else before[1]])
 
 
 def micro_batch(model: nn.Module, layout: Layout, *, last: bool) -> None:

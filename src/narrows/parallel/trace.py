@@ -80,7 +80,9 @@ def trace(spec: ModelSpec, layout: Layout, *, rank: int = 0) -> Trace:
         with FakeTensorMode(allow_non_fake_inputs=True), _balanced(spec, layout):
             mine.model.to_empty(device=_CPU)
             found = _whole_step(mine, axes(ranks, layout))
-    optimizer = float(_STATE_BYTES * sum(local(each).numel() for each in mine.parameters().values()))
+    optimizer = float(
+        _STATE_BYTES * sum(local(each).numel() for each in mine.parameters().values())
+    )
     memory = msgspec.structs.replace(
         found.memory, optimizer=optimizer, peak=found.memory.peak + optimizer
     )
@@ -134,6 +136,9 @@ def step(mine: Split, counting: Counting, micros: int) -> Counts:
         seen.append(counting.counts.copy())
         for gradient in data.gradients(mine.model):
             kept.name("gradients", local(gradient))
+        if layout.replicas > 1 and layout.pipeline == 1 and len(seen) < run:
+            # What waits to be added to other copies' is in buffers of the last sum, too.
+            kept.name_all("gradients")
 
     for parameter in parameters:
         kept.name("weights", local(parameter))

@@ -41,9 +41,18 @@ def as_run(spread: Spread, positions: int) -> Layout:
     )  # fmt: skip
 
 
+def ranks(spread: Spread) -> list[int]:
+    """Of each kind of stage one rank: of the first, of the second, which keeps most of those in the
+    middle, and of the last.
+    """
+    p = spread.pipeline
+    return [stage * spread.devices // p for stage in sorted({0, min(1, p - 1), p - 1})]
+
+
 def compare(name: str, work: Work, spread: Spread, trace: Trace) -> Comparison:
     """Every quantity that both know, of the model called `name`."""
-    rank = Rank.of(work, spread, trace.rank * spread.pipeline // spread.devices)
+    stage = trace.rank * spread.pipeline // spread.devices
+    rank = Rank.of(work, spread, stage)
     rows = [_products(rank, trace), _scores(rank, trace)]
     on_paper = traffic.planned(work, spread, rank.stage)
     for axis in _AXES:
@@ -106,7 +115,8 @@ def _axis(
     return Compared(
         quantity=f"{axis} ranks", unit="B", planned=sum(each.bytes for each in paper),
         traced=sum(each.bytes for each in metal), planned_count=_count(paper),
-        traced_count=_count(metal), reasons=tuple(each for each in reasons if each.amount or each.count),
+        traced_count=_count(metal),
+        reasons=tuple(each for each in reasons if each.amount or each.count),
     )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def context(rank: Rank) -> Iterator[Reason]:
         more = moved(c) * rank.tokens * rank.layers * 2.0 * spec.head_width * dealt * rank.value
         yield Reason(name="heads of keys are repeated until all ranks have as many",
                      amount=more * (2.0 + rank.full))  # fmt: skip
-    if spread.data * spread.replicas * c > spread.data * spread.replicas and not rank.whole:
+    if not rank.whole:
         yield from _loss(c)
 
 
@@ -152,10 +152,8 @@ def _otherwise(rank: Rank, often: float) -> Iterator[Reason]:
 
 
 def _summed(rank: Rank) -> Iterator[Reason]:
-    spread = rank.spread
     ranks = float(rank.alike)
-    each = max(1.0, ranks * spread.tensor / spread.expert)
-    sent, more = _sent(rank), moved(ranks) * rank.common + moved(each) * rank.own
+    sent, more = _sent(rank), moved(ranks) * rank.common + moved(rank.spread_experts) * rank.own
     if more != sent:
         yield Reason(name="one sum among all copies", amount=2.0 * FP32 * (more - sent))
     yield Reason(name="both halves of the sum are in 32 bits, and no weights are gathered",
@@ -183,9 +181,11 @@ def _gathered(rank: Rank) -> Iterator[Reason]:
         return
     m = spread.accumulation
     if piped:
-        more = (m - 1) * ((1.0 + again) * value + FP32)
+        often = m - 1
+        more = often * ((1.0 + again) * value + FP32)
         yield Reason(name="a stage is gathered and scattered for each micro-batch, not once",
-                     amount=more * _sent(rank), count=(m - 1) * (2.0 + again) * rank.groups)  # fmt: skip
+                     amount=more * _sent(rank),
+                     count=often * (2.0 + again) * rank.groups)  # fmt: skip
     yield Reason(name="tables stay gathered until they are needed backward",
                  amount=-m * again * value * outside, count=-m * again * rank.outside)  # fmt: skip
     for_pieces = m * (spread.interleave - 1.0) * rank.outside
@@ -208,4 +208,11 @@ def replicas(rank: Rank) -> Iterator[Reason]:
     yield Reason(name="copies add up the gradients of their pieces alone",
                  amount=piece - planned)  # fmt: skip
     yield Reason(name="in 32 bits", amount=piece * (FP32 / rank.value - 1.0))
-    yield Reason(name=SMALL, amount=2.0 * moved(r) * FP32 * rank.small / d)
+    small = 2.0 * moved(r) * FP32 * rank.small / d
+    yield Reason(name=SMALL, amount=small)
+    early = rank.spread.sharding in ("gradients", "parameters") and not rank.zero_bubble
+    if rank.spread.pipeline > 1 and early:
+        again = rank.spread.accumulation - 1
+        yield Reason(name="a pipeline's copies add up after each micro-batch, not once",
+                     amount=again * (piece * FP32 / rank.value + small),
+                     count=2.0 * again * rank.groups)  # fmt: skip

@@ -48,12 +48,20 @@ def gradients(rank: Rank) -> Iterator[Reason]:
     elif on_paper and not early:
         yield Reason(name="a zero-bubble pipeline scatters them at the step's end",
                      amount=FP32 * (piece - planned))  # fmt: skip
-    summed = once or rank.alike == 1 or (early and spread.replicas == 1)
+    summed = once or rank.alike == 1
+    summed |= early and (spread.replicas == 1 or spread.pipeline > 1)
     width = rank.value if summed else FP32
     yield Reason(name="they are kept in the weights' 16 bits",
                  amount=(width - FP32) * piece)  # fmt: skip
+    if early and not summed:
+        yield _buffer(rank)
     yield Reason(name=PADDED, amount=width * padded)
     yield Reason(name=SMALL, amount=width * small)
+
+
+def _buffer(rank: Rank) -> Reason:
+    amount = FP32 * (rank.tables + rank.small_outside)
+    return Reason(name="the buffer of the last scatter stays until the next", amount=amount)
 
 
 def _early(rank: Rank) -> bool:
@@ -76,9 +84,9 @@ def transient(rank: Rank, planned: MemoryPeak) -> Iterator[Reason]:
     yield Reason(name="the allocator reserves nothing here",
                  amount=worn * (1.0 / constants.ALLOCATOR - 1.0))  # fmt: skip
     yield from _gathered(rank)
-    if _early(rank) and rank.spread.accumulation > 1:
-        yield Reason(name="the buffer of the last scatter stays until the next",
-                     amount=FP32 * (rank.tables + rank.small_outside))  # fmt: skip
+    spread = rank.spread
+    if _early(rank) and spread.accumulation > 1 and spread.replicas == spread.pipeline == 1:
+        yield _buffer(rank)
     spec = rank.work.spec
     plain = isinstance(spec.positions, Rotary | Learned) and spec.block_norms == "before"
     odd = spec.experts or spec.latent or spec.window or spec.score_cap or spec.sinks
@@ -132,6 +140,10 @@ def _blocks(rank: Rank) -> Iterator[Reason]:
     turned = value * heads if isinstance(spec.positions, Rotary) else 0.0
     yield Reason(name="turned queries and keys beside the projection, the output in its order",
                  amount=blocks * rank.micro * turned / t)  # fmt: skip
+    if spread.context > 1:
+        apart = (spec.heads + spec.kv_heads) * spec.head_width * value
+        yield Reason(name="contexts keep turned queries and keys and the values, no projection",
+                     amount=-blocks * rank.micro * apart / t)  # fmt: skip
     gate = value * spec.feed_forward_width if spec.gated else 0.0
     yield Reason(name="the activated gate", amount=blocks * rank.micro * gate / t)
 
@@ -146,6 +158,14 @@ def _beside_blocks(rank: Rank) -> Iterator[Reason]:
         here = 0.0 if isinstance(spec.norm, LayerNorm) else 1.0 / ranks
         yield Reason(name="the last norm's streams are of a piece, or not there",
                      amount=4.0 * stream * (here - 1.0))  # fmt: skip
+    else:
+        # Of attention's backward pass, or of the feed-forward's, whichever has more.
+        near = 4.0 if rank.stage.embeds else 6.0
+        attention = 3.0 + near / ranks
+        wide = 2.0 * spec.feed_forward_width / spec.width / spread.tensor
+        feed_forward = 1.0 + (near / 2.0 if near > 4.0 else 0.0) / ranks + wide
+        more = max(attention, feed_forward) - constants.WORKSPACE_STREAMS
+        yield Reason(name="a block's gradients, and what neighbours send", amount=more * stream)
     if spread.pipeline > 1:
         waiting = rank.flight * spread.interleave * stream / ranks
         yield Reason(name="what a piece hands on waits with it", amount=waiting)

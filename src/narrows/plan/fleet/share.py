@@ -23,8 +23,9 @@ def moved(ranks: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """Of a rank of `stage`: tokens, micro-batches whose activations it keeps at once, and the parameters that the plan counts, of which `tables` are
-    not in blocks; `small` are those that it leaves out.
+    """Of a rank of `stage`: tokens, micro-batches whose activations it keeps at once, and the
+    parameters that the plan counts, of which `tables` are not in blocks; `small` are those that it
+    leaves out.
     """
 
     work: Work
@@ -115,6 +116,11 @@ class Rank:
         return self.spread.data * self.spread.context * self.spread.replicas
 
     @property
+    def spread_experts(self) -> float:
+        """Ranks that compute with the same experts."""
+        return max(1.0, self.alike * self.spread.tensor / self.spread.expert)
+
+    @property
     def whole(self) -> bool:
         """Whether the ranks of a context are all ranks."""
         return self.spread.context == self.spread.devices
@@ -127,7 +133,8 @@ class Rank:
     @property
     def groups(self) -> float:
         """What is gathered and scattered one by one: blocks, their experts, and all else."""
-        return self.layers + self.routed + self.outside
+        among = self.among[1] if self.spread.sharding != "none" else self.spread_experts
+        return self.layers + self.routed * (among > 1.0) + self.outside
 
     def pieces(self, *, sharded: bool) -> tuple[float, float, float]:
         """Parameters that a rank keeps: as planned, what padding adds on the first, small ones."""
