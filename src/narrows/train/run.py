@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from narrows.train.pulse import Pulse, alive
 from narrows.train.signals import StopRequest
 from narrows.train.state import contents, newest, restore
 from narrows.train.step import StepResult, Trainer, all_finite, evaluation_loss
+from narrows.train.timeline import STEPS, WARM, Recorder
 
 Sampler = Callable[[Transformer], str]
 _LEAVES = 0.25
@@ -39,7 +41,7 @@ _LEAVES = 0.25
 
 def train(
     plan: Plan, run: Path, *, machine: Machine, resume: bool, talk: Callable[[str], None],
-    sample: Sampler | None = None,
+    sample: Sampler | None = None, timeline: bool = False,
 ) -> Ledger:  # fmt: skip
     """Run `plan` in the folder `run` and return the measured ledger.
 
@@ -58,6 +60,9 @@ def train(
                 return load(Ledger, run / "ledger.json")
         else:
             session.begin()
+        if timeline:
+            first = max(session.step, min(session.step + WARM, plan.steps - STEPS))
+            session.recorder = Recorder(session.trainer, run, first)
         with StopRequest() as stop:
             return session.loop(stop, sample)
 
@@ -87,6 +92,7 @@ class _Session:
         )
         self.metrics: Metrics | NoMetrics
         self.watch = LossWatch()
+        self.recorder: Recorder | None = None
         self.step, self.best, self.warned = 0, math.inf, False
 
     def begin(self, at: int | None = None) -> None:
@@ -174,7 +180,8 @@ class _Session:
         with self.account.timing_wait():
             self.checkpoints.wait()
         self.pulse.beat(number)
-        with self.account.timing_step():
+        noting = self.recorder.step(number) if self.recorder else nullcontext()
+        with self.account.timing_step(), noting:
             result = self.trainer.step(number, self.training)
         if not result.taken:
             self._leave_out(number, result)
