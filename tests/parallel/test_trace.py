@@ -77,20 +77,22 @@ def really(layout: Layout, name: str) -> tuple[float, float, tuple[Traffic, ...]
         mine = split(MODELS[name], layout, ranks, making, seed=3)
         for module in mine.model.modules():
             if isinstance(module, Routed):
-                module.choice = in_turn  # type: ignore[method-assign]
+                in_turn(module)
         counts = step(mine, counting, layout.accumulation)
         peaks.append(counting.kept.peak()[0])
     least = min(peaks, key=lambda each: each.peak)
     return counts["products"], counts["scores"], traffic(counts), least
 
 
-def in_turn(kernels: Kernels, x_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """Every expert is chosen as often, in place of those that the router would choose."""
-    experts = MODELS["experts"].experts
-    assert experts is not None
-    M = x_MD.shape[0]
-    chosen_MC = torch.arange(M * experts.chosen).view(M, -1) % experts.count
-    return chosen_MC, torch.full(chosen_MC.shape, 0.5)
+def in_turn(routed: Routed) -> None:
+    """Every expert is chosen as often, in place of those that the router chooses."""
+    choice = routed.choice
+
+    def others(kernels: Kernels, x_MD: Tensor) -> tuple[Tensor, Tensor]:
+        chosen_MC, weights_MC = choice(kernels, x_MD)
+        return torch.arange(chosen_MC.numel()).view_as(chosen_MC) % 8, weights_MC
+
+    routed.choice = others  # type: ignore[method-assign]
 
 
 @pytest.mark.dist

@@ -56,22 +56,17 @@ def axes(ranks: Ranks, layout: Layout) -> AxisOf:
             assert mesh is not None
             copies = name == "replicas" and layout.sharding != "none"
             data.append(("replicas" if copies else "data", mesh.get_group(name).group_name))
-    single = {
-        axis: [(axis, group.group_name)]
-        for axis, group in (
-            ("tensor", ranks.tensor.group), ("context", ranks.context.group),
-            ("pipeline", ranks.pipeline.group), ("expert", ranks.expert.group),
-            ("data", ranks.batches.group),
-        )
-        if group is not None
-    }  # fmt: skip
+    known: tuple[tuple[AxisName, dist.ProcessGroup | None], ...] = (
+        ("tensor", ranks.tensor.group), ("context", ranks.context.group),
+        ("pipeline", ranks.pipeline.group), ("expert", ranks.expert.group),
+        ("data", ranks.batches.group),
+    )  # fmt: skip
+    single = {axis: [] if g is None else [(axis, str(g.group_name))] for axis, g in known}
 
     def named(*several: list[tuple[AxisName, str]]) -> dict[str, AxisName]:
         return {group: axis for each in reversed(several) for axis, group in reversed(each)}
 
-    tensor, context, pipeline, expert, batches = (
-        single.get(axis, []) for axis in ("tensor", "context", "pipeline", "expert", "data")
-    )
+    tensor, context, pipeline, expert, batches = single.values()
     reduced = named(tensor, data, batches, context, pipeline)
     return {
         "gather": reduced, "scatter": reduced, "sum": reduced,

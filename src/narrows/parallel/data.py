@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
@@ -45,10 +46,26 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout) -> None:
     _shard(model, ranks.shared_mesh, policy, reshard=False)
     if layout.pipeline > 1:
         _fetch_within_pieces(model, several=layout.interleave > 1)
+    if reshard and dist.get_backend() == "gloo":
+        _fetch_while_computing(model)
     # `hidden`, within, would end the root's forward pass early: its tables would be gathered twice.
     for method in ("loss", "piece"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
+
+
+def _fetch_while_computing(model: Transformer) -> None:
+    """Gather the next block while one computes. Torch leaves that to a device's streams, of which a
+    processor has none: there each gather would be waited for where it begins.
+    """
+    assert isinstance(model, FSDPModule)
+    model._set_unshard_async_op(True)
+    blocks = dict(model.blocks.named_children())
+    for name, block in blocks.items():
+        following = blocks.get(str(int(name) + 1))
+        if following is not None:
+            assert isinstance(block, FSDPModule) and isinstance(following, FSDPModule)
+            block.set_modules_to_forward_prefetch([following])
 
 
 def _fetch_within_pieces(model: Transformer, *, several: bool) -> None:

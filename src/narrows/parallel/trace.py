@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
@@ -170,7 +171,12 @@ def _balanced(spec: ModelSpec, layout: Layout) -> Iterator[None]:
     share = min(1.0, spec.experts.capacity or 1.0)
     total = int(share * tokens * spec.experts.chosen)
     each = [even(total, layout.expert, rank) for rank in range(layout.expert)]
-    plain, expert.rows = expert.rows, lambda _: [stop - start for start, stop in each]
+    plain = expert.rows
+
+    def rows(counts_PE: Tensor) -> list[int]:
+        return [stop - start for start, stop in each]
+
+    expert.rows = rows
     try:
         yield
     finally:

@@ -14,7 +14,10 @@ Span = tuple[float, float]
 
 class Lane(Record):
     """One rank: when it computed, exchanged, read data, and waited for an exchange with nothing
-    else to do; spans of one track are apart and in order.
+    else to do; spans of one track are apart and in order, and drawn no finer than one can see.
+
+    `exchanging_s` are seconds with an exchange under way, `hidden_s` those of them in which it
+    computed as well.
     """
 
     rank: int
@@ -22,16 +25,8 @@ class Lane(Record):
     link: tuple[Span, ...]
     data: tuple[Span, ...]
     waiting: tuple[Span, ...]
-
-    @property
-    def exchanging_s(self) -> float:
-        """Seconds in which an exchange was under way."""
-        return length(self.link)
-
-    @property
-    def hidden_s(self) -> float:
-        """Of these, seconds in which it computed as well."""
-        return length(both(self.link, self.compute))
+    exchanging_s: float
+    hidden_s: float
 
 
 class Timeline(Record):

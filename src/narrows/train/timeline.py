@@ -22,7 +22,16 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from narrows.parallel.mesh import Axis
 from narrows.spec.record import save
-from narrows.spec.timeline import Lane, Span, Timeline, Track, both, joined, without
+from narrows.spec.timeline import (
+    Lane,
+    Span,
+    Timeline,
+    Track,
+    both,
+    joined,
+    length,
+    without,
+)
 from narrows.train.step import Trainer, no_span
 
 TRACE, SUMMARY = "timeline.trace.json.gz", "timeline.json"
@@ -30,6 +39,8 @@ WARM, STEPS = 3, 3
 _PINGS = 9
 _SHORT_S = 2e-5
 """What is shorter is in no file: the profiler's own notes take a few microseconds each."""
+_SEEN = 1500.0
+"""Parts of the whole that a page can show."""
 _LINKS = ("gloo:", "nccl:")
 # What calls others, or waits.
 _WRAPPERS = ("c10d::", "narrows::", "FSDP::", "autograd::", "Profiler", "torch::autograd")
@@ -119,7 +130,10 @@ def summary(first: int, every: list[Notes]) -> Timeline:
     return Timeline(
         first_step=first, begins=tuple(start - zero for start, _ in every[0].steps),
         seconds=end - zero, clock_error_s=max(notes.error_s for notes in every),
-        lanes=tuple(_lane(rank, notes, zero) for rank, notes in enumerate(every)),
+        lanes=tuple(
+            _lane(rank, _tracks(notes, zero), (end - zero) / _SEEN)
+            for rank, notes in enumerate(every)
+        ),
     )  # fmt: skip
 
 
@@ -134,7 +148,7 @@ def trace_events(every: list[Notes]) -> dict[str, Any]:
         found.append({"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0,
                       "args": {"sort_index": rank}})  # fmt: skip
         waits = [Event("waiting", "waiting", start + zero, end + zero)
-                 for start, end in _lane(rank, notes, zero).waiting]  # fmt: skip
+                 for start, end in _tracks(notes, zero)["waiting"]]  # fmt: skip
         threads: dict[int, str] = {}
         until: list[float] = []
         for event in sorted([*notes.events, *waits], key=lambda each: (each.start, -each.end)):
@@ -160,8 +174,8 @@ def _name(what: str, rank: int, tid: int, name: str) -> dict[str, Any]:
     return {"ph": "M", "name": what, "pid": rank, "tid": tid, "args": {"name": name}}
 
 
-def _lane(rank: int, notes: Notes, zero: float) -> Lane:
-    """Within steps; an exchange with nothing else to do is waited for."""
+def _tracks(notes: Notes, zero: float) -> dict[Track, tuple[Span, ...]]:
+    """Spans of each track within steps; an exchange with nothing else to do is waited for."""
     within = joined((start - zero, end - zero) for start, end in notes.steps)
 
     def spans(track: Track) -> tuple[Span, ...]:
@@ -171,7 +185,17 @@ def _lane(rank: int, notes: Notes, zero: float) -> Lane:
 
     compute, link, data = spans("compute"), spans("link"), spans("data")
     waiting = without(link, joined([*compute, *data]))
-    return Lane(rank=rank, compute=compute, link=link, data=data, waiting=waiting)
+    return {"compute": compute, "link": link, "data": data, "waiting": waiting}
+
+
+def _lane(rank: int, tracks: dict[Track, tuple[Span, ...]], seen: float) -> Lane:
+    """What is drawn: gaps too short to be seen are none."""
+    drawn: dict[str, Any] = {
+        track: tuple((round(start, 6), round(end, 6)) for start, end in joined(spans, seen))
+        for track, spans in tracks.items()
+    }
+    hidden = length(both(tracks["link"], tracks["compute"]))
+    return Lane(rank=rank, **drawn, exchanging_s=length(tracks["link"]), hidden_s=hidden)
 
 
 def _track(event: Any) -> Track | None:
