@@ -57,13 +57,13 @@ def run(chosen: argparse.Namespace) -> int:
         return _launched(plan, run_folder, machine, chosen)
     from narrows.report.facts import facts
     from narrows.report.text import text
-    from narrows.train.run import train
+    from narrows.train.run import Also, train
 
     if speaks():
         speak.talk(f"training in {run_folder}")
     ledger = train(
         plan, run_folder, machine=machine, resume=resume, talk=speak.talk,
-        sample=_sampler(plan), timeline=chosen.timeline,
+        also=Also(_sampler(plan), chosen.timeline),
     )  # fmt: skip
     if not speaks():
         return 0

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -39,9 +40,19 @@ Sampler = Callable[[Transformer], str]
 _LEAVES = 0.25
 
 
+class Also(NamedTuple):
+    """What a run keeps beside its losses: text that it writes, and what processes do when."""
+
+    sample: Sampler | None = None
+    timeline: bool = False
+
+
+_NOTHING = Also()
+
+
 def train(
     plan: Plan, run: Path, *, machine: Machine, resume: bool, talk: Callable[[str], None],
-    sample: Sampler | None = None, timeline: bool = False,
+    also: Also = _NOTHING,
 ) -> Ledger:  # fmt: skip
     """Run `plan` in the folder `run` and return the measured ledger.
 
@@ -60,11 +71,11 @@ def train(
                 return load(Ledger, run / "ledger.json")
         else:
             session.begin()
-        if timeline:
+        if also.timeline:
             first = max(session.step, min(session.step + WARM, plan.steps - STEPS))
             session.recorder = Recorder(session.trainer, run, first)
         with StopRequest() as stop:
-            return session.loop(stop, sample)
+            return session.loop(stop, also.sample)
 
 
 class _Session:

@@ -44,7 +44,7 @@ _SEEN = 1500.0
 _LINKS = ("gloo:", "nccl:")
 # What calls others, or waits.
 _WRAPPERS = ("c10d::", "narrows::", "FSDP::", "autograd::", "Profiler", "torch::autograd")
-_OPERATION = "aten::"
+_OPERATION, _DATA = "aten::", "narrows::data"
 
 
 class Event(NamedTuple):
@@ -202,13 +202,16 @@ def _track(event: Any) -> Track | None:
     """What kind of thing it is; None of what only calls what is noted itself. Of operations within
     each other the outermost counts, of all else, such as compiled code, what calls nothing.
     """
-    name, parent = event.name, event.cpu_parent
+    name = event.name
     if name.startswith(_LINKS):
         return "link"
-    if name == "narrows::data":
+    if name == _DATA:
         return "data"
-    if parent is not None and (parent.name.startswith(_OPERATION) or _track(parent) == "data"):
-        return None
+    parent = event.cpu_parent
+    while parent is not None:
+        if parent.name.startswith(_OPERATION) or parent.name == _DATA:
+            return None
+        parent = parent.cpu_parent
     if name.startswith(_OPERATION):
         return "compute"
     if event.is_async or event.cpu_children or name.startswith(_WRAPPERS):
