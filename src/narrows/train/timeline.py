@@ -44,6 +44,7 @@ _SEEN = 1500.0
 _LINKS = ("gloo:", "nccl:")
 # What calls others, or waits.
 _WRAPPERS = ("c10d::", "narrows::", "FSDP::", "autograd::", "Profiler", "torch::autograd")
+_THREADS: dict[Track, int] = {"compute": 1, "data": 2, "waiting": 3, "link": 4}
 _OPERATION, _DATA = "aten::", "narrows::data"
 
 
@@ -150,21 +151,22 @@ def trace_events(every: list[Notes]) -> dict[str, Any]:
         waits = [Event("waiting", "waiting", start + zero, end + zero)
                  for start, end in _tracks(notes, zero)["waiting"]]  # fmt: skip
         threads: dict[int, str] = {}
-        until: list[float] = []
+        until: dict[int, float] = {}
         for event in sorted([*notes.events, *waits], key=lambda each: (each.start, -each.end)):
-            if event.end - event.start < _SHORT_S:
-                continue
-            tid = {"compute": 1, "data": 2, "waiting": 3, "link": 4}[event.track]
+            tid = _THREADS[event.track]
             if event.track == "link":
-                free = [place for place, end in enumerate(until) if end <= event.start]
-                place = free[0] if free else len(until)
-                until[place : place + 1] = [event.end]
-                tid += place
-            threads[tid] = event.track if tid <= 4 else f"link {tid - 3}"
+                while until.get(tid, 0.0) > event.start:
+                    tid += 1
+            # What follows at once may seem to begin before: a thread's events may not cross.
+            start = max(event.start, until.get(tid, 0.0))
+            if event.end - start < _SHORT_S:
+                continue
+            until[tid] = event.end
+            more = tid - _THREADS["link"]
+            threads[tid] = event.track if more <= 0 else f"link {more + 1}"
             found.append({
                 "ph": "X", "cat": event.track, "name": event.name, "pid": rank, "tid": tid,
-                "ts": round((event.start - zero) * 1e6, 3),
-                "dur": round((event.end - event.start) * 1e6, 3),
+                "ts": round((start - zero) * 1e6, 3), "dur": round((event.end - start) * 1e6, 3),
             })  # fmt: skip
         found += [_name("thread_name", rank, tid, name) for tid, name in sorted(threads.items())]
     return {"traceEvents": found, "displayTimeUnit": "ms"}

@@ -198,21 +198,20 @@ def replicas(rank: Rank) -> Iterator[Reason]:
     """Of the copies of a sharded set."""
     whole, r = rank.common + rank.own, rank.spread.replicas
     planned = 2.0 * moved(r) * whole * rank.value
-    d = rank.among[0]
-    planned /= d if rank.spread.sharding == "parameters" else 1.0
+    planned /= rank.among[0] if rank.spread.sharding == "parameters" else 1.0
     if rank.spread.sharding == "none":
         yield Reason(name="one sum among all copies", amount=-planned,
                      count=-2.0 * rank.groups)  # fmt: skip
         return
-    piece = 2.0 * moved(r) * whole * rank.value / d
+    mine, padded, small = (2.0 * moved(r) * each for each in rank.pieces(sharded=True))
     yield Reason(name="copies add up the gradients of their pieces alone",
-                 amount=piece - planned)  # fmt: skip
-    yield Reason(name="in 32 bits", amount=piece * (FP32 / rank.value - 1.0))
-    small = 2.0 * moved(r) * FP32 * rank.small / d
-    yield Reason(name=SMALL, amount=small)
+                 amount=mine * rank.value - planned)  # fmt: skip
+    yield Reason(name="in 32 bits", amount=mine * (FP32 - rank.value))
+    yield Reason(name=PADDED, amount=padded * FP32)
+    yield Reason(name=SMALL, amount=small * FP32)
     early = rank.spread.sharding in ("gradients", "parameters") and not rank.zero_bubble
     if rank.spread.pipeline > 1 and early:
         again = rank.spread.accumulation - 1
         yield Reason(name="a pipeline's copies add up after each micro-batch, not once",
-                     amount=again * (piece * FP32 / rank.value + small),
+                     amount=again * FP32 * (mine + padded + small),
                      count=2.0 * again * rank.groups)  # fmt: skip
