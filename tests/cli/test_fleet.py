@@ -14,7 +14,7 @@ from narrows.cli.main import main
 from narrows.spec import record
 from narrows.spec.forecast import Forecast
 from narrows.spec.machine import Machine
-from narrows.spec.trace import Comparison
+from narrows.spec.trace import Comparisons
 
 Said = pytest.CaptureFixture[str]
 EIGHT = ["plan", "--machine", "8xh100-sxm", "--model", "llama-3.1-8b"]
@@ -311,8 +311,8 @@ def test_a_layout_is_traced_beside_its_plan(capsys: Said) -> None:
     said = capsys.readouterr().out
     assert said.startswith("gpt2 on 8 ranks, one step of rank 0")
     assert main([*words, "--json"]) == 0
-    found = record.loads(Comparison, capsys.readouterr().out, source="comparison.json")
-    rows = {row.quantity: row for row in found.rows}
+    found = record.loads(Comparisons, capsys.readouterr().out, source="comparisons.json")
+    rows = {row.quantity: row for row in found.ranks[0].rows}
     assert rows["products"].settled and rows["tensor ranks"].settled and rows["data ranks"].settled
     assert rows["tensor ranks"].traced_count > rows["tensor ranks"].planned_count > 0
 
@@ -320,6 +320,6 @@ def test_a_layout_is_traced_beside_its_plan(capsys: Said) -> None:
 def test_a_trace_is_of_a_layout_to_train_on_machines_of_the_catalogue(capsys: Said) -> None:
     message, _ = refused(capsys, *EIGHT, "--serve", "4", "--trace")
     assert message == "--trace says nothing of serving"
-    message, hint = refused(capsys, *EIGHT, "--set", "pipeline=2", "--trace")
-    assert message.startswith("pipeline ranks cannot be traced yet")
-    assert hint == "--set layout.pipeline=1"
+    message, hint = refused(capsys, *EIGHT, "--set", "recompute=selective", "--trace")
+    assert message == "recompute selective cannot be traced"
+    assert hint == "--set layout.recompute=none"

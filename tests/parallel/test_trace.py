@@ -8,13 +8,17 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from torch import Tensor
 
+from narrows.kernels.interface import Kernels
 from narrows.kernels.load import load
+from narrows.model.feed_forward import Routed
 from narrows.model.presets import preset
 from narrows.parallel import trace as tracing
+from narrows.parallel.counting import Counting, axes, traffic
 from narrows.parallel.mesh import ranks_of
 from narrows.parallel.split import Making, split
-from narrows.parallel.trace import Counting, axes, step, trace, traffic
+from narrows.parallel.trace import step, trace
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import MemoryPeak
@@ -34,7 +38,31 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "sequence": {"tensor": 4},
     "both": {"tensor": 2, "data": 2, "sharding": "parameters"},
     "again": {"tensor": 2, "data": 2, "sharding": "gradients", "recompute": "full"},
+    "ring": {"context": 2},
+    "heads": {"context": 2, "exchange": "all_to_all", "recompute": "full"},
+    "gpipe": {"pipeline": 2, "schedule": "gpipe"},
+    "1f1b": {"pipeline": 2, "data": 2, "sharding": "parameters", "micro_batch": 1},
+    "interleaved": {"pipeline": 2, "interleave": 2},
+    "zero_bubble": {"pipeline": 2, "schedule": "zero_bubble", "interleave": 2},
 }
+# Of several kinds at once, in as many processes as tests may have.
+COMBINED: dict[str, dict[str, Any]] = {
+    "stages of contexts": {"pipeline": 2, "context": 2},
+    "stages of tensors": {"pipeline": 2, "tensor": 2, "data": 2, "sharding": "optimizer",
+                          "micro_batch": 1},
+    "pieces": {"pipeline": 2, "interleave": 2, "data": 2, "sharding": "gradients",
+               "micro_batch": 1},
+    "a v": {"pipeline": 2, "interleave": 2, "schedule": "zero_bubble", "data": 2,
+            "sharding": "parameters", "micro_batch": 1},
+    "rings of tensors": {"context": 2, "tensor": 2, "data": 2, "sharding": "parameters"},
+}  # fmt: skip
+EXPERTS: dict[str, dict[str, Any]] = {
+    "experts": {"data": 2, "expert": 2},
+    "experts of tensors": {"data": 2, "tensor": 2, "expert": 4, "sharding": "parameters"},
+    "experts of stages": {"pipeline": 2, "data": 2, "expert": 2, "micro_batch": 1},
+    "experts of contexts": {"context": 2, "data": 2, "expert": 2, "sharding": "gradients",
+                            "recompute": "full"},
+}  # fmt: skip
 
 
 def really(layout: Layout, name: str) -> tuple[float, float, tuple[Traffic, ...], MemoryPeak]:
@@ -46,17 +74,50 @@ def really(layout: Layout, name: str) -> tuple[float, float, tuple[Traffic, ...]
     peaks = []
     for _ in range(3):
         counting = Counting(axes(ranks, layout))
-        counts = step(split(MODELS[name], layout, ranks, making, seed=3), counting)
+        mine = split(MODELS[name], layout, ranks, making, seed=3)
+        for module in mine.model.modules():
+            if isinstance(module, Routed):
+                in_turn(module)
+        counts = step(mine, counting, layout.accumulation)
         peaks.append(counting.kept.peak()[0])
     least = min(peaks, key=lambda each: each.peak)
     return counts["products"], counts["scores"], traffic(counts), least
+
+
+def in_turn(routed: Routed) -> None:
+    """Every expert is chosen as often, in place of those that the router chooses."""
+    choice = routed.choice
+
+    def others(kernels: Kernels, x_MD: Tensor) -> tuple[Tensor, Tensor]:
+        chosen_MC, weights_MC = choice(kernels, x_MD)
+        return torch.arange(chosen_MC.numel()).view_as(chosen_MC) % 8, weights_MC
+
+    routed.choice = others  # type: ignore[method-assign]
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("name", ["dense", "gpt"])
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_a_trace_counts_what_real_processes_do(kind: str, name: str) -> None:
-    layout = layout_of(**LAYOUTS[kind])
+    as_real(layout_of(**LAYOUTS[kind]), name)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_chosen_in_turn_are_traced_as_they_are(kind: str) -> None:
+    as_real(layout_of(**EXPERTS[kind]), "experts")
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["dense", "gpt"])
+@pytest.mark.parametrize("kind", COMBINED)
+def test_a_trace_of_several_kinds_counts_what_real_processes_do(kind: str, name: str) -> None:
+    as_real(layout_of(**COMBINED[kind]), name)
+
+
+def as_real(layout: Layout, name: str) -> None:
+    """FLOP, collectives and bytes of the first rank and the last are those of real processes."""
     found = run(layout.processes, really, layout, name)
     for rank in (0, layout.processes - 1):
         traced = trace(MODELS[name], layout, rank=rank)
@@ -71,9 +132,10 @@ def test_a_trace_counts_what_real_processes_do(kind: str, name: str) -> None:
 def test_micro_batches_between_the_first_and_the_last_are_alike(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = msgspec.structs.replace(layout_of(**LAYOUTS[kind]), accumulation=7)
+    layout = msgspec.structs.replace(layout_of(**LAYOUTS[kind]), accumulation=8)
     short = trace(MODELS["dense"], layout)
-    monkeypatch.setattr(tracing, "_RUN", 7)
+    monkeypatch.setattr(tracing, "_RUN", 8)
+    monkeypatch.setattr(tracing, "_full", lambda _: (7, 8))
     whole = trace(MODELS["dense"], layout)
     assert (short.products, short.scores) == (whole.products, whole.scores)
     assert [(each.axis, each.kind, each.count) for each in short.traffic] == [
@@ -98,8 +160,8 @@ def test_a_thousand_ranks_send_what_eight_do_but_for_the_ring_s_share() -> None:
 
 
 def test_what_parallel_does_not_run_is_refused() -> None:
-    with pytest.raises(BadInput, match="pipeline ranks cannot be traced yet"):
-        trace(MODELS["dense"], layout_of(pipeline=2))
+    with pytest.raises(BadInput, match="cannot be divided among 3"):
+        trace(MODELS["dense"], layout_of(tensor=3))
     spec = msgspec.structs.replace(MODELS["dense"], encoder_layers=2)
     with pytest.raises(BadInput, match="encoder"):
         trace(spec, layout_of(data=2))
@@ -125,6 +187,7 @@ print(json.dumps([found.products, time.process_time(), most]))
     [
         ("llama-3.1-8b", {"data": 128, "tensor": 8, "sharding": "parameters"}),
         ("llama-3.1-70b", {"data": 128, "tensor": 8, "sharding": "parameters"}),
+        ("llama-3.1-8b", {"data": 32, "tensor": 8, "pipeline": 4, "sharding": "parameters"}),
     ],
 )
 def test_models_of_billions_on_1024_ranks_take_seconds(name: str, given: dict[str, Any]) -> None:
@@ -139,6 +202,7 @@ def test_models_of_billions_on_1024_ranks_take_seconds(name: str, given: dict[st
     products, seconds, most = json.loads(done.stdout)
     spec = msgspec.structs.replace(preset(name).spec, context=8192)
     tokens = 4 * 8192
-    assert products == pytest.approx(6 * tokens * spec.product_parameters_active / 8, rel=1e-9)
+    if "pipeline" not in given:
+        assert products == pytest.approx(6 * tokens * spec.product_parameters_active / 8, rel=1e-9)
     assert seconds < 40.0
     assert most < 1e9

@@ -22,7 +22,7 @@ from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
 from narrows.train.lock import locked
-from narrows.train.run import train
+from narrows.train.run import Also, train
 from narrows.train.step import Trainer
 
 from .conftest import layout, tiny_machine, with_text
@@ -52,7 +52,8 @@ def silent(text: str) -> None:
 
 def test_a_run_leaves_what_the_report_reads(plan: Plan, machine: Machine, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    ledger = train(plan, run, machine=machine, resume=False, talk=silent, sample=lambda model: "O!")
+    ledger = train(plan, run, machine=machine, resume=False, talk=silent,
+                   also=Also(sample=lambda model: "O!"))  # fmt: skip
     assert load(Plan, run / "plan.toml") == plan
     assert load(Ledger, run / "ledger.json") == ledger
     assert ledger.basis == "measured"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from narrows.plan.fleet.question import Question
     from narrows.spec.fleet import Fleet, Spread
     from narrows.spec.model import ModelSpec
-    from narrows.spec.trace import Comparison
+    from narrows.spec.trace import Comparisons
 
 _BATCH_TOKENS = 4_194_304
 _CONTEXT = 8192
@@ -149,16 +149,22 @@ def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
     ))  # fmt: skip
 
 
-def traced(asked: Question, spread: Spread) -> tuple[Comparison, str]:
-    """The layout beside one rank's step of it, and how that reads. Loads torch."""
+def traced(asked: Question, spread: Spread) -> tuple[Comparisons, str]:
+    """The layout beside one rank's step of it, of each kind of stage, and how that reads. Loads
+    torch.
+    """
     from narrows.plan.fleet import beside, told
     from narrows.plan.fleet.work import Work
+    from narrows.spec.trace import Comparisons
 
     layout = beside.as_run(spread, asked.model.context)
     from narrows.parallel.trace import trace
 
     work = Work.of(asked.model, asked.model.context)
-    found = beside.compare(asked.name, work, spread, trace(asked.model, layout))
+    found = Comparisons(ranks=tuple(
+        beside.compare(asked.name, work, spread, trace(asked.model, layout, rank=rank))
+        for rank in beside.ranks(spread)
+    ))  # fmt: skip
     return found, told.text(found)
 
 

@@ -23,7 +23,8 @@ narrows train --budget 5min --corpus shakespeare    from nothing to a model
 narrows train job.toml                              probe, prepare, plan and train
 narrows train plan.toml                             train what was planned
 narrows train runs/shakespeare --resume             go on where it stopped
-narrows train RUN --resume --set layout.data=2      go on in another layout"""
+narrows train RUN --resume --set layout.data=2      go on in another layout
+narrows train plan.toml --timeline                  and note what is hidden behind what"""
 
 SAMPLE_TOKENS = 120
 
@@ -33,6 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     intent.arguments(parser, file="job.toml|plan.toml|RUN")
     parser.add_argument("--run", metavar="DIR", help="the run folder (default runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    parser.add_argument(
+        "--timeline", action="store_true",
+        help="note what every process does when in three early steps, for the report and Perfetto",
+    )  # fmt: skip
     parser.add_argument(
         "--survive", choices=["restart", "shrink", "none"], default="restart",
         help="where one of several processes ends or hangs: start all again (the default), in "
@@ -54,13 +59,13 @@ def run(chosen: argparse.Namespace) -> int:
         return _launched(plan, run_folder, machine, chosen)
     from narrows.report.facts import facts
     from narrows.report.text import text
-    from narrows.train.run import train
+    from narrows.train.run import Also, train
 
     if speaks():
         speak.talk(f"training in {run_folder}")
     ledger = train(
         plan, run_folder, machine=machine, resume=resume, talk=speak.talk,
-        sample=_sampler(plan),
+        also=Also(_sampler(plan), chosen.timeline),
     )  # fmt: skip
     if not speaks():
         return 0
@@ -81,7 +86,7 @@ def _launched(plan: Plan, run_folder: Path, machine: Machine, chosen: argparse.N
     run_folder.mkdir(parents=True, exist_ok=True)
     save(machine, run_folder / "machine.toml")
     speak.talk(f"{plan.layout.processes} processes of {plan.layout.threads} threads each")
-    arguments = ["--json"] if chosen.json else []
+    arguments = [f"--{name}" for name in ("json", "timeline") if getattr(chosen, name)]
     train_together(plan, run_folder, speak.talk, Survival(mode=chosen.survive), arguments)
     return 0
 

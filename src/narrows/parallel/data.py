@@ -9,9 +9,11 @@ with the last alone (`optimizer`).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -49,10 +51,47 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout, exchange: GradientEx
             _shard(routed.each, ranks.expert_mesh, policy, reshard=reshard)
         _shard(block, ranks.shared_mesh, policy, reshard=reshard)
     _shard(model, ranks.shared_mesh, policy, reshard=False)
+    if layout.pipeline > 1:
+        _fetch_within_pieces(model, several=layout.interleave > 1)
+    if reshard and dist.get_backend() == "gloo":
+        _fetch_while_computing(model)
     # `hidden`, within, would end the root's forward pass early: its tables would be gathered twice.
     for method in ("loss", "piece"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
+
+
+def _fetch_while_computing(model: Transformer) -> None:
+    """Gather the next block while one computes. Torch leaves that to a device's streams, of which a
+    processor has none: there each gather would be waited for where it begins.
+    """
+    assert isinstance(model, FSDPModule)
+    model._set_unshard_async_op(True)
+    blocks = dict(model.blocks.named_children())
+    for name, block in blocks.items():
+        following = blocks.get(str(int(name) + 1))
+        if following is not None:
+            assert isinstance(block, FSDPModule) and isinstance(following, FSDPModule)
+            block.set_modules_to_forward_prefetch([following])
+
+
+def _fetch_within_pieces(model: Transformer, *, several: bool) -> None:
+    """Backward, gather ahead the block before in the same piece and nothing at its first. By itself
+    torch gathers what came before in time, another micro-batch's or another piece's, and drops
+    what it then does not need.
+    """
+    assert isinstance(model, FSDPModule)
+    before: tuple[int, FSDPModule] | None = None
+    for name, block in model.blocks.named_children():
+        assert isinstance(block, FSDPModule)
+        neighbour = before is not None and before[0] + 1 == int(name)
+        # A list of none means torch's own order.
+        ahead = before[1] if neighbour and before is not None else block
+        block.set_modules_to_backward_prefetch([ahead])
+        before = int(name), block
+    # Which piece goes backward first the root does not know where there are several.
+    if before is not None:
+        model.set_modules_to_backward_prefetch([model if several else before[1]])
 
 
 def micro_batch(model: nn.Module, layout: Layout, *, last: bool) -> None:
@@ -90,6 +129,24 @@ def leave_pipeline(model: nn.Module) -> None:
         for group in state._fsdp_param_groups:
             group.post_backward()
     root._root_post_backward_final_callback()
+
+
+def gradients(model: nn.Module) -> Iterator[Tensor]:
+    """What there is of gradients, those that wait to be scattered or to be added to other copies'
+    included, which no parameter shows.
+    """
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            yield parameter.grad
+    if not isinstance(model, FSDPModule):
+        return
+    for state in model._get_fsdp_state()._state_ctx.all_states:
+        for group in state._fsdp_param_groups:
+            waiting = [group._partial_reduce_output]
+            for each in group.fsdp_params:
+                whole = getattr(each, "_unsharded_param", None)
+                waiting += [each.unsharded_accumulated_grad, None if whole is None else whole.grad]
+            yield from (each for each in waiting if each is not None)
 
 
 def reshard(model: nn.Module) -> None:

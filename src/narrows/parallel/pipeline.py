@@ -51,10 +51,14 @@ class Pipeline:
         self.model, self.pieces, self.axis, self.layout = model, pieces, ranks.pipeline, layout
         self.beside = Beside()
         self._cut = ranks.tensor.size if layout.sequence_parallel else 1
-        first = next(model.parameters())
         self.compute: Compute = model.piece  # type: ignore[assignment]
-        self.made: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
         self._schedules: dict[Shape, Any] = {}
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """How what pieces hand on is made."""
+        first = next(self.model.parameters())
+        return {"dtype": first.dtype, "device": first.device}
 
     def step(self, rows: Rows, loss: Loss, beside: Beside) -> Tensor:
         """Forward and backward; the sum of the losses on the rank that takes them, elsewhere 0.

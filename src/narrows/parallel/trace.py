@@ -9,57 +9,68 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import flop_registry
 
 from narrows.kernels.load import load
 from narrows.model.transformer import Wrapper
-from narrows.parallel.kept import Kept
-from narrows.parallel.mesh import Ranks, ranks_of
+from narrows.parallel import data, expert
+from narrows.parallel.counting import AxisOf, Counting, Counts, axes, traffic
+from narrows.parallel.mesh import ranks_of
+from narrows.parallel.parts import even
 from narrows.parallel.running import Beside
 from narrows.parallel.split import Making, Split, local, split
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import MemoryPeak
 from narrows.spec.model import ModelSpec
-from narrows.spec.trace import AxisName, Collective, Trace, Traffic
+from narrows.spec.trace import Trace
 
-aten, c10d = torch.ops.aten, torch.ops.c10d
 _CPU = torch.device("cpu")
 # Micro-batches that are run: the first and the last differ from those between, which are alike.
 _RUN = 3
 _STATE_BYTES = 12
 """Of a parameter, in the optimizer: a master and two moments in fp32."""
-# Of each collective: its kind, the argument that is the whole, that of the group.
-_COLLECTIVES: dict[Any, tuple[Collective, int, int]] = {
-    c10d._allgather_base_.default: ("gather", 0, 2),
-    c10d._reduce_scatter_base_.default: ("scatter", 1, 2),
-    c10d.allreduce_.default: ("sum", 0, 1),
-    c10d.alltoall_base_.default: ("exchange", 1, 2),
-    c10d.send.default: ("send", 0, 1),
-}
-_SILENT = {c10d.recv_.default, c10d.barrier.default}
-_Counts = dict[Any, float]
+
+
+class Found(NamedTuple):
+    """What a step computes and sends, its memory at the worst moment, the operations that made it,
+    and the most of each kind at any time.
+    """
+
+    counts: Counts
+    memory: MemoryPeak
+    makers: dict[str, float]
+    most: dict[str, float]
+
+    def beyond(self, before: Found, often: float) -> Found:
+        """What `often` more of the steps from `before` to this lead to."""
+
+        def add(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+            return {key: value + often * (value - other.get(key, 0.0))
+                    for key, value in one.items()}  # fmt: skip
+
+        memory = add(msgspec.structs.asdict(self.memory), msgspec.structs.asdict(before.memory))
+        return Found(
+            add(self.counts, before.counts), MemoryPeak(**memory),
+            add(self.makers, before.makers), add(self.most, before.most),
+        )  # fmt: skip
 
 
 def trace(spec: ModelSpec, layout: Layout, *, rank: int = 0) -> Trace:
-    """What process `rank` of the layout does in a step; raises BadInput where `parallel` cannot
-    run it.
+    """What process `rank` of the layout does in a step, its experts chosen equally often; raises
+    BadInput where `parallel` cannot run it.
     """
-    _refuse(spec, layout)
+    _refuse(spec)
     began = time.perf_counter()
     dtype = torch.bfloat16 if layout.precision == "bf16" else torch.float32
     making = Making(load("torch"), wrapper(layout), _CPU, dtype)
@@ -67,168 +78,72 @@ def trace(spec: ModelSpec, layout: Layout, *, rank: int = 0) -> Trace:
         warnings.simplefilter("ignore", FutureWarning)
         ranks = ranks_of(layout, _CPU)
         mine = split(spec, layout, ranks, making, seed=None)
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True), _balanced(spec, layout):
             mine.model.to_empty(device=_CPU)
-            counting = Counting(axes(ranks, layout))
-            counts = step(mine, counting)
-            memory, makers = _memory(mine, counting.kept)
-            most = counting.kept.most()
+            found = _whole_step(mine, axes(ranks, layout))
+    optimizer = float(
+        _STATE_BYTES * sum(local(each).numel() for each in mine.parameters().values())
+    )
+    memory = msgspec.structs.replace(
+        found.memory, optimizer=optimizer, peak=found.memory.peak + optimizer
+    )
     return Trace(
-        rank=rank, products=counts["products"], scores=counts["scores"],
-        traffic=traffic(counts), memory=memory, makers=makers, most=most,
+        rank=rank, products=found.counts["products"], scores=found.counts["scores"],
+        traffic=traffic(found.counts), memory=memory, makers=found.makers, most=found.most,
         seconds=time.perf_counter() - began,
     )  # fmt: skip
 
 
-def traffic(counts: _Counts) -> tuple[Traffic, ...]:
-    """The collectives among what was counted."""
-    keys = sorted(key[1:] for key in counts if key[0] == "count")
-    return tuple(
-        Traffic(
-            axis=axis, kind=kind, count=counts["count", axis, kind],
-            bytes=counts["bytes", axis, kind],
-        )
-        for axis, kind in keys
-    )  # fmt: skip
-
-
-def axes(ranks: Ranks, layout: Layout) -> dict[str, AxisName]:
-    """The axis of each group of processes, by the group's name. Torch has one group of all
-    processes for whatever axis they are on: that of the first here is its name.
+def _whole_step(mine: Split, axis_of: AxisOf) -> Found:
+    """Of all micro-batches, from a step of fewer, or from two of a pipeline: once it is full, each
+    further round adds the same.
     """
-    found: dict[str, AxisName] = {}
-    named: dict[AxisName, dist.ProcessGroup | None] = {
-        "tensor": ranks.tensor.group, "context": ranks.context.group,
-        "pipeline": ranks.pipeline.group, "expert": ranks.expert.group,
-    }  # fmt: skip
-    for axis, group in named.items():
-        if group is not None:
-            found.setdefault(group.group_name, axis)
-    for mesh in (ranks.shared_mesh, ranks.expert_mesh):
-        for name in () if mesh is None else mesh.mesh_dim_names or ():
-            assert mesh is not None
-            copies = name == "replicas" and layout.sharding != "none"
-            found.setdefault(mesh.get_group(name).group_name, "replicas" if copies else "data")
-    for reading in (ranks.batches, ranks.near):
-        if reading.group is not None:
-            found.setdefault(reading.group.group_name, "data")
-    return found
+    layout = mine.layout
+
+    def found(micros: int) -> Found:
+        counting = Counting(axis_of, mine.model.spec.experts)
+        counts = step(mine, counting, micros)
+        return Found(counts, *counting.kept.peak(), counting.kept.most())
+
+    if layout.pipeline == 1:
+        return found(layout.accumulation)
+    fewer, more = _full(layout)
+    if layout.accumulation <= more:
+        return found(layout.accumulation)
+    before, after = found(fewer), found(more)
+    return after.beyond(before, (layout.accumulation - more) / (more - fewer))
 
 
-class Counting(TorchDispatchMode):
-    """Counts FLOP, collectives by axis and kind, and memory of what runs within it."""
-
-    def __init__(self, axis_of: dict[str, AxisName]) -> None:
-        super().__init__()
-        self.axis_of = axis_of
-        self.counts: _Counts = defaultdict(float)
-        self.kept = Kept()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        # A DTensor's operations come again, as those of the part that is here.
-        if any(issubclass(each, DTensor) for each in types):
-            return NotImplemented
-        kwargs = kwargs or {}
-        fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
-        if fake and func is aten._local_scalar_dense.default:
-            # A number that the program reads: what losses are divided by.
-            return 1
-        found = func(*args, **kwargs)
-        for each in found if isinstance(found, (list, tuple)) else (found,):
-            if isinstance(each, Tensor):
-                self.kept.see(each, func.name())
-        if func.namespace == "c10d":
-            self._sent(func, args)
-        elif func in _SCORES:
-            self.counts["scores"] += _SCORES[func](args, kwargs)
-        elif (formula := _formula(func)) is not None:
-            kind = "scores" if func._overloadpacket is aten.bmm else "products"
-            self.counts[kind] += formula(*args, **kwargs, out_val=found)
-        return found
-
-    def _sent(self, func: Any, args: Any) -> None:
-        if func in _SILENT:
-            return
-        kind, whole, group = _COLLECTIVES[func]
-        among = dist.ProcessGroup.unbox(args[group])
-        n = among.size()
-        if n == 1:
-            return
-        tensors = args[whole] if isinstance(args[whole], (list, tuple)) else [args[whole]]
-        size = sum(each.numel() * each.element_size() for each in tensors)
-        share = {"sum": 2.0 * (n - 1) / n, "send": 1.0}.get(kind, (n - 1) / n)
-        axis = self.axis_of[among.group_name]
-        self.counts["count", axis, kind] += 1
-        self.counts["bytes", axis, kind] += size * share
+def _full(layout: Layout) -> tuple[int, int]:
+    """Micro-batches that fill a pipeline, and a round more."""
+    p = layout.pipeline
+    if layout.schedule == "gpipe":
+        return 2, 3
+    if layout.schedule == "zero_bubble":
+        return 2 * p, 2 * p + 1
+    return (p + 1, p + 2) if layout.interleave == 1 else (2 * p, 3 * p)
 
 
-def _in_place(_total: Tensor, left: Tensor, right: Tensor, **_: Any) -> int:
-    return 2 * left.shape[0] * left.shape[1] * right.shape[1]
-
-
-def _by_expert(left: Tensor, right: Tensor, *_: Any, **__: Any) -> int:
-    # [R,D] by [E,D,F], or backward [D,R] by [R,F] into [E,D,F].
-    return 2 * left.shape[0] * left.shape[1] * right.shape[-1]
-
-
-_PRODUCTS: dict[Any, Callable[..., int]] = {
-    aten.addmm_: _in_place, aten._grouped_mm: _by_expert,
-    **{each: flop_registry[each] for each in (aten.mm, aten.addmm, aten.bmm)},
-}  # fmt: skip
-
-
-def _formula(func: Any) -> Callable[..., int] | None:
-    return _PRODUCTS.get(getattr(func, "_overloadpacket", None))
-
-
-def _seen(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, causal: bool) -> float:
-    """FLOP of one product with keys and one with values, of the keys that are seen."""
-    B, N, T, H = q_BNTH.shape
-    S = k_BKSH.shape[2]
-    keys = (S + 1) / 2 if causal and T == S else S
-    return 2.0 * B * N * T * keys * (H + v_BKSH.shape[-1])
-
-
-def _forward(args: Any, kwargs: Any) -> float:
-    return _seen(args[0], args[1], args[2], len(args) > 4 and args[4])
-
-
-def _backward(args: Any, kwargs: Any) -> float:
-    # Scores are made again: five products for two.
-    return 2.5 * _seen(args[1], args[2], args[3], len(args) > 7 and args[7])
-
-
-_SCORES: dict[Any, Callable[[Any, Any], float]] = {
-    aten._scaled_dot_product_flash_attention_for_cpu.default: _forward,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _backward,
-}
-
-
-def step(mine: Split, counting: Counting) -> _Counts:
-    """Counts of a whole step, from its first micro-batches and its last."""
+def step(mine: Split, counting: Counting, micros: int) -> Counts:
+    """Counts of a step of `micros` micro-batches; but for a pipeline's they are counted from its
+    first ones and its last.
+    """
     layout, T = mine.layout, mine.model.spec.context
-    seen: list[_Counts] = []
-
-    micros = min(layout.accumulation, _RUN)
+    seen: list[Counts] = []
+    run = micros if layout.pipeline > 1 else min(micros, _RUN)
     kept, parameters = counting.kept, mine.parameters().values()
-
-    late = micros > 1 and (layout.sharding in ("none", "optimizer") or layout.replicas > 1)
 
     def after() -> None:
         seen.append(counting.counts.copy())
-        if not late:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    kept.name("gradients", local(parameter.grad))
-        elif len(seen) < micros:
-            # Gradients wait for the last micro-batch's sum where no parameter shows them.
+        for gradient in data.gradients(mine.model):
+            kept.name("gradients", local(gradient))
+        if layout.replicas > 1 and layout.pipeline == 1 and len(seen) < run:
+            # What waits to be added to other copies' is in buffers of the last sum, too.
             kept.name_all("gradients")
 
     for parameter in parameters:
         kept.name("weights", local(parameter))
-    tokens_BT = torch.zeros(micros * layout.micro_batch, T + 1, dtype=torch.int64)
+    tokens_BT = torch.zeros(run * layout.micro_batch, T + 1, dtype=torch.int64)
     with kept.growing(), counting:
         mine.run(tokens_BT, layout.loss_chunk, Beside(after=after))
         gradients = {
@@ -237,20 +152,35 @@ def step(mine: Split, counting: Counting) -> _Counts:
             if parameter.grad is not None
         }
         mine.complete(gradients)
+    for parameter in parameters:
+        parameter.grad = None
     counts = counting.counts.copy()
-    between = layout.accumulation - micros
-    for name in seen[1] if between else ():
-        counts[name] += between * (seen[1][name] - seen[0].get(name, 0.0))
+    for name in seen[1] if micros > run else ():
+        counts[name] += (micros - run) * (seen[1][name] - seen[0].get(name, 0.0))
     return counts
 
 
-def _memory(mine: Split, kept: Kept) -> tuple[MemoryPeak, dict[str, float]]:
-    """At the worst moment, with the optimizer's state, which is always there."""
-    running, makers = kept.peak()
-    own = sum(local(parameter).numel() for parameter in mine.parameters().values())
-    optimizer = float(_STATE_BYTES * own)
-    total = running.peak + optimizer
-    return msgspec.structs.replace(running, optimizer=optimizer, peak=total), makers
+@contextmanager
+def _balanced(spec: ModelSpec, layout: Layout) -> Iterator[None]:
+    """Rows of experts go to each rank alike, as no fake tensor tells how many do."""
+    if layout.expert == 1:
+        yield
+        return
+    assert spec.experts is not None
+    tokens = layout.micro_batch * spec.context // (layout.context * layout.tensor)
+    share = min(1.0, spec.experts.capacity or 1.0)
+    total = int(share * tokens * spec.experts.chosen)
+    each = [even(total, layout.expert, rank) for rank in range(layout.expert)]
+    plain = expert.rows
+
+    def rows(counts_PE: Tensor) -> list[int]:
+        return [stop - start for start, stop in each]
+
+    expert.rows = rows
+    try:
+        yield
+    finally:
+        expert.rows = plain
 
 
 @contextmanager
@@ -273,13 +203,7 @@ def wrapper(layout: Layout) -> Wrapper | None:
     return lambda block: lambda *args: checkpoint(block, *args, use_reentrant=False)
 
 
-def _refuse(spec: ModelSpec, layout: Layout) -> None:
-    for name in ("pipeline", "context", "expert"):
-        if getattr(layout, name) > 1:
-            raise BadInput(
-                f"{name} ranks cannot be traced yet, and the layout has {getattr(layout, name)}",
-                hint=f"--set layout.{name}=1",
-            )
+def _refuse(spec: ModelSpec) -> None:
     if spec.encoder_layers:
         raise BadInput(
             "an encoder beside the decoder cannot be traced yet",

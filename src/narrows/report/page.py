@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from narrows.report import comparison, sections, tables
+from narrows.report import comparison, sections, tables, timeline
 from narrows.report.comparison import Pair
 from narrows.report.document import document
 from narrows.report.headline import outcome, sentence, state
@@ -102,12 +102,13 @@ def _basis(run: Run, pair: Pair) -> Phrase | None:
     return None
 
 
-def _parts(run: Run) -> tuple[Markup, ...]:
+def _parts(run: Run) -> tuple[Markup | None, ...]:
     wide_first = "columns wide-first"
     return (
         element("div", sections.loss(run), sections.learning_rate(run), class_=wide_first),
         tables.samples(run),
         element("div", sections.time(run), sections.memory(run), class_="columns"),
+        timeline.section(run),
         element("div", sections.roofline(run), sections.doubling(run), class_=wide_first),
         tables.choices(run),
         tables.layouts(run),

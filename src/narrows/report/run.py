@@ -16,6 +16,7 @@ from narrows.spec.ledger import Ledger, MemoryPeak, Total
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
 from narrows.spec.record import Record, load
+from narrows.spec.timeline import Timeline
 
 R = TypeVar("R", bound=Record)
 NAN = math.nan
@@ -74,6 +75,7 @@ class Run(Record):
     evaluations: tuple[Evaluated, ...]
     events: tuple[Event, ...]
     samples: tuple[Sample, ...]
+    timeline: Timeline | None = None
     notes: tuple[Phrase, ...]
 
     @property
@@ -110,6 +112,7 @@ def read(folder: Path | str) -> Run:
     ledger = _optional(Ledger, folder / "ledger.json", notes)
     dataset_file = folder / "dataset.json"
     dataset = _optional(Dataset, dataset_file, notes) if dataset_file.exists() else None
+    timed = folder / "timeline.json"
     lines = tuple(_lines(folder / "metrics.jsonl", notes))
     steps = _by_step(_built(Step, line) for line in lines if "loss" in line)
     evaluations = _by_step(_built(Evaluated, line) for line in lines if "validation_loss" in line)
@@ -125,6 +128,7 @@ def read(folder: Path | str) -> Run:
         evaluations=evaluations,
         events=events,
         samples=tuple(filter(None, samples)),
+        timeline=_optional(Timeline, timed, notes) if timed.exists() else None,
         notes=tuple(notes),
     )
 

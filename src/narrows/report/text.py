@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from narrows.report import comparison
+from narrows.report import comparison, timeline
 from narrows.report.choices import choices
 from narrows.report.comparison import Pair
 from narrows.report.headline import outcome, sentence, state
@@ -30,6 +30,7 @@ def text(run: Path | str) -> str:
         _table("", comparison.whole(found) + comparison.step(found)),
         _curve(found),
         _table("step time by kind", comparison.kinds(found)),
+        timeline.sentence(found.timeline).en if found.timeline else "",
         _memory(found),
         _doubling(found),
         _table(f"energy ({_energy_basis(found)})", comparison.spending(found)),

@@ -81,6 +81,13 @@ OPERATIONS = {
     "guesses": Phrase("guesses", "猜测"),
 }
 
+TRACKS = {
+    "compute": Phrase("computing", "计算"),
+    "link": Phrase("exchanging", "通信"),
+    "waiting": Phrase("waiting for an exchange", "等待通信"),
+    "data": Phrase("reading data", "读数据"),
+}
+
 MEMORY = {
     "weights": Phrase("weights", "权重"),
     "masters": Phrase("fp32 masters", "fp32 主权重"),

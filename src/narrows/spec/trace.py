@@ -82,9 +82,20 @@ class Compared(Record):
 
 
 class Comparison(Record):
-    """A planned layout and its trace, quantity by quantity."""
+    """A planned layout and the trace of one of its ranks, quantity by quantity."""
 
     model_name: str
     spread: Spread
     trace: Trace
     rows: tuple[Compared, ...]
+
+    @property
+    def stage(self) -> int:
+        """Of the pipeline's stages, that of the rank."""
+        return self.trace.rank * self.spread.pipeline // self.spread.devices
+
+
+class Comparisons(Record):
+    """Of one layout: a rank of each kind of stage, the first, one in the middle and the last."""
+
+    ranks: tuple[Comparison, ...]

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -32,14 +34,25 @@ from narrows.train.pulse import Pulse, alive
 from narrows.train.signals import StopRequest
 from narrows.train.state import contents, newest, restore
 from narrows.train.step import StepResult, Trainer, all_finite, evaluation_loss
+from narrows.train.timeline import STEPS, WARM, Recorder
 
 Sampler = Callable[[Transformer], str]
 _LEAVES = 0.25
 
 
+class Also(NamedTuple):
+    """What a run keeps beside its losses: text that it writes, and what processes do when."""
+
+    sample: Sampler | None = None
+    timeline: bool = False
+
+
+_NOTHING = Also()
+
+
 def train(
     plan: Plan, run: Path, *, machine: Machine, resume: bool, talk: Callable[[str], None],
-    sample: Sampler | None = None,
+    also: Also = _NOTHING,
 ) -> Ledger:  # fmt: skip
     """Run `plan` in the folder `run` and return the measured ledger.
 
@@ -58,8 +71,11 @@ def train(
                 return load(Ledger, run / "ledger.json")
         else:
             session.begin()
+        if also.timeline:
+            first = max(session.step, min(session.step + WARM, plan.steps - STEPS))
+            session.recorder = Recorder(session.trainer, run, first)
         with StopRequest() as stop:
-            return session.loop(stop, sample)
+            return session.loop(stop, also.sample)
 
 
 class _Session:
@@ -88,6 +104,7 @@ class _Session:
         )
         self.metrics: Metrics | NoMetrics
         self.watch = LossWatch()
+        self.recorder: Recorder | None = None
         self.step, self.best, self.warned = 0, math.inf, False
         self.left_out = 0
 
@@ -175,7 +192,8 @@ class _Session:
     def _train_step(self, line: ProgressLine) -> None:
         number = self.step
         self.pulse.beat(number)
-        with self.account.timing_step():
+        noting = self.recorder.step(number) if self.recorder else nullcontext()
+        with self.account.timing_step(), noting:
             result = self.trainer.step(number, self.training)
         if not result.taken:
             self._leave_out(number, result)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from narrows.plan.fleet import traffic
-from narrows.plan.fleet.differences import Rank
-from narrows.plan.fleet.memory import memory
+from narrows.plan.fleet import differences, remains, traffic
+from narrows.plan.fleet.memory import memory_of
+from narrows.plan.fleet.share import Rank
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
@@ -41,11 +41,20 @@ def as_run(spread: Spread, positions: int) -> Layout:
     )  # fmt: skip
 
 
+def ranks(spread: Spread) -> list[int]:
+    """Of each kind of stage one rank: of the first, of the second, which keeps most of those in the
+    middle, and of the last.
+    """
+    p = spread.pipeline
+    return [stage * spread.devices // p for stage in sorted({0, min(1, p - 1), p - 1})]
+
+
 def compare(name: str, work: Work, spread: Spread, trace: Trace) -> Comparison:
     """Every quantity that both know, of the model called `name`."""
-    rank = Rank.of(work, spread)
+    stage = trace.rank * spread.pipeline // spread.devices
+    rank = Rank.of(work, spread, stage)
     rows = [_products(rank, trace), _scores(rank, trace)]
-    on_paper = traffic.planned(work, spread)
+    on_paper = traffic.planned(work, spread, rank.stage)
     for axis in _AXES:
         row = _axis(rank, axis, on_paper, trace.traffic)
         if row is not None:
@@ -62,15 +71,15 @@ def _products(rank: Rank, trace: Trace) -> Compared:
     if spec.experts is not None:
         chosen = spec.experts.chosen * sum(matrix.parameters for matrix in work.expert)
         each += work.layers_experts / work.layers * chosen / t
-    head = 6.0 * spec.vocabulary * spec.width / t
+    head = 6.0 * spec.vocabulary * spec.width / t * rank.stage.ends
     planned = rank.tokens * (rank.layers * (6.0 + 2.0 * full) * each + head)
     reasons = []
     if full:
-        down = 2.0 * rank.tokens * work.layers_dense * spec.width * spec.feed_forward_width / t
+        down = 2.0 * rank.tokens * rank.dense * spec.width * spec.feed_forward_width / t
         reasons.append(Reason(name="a block's last product is not done again", amount=-down))
     if spec.experts is not None and t > 1:
         routed = sum(each.parameters for each in work.routed if each.cut == "whole")
-        less = (6.0 + 2.0 * full) * rank.tokens * work.layers_experts * routed * (1.0 - 1.0 / t)
+        less = (6.0 + 2.0 * full) * rank.tokens * rank.routed * routed * (1.0 - 1.0 / t)
         reasons.append(Reason(name="each rank routes its piece of the sequence", amount=-less))
     return Compared(quantity="products", unit="FLOP", planned=planned, traced=trace.products,
                     reasons=tuple(reasons))  # fmt: skip
@@ -102,12 +111,12 @@ def _axis(
     paper, metal = ([each for each in side if each.axis == axis] for side in (planned, traced))
     if not paper and not metal:
         return None
-    known = {"tensor": rank.tensor, "data": rank.data, "replicas": rank.replicas}
-    reasons = known[axis]() if axis in known else iter(())
+    reasons = getattr(differences, axis)(rank)
     return Compared(
         quantity=f"{axis} ranks", unit="B", planned=sum(each.bytes for each in paper),
         traced=sum(each.bytes for each in metal), planned_count=_count(paper),
-        traced_count=_count(metal), reasons=tuple(each for each in reasons if each.amount),
+        traced_count=_count(metal),
+        reasons=tuple(each for each in reasons if each.amount or each.count),
     )  # fmt: skip
 
 
@@ -116,17 +125,17 @@ def _count(several: list[Traffic]) -> float:
 
 
 def _memory(rank: Rank, trace: Trace) -> Iterator[Compared]:
-    held = memory(rank.work, Spreads.of([rank.spread])).record(0)
+    held = memory_of(rank.work, Spreads.of([rank.spread]), rank.stage.kind).record(0)
     found, most = trace.memory, trace.most
     whole = rank.spread.sharding != "parameters"
     gathered = most.get("workspace", 0.0) if whole else 0.0
     arriving = 0.0 if whole else found.workspace
     rows = (
-        ("weights", held.weights, found.weights + gathered, rank.weights()),
-        ("gradients", held.gradients, most.get("gradients", 0.0), rank.gradients()),
-        ("optimizer", held.masters + held.optimizer, found.optimizer, rank.optimizer()),
+        ("weights", held.weights, found.weights + gathered, remains.weights(rank)),
+        ("gradients", held.gradients, most.get("gradients", 0.0), remains.gradients(rank)),
+        ("optimizer", held.masters + held.optimizer, found.optimizer, remains.optimizer(rank)),
         ("what comes and goes", held.activations + held.logits + held.workspace,
-         found.activations + arriving, rank.transient(held)),
+         found.activations + arriving, remains.transient(rank, held)),
     )  # fmt: skip
     for name, planned, traced, reasons in rows:
         yield Compared(

@@ -34,6 +34,14 @@ def memory(work: Work, spreads: Spreads) -> MemoryBytes:
     })  # fmt: skip
 
 
+def memory_of(work: Work, spreads: Spreads, kind: int) -> MemoryBytes:
+    """Of a device of one kind of stage, its place in the arrays of Stages."""
+    every = _each(work, spreads, stages(work, spreads))
+    return MemoryBytes(**{
+        field.name: getattr(every, field.name)[kind] for field in fields(every)
+    })  # fmt: skip
+
+
 def peak(work: Work, spreads: Spreads) -> Array:
     """Bytes of the device that needs most, [layouts]: what a search asks for."""
     return np.asarray(_each(work, spreads, stages(work, spreads)).peak.max(axis=0))

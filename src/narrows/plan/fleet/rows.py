@@ -19,6 +19,7 @@ from narrows.plan.fleet import amounts, constants, traffic
 from narrows.plan.fleet.amounts import Ways
 from narrows.plan.fleet.optimizer import host_bytes, moved_bytes, owned
 from narrows.plan.fleet.spreads import Spreads
+from narrows.plan.fleet.stages import Stage
 from narrows.plan.fleet.time import (
     Rates,
     Step,
@@ -181,7 +182,9 @@ def _head(rank: _Rank) -> Iterator[_Told]:
 
 
 def _links(rank: _Rank) -> Iterator[_Told]:
-    planned = traffic.planned(rank.work, rank.spreads.spread(0))
+    spread = rank.spreads.spread(0)
+    middle = Stage.of(rank.work, spread, spread.pipeline // 2)
+    planned = traffic.planned(rank.work, spread, middle)
     for part, (name, axes) in _LINKS.items():
         sent = [each for each in planned if each.axis in axes]
         yield name, "other", "link", _Amount(

@@ -14,6 +14,7 @@ import numpy as np
 from narrows.plan.fleet.spreads import SCHEDULES, Spreads
 from narrows.plan.fleet.work import Work, parameters
 from narrows.plan.layouts import Array
+from narrows.spec.fleet import Spread
 
 
 class Stages(NamedTuple):
@@ -25,6 +26,48 @@ class Stages(NamedTuple):
     tables: Array
     losses: Array
     flight: Array
+
+
+class Stage(NamedTuple):
+    """One rank of a pipeline: its blocks, whether it embeds and whether it takes the loss, how
+    many of its pieces it hands on to other ranks and how many gradients it hands back, and its
+    place in the arrays of Stages.
+    """
+
+    layers: float
+    embeds: bool
+    ends: bool
+    onward: float
+    backward: float
+    kind: int
+
+    @classmethod
+    def of(cls, work: Work, spread: Spread, number: int) -> Stage:
+        """The stage of that number."""
+        p, v = spread.pipeline, spread.interleave
+        bent = spread.schedule == "zero_bubble" and p > 1
+        embeds, last = number == 0, number == p - 1
+        ends = embeds if bent else last
+        fewer = spread.first_fewer * embeds + spread.last_fewer * ends
+        each, over = divmod(int(work.layers) + spread.first_fewer + spread.last_fewer, p)
+        more = number >= p - over if bent else number < over
+        onward, backward = float(v - ends), float(v - embeds)
+        if bent and last:
+            # It hands its first piece on to itself.
+            onward = backward = 1.0
+        kind = 0 if embeds else 2 if ends else 1
+        return cls(float(each + more - fewer), embeds, ends, onward, backward, kind)
+
+    def tables(self, work: Work) -> float:
+        """Embedding tables that it has."""
+        if self.embeds and self.ends:
+            return 1.0 if work.spec.tied_embeddings else 2.0
+        return float(self.embeds + self.ends)
+
+    def held(self, work: Work, spreads: Spreads) -> tuple[Array, Array]:
+        """Its parameters: those that all data ranks share, and its experts'."""
+        ones = np.ones_like(spreads.pipeline)
+        return parameters_of(work, spreads, self.layers * ones, self.tables(work) * ones)
 
 
 def stages(work: Work, spreads: Spreads) -> Stages:

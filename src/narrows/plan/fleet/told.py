@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from narrows.plan.fleet.render import described, wrapped
-from narrows.spec.trace import TOLERANCE, Compared, Comparison
+from narrows.spec.trace import TOLERANCE, Compared, Comparison, Comparisons
 from narrows.spec.units import Bytes, Seconds
 
 _MAKERS = 6
 """Operations whose results are named where memory is not explained."""
 
 
-def text(comparison: Comparison) -> str:
+def text(comparisons: Comparisons) -> str:
     """The whole answer, in blocks parted by blank lines."""
-    blocks = (_what(comparison), _table(comparison), _reasons(comparison), _left(comparison))
-    lines = ([line for long in block for line in wrapped(long)] for block in blocks)
-    return "\n\n".join("\n".join(block) for block in lines if block)
+    lines = [wrapped(line) for line in _layout(comparisons.ranks)]
+    told = ["\n".join(itertools.chain.from_iterable(lines))]
+    for comparison in comparisons.ranks:
+        blocks = (_table(comparison), _reasons(comparison), _left(comparison))
+        head = "" if len(comparisons.ranks) == 1 else "\n".join(_rank(comparison)) + "\n"
+        several = ([line for long in block for line in wrapped(long)] for block in blocks)
+        told.append(head + "\n\n".join("\n".join(block) for block in several if block))
+    return "\n\n".join(told)
 
 
-def _what(comparison: Comparison) -> Iterator[str]:
-    spread, trace = comparison.spread, comparison.trace
-    yield f"{comparison.model_name} on {spread.devices:,} ranks, one step of rank {trace.rank}"
+def _layout(several: tuple[Comparison, ...]) -> Iterator[str]:
+    first, *others = several
+    spread = first.spread
+    where = "each kind of stage" if others else f"rank {first.trace.rank}"
+    yield f"{first.model_name} on {spread.devices:,} ranks, one step of {where}"
     yield f"  layout   {described(spread)}"
-    yield (
-        f"  traced   on tensors without memory, in {Seconds(trace.seconds).text()}; "
+    if not others:
+        yield f"  traced   {_traced(first)}"
+
+
+def _rank(comparison: Comparison) -> Iterator[str]:
+    stage, stages = comparison.stage + 1, comparison.spread.pipeline
+    yield f"stage {stage} of {stages}, rank {comparison.trace.rank:,}"
+    yield f"  traced   {_traced(comparison)}"
+
+
+def _traced(comparison: Comparison) -> str:
+    trace = comparison.trace
+    return (
+        f"on tensors without memory, in {Seconds(trace.seconds).text()}; "
         f"{Bytes(trace.memory.peak).text()} when memory is fullest"
     )
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from narrows.plan.fleet.spreads import Spreads
-from narrows.plan.fleet.stages import first_tables, parameters_of
+from narrows.plan.fleet.stages import Stage, first_tables, parameters_of
 from narrows.plan.fleet.work import Work
 from narrows.plan.layouts import Array
 from narrows.spec.fleet import Spread
@@ -105,11 +105,11 @@ def copies(spreads: Spreads, held: tuple[Array, Array]) -> Message:
     return Message(shard, spreads.replicas, spreads.inside_data * d)
 
 
-def planned(work: Work, spread: Spread) -> tuple[Traffic, ...]:
-    """What a rank sends in a step; of a pipeline, one in the middle of it."""
+def planned(work: Work, spread: Spread, stage: Stage) -> tuple[Traffic, ...]:
+    """What a rank of that stage sends in a step."""
     spreads = Spreads.of([spread])
     parts = (_tensor, _experts, _contexts, _stages, _weights, _copies)
-    return tuple(each for part in parts for each in part(work, spreads) if each.bytes > 0.0)
+    return tuple(each for part in parts for each in part(work, spreads, stage) if each.bytes > 0.0)
 
 
 def _each(
@@ -127,14 +127,14 @@ def _tokens(work: Work, spreads: Spreads) -> Array:
     return spreads.micro_batch * (work.positions / spreads.context)
 
 
-def _often(work: Work, spreads: Spreads) -> Array:
+def _often(spreads: Spreads, stage: Stage) -> Array:
     """Blocks that a rank computes in a step, counted once a micro-batch."""
-    return np.asarray(work.layers / spreads.pipeline * spreads.accumulation)
+    return np.asarray(stage.layers * spreads.accumulation)
 
 
-def _tensor(work: Work, spreads: Spreads) -> Iterator[Traffic]:
+def _tensor(work: Work, spreads: Spreads, stage: Stage) -> Iterator[Traffic]:
     message = tensor(work, spreads, _tokens(work, spreads))
-    half = tensor_often(spreads) / 2.0 * _often(work, spreads)
+    half = tensor_often(spreads) / 2.0 * _often(spreads, stage)
     if spreads.shared.sequence_parallel:
         yield _each("tensor", "gather", message, half, half)
         yield _each("tensor", "scatter", message, half, half)
@@ -142,17 +142,17 @@ def _tensor(work: Work, spreads: Spreads) -> Iterator[Traffic]:
         yield _each("tensor", "sum", message, half, 2.0 * half)
 
 
-def _experts(work: Work, spreads: Spreads) -> Iterator[Traffic]:
+def _experts(work: Work, spreads: Spreads, stage: Stage) -> Iterator[Traffic]:
     if work.spec.experts is None:
         return
-    often = passes(spreads) * _often(work, spreads)
+    often = passes(spreads) * _often(spreads, stage)
     often = often * work.layers_experts / work.layers
     message = experts(work, spreads, _tokens(work, spreads))
     yield _each("expert", "exchange", message, 2.0 * often, often)
 
 
-def _contexts(work: Work, spreads: Spreads) -> Iterator[Traffic]:
-    T, often = _tokens(work, spreads), _often(work, spreads)
+def _contexts(work: Work, spreads: Spreads, stage: Stage) -> Iterator[Traffic]:
+    T, often = _tokens(work, spreads), _often(spreads, stage)
     if spreads.exchange[0] == 1:
         often = often * passes(spreads)
         yield _each("context", "exchange", heads(work, spreads, T), 2.0 * often, often)
@@ -162,8 +162,8 @@ def _contexts(work: Work, spreads: Spreads) -> Iterator[Traffic]:
         yield _each("context", "send", keys(work, spreads, T), steps, 3.0 * often)
 
 
-def _stages(work: Work, spreads: Spreads) -> Iterator[Traffic]:
-    sent = 2.0 * spreads.accumulation * spreads.interleave * (spreads.pipeline > 1.0)
+def _stages(work: Work, spreads: Spreads, stage: Stage) -> Iterator[Traffic]:
+    sent = spreads.accumulation * (stage.onward + stage.backward)
     cut = spreads.tensor if spreads.shared.scattered else 1.0
     each = stream(work, spreads, _tokens(work, spreads)) / cut
     yield Traffic(
@@ -179,14 +179,14 @@ def held(work: Work, spreads: Spreads) -> tuple[Array, Array]:
     return parameters_of(work, spreads, each, first_tables(work, spreads))
 
 
-def _weights(work: Work, spreads: Spreads) -> Iterator[Traffic]:
+def _weights(work: Work, spreads: Spreads, stage: Stage) -> Iterator[Traffic]:
     """Sharded parameters are gathered for each micro-batch, forward and where they were dropped
     backward, and gradients scattered; else gradients are scattered, and weights gathered, once.
     """
     trained = spreads.shared.trained
     # A pipeline gathers its stage once a step.
     m = np.where(spreads.pipeline > 1, 1.0, spreads.accumulation)
-    parts = held(work, spreads)
+    parts = stage.held(work, spreads)
     if spreads.sharding[0] == 3:
         moves: tuple[tuple[Collective, Array, float], ...] = (
             ("gather", m * (1.0 + spreads.reshard), spreads.value_bytes),
@@ -196,7 +196,9 @@ def _weights(work: Work, spreads: Spreads) -> Iterator[Traffic]:
         once = trained * np.ones_like(m)
         moves = ("gather", once, spreads.value_bytes), ("scatter", once, _FP32)
     # One for each block, one for the tables.
-    pieces = work.layers / spreads.pipeline + 1.0, work.layers_experts / spreads.pipeline
+    routed = work.layers_experts / work.layers
+    there = np.ones_like(m) * (stage.embeds or stage.ends)
+    pieces = stage.layers + there, stage.layers * routed * np.ones_like(m)
     for kind, often, width in moves:
         messages = weights(work, spreads, parts, width)
         yield _summed(
@@ -214,7 +216,8 @@ def _summed(several: Iterator[Traffic]) -> Traffic:
     )  # fmt: skip
 
 
-def _copies(work: Work, spreads: Spreads) -> Iterator[Traffic]:
-    message = copies(spreads, held(work, spreads))
-    pieces = (work.layers + work.layers_experts) / spreads.pipeline + 1.0
+def _copies(work: Work, spreads: Spreads, stage: Stage) -> Iterator[Traffic]:
+    message = copies(spreads, stage.held(work, spreads))
+    routed = work.layers_experts / work.layers
+    pieces = stage.layers * (1.0 + routed) + (stage.embeds or stage.ends)
     yield _each("replicas", "sum", message, pieces, 2.0)
