@@ -1,4 +1,4 @@
-"""What a config.json of experts chosen by sigmoids means: DeepSeek's families, GLM's and MiniMax's."""
+"""What a config.json means whose experts are many and small: of DeepSeek, GLM and MiniMax."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def _hint(wanted: str, names: dict[str, str]) -> str:
 def _one(name: str) -> Preset:
     """A model; what the table `shared` of its file says holds for each there."""
     file, tables = _families()[name]
-    shared = tables[_SHARED] if _SHARED in tables else {}
+    shared = tables.get(_SHARED, {})
     return _preset({**shared, **tables[name]}, source=f"{file} [{name}]")
 
 

@@ -12,8 +12,8 @@ import narrows.plan.fleet.search as module
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.search import Found, evaluate, search
-from narrows.plan.fleet.structures import candidates
 from narrows.plan.fleet.spreads import ARRAYS, Spreads
+from narrows.plan.fleet.structures import candidates
 from narrows.plan.fleet.time import step
 from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work

@@ -153,8 +153,8 @@ def _spent_least(work: Work, pairs: Spreads, fleet: Fleet, goal: Goal) -> Array:
 
 
 def _enough(found: Found, low: Array, goal: Goal) -> float:
-    """What is above this is neither promising nor, with variants, the best: not among the first, and
-    no rival of those of the front whose variants may be the best.
+    """What is above this is neither promising nor, with variants, the best: not among the first,
+    and no rival of those of the front whose variants may be the best.
     """
     values = found.values(goal)
     near = values[found.bytes <= NEARLY * found.limit]

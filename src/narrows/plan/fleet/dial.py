@@ -15,7 +15,7 @@ from narrows.plan.fleet.failures import goodput
 from narrows.plan.fleet.question import Question, Wish
 from narrows.plan.fleet.search import Found, search
 from narrows.plan.fleet.work import Work
-from narrows.plan.render import count, dollars
+from narrows.plan.words import count, dollars
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Dial, Limit, Sizing

@@ -77,8 +77,7 @@ class Found:
     def beside(self, other: Found) -> Found:
         """These layouts and the other's."""
         arrays = {
-            name: np.concatenate([getattr(self, name), getattr(other, name)])
-            for name in _FIGURES
+            name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _FIGURES
         }
         return Found(spreads=self.spreads.beside(other.spreads), limit=self.limit, **arrays)
 

@@ -1,5 +1,5 @@
-"""All structures of a model over a fleet: sizes of the axes, pieces of a stage and micro-batches that
-shape, devices and batch allow; and each with every way to shard and to recompute.
+"""All structures of a model over a fleet: sizes of the axes, pieces of a stage and micro-batches,
+as shape, devices and batch allow; and each with every way to shard and to recompute.
 """
 
 from __future__ import annotations
