@@ -28,9 +28,11 @@ def _columns() -> int:
     given = os.environ.get("COLUMNS", "")
     if given.isdigit() and int(given) > 0:
         return int(given)
+    if sys.__stdout__ is None:
+        return _COLUMNS
     try:
         return os.get_terminal_size(sys.__stdout__.fileno()).columns or _COLUMNS
-    except (AttributeError, ValueError, OSError):
+    except (ValueError, OSError):
         return _COLUMNS
 
 

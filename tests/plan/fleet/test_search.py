@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-import narrows.plan.fleet.search as module
+import narrows.plan.fleet.spreads as module
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.search import Found, evaluate, search

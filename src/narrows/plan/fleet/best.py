@@ -23,12 +23,13 @@ from narrows.plan.fleet.search import (
     Found,
     Goal,
     evaluate,
+    joined,
     search,
     varied,
 )
 from narrows.plan.fleet.spreads import SHARDINGS, Spreads
 from narrows.plan.fleet.structures import choices, structures
-from narrows.plan.fleet.time import step
+from narrows.plan.fleet.time import data_least, step
 from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.plan.layouts import Array
@@ -61,17 +62,23 @@ def best_alone(
     low = _spent_least(work, every.part(near), fleet, goal)
     order = np.lexsort((low, ~lean[near]))
     near, low = near[order], low[order]
-    places = pairs.layouts(near)
-    count = len(pairs.shardings)
+    places, count = pairs.layouts(near), len(pairs.shardings)
     low = np.repeat(low, count)
-    known = count * int(lean.sum())
-    found = evaluate(work, pairs.laid(places[:known]), fleet)
-    while known < places.size and low[known] <= _enough(found, low[:known], goal):
-        block = slice(known, known + count * max(1, _BLOCK // count))
-        found = found.beside(evaluate(work, pairs.laid(places[block]), fleet))
-        known = found.spreads.size
+    known, enough = count * int(lean.sum()), -np.inf
+    parts = [evaluate(work, pairs.laid(places[:known]), fleet)]
+    while known < places.size:
+        last = min(known + count * max(1, _BLOCK // count), places.size)
+        if low[known] > enough:
+            enough = _enough(parts, low[:known], goal)
+            if low[known] > enough:
+                break
+            # What was evaluated since then may say less.
+            enough = min(enough, low[last - 1])
+        parts.append(evaluate(work, pairs.laid(places[known:last]), fleet))
+        known = last
     # In the order of a whole search, so that of equals the same is taken.
-    return varied(work, fleet, found.part(places[:known].argsort()), wanted, goal)
+    found = joined(parts).part(places[:known].argsort())
+    return varied(work, fleet, found, wanted, goal)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,47 +128,60 @@ def _held_least(work: Work, pairs: Spreads, wanted: Wanted) -> Array:
     """Memory of each pair where it is sharded in the leanest way."""
 
     def held(which: Spreads, sharding: str) -> Array:
-        place = float(SHARDINGS.index(sharding))  # type: ignore[arg-type]
-        return peak(work, which.changed(sharding=np.full(which.size, place)))
+        place = float(SHARDINGS.index(sharding))
+        every = which.changed(sharding=np.full(which.size, place))
+        return np.concatenate([peak(work, part) for part in every.chunks()])
 
     if wanted.sharding is not None:
         return held(pairs, wanted.sharding)
     # Gradients sharded need no more than less sharded; a pipeline keeps its stage's weights whole.
     found = held(pairs, "gradients")
     alone = np.flatnonzero(pairs.pipeline == 1)
-    found[alone] = np.minimum(found[alone], held(pairs.part(alone), "parameters"))
+    if alone.size:
+        found[alone] = np.minimum(found[alone], held(pairs.part(alone), "parameters"))
     return found
 
 
 def _spent_least(work: Work, pairs: Spreads, fleet: Fleet, goal: Goal) -> Array:
     """What the goal makes least, of what no choice but a pair's own changes: the computing, what
-    tensor ranks send, and the optimizer at its most sharded; and the least that a pipeline waits.
+    tensor ranks send, and the optimizer at its most sharded; and the least that a pipeline waits,
+    experts exchange and data ranks show.
     """
     sharded = np.full(pairs.size, float(SHARDINGS.index("gradients")))
-    taken = step(work, pairs.changed(sharding=sharded), fleet)
+    near = pairs.changed(sharding=sharded, placement=np.zeros(pairs.size))
+    apart = near.changed(placement=np.ones(pairs.size))
+    taken, other = step(work, near, fleet), step(work, apart, fleet)
     zero = np.zeros(pairs.size)
-    every = taken.gemm + taken.attention + taken.pointwise + taken.tensor
+    # A context's exchange is a choice; which ranks are neighbours is one, too.
+    expert = np.minimum(taken.expert, other.expert)
+    data = np.minimum(data_least(work, near, fleet), data_least(work, apart, fleet))
+    every = taken.gemm + taken.attention + taken.pointwise + taken.tensor + expert
     # A V waits a sixth of a micro-batch for each other stage at the least (see stages.bubble).
     pieces = np.where((pairs.interleave == 1) | pairs.zero_bubble, 6.0, pairs.interleave)
     waited = (pairs.pipeline - 1.0) * every / pairs.accumulation / pieces
-    total = every + taken.optimizer + waited
+    total = every + taken.optimizer + waited + data
     least = replace(
-        taken, head=zero, expert=zero, context=zero, pipeline=zero, data=zero, bubble=waited,
+        taken, head=zero, expert=expert, context=zero, pipeline=zero, data=data, bubble=waited,
         waiting=total * (constants.JITTER - 1.0),
     )  # fmt: skip
     return _ROUNDED * (least.seconds if goal in ("time", "money") else joules(least, fleet))
 
 
-def _enough(found: Found, low: Array, goal: Goal) -> float:
+def _enough(parts: list[Found], low: Array, goal: Goal) -> float:
     """What is above this is neither promising nor, with variants, the best: not among the first,
     and no rival of those of the front whose variants may be the best.
     """
-    values = found.values(goal)
-    near = values[found.bytes <= NEARLY * found.limit]
-    if near.size < PROMISING or not found.fits.any():
+    limit = parts[0].limit
+    values = np.concatenate([each.values(goal) for each in parts])
+    held = np.concatenate([each.bytes for each in parts])
+    near = values[held <= NEARLY * limit]
+    if near.size < PROMISING or held.min() > limit:
         return np.inf
-    best = float(values[found.fits].min())
-    front = found.pareto()
-    rivals = values[front][low[front] <= best]
-    first = float(np.partition(near, PROMISING - 1)[PROMISING - 1])
-    return max(first, best, float(rivals.max(initial=0.0)))
+    best = float(values[held <= limit].min())
+    first = max(best, float(np.partition(near, PROMISING - 1)[PROMISING - 1]))
+    # Those that are as quick as the first are in any search's sight.
+    behind = (held <= limit) & (values > first) & (low <= best)
+    if not behind.any():
+        return first
+    front = joined(parts).pareto()
+    return max(first, float(values[front][low[front] <= best].max(initial=0.0)))

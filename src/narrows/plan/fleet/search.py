@@ -23,8 +23,6 @@ Goal = Literal["time", "money", "energy", "memory"]
 # Of a device's memory, what a plan may count on: the rest is the driver's and fragments'.
 MEMORY_SHARE = 0.94
 _FIGURES = ("seconds", "bytes", "joules")
-# Layouts at once: their arrays stay in the second-level cache.
-_CHUNK = 4096
 # Layouts whose variants are evaluated, and by how much these may exceed the memory at first; and
 # of the leanest.
 PROMISING = 256
@@ -74,13 +72,6 @@ class Found:
         arrays = {name: getattr(self, name)[which] for name in _FIGURES}
         return Found(spreads=self.spreads.part(which), limit=self.limit, **arrays)
 
-    def beside(self, other: Found) -> Found:
-        """These layouts and the other's."""
-        arrays = {
-            name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _FIGURES
-        }
-        return Found(spreads=self.spreads.beside(other.spreads), limit=self.limit, **arrays)
-
     def promising(self, goal: Goal) -> npt.NDArray[np.intp]:
         """Those whose variants may be the best: the first by the goal of those that fit or nearly
         do, the leanest, and one of each pair of time and memory that no other beats.
@@ -120,20 +111,28 @@ def search(work: Work, fleet: Fleet, batch: int, wanted: Wanted, goal: Goal = "t
 def varied(work: Work, fleet: Fleet, found: Found, wanted: Wanted, goal: Goal) -> Found:
     """What was found, and the variants of the best of it."""
     variants = refined(work, found.spreads.part(found.promising(goal)), wanted)
-    return found.beside(evaluate(work, variants, fleet)) if variants.size else found
+    return joined([found, evaluate(work, variants, fleet)]) if variants.size else found
+
+
+def joined(parts: list[Found]) -> Found:
+    """The layouts of all."""
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in _FIGURES
+    }  # fmt: skip
+    spreads = Spreads.joined([part.spreads for part in parts])
+    return Found(spreads=spreads, limit=parts[0].limit, **arrays)
 
 
 def evaluate(work: Work, spreads: Spreads, fleet: Fleet) -> Found:
     """Time, memory and energy of each of `spreads`."""
-    seconds, peaks, energy = (np.empty(spreads.size) for _ in range(3))
-    for first in range(0, spreads.size, _CHUNK):
-        which = slice(first, first + _CHUNK)
-        part = spreads.part(which)
+    seconds, peaks, energy = list[Array](), list[Array](), list[Array]()
+    for part in spreads.chunks():
         taken = step(work, part, fleet)
-        seconds[which] = taken.seconds
-        peaks[which] = peak(work, part)
-        energy[which] = joules(taken, fleet)
+        seconds.append(taken.seconds)
+        peaks.append(peak(work, part))
+        energy.append(joules(taken, fleet))
     return Found(
-        spreads=spreads, seconds=seconds, bytes=peaks, joules=energy,
+        spreads=spreads, seconds=np.concatenate(seconds), bytes=np.concatenate(peaks),
+        joules=np.concatenate(energy),
         limit=MEMORY_SHARE * float(fleet.memory_capacity.value),
     )  # fmt: skip
