@@ -28,7 +28,7 @@ def check(intent: LayoutIntent, model: ModelSpec, batch: int) -> None:
                 f"{count} {what} cannot be divided among {ranks}",
                 hint=f"--set layout.{name}=N with N a divisor of {count}",
             )
-    stages = (intent.pipeline or 1) * (intent.interleave or 1)
+    stages = (intent.pipeline or 1) * _pieces(intent)
     if stages > model.layers:
         raise BadInput(
             f"{model.layers} layers do not fill {stages} pieces of a pipeline",
@@ -40,12 +40,18 @@ def shared(layout: Layout, intent: LayoutIntent) -> Layout:
     """The layout of one process that does all, as each of the intent's processes has it."""
     if intent.processes == 1:
         return layout
+    given = {name: value for name in _SPREAD if (value := getattr(intent, name)) is not None}
     return msgspec.structs.replace(
         layout,
         accumulation=layout.accumulation // intent.batches,
         threads=max(1, layout.threads // intent.processes),
-        **{name: value for name in _SPREAD if (value := getattr(intent, name)) is not None},
+        **{**given, "interleave": _pieces(intent)},
     )
+
+
+def _pieces(intent: LayoutIntent) -> int:
+    """Of a stage: a zero-bubble pipeline has two where nothing else was said."""
+    return intent.interleave or (2 if intent.schedule == "zero_bubble" else 1)
 
 
 def fewer(layout: Layout) -> Layout | None:
