@@ -123,8 +123,8 @@ SIZES = ("data", "replicas", "tensor", "pipeline", "interleave", "context", "exp
 
 
 def refuse(layout: Record, schedule: Schedule, interleave: int) -> None:
-    """Raises BadInput where counts are too small or stages are cut as no such schedule runs them, of
-    a fleet's layout and of processes alike.
+    """Raises BadInput where counts are too small or stages are cut as no such schedule runs them,
+    of a fleet's layout and of processes alike.
     """
     at_least(1, layout, "layout", *SIZES, "micro_batch", "accumulation")
     at_least(0, layout, "layout", "first_fewer", "last_fewer")
