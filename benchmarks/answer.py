@@ -2,8 +2,8 @@
 
     python benchmarks/answer.py [--runs 5]
 
-Each question is asked of a fresh process, in turn: small models and machines, the largest, and those
-whose searches are longest. Processor time is beside the wall time, which a busy machine
+Each question is asked of a fresh process, in turn: small models and machines, the largest, and
+those whose searches are longest. Processor time is beside the wall time, which a busy machine
 lengthens. The last line is JSON: the median and the worst of the questions' medians.
 """
 
