@@ -18,7 +18,8 @@ import msgspec
 
 from narrows.hardware.fleet import fleet
 from narrows.model.presets import preset
-from narrows.plan.fleet.search import candidates, evaluate
+from narrows.plan.fleet.search import evaluate
+from narrows.plan.fleet.structures import candidates
 from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 

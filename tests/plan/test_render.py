@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from narrows.plan.plan import make_plan
-from narrows.plan.render import model_line, text
+from narrows.plan.render import text
+from narrows.plan.words import model_line
 from narrows.spec.dataset import Dataset
 from narrows.spec.job import Job, budget
 from narrows.spec.machine import Machine

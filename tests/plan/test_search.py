@@ -42,6 +42,23 @@ def test_native_kernels_are_neither_compiled_nor_run_in_fp32(machine: Machine) -
     assert set(everything.column("compile")[native].tolist()) == {False}
 
 
+def test_what_cannot_go_backward_in_two_passes_is_in_no_zero_bubble_pipeline(
+    machine: Machine,
+) -> None:
+    two = found(machine, pipeline=2, schedule="zero_bubble")
+    assert set(two.column("kernels").tolist()) == {"torch"}
+    assert set(two.column("compile").tolist()) == {False}
+    alone = found(machine, schedule="zero_bubble")
+    assert set(alone.column("kernels").tolist()) == {"torch", "native"}
+    for given, what in (
+        ({"kernels": "native"}, "native kernels would work twice"),
+        ({"compile": True}, "compiled blocks cannot"),
+    ):
+        with pytest.raises(BadInput, match=what) as caught:
+            found(machine, pipeline=2, schedule="zero_bubble", **given)
+        assert caught.value.hint and "1f1b" in caught.value.hint
+
+
 def test_columns_and_layouts_agree(machine: Machine) -> None:
     everything = found(machine)
     micro = everything.column("micro_batch")

@@ -64,7 +64,7 @@ def valid_leaf(hint: Any) -> st.SearchStrategy[Any]:
             fields["name"] = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,9}\Z")
         if hint.__name__ == "DataSpec":
             fields["corpus"] = st.just("shakespeare")
-        if hint.__name__ == "Spread":
+        if hint.__name__ in ("Spread", "Layout"):
             fields |= {"schedule": st.just("zero_bubble"), "interleave": st.just(2)}
         return st.builds(hint, **fields)
     if issubclass(hint, Quantity):

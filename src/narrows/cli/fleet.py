@@ -73,9 +73,12 @@ def named(name: str) -> Fleet:
 
 def _placed(name: str, chosen: argparse.Namespace) -> Fleet:
     """The fleet of that name where the arguments say that machines stand."""
+    found = named(name)
+    if chosen.region is None and chosen.pue is None:
+        return found
     from narrows.hardware.regions import placed
 
-    return placed(named(name), chosen.region, chosen.pue)
+    return placed(found, chosen.region, chosen.pue)
 
 
 def refuse(chosen: argparse.Namespace) -> None:
@@ -172,12 +175,13 @@ def model(name: str, context: int | None) -> ModelSpec:
     """A preset by name, or the folder's config.json, with another context where given."""
     import msgspec
 
-    from narrows.model.configuration import read_config
+    if Path(name).is_dir() or name.endswith(".json"):
+        from narrows.model.configuration import read_config
+
+        return read_config(name, context)
     from narrows.model.presets import preset
     from narrows.spec.model import Learned
 
-    if Path(name).is_dir() or name.endswith(".json"):
-        return read_config(name, context)
     spec = preset(name).spec
     usual = min(spec.context, _CONTEXT)
     if isinstance(spec.positions, Learned) and (context or 0) > spec.context:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +102,8 @@ def _run_folder(chosen: argparse.Namespace, plan: Plan, where: Target) -> str:
 def _submit(words: list[str]) -> None:
     command = shlex.join(words)
     try:
+        import subprocess
+
         done = subprocess.run(words, check=False)
     except FileNotFoundError:
         hint = f"where it is: {command}"

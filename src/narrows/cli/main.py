@@ -44,20 +44,25 @@ def main(argv: list[str] | None = None) -> int:
         return told.exit_code
 
 
-def parser() -> Parser:
-    """The whole command line."""
+def parser(asked: str | None = None) -> Parser:
+    """The whole command line, or the verb `asked` alone with its arguments and no other's: to
+    declare them all takes as long as a small search.
+    """
     top = Parser(
         prog="narrows",
         examples=EXAMPLES,
         description="Plan, train and explain language models within the hardware one has.",
     )
     top.add_argument("--version", action="version", version=f"narrows {__version__}")
-    verbs = top.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
-    for verb in VERBS:
-        name = verb.__name__.rpartition(".")[2]
+    # Without `prog` argparse formats a usage line, for which it loads all of shutil.
+    verbs = top.add_subparsers(title="verbs", metavar="VERB", prog="narrows", parser_class=Parser)
+    names = {verb.__name__.rpartition(".")[2]: verb for verb in VERBS}
+    for name, verb in names.items():
         below = verbs.add_parser(
             name, help=verb.SUMMARY, description=verb.SUMMARY, examples=verb.EXAMPLES
         )
+        if asked in names and name != asked:
+            continue
         verb.arguments(below)
         below.add_argument("--json", action="store_true", help="answer with one line of JSON")
         below.set_defaults(act=verb.run, parser=below)
@@ -65,7 +70,7 @@ def parser() -> Parser:
 
 
 def _run(argv: list[str]) -> int:
-    top = parser()
+    top = parser(argv[0] if argv else None)
     if not argv:
         speak.answer(top.format_help().rstrip())
         return 0

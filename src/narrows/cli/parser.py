@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 from typing import Any, NoReturn
 
 from narrows.spec.errors import BadInput, nearest
 
+_COLUMNS = 80
 _CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """argparse makes one for each argument that is declared; left to itself it would load shutil,
+    and all compressions with it, to learn the terminal's width.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """As shutil.get_terminal_size has it."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    if sys.__stdout__ is None:
+        return _COLUMNS
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or _COLUMNS
+    except (ValueError, OSError):
+        return _COLUMNS
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with `examples` above the usage; a mistake raises BadInput with a hint."""
 
     def __init__(self, *, examples: str, **options: Any) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
         self.examples = examples
 
     def format_help(self) -> str:

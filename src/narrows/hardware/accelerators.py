@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from narrows.spec.errors import BadInput, suggestion
-from narrows.spec.record import Record, from_builtins, read
+from narrows.spec.record import Record, from_builtins
+from narrows.spec.tables import Tables
 from narrows.spec.units import Bytes, BytesPerSecond, DollarsPerHour, FlopPerSecond, Watts
 
 _CATALOGUE = Path(__file__).with_name("catalogue") / "accelerators"
@@ -16,6 +17,7 @@ _CATALOGUE = Path(__file__).with_name("catalogue") / "accelerators"
 _MAKERS = frozenset(
     ("nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "intel", "google", "cloud", "apple")
 )
+_SOURCES = "sources"
 Kind = Literal["cuda", "rocm", "xpu", "tpu", "hpu", "mps", "neuron", "cpu", "fpga"]
 
 
@@ -87,11 +89,7 @@ class Accelerator(Record):
 @cache
 def accelerators() -> dict[str, Accelerator]:
     """Every accelerator of the catalogue by its key, with its sources spelt out."""
-    return {
-        key: accelerator
-        for path in sorted(_CATALOGUE.glob("*.toml"))
-        for key, accelerator in _load(path).items()
-    }
+    return {key: _one(key) for key in _makers()}
 
 
 def accelerator(name: str) -> Accelerator:
@@ -99,9 +97,11 @@ def accelerator(name: str) -> Accelerator:
 
     Case, punctuation and the maker's name do not count: "NVIDIA H100-SXM" is "h100_sxm".
     """
+    if key := {plain(each): each for each in _makers()}.get(plain(name)):
+        return _one(key)
     keys = _keys()
     if key := keys.get(plain(name)):
-        return accelerators()[key]
+        return _one(key)
     raise BadInput(f'no accelerator "{name}" in the catalogue', hint=suggestion(plain(name), keys))
 
 
@@ -125,13 +125,26 @@ def _keys() -> dict[str, str]:
     }
 
 
-def _load(path: Path) -> dict[str, Accelerator]:
-    tables: dict[str, Any] = read(path)
-    sources = tables.pop("sources")
+@cache
+def _makers() -> dict[str, tuple[str, Tables]]:
+    """Each accelerator's file, by name and by what it holds."""
+    files = {path.name: Tables.of(path) for path in sorted(_CATALOGUE.glob("*.toml"))}
     return {
-        key: from_builtins(Accelerator, _sourced(table, sources), source=f"{path.name} [{key}]")
-        for key, table in tables.items()
-    }
+        key: (file, tables) for file, tables in files.items() for key in tables
+        if key != _SOURCES
+    }  # fmt: skip
+
+
+@cache
+def _one(key: str) -> Accelerator:
+    file, tables = _makers()[key]
+    table = _sourced(tables[key], _sources(file))
+    return from_builtins(Accelerator, table, source=f"{file} [{key}]")
+
+
+@cache
+def _sources(file: str) -> dict[str, str]:
+    return next(tables for name, tables in _makers().values() if name == file)[_SOURCES]
 
 
 def _sourced(table: dict[str, Any], sources: dict[str, str]) -> dict[str, Any]:

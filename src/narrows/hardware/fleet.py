@@ -13,6 +13,7 @@ from narrows.hardware.accelerators import Accelerator, accelerator, accelerators
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Domain, Fleet, Reach, counted
 from narrows.spec.machine import Fact, Machine
+from narrows.spec.tables import Tables
 from narrows.spec.units import (
     BytesPerSecond,
     DollarsPerHour,
@@ -48,7 +49,7 @@ def fleet_of(
 ) -> Fleet:  # fmt: skip
     """`devices` of one accelerator; `network` bytes/s of a device where known to differ."""
     inside = per_node or min(devices, known.devices_per_node)
-    assumed = tomllib.loads((_CATALOGUE / "electricity.toml").read_text(encoding="utf-8"))
+    assumed = _electricity()
     return Fleet(
         name=name,
         accelerator=known.name,
@@ -178,24 +179,31 @@ def _attention_rates(machine: Machine) -> tuple[float, float]:
 
 
 @cache
-def _reaches() -> dict[str, Reach]:
-    table = tomllib.loads((_CATALOGUE / "reach.toml").read_text(encoding="utf-8"))
-    return {key: Reach(**_inherited(table, key)) for key in table}
+def _electricity() -> dict[str, Any]:
+    return tomllib.loads((_CATALOGUE / "electricity.toml").read_text(encoding="utf-8"))
 
 
-def _inherited(table: dict[str, dict[str, float | str]], key: str) -> dict[str, Any]:
+@cache
+def _reaches() -> Tables:
+    return Tables.of(_CATALOGUE / "reach.toml")
+
+
+@cache
+def _reach(key: str) -> Reach:
+    return Reach(**_inherited(key))
+
+
+def _inherited(key: str) -> dict[str, Any]:
     """A row over those that it is `of`, down to the default."""
-    row = {name: value for name, value in table[key].items() if name != "of"}
-    if key == "default":
-        return row
-    return {**_inherited(table, str(table[key].get("of", "default"))), **row}
+    row = _reaches()[key]
+    of = str(row.pop("of", "default"))
+    return row if key == "default" else {**_inherited(of), **row}
 
 
 def reach(known: Accelerator) -> Reach:
     """By name, else by architecture, else by kind, else the default."""
-    reaches = _reaches()
     named = (plain(known.name), known.architecture, known.kind, "default")
-    return next(reaches[each] for each in named if each in reaches)
+    return next(_reach(each) for each in named if each in _reaches())
 
 
 def _peaks(known: Accelerator) -> dict[str, Fact[FlopPerSecond]]:

@@ -8,6 +8,7 @@ from functools import partial
 
 import msgspec
 
+from narrows.model.mixtures import deepseek, glm4_moe, minimax_m2
 from narrows.model.settings import Settings
 from narrows.model.shapes import (
     Shape,
@@ -17,19 +18,16 @@ from narrows.model.shapes import (
     read_rotary,
     read_sizes,
     read_window,
-    yarn_growth,
 )
 from narrows.spec.model import (
     GELU,
     Alibi,
     ClampedSwiGLU,
     Experts,
-    Latent,
     LayerNorm,
     Learned,
     Relative,
     RMSNorm,
-    Sigmoid,
     Softmax,
     Window,
 )
@@ -283,56 +281,11 @@ def _gpt_oss(config: Settings) -> Shape:
     }  # fmt: skip
 
 
-def _deepseek(config: Settings, *, balanced: bool) -> Shape:
-    """`balanced`: by a bias for every expert, as from V3 on."""
-    config.only("attention_bias", False, default=False)
-    config.only("moe_layer_freq", 1, default=1)
-    heads = config.count("num_attention_heads")
-    config.only("num_key_value_heads", heads, default=heads)
-    full = config.has("q_lora_rank") and config.data["q_lora_rank"] is None
-    latent = Latent(
-        kv_rank=config.count("kv_lora_rank"),
-        rope_width=config.count("qk_rope_head_dim"),
-        value_width=config.count("v_head_dim"),
-        query_rank=None if full else config.count("q_lora_rank"),
-    )
-    count, chosen = read_choice(config, "n_routed_experts")
-    layers, dense = (
-        config.count("num_hidden_layers"),
-        config.count("first_k_dense_replace", least=0),
-    )
-    if dense > layers:
-        what = f"first_k_dense_replace is {dense}, and num_hidden_layers is {layers}"
-        raise config.refusal(what, f"use first_k_dense_replace <= {layers}")
-    normalised = config.flag("norm_topk_prob", default=balanced)
-    gate = Sigmoid(normalised=normalised) if balanced else Softmax(normalised=normalised)
-    groups = config.count("n_group", default=8 if balanced else 1)
-    experts = Experts(
-        count=count,
-        chosen=chosen,
-        width=config.count("moe_intermediate_size"),
-        shared=config.count("n_shared_experts", default=0, least=0),
-        dense_layers=dense,
-        router_biases=balanced,
-        gate=gate,
-        scale=config.number("routed_scaling_factor", default=2.5 if balanced else 1.0),
-        groups=groups,
-        groups_open=config.count("topk_group", default=4 if balanced else 1) if groups > 1 else 1,
-    )
-    # transformers writes the turned width as head_dim; a head is as wide as what is not turned.
-    plain = {**config.data, "head_dim": config.count("qk_nope_head_dim")}
-    shape = read_decoder(Settings(plain, config.source))
-    scale = _yarn_scale(config, plain["head_dim"] + latent.rope_width)
-    return {**shape, "latent": latent, "experts": experts, "query_scale": scale}
-
-
-def _yarn_scale(config: Settings, width: int) -> float | None:
-    """DeepSeek sharpens the scores of stretched contexts (arXiv:2412.19437, its own code)."""
-    table = config.table("rope_parameters") or config.table("rope_scaling")
-    weight = None if table is None else table.some("mscale_all_dim")
-    if table is None or weight is None:
-        return None
-    return float(width**-0.5 * yarn_growth(table.number("factor"), weight) ** 2)
+def _glm(config: Settings, *, norms: str) -> Shape:
+    """GLM-4; from 0414 on with norms behind attention and feed-forward, too."""
+    shape = read_decoder(config, head_width=128, epsilon=1.5625e-7, share=0.5)
+    qkv_biases = config.flag("attention_bias", default=True)
+    return {**shape, "qkv_biases": qkv_biases, "block_norms": norms}
 
 
 def _qwen_window(config: Settings) -> Window | None:
@@ -352,14 +305,19 @@ def _qwen_window(config: Settings) -> Window | None:
 FAMILIES: dict[str, Callable[[Settings], Shape]] = {
     "bert": _bert,
     "bloom": _bloom,
-    "deepseek_v2": partial(_deepseek, balanced=False),
-    "deepseek_v3": partial(_deepseek, balanced=True),
+    "deepseek_v2": partial(deepseek, balanced=False),
+    "deepseek_v3": partial(deepseek, balanced=True),
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
+    "glm": partial(_glm, norms="before"),
+    "glm4": partial(_glm, norms="both"),
+    "glm4_moe": glm4_moe,
     "gpt2": _gpt2,
     "gpt_oss": _gpt_oss,
-    "kimi_k2": partial(_deepseek, balanced=True),
+    "kimi_k2": partial(deepseek, balanced=True),
     "llama": _llama,
+    "minimax": minimax_m2,
+    "minimax_m2": minimax_m2,
     "mistral": _mistral,
     "mixtral": _mixtral,
     "olmo": _olmo,

@@ -9,9 +9,11 @@ from typing import Any
 
 from narrows.spec.errors import BadInput, nearest
 from narrows.spec.model import ModelSpec
-from narrows.spec.record import Record, from_builtins, read
+from narrows.spec.record import Record, from_builtins
+from narrows.spec.tables import Tables
 
 _FOLDER = Path(__file__).with_suffix("")
+_SHARED = "shared"
 _BESIDE = ("aliases", "published_parameters", "tolerance", "source")
 _ROUNDED = re.compile(r"(?P<digits>\d+)(?:\.(?P<places>\d+))?(?P<unit>[MB])")
 _UNITS = {"M": 10**6, "B": 10**9}
@@ -33,7 +35,7 @@ class Preset(Record):
 @cache
 def presets() -> dict[str, Preset]:
     """Every published model by its name."""
-    return {name: preset for path in sorted(_FOLDER.glob("*.toml")) for name, preset in _load(path)}
+    return {name: _one(name) for name in _families()}
 
 
 def preset(name: str) -> Preset:
@@ -42,10 +44,12 @@ def preset(name: str) -> Preset:
     Case, an organisation before a slash and the separators `-_. /` do not count, but where a
     separator stands between two digits: "meta-llama/Llama_3.1 8B" is "llama-3.1-8b".
     """
+    if key := _keys().get(plain(name.rpartition("/")[2])):
+        return _one(key)
     names = _names()
     for wanted in (plain(name.rpartition("/")[2]), plain(name)):
         if key := names.get(wanted):
-            return presets()[key]
+            return _one(key)
     hint = _hint(plain(name.rpartition("/")[2]), names)
     raise BadInput(f'no model "{name}" among the presets', hint=hint)
 
@@ -54,6 +58,22 @@ def plain(name: str) -> str:
     """A name in lower case without separators; those between digits all become a dot."""
     lower = re.sub(r"(?<=\d)[-_. /:]+(?=\d)", "\0", name.strip().lower())
     return re.sub(r"[-_. /:]", "", lower).replace("\0", ".")
+
+
+@cache
+def _families() -> dict[str, tuple[str, Tables]]:
+    """Each model's file, by name and by what it holds."""
+    files = {path.name: Tables.of(path) for path in sorted(_FOLDER.glob("*.toml"))}
+    return {
+        name: (file, tables) for file, tables in files.items() for name in tables
+        if name != _SHARED
+    }  # fmt: skip
+
+
+@cache
+def _keys() -> dict[str, str]:
+    """Every name, made plain; aliases are in the tables."""
+    return {plain(name): name for name in _families()}
 
 
 @cache
@@ -76,14 +96,12 @@ def _hint(wanted: str, names: dict[str, str]) -> str:
     return f"did you mean {' or '.join(near)}?"
 
 
-def _load(path: Path) -> list[tuple[str, Preset]]:
-    """The models of a family's file; what its table `shared` says holds for each."""
-    tables: dict[str, dict[str, Any]] = read(path)
-    shared = tables.pop("shared", {})
-    return [
-        (name, _preset({**shared, **table}, source=f"{path.name} [{name}]"))
-        for name, table in tables.items()
-    ]
+@cache
+def _one(name: str) -> Preset:
+    """A model; what the table `shared` of its file says holds for each there."""
+    file, tables = _families()[name]
+    shared = tables.get(_SHARED, {})
+    return _preset({**shared, **tables[name]}, source=f"{file} [{name}]")
 
 
 def _preset(table: dict[str, Any], *, source: str) -> Preset:

@@ -13,11 +13,11 @@ Shape = dict[str, Any]
 
 def read_decoder(
     config: Settings, *, head_width: int | None = None, epsilon: float = 1e-6,
-    activation: str = "silu", base: float = 10_000.0,
+    activation: str = "silu", base: float = 10_000.0, share: float = 1.0,
 ) -> Shape:  # fmt: skip
     """Llama's choices under transformers' usual keys."""
     return {
-        **read_rotary(config, head_width=head_width, base=base),
+        **read_rotary(config, head_width=head_width, base=base, share=share),
         "norm": RMSNorm(epsilon=config.number("rms_norm_eps", default=epsilon)),
         "feed_forward": config.feed_forward(
             "hidden_act", "hidden_activation", gated=True, default=activation

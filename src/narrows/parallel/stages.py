@@ -65,12 +65,6 @@ def apply(model: Transformer, own: list[Piece]) -> None:
 
 
 def _refuse(spec: ModelSpec, layout: Layout) -> None:
-    wanted = {"zero_bubble": 2, "gpipe": 1}.get(layout.schedule, layout.interleave)
-    if layout.interleave != wanted:
-        raise BadInput(
-            f"a {layout.schedule} pipeline has {wanted} pieces a rank, not {layout.interleave}",
-            hint=f"layout.interleave = {wanted}",
-        )
     if bent(layout) and layout.compile:
         raise BadInput(
             "compiled blocks cannot run backward in two passes, as a zero-bubble pipeline does",

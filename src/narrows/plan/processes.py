@@ -32,7 +32,7 @@ def check(intent: LayoutIntent, model: ModelSpec, batch: int) -> None:
                 f"{count} {what} cannot be divided among {ranks}",
                 hint=f"--set layout.{name}=N with N a divisor of {count}",
             )
-    stages = (intent.pipeline or 1) * (intent.interleave or 1)
+    stages = (intent.pipeline or 1) * _pieces(intent)
     if stages > model.layers:
         raise BadInput(
             f"{model.layers} layers do not fill {stages} pieces of a pipeline",
@@ -97,6 +97,11 @@ def _ways(axes: dict[str, Any], fixed: dict[str, Any]) -> Iterator[dict[str, Any
         if alone and (way["schedule"], way["interleave"]) != (schedule, interleave):
             continue
         yield way
+
+
+def _pieces(intent: LayoutIntent) -> int:
+    """Of a stage: a zero-bubble pipeline has two where nothing else was said."""
+    return intent.interleave or (2 if intent.schedule == "zero_bubble" else 1)
 
 
 def fewer(layout: Layout) -> Layout | None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from narrows.plan.explain import described
+from narrows.plan.words import model_line
 from narrows.spec.exchange import Bf16, GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.ledger import Ledger
-from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Plan
 from narrows.spec.units import Bytes, FlopPerSecond, Joules, Seconds, Tokens, Watts
 
@@ -25,19 +25,6 @@ def text(plan: Plan) -> str:
     )  # fmt: skip
     told = ("\n".join(block) for block in blocks)
     return "\n\n".join(block for block in told if block)
-
-
-def model_line(model: ModelSpec) -> str:
-    """A model's sizes in one line."""
-    kind = "gated" if model.up_width > model.feed_forward_width else "plain"
-    heads = f"{model.heads} heads of {model.head_width}"
-    if model.kv_heads != model.heads:
-        heads += f" sharing {model.kv_heads} keys"
-    return (
-        f"{count(model.parameters)} parameters: {model.layers} layers, width {model.width}, "
-        f"{heads}, feed-forward {model.feed_forward_width} ({kind}), "
-        f"vocabulary {model.vocabulary}, context {model.context}"
-    )
 
 
 def _what(plan: Plan) -> Iterator[str]:
@@ -192,16 +179,3 @@ def _duration(value: float) -> str:
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def count(value: float) -> str:
-    """A number of parameters as models are named: 124M, 7.87B."""
-    for factor, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g}{letter}"
-    return str(int(value))
-
-
-def dollars(value: float) -> str:
-    """Money: $42.5, $1,504,863."""
-    return f"${value:,.0f}" if value >= 100.0 else f"${value:.3g}"

@@ -228,7 +228,17 @@ def _settings(intent: LayoutIntent, machine: Machine) -> list[Setting]:
         for kernels in ([intent.kernels] if intent.kernels else machine.kernel_sets)
         for compiled in ([False, True] if intent.compile is None else [intent.compile])
     )
-    return [setting for setting in every if _works(setting, machine)]
+    fine = [setting for setting in every if _works(setting, machine)]
+    if not _in_two_passes(intent):
+        return fine
+    return [each for each in fine if each.kernels != "native" and not each.compile]
+
+
+def _in_two_passes(intent: LayoutIntent) -> bool:
+    """Whether backward goes for inputs first and for weights later, as a zero-bubble pipeline does:
+    compiled blocks cannot, and native kernels do all of it in each.
+    """
+    return intent.schedule == "zero_bubble" and (intent.pipeline or 1) > 1
 
 
 def _works(setting: Setting, machine: Machine) -> bool:
@@ -267,6 +277,13 @@ def _check(intent: LayoutIntent, machine: Machine, batch_sequences: int) -> None
         raise BadInput(
             f"{intent.kernels} kernels do not run on {machine.name}",
             hint="narrows doctor   (says why); or --set layout.kernels=torch",
+        )
+    if _in_two_passes(intent) and (intent.kernels == "native" or intent.compile):
+        what = "compiled blocks cannot" if intent.compile else "native kernels would work twice to"
+        key = "compile=false" if intent.compile else "kernels=torch"
+        raise BadInput(
+            f"{what} go backward in two passes, as a zero-bubble pipeline does",
+            hint=f"--set layout.{key}, or --set layout.schedule=1f1b",
         )
     if intent.kernels == "native" and (intent.compile or intent.precision == "fp32"):
         what = "compiled" if intent.compile else "run in fp32"

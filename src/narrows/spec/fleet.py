@@ -122,6 +122,24 @@ SIZES = ("data", "replicas", "tensor", "pipeline", "interleave", "context", "exp
 """What a layout counts of its axes, of a fleet's and of processes alike."""
 
 
+def refuse(layout: Record, schedule: Schedule, interleave: int) -> None:
+    """Raises BadInput where counts are too small or stages are cut as no such schedule runs them,
+    of a fleet's layout and of processes alike.
+    """
+    at_least(1, layout, "layout", *SIZES, "micro_batch", "accumulation")
+    at_least(0, layout, "layout", "first_fewer", "last_fewer")
+    if schedule == "zero_bubble" and interleave != 2:
+        raise BadInput(
+            f"a zero-bubble pipeline has 2 pieces a stage, not {interleave}",
+            hint="layout.interleave = 2",
+        )
+    if schedule == "gpipe" and interleave != 1:
+        raise BadInput(
+            f"GPipe's stages are whole, not {interleave} pieces",
+            hint="layout.interleave = 1, or layout.schedule = 1f1b",
+        )
+
+
 class Spread(Record):
     """How one optimizer step is laid over a fleet: devices = replicas · data · tensor · pipeline ·
     context. Experts are spread over `expert` of the data and tensor ranks.
@@ -175,18 +193,7 @@ class Spread(Record):
     gradient_bytes: float = 4.0
 
     def __post_init__(self) -> None:
-        at_least(1, self, "layout", *SIZES, "micro_batch", "accumulation")
-        at_least(0, self, "layout", "first_fewer", "last_fewer")
-        if self.schedule == "zero_bubble" and self.interleave != 2:
-            raise BadInput(
-                f"a zero-bubble pipeline has 2 pieces a stage, not {self.interleave}",
-                hint="layout.interleave = 2",
-            )
-        if self.schedule == "gpipe" and self.interleave != 1:
-            raise BadInput(
-                f"GPipe's stages are whole, not {self.interleave} pieces",
-                hint="layout.interleave = 1, or layout.schedule = 1f1b",
-            )
+        refuse(self, self.schedule, self.interleave)
 
     @property
     def unusual(self) -> dict[str, object]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from narrows.spec.fleet import SIZES, Exchange, Schedule, Sharding
+from narrows.spec.fleet import Exchange, Schedule, Sharding, refuse
 from narrows.spec.machine import KernelSet
-from narrows.spec.record import Record, at_least
+from narrows.spec.record import Record
 
 Recompute = Literal["none", "full"]
 
@@ -47,7 +47,7 @@ class Layout(Record):
     last_fewer: int = 0
 
     def __post_init__(self) -> None:
-        at_least(1, self, "layout", *SIZES)
+        refuse(self, self.schedule, self.interleave)
 
     @property
     def processes(self) -> int:

@@ -6,7 +6,6 @@ key, the name that was probably meant.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tomllib
 from pathlib import Path
@@ -125,6 +124,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def digest(record: Record) -> str:
     """Short hash of a record's content, equal for equal records."""
+    import hashlib
+
     canonical = msgspec.json.encode(to_builtins(record), order="deterministic")
     return hashlib.sha256(canonical).hexdigest()[:16]
 

@@ -8,11 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 
-import narrows.plan.fleet.search as module
+import narrows.plan.fleet.spreads as module
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.memory import memory
-from narrows.plan.fleet.search import Found, candidates, evaluate, search
+from narrows.plan.fleet.search import Found, evaluate, search
 from narrows.plan.fleet.spreads import ARRAYS, Spreads
+from narrows.plan.fleet.structures import candidates
 from narrows.plan.fleet.time import step
 from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work

@@ -6,8 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from narrows.plan.fleet.search import Found, candidates, evaluate, search
+from narrows.plan.fleet.search import Found, evaluate, search
 from narrows.plan.fleet.spreads import CHOICES, SCHEDULES, Spreads
+from narrows.plan.fleet.structures import candidates
 from narrows.plan.fleet.variants import Wanted, refined
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Fleet

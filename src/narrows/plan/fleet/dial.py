@@ -10,11 +10,12 @@ import numpy as np
 
 from narrows.plan import scaling
 from narrows.plan.family import resolve
+from narrows.plan.fleet.best import best_alone
 from narrows.plan.fleet.failures import goodput
 from narrows.plan.fleet.question import Question, Wish
 from narrows.plan.fleet.search import Found, search
 from narrows.plan.fleet.work import Work
-from narrows.plan.render import count, dollars
+from narrows.plan.words import count, dollars
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Dial, Limit, Sizing
@@ -166,7 +167,7 @@ def _sized(wish: Wish, model: ModelSpec) -> _Sized | None:
     work = Work.of(model, wish.context)
     batch = wish.batch or _batch(wish, float(scaling.optimal_tokens(model.parameters)))
     try:
-        found = search(work, wish.fleet, batch, wish.wanted, wish.goal)
+        found = best_alone(work, wish.fleet, batch, wish.wanted, wish.goal)
     except BadInput:
         return None
     chosen = found.best(wish.goal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from narrows.plan.render import dollars
+from narrows.plan.words import dollars
 from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Bend, Dial, Evidence, Goodput, Run
 from narrows.spec.ledger import Ledger

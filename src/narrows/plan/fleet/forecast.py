@@ -47,7 +47,8 @@ def forecast(question: Question) -> Forecast:
     dial = bought(question, Pace.of(found, chosen, question.fleet, step_tokens, good.share))
     tokens = None if dial is None else dial.tokens
     predicted = ledger(work, spread, question.fleet, question.batch, tokens)
-    others = scaling(work, question)
+    own = place(work, question, question.fleet, found)
+    others = scaling(work, question, own)
     bent, whole = bend(others), run(predicted.total, good, question.fleet) if tokens else None
     return Forecast(
         model_name=question.name,
@@ -70,7 +71,7 @@ def forecast(question: Question) -> Forecast:
         goodput=good,
         run=whole,
         dial=dial,
-        elsewhere=against(work, question, place(work, question, question.fleet, found)),
+        elsewhere=against(work, question, own),
         scaling=others,
         bend=bent,
         answers=tuple(answers(question.fleet, predicted, good, whole, dial, bent)),

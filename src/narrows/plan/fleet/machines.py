@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from narrows.plan.fleet.best import best_alone
 from narrows.plan.fleet.question import Question
-from narrows.plan.fleet.search import Found, Goal, search
+from narrows.plan.fleet.search import Found, Goal
 from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
@@ -57,14 +58,17 @@ def place(work: Work, question: Question, fleet: Fleet, found: Found) -> Elsewhe
     )
 
 
-def scaling(work: Work, question: Question) -> tuple[Elsewhere, ...]:
-    """The same batch on fewer and on more of the same devices."""
-    return tuple(_searched(work, question, each, question.wanted) for each in question.ladder)
+def scaling(work: Work, question: Question, own: Elsewhere) -> tuple[Elsewhere, ...]:
+    """The same batch on fewer and on more of the same devices, `own` on as many."""
+    return tuple(
+        own if each == question.fleet else _searched(work, question, each, question.wanted)
+        for each in question.ladder
+    )
 
 
 def _searched(work: Work, question: Question, fleet: Fleet, wanted: Wanted) -> Elsewhere:
     try:
-        found = search(work, fleet, question.batch, wanted, _goal(question, fleet))
+        found = best_alone(work, fleet, question.batch, wanted, _goal(question, fleet))
     except BadInput as refusal:
         return Elsewhere(fleet=fleet.name, devices=fleet.devices, spread=None, verdict=refusal.what)
     return place(work, question, fleet, found)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from narrows.plan.fleet.best import best_alone
 from narrows.plan.fleet.memory import peak
 from narrows.plan.fleet.question import Question
-from narrows.plan.fleet.search import MEMORY_SHARE, Found, candidates, search
+from narrows.plan.fleet.search import MEMORY_SHARE, Found
+from narrows.plan.fleet.structures import candidates
 from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
@@ -133,7 +135,7 @@ def _best(change: Change, changed: Changed) -> _Best | None:
 def _found(question: Question) -> Found | None:
     try:
         work = Work.of(question.model, question.model.context)
-        return search(work, question.fleet, question.batch, question.wanted, question.goal)
+        return best_alone(work, question.fleet, question.batch, question.wanted, question.goal)
     except BadInput:
         return None
 

@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from narrows.plan.render import count, dollars, model_line
+from narrows.plan.words import count, dollars, model_line
 from narrows.spec.fleet import Spread, counted
 from narrows.spec.forecast import Dial, Elsewhere, Evidence, Forecast, Moment, Option, Run, Sizing
 from narrows.spec.units import Bytes, FlopPerSecond, Grams, Joules, Seconds, Tokens, Watts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -23,6 +23,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
 }  # fmt: skip
 COUNTS = (*SIZES, "micro_batch", "accumulation", "first_fewer", "last_fewer")
 ARRAYS = (*COUNTS, *CHOICES)
+# Their arrays stay in the second-level cache.
+_CHUNK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +80,20 @@ class Spreads:
 
     def beside(self, others: Spreads) -> Spreads:
         """These and `others`, in one."""
-        both = {
-            name: np.concatenate([getattr(self, name), getattr(others, name)]) for name in ARRAYS
-        }
-        return Spreads(shared=self.shared, **both)
+        return Spreads.joined([self, others])
+
+    @classmethod
+    def joined(cls, several: Sequence[Spreads]) -> Spreads:
+        """All of them, in one."""
+        every = {
+            name: np.concatenate([getattr(each, name) for each in several]) for name in ARRAYS
+        }  # fmt: skip
+        return cls(shared=several[0].shared, **every)
+
+    def chunks(self) -> Iterator[Spreads]:
+        """These in parts of a size that is quick to evaluate."""
+        for first in range(0, max(1, self.size), _CHUNK):
+            yield self.part(slice(first, first + _CHUNK))
 
     @property
     def size(self) -> int:

@@ -264,19 +264,14 @@ def _data(
     """What data-parallel collectives add to the step, beyond what computing hides."""
     d, m = spreads.shards, spreads.accumulation
     blocks = work.layers / spreads.pipeline
-
-    def gathered(width: float) -> Array:
-        each = (links.gather(*sent) for sent in traffic.weights(work, spreads, held, width))
-        return np.asarray(sum(each))
-
-    once = gathered(spreads.value_bytes)
+    once = _gathered(work, spreads, links, held, spreads.value_bytes)
     forward = blocks * block.forward + head / 3.0
     backward = blocks * block.backward + head * 2.0 / 3.0
     hidden = constants.OVERLAP
     trained = spreads.shared.trained
     # Gradients are reduced in fp32; what hides takes multiprocessors and bandwidth from the rest.
     # Backward, parameters are gathered again where they were dropped.
-    reduced = trained * gathered(constants.REDUCED_BYTES)
+    reduced = trained * _gathered(work, spreads, links, held, constants.REDUCED_BYTES)
     back = spreads.reshard * once + reduced
     every = np.maximum(constants.CONTENTION * once, once - hidden * forward)
     every = every + np.maximum(constants.CONTENTION * back, back - hidden * backward)
@@ -288,3 +283,25 @@ def _data(
     across = 2.0 * links.gather(*traffic.copies(spreads, held))
     across = np.maximum(constants.EXPOSED_REDUCTION * across, across - 0.5 * backward)
     return np.where(d > 1, exposed, 0.0) + np.where(spreads.replicas > 1, across, 0.0)
+
+
+def _gathered(
+    work: Work, spreads: Spreads, links: Links, held: tuple[Array, Array], width: float
+) -> Array:
+    """Seconds to gather, or scatter, all parameters of a rank, `width` bytes each."""
+    each = (links.gather(*sent) for sent in traffic.weights(work, spreads, held, width))
+    return np.asarray(sum(each))
+
+
+def data_least(work: Work, spreads: Spreads, fleet: Fleet) -> Array:
+    """What `_data` is at the least, whatever is sharded and however long the computing is that
+    hides it.
+    """
+    links, held = Links.of(fleet), traffic.held(work, spreads)
+    trained = spreads.shared.trained
+    once = _gathered(work, spreads, links, held, spreads.value_bytes)
+    reduced = trained * _gathered(work, spreads, links, held, constants.REDUCED_BYTES)
+    every = constants.CONTENTION * (once + reduced) + reduced * spreads.pipeline / work.layers
+    often = np.where(spreads.pipeline > 1, 1.0, spreads.accumulation)
+    plain = constants.EXPOSED_REDUCTION * (reduced + trained * once)
+    return np.where(spreads.shards > 1, np.minimum(every * often, plain), 0.0)

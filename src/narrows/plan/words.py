@@ -1,0 +1,31 @@
+"""What plans for this machine and for others say alike."""
+
+from __future__ import annotations
+
+from narrows.spec.model import ModelSpec
+
+
+def model_line(model: ModelSpec) -> str:
+    """A model's sizes in one line."""
+    kind = "gated" if model.up_width > model.feed_forward_width else "plain"
+    heads = f"{model.heads} heads of {model.head_width}"
+    if model.kv_heads != model.heads:
+        heads += f" sharing {model.kv_heads} keys"
+    return (
+        f"{count(model.parameters)} parameters: {model.layers} layers, width {model.width}, "
+        f"{heads}, feed-forward {model.feed_forward_width} ({kind}), "
+        f"vocabulary {model.vocabulary}, context {model.context}"
+    )
+
+
+def count(value: float) -> str:
+    """A number of parameters as models are named: 124M, 7.87B."""
+    for factor, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{letter}"
+    return str(int(value))
+
+
+def dollars(value: float) -> str:
+    """Money: $42.5, $1,504,863."""
+    return f"${value:,.0f}" if value >= 100.0 else f"${value:.3g}"
