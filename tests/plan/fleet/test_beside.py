@@ -75,6 +75,8 @@ MATRIX: dict[str, dict[str, Any]] = {
         "heads": {"sharding": "parameters", "context": 2, "exchange": "all_to_all"},
         "all": {"sharding": "parameters", "context": 2, "tensor": 2},
     }.items()
+    # Blocks kept for pieces in turn are gathered once more at times, which no formula says yet.
+    if (schedule, other) != ("interleaved", "kept")
 }  # fmt: skip
 
 
