@@ -6,6 +6,7 @@ collectives for each micro-batch; the bubble around them; then gradients, weight
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,7 @@ class Rates:
             )
         if precision == "fp4" and "fp8" in known:
             # Four bits are no quicker than power allows, whatever the data sheet's peak.
-            peak = min(peak, constants.FOUR_BITS * known["fp8"])
+            peak = np.minimum(peak, constants.FOUR_BITS * known["fp8"])
         narrow = reach.narrow if precision in ("fp8", "fp4") else 1.0
         matmul = reach.clock * reach.matmul * (reach.plain if kernels != "fused" else 1.0)
         return cls(
@@ -113,7 +114,7 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     hops = _hops(work, spreads, links, T)
     # Pieces of a stage leave other work to do while an activation travels.
     shown = np.where(spreads.interleave > 1, constants.HOPS_SHOWN, 1.0)
-    pipeline = shown * hops * (m + p - 1.0) * spreads.interleave
+    pipeline = shown * hops * (m + p - 1.0) * spreads.interleave + block.idle * often
     waited = bubble(spreads, per_micro, each * block.weight_gradients)
     held = traffic.held(work, spreads)
     data = _data(work, spreads, links, block, head, held)
@@ -126,7 +127,14 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
         "bubble": waited + np.maximum(0.0, over - head) * m, "data": data, "optimizer": optimizer,
     }  # fmt: skip
     total = np.asarray(sum(parts.values()))
-    return Step(**parts, waiting=total * (constants.JITTER - 1.0))
+    return Step(**parts, waiting=total * waiting_share(fleet.devices))
+
+
+def waiting_share(devices: int) -> float:
+    """Of a step, what all wait for the host, the data and the slowest of so many devices: the
+    largest of n normal deviates lies at √(2 ln n) of them (extreme value theory, Gumbel 1958).
+    """
+    return constants.WAITING + constants.DEVIATION * math.sqrt(2.0 * math.log(devices))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +147,7 @@ class _Block:
     tensor: Array
     expert: Array
     context: Array
+    idle: float
     forward: Array
     backward: Array
     weight_gradients: Array
@@ -149,31 +158,35 @@ class _Block:
 
 
 def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -> _Block:
-    full = spreads.recompute == 2
-    selective = spreads.recompute == 1
+    full, selective, light_again = (
+        spreads.shared.recomputed * (spreads.recompute == kind) for kind in (2, 1, 3)
+    )
     gemm = _products(work, spreads, rates, T)
     forward_attention, backward_attention = _scores(work, spreads, rates, T)
     memory_bound = _memory_bound(work, spreads, rates, T)
     scores = 0.0 if spreads.shared.flash_attention else 1.0
     again_attention = full + scores * selective
-    again_pointwise = full + (1.0 - 0.5 * scores) * selective + (spreads.recompute == 3)
+    again_pointwise = full + (1.0 - 0.5 * scores) * selective + light_again
     again = full + 0.5 * (1.0 - scores) * selective
     # Frozen weights need no gradient of their own: one product of the two backward falls away. In
     # front of all that is trained nothing goes backward.
     back = spreads.shared.reached
     gemm_all = gemm * (1.0 + back * (1.0 + again) + spreads.shared.trained)
+    if spreads.shared.kernels != "fused":
+        gemm_all = gemm_all - back * full * _unneeded(work, spreads, rates, T)
     attention = forward_attention * (1.0 + back * again_attention) + back * backward_attention
     light = constants.FORWARD_SHARE * memory_bound
     pointwise = light + back * (memory_bound - light + light * again_pointwise)
-    forward = gemm + forward_attention + light
-    backward = gemm_all + attention + pointwise - forward
+    idle = constants.HOST_BLOCK if spreads.shared.waits_for_host else 0.0
+    forward = gemm + forward_attention + light + constants.FORWARD_SHARE * idle
+    backward = gemm_all + attention + pointwise + idle - forward
     shown = 1.0 - constants.TENSOR_OVERLAP if spreads.shared.sequence_parallel else 1.0
     tensor = shown * traffic.tensor_often(spreads) * links.gather(*traffic.tensor(work, spreads, T))
     met = _contexts(work, spreads, links, T, (forward_attention, backward_attention))
     return _Block(
         gemm=gemm_all, attention=attention, pointwise=pointwise, tensor=tensor,
         expert=_experts_exchange(work, spreads, links, T) * traffic.passes(spreads),
-        context=met * (1.0 + back) / 2.0,
+        context=met * (1.0 + back) / 2.0, idle=idle,
         forward=forward, backward=backward, weight_gradients=gemm * spreads.shared.trained,
     )  # fmt: skip
 
@@ -192,6 +205,18 @@ def _products(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
     each = halves(work.expert, half).whole
     grouped = local * 2.0 * (tokens + half) * each / (rates.matmul * constants.EXPERT_REACH)
     return np.asarray(seconds + work.layers_experts / work.layers * grouped)
+
+
+def _unneeded(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
+    """The last product of an average block, whose result nothing keeps: torch stops doing a block
+    again once all is there that waits for it (torch.utils.checkpoint, early_stop), and XLA removes
+    what nobody reads. Stacks with kernels of their own do again all of a block (Megatron).
+    """
+    if work.spec.block_norms in ("both", "behind", "stream"):
+        return np.zeros_like(T)
+    whole, cut = halves(work.dense[-1:], rates.half)
+    seconds = 2.0 * (T + rates.half) * (whole + cut / spreads.tensor) / rates.matmul
+    return np.asarray(work.layers_dense / work.layers * seconds)
 
 
 def _scores(work: Work, spreads: Spreads, rates: Rates, T: Array) -> tuple[Array, Array]:
@@ -270,17 +295,13 @@ def _contexts(
     ring = np.maximum(0.0, once - forward) + np.maximum(0.0, 2.0 * once - backward)
     # Or heads are dealt out and gathered again (arXiv:2309.14509).
     sent = links.exchange(*traffic.heads(work, spreads, T))
-    again = 2.0 + (spreads.recompute == 2)
+    again = 2.0 + spreads.shared.recomputed * (spreads.recompute == 2)
     return np.where(spreads.exchange == 1, sent * again, ring)
 
 
 def _hops(work: Work, spreads: Spreads, links: Links, T: Array) -> Array:
     """An activation to the next stage and its gradient back, cut among the tensor ranks."""
     moved = 2.0 * traffic.stream(work, spreads, T)
-    if not spreads.shared.scattered:
-        # Such stacks also wait for the stage before and the one behind in turn.
-        hop = 2.0 * links.send(moved, spreads.inside_pipeline)
-        return np.where(spreads.pipeline > 1, hop, 0.0)
     hop = links.send(moved / spreads.tensor, spreads.inside_pipeline)
     if not spreads.shared.sequence_parallel:
         hop = hop + moved / links.inside

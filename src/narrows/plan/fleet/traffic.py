@@ -43,7 +43,8 @@ def tensor(work: Work, spreads: Spreads, T: Array) -> Message:
 
 def passes(spreads: Spreads) -> Array:
     """Passes of a block: forward, back where gradients go, and forward again where recomputed."""
-    return np.asarray(1.0 + spreads.shared.reached * (1.0 + (spreads.recompute == 2)))
+    again = spreads.shared.recomputed * (spreads.recompute == 2)
+    return np.asarray(1.0 + spreads.shared.reached * (1.0 + again))
 
 
 def tensor_often(spreads: Spreads) -> Array:
