@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import served
+from cells import Row, number
 from fit import minimize
-from rows import Row, number, read_rows
+from rows import read_rows
 
 from narrows.plan.fleet import constants
 from narrows.spec.errors import BadInput

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 import served
-from rows import Row, asked, measured_seconds, number, read_rows
+from cells import Row, number
+from rows import asked, measured_seconds, read_rows
 
 from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.spreads import Spreads
@@ -66,7 +67,7 @@ def time_verdict(row: Row) -> Verdict | None:
     """The error of the step's seconds; None where the row has no measured time."""
     try:
         question = asked(row)
-        measured = measured_seconds(row, question.model)
+        measured = measured_seconds(row, question)
         if measured is None:
             return None
         seconds = float(
@@ -74,6 +75,9 @@ def time_verdict(row: Row) -> Verdict | None:
         )
     except BadInput as refusal:
         return Verdict(row, None, refusal.what)
+    except (ArithmeticError, LookupError, ValueError) as failure:
+        # One row that makes no sense must not hide what is said of all others.
+        return Verdict(row, None, f"cannot be read: {failure}")
     return Verdict(row, seconds / measured - 1.0, f"{seconds:.3f} s for {measured:.3f} s")
 
 

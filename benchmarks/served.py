@@ -11,7 +11,8 @@ from functools import cache
 from typing import NamedTuple
 
 import msgspec
-from rows import Row, number, of_experts
+from cells import Row, number
+from shapes import of_experts
 
 from narrows.hardware.accelerators import Accelerator, accelerator
 from narrows.hardware.fleet import fleet_of
@@ -152,7 +153,7 @@ def model_of(row: Row) -> ModelSpec:
     told = re.search(r"(\d+)B-A\d+B", name)
     if not told:
         return _preset(name)
-    return of_experts(1e9 * float(told[1]), 64, 4096, 32_768)
+    return of_experts(1e9 * float(told[1]), 64, 4096, context=32_768)
 
 
 @cache

@@ -34,7 +34,7 @@ def advised(capsys: Said, *words: str) -> list[list[str]]:
         (["rtx-4090", "--batch", "16", "--context", "2048"],
          ["layout.offload=host", "b200", "8xrtx-4090", "qlora", "lora"]),
         (["4xh100-sxm", "--set", "recompute=none", "--set", "micro_batch=4", "--pue", "1.1"],
-         ["layout.micro_batch=1", "layout.offload=host", "layout.recompute=selective",
+         ["layout.micro_batch=1", "layout.recompute=selective", "layout.offload=host",
           "8xh100-sxm", "4xh100-nvl", "lora", "qlora", "4096"]),
         (["8xh100-sxm", "--model", "llama-3.1-405b"], ["128xh100-sxm", "qlora"]),
     ],

@@ -61,8 +61,9 @@ class Price(Record):
 class Accelerator(Record):
     """One device as published: `units` are its SMs, CUs, cores or matrix units.
 
-    `on_chip` is the last-level cache or scratch memory, `host_link` one direction, `power_full` the
-    design or board power. `source` is of every fact that `source_of` does not name.
+    `on_chip` is the last-level cache or scratch memory, `host_link` one direction, `host_memory` a
+    usual node's, `power_full` the design or board power. `source` is of every fact that `source_of`
+    does not name.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Accelerator(Record):
     power_idle: Watts | None = None
     power_full: Watts | None = None
     host_link: BytesPerSecond | None = None
+    host_memory: Bytes | None = None
     peak: Peak
     link: Interconnect | None = None
     network: Network | None = None

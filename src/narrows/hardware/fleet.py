@@ -63,6 +63,8 @@ def fleet_of(
         memory_bandwidth=_fact(known, "memory_bandwidth", known.memory_bandwidth),
         domains=tuple(_domains(known, devices, inside, network)),
         host_link=None if known.host_link is None else _fact(known, "host_link", known.host_link),
+        host_memory=None if known.host_memory is None
+        else _fact(known, "host_memory", known.host_memory),
         power_idle=None if known.power_idle is None
         else _fact(known, "power_idle", known.power_idle),
         power_full=None if known.power_full is None

@@ -90,7 +90,8 @@ class Domain(Record):
 class Fleet(Record):
     """`devices` equal accelerators; `domains` from the innermost, the last joins all of them.
 
-    `machine` is the one at hand, where the fleet is that: its own curves are known.
+    `host_memory` is a node's. `machine` is the one at hand, where the fleet is that: its own curves
+    are known.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Fleet(Record):
     memory_bandwidth: Fact[BytesPerSecond]
     domains: tuple[Domain, ...]
     host_link: Fact[BytesPerSecond] | None = None
+    host_memory: Fact[Bytes] | None = None
     power_idle: Fact[Watts] | None = None
     power_full: Fact[Watts] | None = None
     price: Fact[DollarsPerHour] | None = None
@@ -148,12 +150,13 @@ class Spread(Record):
     gradients go back through; without `logits` a head of a few classes stands for the vocabulary's.
     `stored_bits` are those of a weight that is kept narrower than it computes in, `state_bits` of
     each of the optimizer's two moments. `offload` keeps gradients and optimizer in the host's
-    memory or on its disk, `chunked_loss` never has all logits at once. Without `scattered` every
-    tensor rank sends a whole activation to the next stage. `gradient_bytes` are those of one
-    parameter's gradient: a sum in fp32, and whatever copy the stack keeps of it.
+    memory or on its disk, `chunked_loss` never has all logits at once. `waits_for_host`: the device
+    idles at every block of a micro-batch. `gradient_bytes` are those of one parameter's gradient: a
+    sum in fp32, and whatever copy the stack keeps of it.
 
-    Selective recompute is of the scores where they go through memory (arXiv:2205.05198), else of
-    half of the products and all between them (PyTorch's selective activation checkpointing).
+    `recomputed` is the share of the blocks that recompute is of. Selective, it is of the scores
+    where they go through memory (arXiv:2205.05198), else of half of the products and all between
+    them (PyTorch's selective activation checkpointing).
 
     `sharding` says what of the data ranks' copies is kept once (ZeRO, arXiv:1910.02054), `replicas`
     how often that set is repeated; without `reshard` a block's parameters, once gathered, stay from
@@ -175,6 +178,7 @@ class Spread(Record):
     sharding: Sharding = "optimizer"
     reshard: bool = True
     recompute: Recompute = "none"
+    recomputed: float = 1.0
     schedule: Schedule = "1f1b"
     placement: Placement = "pipeline_outermost"
     exchange: Exchange = "ring"
@@ -189,7 +193,7 @@ class Spread(Record):
     state_bits: Literal[32, 16, 8] = 32
     offload: Offload = "none"
     chunked_loss: bool = False
-    scattered: bool = True
+    waits_for_host: bool = False
     gradient_bytes: float = 4.0
 
     def __post_init__(self) -> None:

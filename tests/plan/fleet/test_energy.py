@@ -22,7 +22,7 @@ def watts(taken: Step, fleet: Fleet) -> float:
 def test_a_device_draws_between_idle_and_full_power(take: TakeStep, fleet: Fleet) -> None:
     assert 400 < watts(take(data=16, micro_batch=4), fleet) < 500
     stalled = take(tensor=16)
-    assert 100 + WAITING * 400 < watts(stalled, fleet) < 350
+    assert 100 + WAITING * 400 < watts(stalled, fleet) < 370
 
 
 @pytest.mark.parametrize("part", [field.name for field in fields(Step)])

@@ -18,6 +18,9 @@ from narrows.spec.fleet import Fleet
 from narrows.spec.forecast import Forecast
 from narrows.spec.job import budget
 from narrows.spec.model import ModelSpec
+from narrows.spec.units import Bytes, BytesPerSecond
+
+from .conftest import fact
 
 MakeFleet = Callable[..., Fleet]
 Ask = Callable[..., Question]
@@ -203,6 +206,25 @@ def test_too_small_a_fleet_says_what_is_too_large(ask: Ask, make_fleet: MakeFlee
     assert "4.5 GB free on each made-up" in refusal.what
     (causes,) = refusal.causes
     assert causes.startswith("runtime 3.0 GB, optimizer ") and causes.count(" GB") == 3
+
+
+def test_an_optimizer_on_the_host_wants_its_memory(ask: Ask, make_fleet: MakeFleet) -> None:
+    wanted = Wanted(offload="host")
+    links = {"host_link": fact(BytesPerSecond(20e9))}
+
+    def asked(**changes: Any) -> Forecast:
+        return forecast(ask(wanted=wanted, fleet=make_fleet(**links, **changes)))
+
+    (unknown,) = (each for each in asked().answers if each.name == "memory of a host")
+    assert unknown.source.endswith("is not known")
+    (known,) = (
+        each for each in asked(host_memory=fact(Bytes(64e9))).answers
+        if each.name == "memory of a host"
+    )  # fmt: skip
+    assert "64 GB" in known.source and known.value == unknown.value
+    with pytest.raises(DoesNotFit, match="does not fit the host") as caught:
+        asked(host_memory=fact(Bytes(1e9)))
+    assert caught.value.hint is not None and "disk" in caught.value.hint
 
 
 @pytest.mark.parametrize("suffix", ["toml", "json"])

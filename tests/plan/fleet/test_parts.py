@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from narrows.plan.fleet import constants
-from narrows.plan.fleet.time import Step
+from narrows.plan.fleet.time import Step, waiting_share
 from narrows.spec.fleet import Fleet
 from narrows.spec.model import ModelSpec
 
@@ -186,10 +186,40 @@ def test_whole_streams_hop_where_they_are_not_cut(parts: Take) -> None:
     assert found["pipeline"] == pytest.approx((1 + 1) * (moved / 2 / BUS + moved / BUS))
 
 
-def test_every_rank_sends_the_whole_where_nothing_is_scattered(parts: Take) -> None:
-    found = parts(tensor=2, pipeline=2, sequence_parallel=False, scattered=False)
-    # To the stage behind and from the one before, one after the other.
-    assert found["pipeline"] == pytest.approx((1 + 1) * 2 * 2 * T * D * 2 / BUS)
+def test_a_stack_that_waits_for_its_host_idles_at_every_block(parts: Take) -> None:
+    usual, waiting = (parts(accumulation=6, waits_for_host=wait) for wait in (False, True))
+    assert waiting["pipeline"] == pytest.approx(6 * LAYERS * constants.HOST_BLOCK)
+    assert {**waiting, "pipeline": 0.0, "waiting": 0.0} == {**usual, "waiting": 0.0}
+    staged = parts(pipeline=4, accumulation=6, waits_for_host=True)
+    bubble = parts(pipeline=4, accumulation=6)["bubble"] + 3 * LAYERS / 4 * constants.HOST_BLOCK
+    assert staged["bubble"] == pytest.approx(bubble)
+
+
+def test_more_devices_wait_for_a_slower_one() -> None:
+    assert waiting_share(1) == constants.WAITING
+    few, many, most = waiting_share(8), waiting_share(64), waiting_share(4096)
+    # √(2 ln 64) is √2 times √(2 ln 8), and √(2 ln 4096) twice it.
+    assert many - waiting_share(1) == pytest.approx(2**0.5 * (few - waiting_share(1)))
+    assert most - waiting_share(1) == pytest.approx(2.0 * (few - waiting_share(1)))
+
+
+def test_blocks_are_done_again_in_part(parts: Take) -> None:
+    none, half, full = (
+        parts(recompute=kind, recomputed=share)
+        for kind, share in (("none", 1.0), ("full", 0.5), ("full", 1.0))
+    )
+    for name in ("gemm", "attention", "pointwise"):
+        assert half[name] == pytest.approx((none[name] + full[name]) / 2)
+        assert none[name] < full[name]
+
+
+def test_launched_kernels_do_not_do_the_last_product_again(parts: Take) -> None:
+    again = {
+        kernels: parts(recompute="full", kernels=kernels)["gemm"] - parts(kernels=kernels)["gemm"]
+        for kernels in ("fused", "eager")
+    }
+    assert again["fused"] == pytest.approx(2 * LAYERS * WEIGHTS * T / MATMUL)
+    assert again["eager"] == pytest.approx(2 * LAYERS * (WEIGHTS - D * F) * T / MATMUL)
 
 
 def test_the_bubble_waits_for_collectives_too(parts: Take) -> None:

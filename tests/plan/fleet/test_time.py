@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrows.plan.fleet import constants
-from narrows.plan.fleet.time import Step
+from narrows.plan.fleet.time import Step, waiting_share
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet
 from narrows.spec.model import Alibi, ModelSpec
@@ -85,7 +85,7 @@ def test_no_part_is_negative_and_all_make_the_step(
     assert all(np.isfinite(value) and value >= 0.0 for value in found.values()), found
     assert sum(found.values()) == pytest.approx(seconds(taken))
     waiting = found.pop("waiting")
-    assert waiting == pytest.approx((constants.JITTER - 1.0) * sum(found.values()))
+    assert waiting == pytest.approx(waiting_share(16) * sum(found.values()))
 
 
 @pytest.mark.parametrize("interleave", [1, 2])

@@ -90,27 +90,41 @@ def logit_bytes(spec: ModelSpec, spreads: Spreads, T: Array) -> Array:
     return np.asarray(T * spec.vocabulary / spreads.tensor * constants.LOGIT_BYTES)
 
 
-def product_ways(forward: Array, spreads: Spreads) -> Ways:
-    """Frozen weights need no gradient of their own: one product of the two backward falls away. In
-    front of all that is trained nothing goes backward.
+def again(spreads: Spreads, kind: int) -> Array:
+    """The share of blocks that are recomputed, where that is the kind."""
+    return np.asarray(spreads.shared.recomputed * (spreads.recompute == kind))
+
+
+def stops_early(work: Work, spreads: Spreads) -> bool:
+    """Whether the last product of a block is not done again, since nothing keeps its result: torch
+    stops once all is there that waits for it (torch.utils.checkpoint, early_stop), and XLA removes
+    what nobody reads. Stacks with kernels of their own do again all of a block (Megatron).
     """
-    half_again = 0.5 * spreads.shared.flash_attention * (spreads.recompute == 1)
-    again = (spreads.recompute == 2) + half_again
+    followed = work.spec.block_norms in ("both", "behind", "stream")
+    return spreads.shared.kernels != "fused" and not followed
+
+
+def product_ways(forward: Array, spreads: Spreads, *, last: bool = False) -> Ways:
+    """Frozen weights need no gradient of their own: one product of the two backward falls away. In
+    front of all that is trained nothing goes backward. A block's `last` is not done again where it
+    stops early.
+    """
+    half_again = 0.5 * spreads.shared.flash_attention * again(spreads, 1)
+    redone = half_again if last else again(spreads, 2) + half_again
     shared = spreads.shared
-    return forward, forward * (shared.reached * (1.0 + again) + shared.trained)
+    return forward, forward * (shared.reached * (1.0 + redone) + shared.trained)
 
 
 def attention_ways(forward: Array, backward: Array, spreads: Spreads) -> Ways:
     """With what recompute makes again."""
     scores = not spreads.shared.flash_attention
-    again = (spreads.recompute == 2) + scores * (spreads.recompute == 1)
-    return forward, spreads.shared.reached * (backward + forward * again)
+    redone = again(spreads, 2) + scores * again(spreads, 1)
+    return forward, spreads.shared.reached * (backward + forward * redone)
 
 
 def pointwise_ways(both: Array, spreads: Spreads) -> Ways:
     """Of what a block's memory-bound operations take `both` ways."""
     scores = not spreads.shared.flash_attention
     light = constants.FORWARD_SHARE * both
-    again = (spreads.recompute == 2) + (1.0 - 0.5 * scores) * (spreads.recompute == 1)
-    again = again + (spreads.recompute == 3)
-    return light, spreads.shared.reached * (both - light + light * again)
+    redone = again(spreads, 2) + (1.0 - 0.5 * scores) * again(spreads, 1) + again(spreads, 3)
+    return light, spreads.shared.reached * (both - light + light * redone)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from narrows.plan.fleet import constants
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.memory import peak
 from narrows.plan.fleet.search import (
@@ -29,7 +28,7 @@ from narrows.plan.fleet.search import (
 )
 from narrows.plan.fleet.spreads import SHARDINGS, Spreads
 from narrows.plan.fleet.structures import choices, structures
-from narrows.plan.fleet.time import data_least, step
+from narrows.plan.fleet.time import data_least, step, waiting_share
 from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.plan.layouts import Array
@@ -162,7 +161,7 @@ def _spent_least(work: Work, pairs: Spreads, fleet: Fleet, goal: Goal) -> Array:
     total = every + taken.optimizer + waited + data
     least = replace(
         taken, head=zero, expert=expert, context=zero, pipeline=zero, data=data, bubble=waited,
-        waiting=total * (constants.JITTER - 1.0),
+        waiting=total * waiting_share(fleet.devices),
     )  # fmt: skip
     return _ROUNDED * (least.seconds if goal in ("time", "money") else joules(least, fleet))
 

@@ -10,55 +10,68 @@ from typing import NamedTuple
 # Values that a block's memory-bound operations read and write per token, forward and backward
 # together, as multiples of the width and of the feed-forward width; and what of it remains where
 # kernels are fused by hand, and where by a compiler.
-PASSES_WIDTH = 91.8
-PASSES_FEED_FORWARD = 6.47
-FUSED = 0.592
-COMPILED = 0.484
+PASSES_WIDTH = 66.1
+PASSES_FEED_FORWARD = 6.97
+FUSED = 0.519
+COMPILED = 0.515
 FORWARD_SHARE = 0.35
 # What of those multiples of the width every tensor rank repeats without sequence parallelism.
-OUTSIDE = 0.492
+OUTSIDE = 0.369
 # Reads and writes of each score where attention writes them to memory, forward and backward.
-SCORE_PASSES = 13.4
+SCORE_PASSES = 13.1
 SCORE_FORWARD_SHARE = 0.45
 # Products of scores: small and batched; and off the tensor cores where a head's width in 16 bits
 # is no multiple of 8 elements (NVIDIA, Matrix Multiplication Background, 2023).
 SCORE_REACH = 0.6
-MISALIGNED = 15.9
+MISALIGNED = 11.3
 # Products of 4-bit operands are at most so many times as quick as those of 8 bits.
-FOUR_BITS = 1.57
+FOUR_BITS = 1.52
 # Attention's rate falls with the head's width below 128.
-HEAD_WIDTH_POWER = 0.267
+HEAD_WIDTH_POWER = 0.125
 # Bytes a logit takes through the loss.
 LOGIT_BYTES = 20.0
 # Shares of the data sheet's bandwidth that a collective reaches inside a domain and between hosts.
-LINK = 0.776
-NETWORK = 0.771
+LINK = 0.747
+NETWORK = 0.859
 # What of a data-parallel collective can hide behind computation, and what of a plain all-reduce
 # of gradients, which starts only once the last micro-batch runs backward, cannot.
-OVERLAP = 0.891
+OVERLAP = 0.849
 # What of the hidden part of sharded parameters' collectives slows what they hide behind, and the
 # bytes in which gradients are reduced there.
-CONTENTION = 0.16
+CONTENTION = 0.249
 REDUCED_BYTES = 4.0
 # What of tensor-parallel collectives stacks with sequence parallelism hide behind products.
-TENSOR_OVERLAP = 0.523
-EXPOSED_REDUCTION = 0.54
+TENSOR_OVERLAP = 0.53
+EXPOSED_REDUCTION = 0.531
 # What of the hops between stages is not hidden where stages are cut into pieces.
-HOPS_SHOWN = 0.428
+HOPS_SHOWN = 0.437
+# Seconds that DeepSpeed's pipeline engine idles at a block of a micro-batch, there and back. Fitted
+# to BLOOM's runs alone it says those of MT-NLG within 2 %.
+HOST_BLOCK = 0.0107
 # Products of many small experts beside a single one of their size; reads and writes of a token's
 # width for each expert that it is sorted to, forward and backward.
-EXPERT_REACH = 0.503
-PASSES_EXPERT = 11.3
+EXPERT_REACH = 0.438
+PASSES_EXPERT = 11.2
 # What of the exchange of tokens with their experts is not hidden.
-EXPERT_SHOWN = 0.651
+EXPERT_SHOWN = 0.716
 # Bytes that the optimizer reads and writes for a parameter, its moments in 32 bits.
 OPTIMIZER_BYTES = 28.0
-# What a host gives each of its devices where the optimizer is offloaded: its memory's bandwidth
-# (two sockets of eight DDR4-3200 channels for eight devices) and its disks' (four NVMe drives).
-HOST_MEMORY = 50e9
+# Where the optimizer is offloaded: bytes a second that one process which has the host to itself
+# reads and writes in its memory. Threads of n processes displace each other: each gets 1/n² of it.
+# Fitted to 7 billion parameters on eight A800s (gist of chenyaofo, 2024), it says 2.6 s of a
+# step of 3 billion on two A100s, of which all took 2.4 to 3.1 (DeepSpeed, pull request 7474).
+HOST_MEMORY = 160e9
+# Bytes of a parameter beside the optimizer's own: its gradient's norm and clipping, and the weight
+# in 16 bits (assumed from deepspeed/runtime/zero/stage_1_and_2.py).
+HOST_PASSES = 14.0
+# Devices that share a link to the host (NVIDIA, DGX A100 system architecture, 2020), and bytes a
+# second of a host's disks for each device (four NVMe drives, assumed).
+HOST_LINK_SHARED = 2.0
 HOST_DISK = 3e9
-# A step takes this times the sum of its parts: stragglers, host and data.
-JITTER = 1.06
+# What a step takes beyond the sum of its parts: the host and data; and how far a device's step
+# strays, of which all wait for the slowest.
+WAITING = 0.0211
+DEVIATION = 0.0233
 
 # Memory. What an allocator reserves over what is in use.
 ALLOCATOR = 1.1

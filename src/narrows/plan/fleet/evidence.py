@@ -110,6 +110,17 @@ def served(fleet: Fleet, best: Serving) -> Iterator[Evidence]:
         )  # fmt: skip
 
 
+def host(fleet: Fleet, wanted: float) -> Iterator[Evidence]:
+    """The memory that an optimizer on the host takes of a node, and what the node has."""
+    known = fleet.host_memory
+    has = "is not known" if known is None else f"is {known.value.text()} ({known.source})"
+    yield Evidence(
+        name="memory of a host", value=Bytes(wanted).text(), basis="estimated",
+        source=f"states, gradients and 16-bit weights of {fleet.devices_per_node} devices; what a "
+        f"node has {has}",
+    )  # fmt: skip
+
+
 def _whole(fleet: Fleet, run: Run) -> Iterator[Evidence]:
     time = Seconds(run.seconds).text()
     yield Evidence(name="whole training", value=time, basis="estimated", source="step and goodput")

@@ -11,10 +11,11 @@ import numpy as np
 from narrows.plan.fleet.bend import bend
 from narrows.plan.fleet.dial import Pace, bought
 from narrows.plan.fleet.energy import joules
-from narrows.plan.fleet.evidence import answers, facts
+from narrows.plan.fleet.evidence import answers, facts, host
 from narrows.plan.fleet.failures import goodput, run
 from narrows.plan.fleet.machines import against, place, refuse_unknown, scaling
 from narrows.plan.fleet.memory import fullest, memory
+from narrows.plan.fleet.optimizer import host_bytes, overfills_host
 from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.rows import rows
 from narrows.plan.fleet.search import Found, Goal, search
@@ -24,10 +25,11 @@ from narrows.plan.fleet.time import step
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import DoesNotFit
 from narrows.spec.fleet import Fleet, Spread
-from narrows.spec.forecast import Forecast, Moment, Option
+from narrows.spec.forecast import Evidence, Forecast, Moment, Option
 from narrows.spec.ledger import Ledger, MemoryPeak, Total
 from narrows.spec.machine import Fact
 from narrows.spec.plan import Doubling
+from narrows.spec.units import Bytes
 
 _RUNNERS_UP = 5
 
@@ -41,6 +43,7 @@ def forecast(question: Question) -> Forecast:
     if chosen is None:
         raise _refusal(question, found)
     spread = found.spreads.spread(chosen)
+    hosts = tuple(_hosts(work, spread, question.fleet))
     doubled = _doubling(work, spread, question, found)
     good = goodput(work, question.fleet, question.wanted.trained)
     step_tokens = float(question.batch * work.positions)
@@ -74,7 +77,7 @@ def forecast(question: Question) -> Forecast:
         elsewhere=against(work, question, own),
         scaling=others,
         bend=bent,
-        answers=tuple(answers(question.fleet, predicted, good, whole, dial, bent)),
+        answers=(*answers(question.fleet, predicted, good, whole, dial, bent), *hosts),
         facts=tuple(facts(question.fleet, spread.precision)),
         tokens=tokens,
     )
@@ -189,6 +192,20 @@ def doubled(fleet: Fleet) -> Iterator[tuple[str, Fleet]]:
         yield name, replace(fleet, domains=domains)
     quick = tuple(replace(each, latency=scaled(each.latency, 0.5)) for each in fleet.domains)
     yield "link latency", replace(fleet, domains=quick)
+
+
+def _hosts(work: Work, spread: Spread, fleet: Fleet) -> Iterator[Evidence]:
+    """What the optimizer takes of its host; raises DoesNotFit where that is known to have less."""
+    if spread.offload != "host":
+        return
+    wanted, known = host_bytes(work, spread, fleet), fleet.host_memory
+    if known is not None and overfills_host(work, spread, fleet):
+        raise DoesNotFit(
+            f"the optimizer does not fit the host: {Bytes(wanted).text()} for "
+            f"{fleet.devices_per_node} devices, {known.value.text()} in a node",
+            hint="--set layout.offload=disk, or more nodes",
+        )
+    yield from host(fleet, wanted)
 
 
 def _refusal(question: Question, found: Found) -> DoesNotFit:

@@ -81,6 +81,7 @@ def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
     if shared.flash_attention:
         # Half of the products' results are computed again, and all between them.
         kept = np.where(spreads.recompute == 1, 0.5 * (block + kept_stream), kept)
+    kept = block + shared.recomputed * (kept - block)
     again = np.where(full, block, 0.0)
     rows = np.minimum(T, _CHUNK) if shared.chunked_loss else T
     logits = shared.logits * rows * work.spec.vocabulary / spreads.tensor * constants.LOGIT_MEMORY

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from narrows.plan.fleet.best import best_alone
 from narrows.plan.fleet.memory import peak
+from narrows.plan.fleet.optimizer import overfills_host
 from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.search import MEMORY_SHARE, Found
 from narrows.plan.fleet.structures import candidates
@@ -129,7 +130,10 @@ def _best(change: Change, changed: Changed) -> _Best | None:
         return None
     found = _found(question)
     chosen = None if found is None else found.best(question.goal)
-    return None if found is None or chosen is None else _Best(question, found.option(chosen))
+    if found is None or chosen is None:
+        return None
+    work, best = Work.of(question.model, question.model.context), found.option(chosen)
+    return None if overfills_host(work, best.spread, question.fleet) else _Best(question, best)
 
 
 def _found(question: Question) -> Found | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from narrows.plan.fleet import amounts, constants, traffic
 from narrows.plan.fleet.amounts import Ways
-from narrows.plan.fleet.optimizer import host_bytes, moved_bytes, owned
+from narrows.plan.fleet.optimizer import copied_bytes, moved_bytes, owned
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import Stage
 from narrows.plan.fleet.time import (
@@ -111,7 +111,8 @@ def _products(rank: _Rank) -> Iterator[_Told]:
                 memory=often * _operands(matrix, spreads, T),
                 seconds=often * product_seconds(ramped, spreads, rates, T),
             )
-            yield from _both(matrix.name, "gemm", forward, _product_ways(spreads))
+            last = matrix == work.dense[-1] and amounts.stops_early(work, spreads)
+            yield from _both(matrix.name, "gemm", forward, _product_ways(spreads, last=last))
 
 
 def _experts(rank: _Rank) -> Iterator[_Told]:
@@ -201,7 +202,7 @@ def _optimizer(rank: _Rank) -> Iterator[_Told]:
     away = spreads.shared.offload != "none"
     yield "optimizer", "optimizer", "optimizer", _Amount(
         calls=np.ones(1), memory=mine * moved_bytes(spreads.shared),
-        network=mine * host_bytes(spreads) if away else _NONE, seconds=rank.taken.optimizer,
+        network=mine * copied_bytes(spreads) if away else _NONE, seconds=rank.taken.optimizer,
     )  # fmt: skip
 
 
@@ -216,8 +217,8 @@ def _both(name: str, kind: Kind, given: _Amount, ways: Callable[[Array], Ways]) 
         yield name, phase, kind, _Amount(*amount)
 
 
-def _product_ways(spreads: Spreads) -> Callable[[Array], Ways]:
-    return lambda forward: amounts.product_ways(forward, spreads)
+def _product_ways(spreads: Spreads, *, last: bool = False) -> Callable[[Array], Ways]:
+    return lambda forward: amounts.product_ways(forward, spreads, last=last)
 
 
 def _operands(matrix: Matrix, spreads: Spreads, T: Array) -> Array:

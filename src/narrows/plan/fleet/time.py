@@ -6,6 +6,7 @@ collectives for each micro-batch; the bubble around them; then gradients, weight
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,7 @@ class Rates:
             )
         if precision == "fp4" and "fp8" in known:
             # Four bits are no quicker than power allows, whatever the data sheet's peak.
-            peak = min(peak, constants.FOUR_BITS * known["fp8"])
+            peak = np.minimum(peak, constants.FOUR_BITS * known["fp8"])
         narrow = reach.narrow if precision in ("fp8", "fp4") else 1.0
         matmul = reach.clock * reach.matmul * (reach.plain if kernels != "fused" else 1.0)
         return cls(
@@ -113,7 +114,7 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
     hops = _hops(work, spreads, links, T)
     # Pieces of a stage leave other work to do while an activation travels.
     shown = np.where(spreads.interleave > 1, constants.HOPS_SHOWN, 1.0)
-    pipeline = shown * hops * (m + p - 1.0) * spreads.interleave
+    pipeline = shown * hops * (m + p - 1.0) * spreads.interleave + block.idle * often
     waited = bubble(spreads, per_micro, each * block.weight_gradients)
     held = traffic.held(work, spreads)
     data = _data(work, spreads, links, block, head, held)
@@ -126,7 +127,14 @@ def step(work: Work, spreads: Spreads, fleet: Fleet) -> Step:
         "bubble": waited + np.maximum(0.0, over - head) * m, "data": data, "optimizer": optimizer,
     }  # fmt: skip
     total = np.asarray(sum(parts.values()))
-    return Step(**parts, waiting=total * (constants.JITTER - 1.0))
+    return Step(**parts, waiting=total * waiting_share(fleet.devices))
+
+
+def waiting_share(devices: int) -> float:
+    """Of a step, what all wait for the host, the data and the slowest of so many devices: the
+    largest of n normal deviates lies at √(2 ln n) of them (extreme value theory, Gumbel 1958).
+    """
+    return constants.WAITING + constants.DEVIATION * math.sqrt(2.0 * math.log(devices))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +147,7 @@ class _Block:
     tensor: Array
     expert: Array
     context: Array
+    idle: float
     forward: Array
     backward: Array
     weight_gradients: Array
@@ -153,8 +162,12 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
     scores = attention_seconds(work, spreads, rates, T)
     memory_bound = amounts.pointwise_bytes(work, spreads, T) / rates.memory
     products, gradients = amounts.product_ways(gemm, spreads)
+    if amounts.stops_early(work, spreads):
+        gradients = gradients - _unneeded(work, spreads, rates, T)
     attention, attention_back = amounts.attention_ways(*scores, spreads)
     light, light_back = amounts.pointwise_ways(memory_bound, spreads)
+    idle = constants.HOST_BLOCK if spreads.shared.waits_for_host else 0.0
+    early = constants.FORWARD_SHARE * idle
     shown = 1.0 - constants.TENSOR_OVERLAP if spreads.shared.sequence_parallel else 1.0
     tensor = shown * traffic.tensor_often(spreads) * links.gather(*traffic.tensor(work, spreads, T))
     met = _contexts(work, spreads, links, T, scores)
@@ -162,8 +175,9 @@ def _block(work: Work, spreads: Spreads, rates: Rates, links: Links, T: Array) -
         gemm=products + gradients, attention=attention + attention_back,
         pointwise=light + light_back, tensor=tensor,
         expert=_experts_exchange(work, spreads, links, T) * traffic.passes(spreads),
-        context=met * (1.0 + spreads.shared.reached) / 2.0,
-        forward=products + attention + light, backward=gradients + attention_back + light_back,
+        context=met * (1.0 + spreads.shared.reached) / 2.0, idle=idle,
+        forward=products + attention + light + early,
+        backward=gradients + attention_back + light_back + idle - early,
         weight_gradients=gemm * spreads.shared.trained,
     )  # fmt: skip
 
@@ -180,6 +194,13 @@ def _products(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
 def product_seconds(sizes: Halves, spreads: Spreads, rates: Rates, T: Array) -> Array:
     """Forward products of a micro-batch; `sizes` have the rates' ramp."""
     return amounts.product_flop(T, sizes, spreads, rates.half) / rates.matmul
+
+
+def _unneeded(work: Work, spreads: Spreads, rates: Rates, T: Array) -> Array:
+    """Of an average block, its last product done again."""
+    last = product_seconds(halves(work.dense[-1:], rates.half), spreads, rates, T)
+    again = amounts.again(spreads, 2) * spreads.shared.reached
+    return np.asarray(again * work.layers_dense / work.layers * last)
 
 
 def expert_seconds(work: Work, sizes: Halves, spreads: Spreads, rates: Rates, T: Array) -> Array:
@@ -236,17 +257,13 @@ def _contexts(
     ring = np.maximum(0.0, once - forward) + np.maximum(0.0, 2.0 * once - backward)
     # Or heads are dealt out and gathered again (arXiv:2309.14509).
     sent = links.exchange(*traffic.heads(work, spreads, T))
-    again = 2.0 + (spreads.recompute == 2)
+    again = 2.0 + spreads.shared.recomputed * (spreads.recompute == 2)
     return np.where(spreads.exchange == 1, sent * again, ring)
 
 
 def _hops(work: Work, spreads: Spreads, links: Links, T: Array) -> Array:
     """An activation to the next stage and its gradient back, cut among the tensor ranks."""
     moved = 2.0 * traffic.stream(work, spreads, T)
-    if not spreads.shared.scattered:
-        # Such stacks also wait for the stage before and the one behind in turn.
-        hop = 2.0 * links.send(moved, spreads.inside_pipeline)
-        return np.where(spreads.pipeline > 1, hop, 0.0)
     hop = links.send(moved / spreads.tensor, spreads.inside_pipeline)
     if not spreads.shared.sequence_parallel:
         hop = hop + moved / links.inside

@@ -43,7 +43,8 @@ def tensor(work: Work, spreads: Spreads, T: Array) -> Message:
 
 def passes(spreads: Spreads) -> Array:
     """Passes of a block: forward, back where gradients go, and forward again where recomputed."""
-    return np.asarray(1.0 + spreads.shared.reached * (1.0 + (spreads.recompute == 2)))
+    again = spreads.shared.recomputed * (spreads.recompute == 2)
+    return np.asarray(1.0 + spreads.shared.reached * (1.0 + again))
 
 
 def tensor_often(spreads: Spreads) -> Array:
@@ -164,8 +165,7 @@ def _contexts(work: Work, spreads: Spreads, stage: Stage) -> Iterator[Traffic]:
 
 def _stages(work: Work, spreads: Spreads, stage: Stage) -> Iterator[Traffic]:
     sent = spreads.accumulation * (stage.onward + stage.backward)
-    cut = spreads.tensor if spreads.shared.scattered else 1.0
-    each = stream(work, spreads, _tokens(work, spreads)) / cut
+    each = stream(work, spreads, _tokens(work, spreads)) / spreads.tensor
     yield Traffic(
         axis="pipeline", kind="send", count=float(sent[0]), bytes=float((sent * each)[0])
     )  # fmt: skip
