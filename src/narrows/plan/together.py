@@ -6,25 +6,24 @@ as its own operations and what it tells others between them; the stages then fil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from narrows.plan import cost
+from narrows.plan.copying import copies
 from narrows.plan.cost import AS_IS, Scales, block_factor, sum_seconds
 from narrows.plan.exchange import Message, exchange
 from narrows.plan.fleet import constants
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import bubble
-from narrows.plan.gradients import exchanged, islands, kept_bytes
+from narrows.plan.gradients import kept_bytes
 from narrows.plan.layouts import Array, Layouts, Shapes
 from narrows.plan.memory import Held, MemoryBytes, memory_bytes
 from narrows.plan.network import Network
-from narrows.plan.operations import Operation, kernel, step_operations
+from narrows.plan.operations import Operation, step_operations
 from narrows.plan.share import Share
-from narrows.spec.exchange import PowerSGD
 from narrows.spec.fleet import Spread
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Phase
@@ -214,7 +213,7 @@ def _stage(
     cut, own = _cut(model, layouts, share, network, machine)
     operations = (
         *step_operations(cut, own, first=share.first, last=share.last),
-        *_copies(share, own),
+        *copies(share, own),
     )
     block = block_factor(cut, own, machine)
 
@@ -271,37 +270,6 @@ def _slower(layouts: Layouts, network: Network, machine: Machine) -> Array:
     count = network.layout.processes
     usual = usual_threads(network.layout, machine)
     return np.asarray(count / network.together * usual / layouts.threads)
-
-
-def _copies(share: Share, layouts: Layouts) -> Iterator[Operation]:
-    """What is copied around collectives. By tensor ranks the stream, in their order or as a whole.
-    By fully_shard parameters into what is gathered and out of it, gradients into what is scattered,
-    in fp32, and back. And what other exchanges do to all values.
-    """
-    if share.layout.tensor > 1:
-        stream = layouts.micro_batch * share.spec.context * share.spec.width * np.ones((1, 1))
-        regions = 2 * len(share.blocks) - len(share.experts)
-        often = layouts.accumulation * (2.0 + layouts.recompute) * 2.0 * regions * np.ones((1, 1))
-        moved = 2.0 * layouts.setting.value_bytes * stream
-        yield kernel("joined", ("forward", "pointwise"), stream, often, moved)
-    yield from exchanged(layouts, share.kept)
-    apart = islands(layouts.gradients, share.layout)
-    alone = share.shards * share.copies == apart or isinstance(layouts.gradients, PowerSGD)
-    if share.grouped and not alone:
-        yield from _sharded(share, layouts)
-
-
-def _sharded(share: Share, layouts: Layouts) -> Iterator[Operation]:
-    layout, value, m = share.layout, layouts.setting.value_bytes, layouts.accumulation
-    dropped, each = layout.sharding == "parameters", layout.sharding in ("gradients", "parameters")
-    once = np.ones((1, m.size))
-    whole, kept = float(share.whole) * once, float(share.kept) * once
-    gathers = (m if dropped else 1.0) * (2.0 if dropped and layout.reshard else 1.0) * once
-    scatters = (m if each else 1.0) * once
-    moved = 2.0 * value * (whole + kept)
-    yield kernel("gathered", ("forward", "pointwise"), whole, gathers, moved)
-    moved = (value + 4.0) * (whole + kept)
-    yield kernel("scattered", ("backward", "pointwise"), whole, scatters, moved)
 
 
 def _told(share: Share, layouts: Layouts, network: Network) -> tuple[tuple[Told, ...], ...]:

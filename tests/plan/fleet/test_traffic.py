@@ -8,6 +8,7 @@ import pytest
 
 from narrows.plan.fleet.links import Links
 from narrows.plan.fleet.spreads import Spreads
+from narrows.plan.fleet.stages import Stage
 from narrows.plan.fleet.traffic import held, planned, tensor, weights
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Spread
@@ -18,9 +19,12 @@ DENSE = llama(layers=L, width=D, heads=8, kv_heads=8, vocabulary=V, context=T)
 ROUTED = msgspec.structs.replace(DENSE, experts=Experts(count=8, chosen=2, width=32))
 
 
-def sent(spec: Any = DENSE, **given: Any) -> dict[tuple[str, str], tuple[float, float]]:
-    """Count and bytes of a layout, by axis and kind."""
-    found = planned(Work.of(spec, T), Spread(**{"accumulation": 3, **given}))
+def sent(
+    spec: Any = DENSE, number: int = 0, **given: Any
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Count and bytes of a rank of the stage of that number, by axis and kind."""
+    work, spread = Work.of(spec, T), Spread(**{"accumulation": 3, **given})
+    found = planned(work, spread, Stage.of(work, spread, number))
     return {(each.axis, each.kind): (each.count, each.bytes) for each in found}
 
 
@@ -59,7 +63,9 @@ def test_otherwise_gradients_are_reduced_once_in_32_bits(sharding: str) -> None:
 
 
 def test_other_axes_send_what_they_must() -> None:
-    assert sent(pipeline=2)[("pipeline", "send")] == (6, 6 * T * D * 2)
+    assert sent(pipeline=3)[("pipeline", "send")] == (3, 3 * T * D * 2)
+    assert sent(pipeline=3, number=1)[("pipeline", "send")] == (6, 6 * T * D * 2)
+    assert sent(pipeline=3, tensor=2)[("pipeline", "send")] == (3, 3 * T * D * 2 / 2)
     ring = sent(context=4)[("context", "send")]
     assert ring == (3 * L * 3 * 3, 3 * L * 3 * (2 * 8 * 8) * 2 * T * 3 / 4)
     dealt = sent(context=4, exchange="all_to_all")[("context", "exchange")]
