@@ -10,7 +10,7 @@ import torch
 
 from narrows.data import tokenizers, training
 from narrows.data.tokenizers import Tokenizer
-from narrows.infer.generate import Generator
+from narrows.infer.loading import Generator
 from narrows.kernels.load import load
 from narrows.model.transformer import Transformer, initialise
 from narrows.spec.layout import Layout

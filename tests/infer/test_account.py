@@ -11,7 +11,8 @@ import pytest
 from narrows.hardware import find
 from narrows.infer import account as module
 from narrows.infer.account import Account, told
-from narrows.infer.generate import Generator, generate
+from narrows.infer.generate import generate
+from narrows.infer.loading import Generator
 from narrows.spec.machine import Machine
 from narrows.spec.record import load, save
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from narrows.data.tokenizers import Tokenizer
-from narrows.infer import generate as module
-from narrows.infer.generate import Generator, generate, load, sample
+from narrows.infer import loading as module
+from narrows.infer.generate import generate, sample
+from narrows.infer.loading import Generator, load
 from narrows.infer.sampling import Sampling
 from narrows.kernels.load import available
 from narrows.kernels.load import load as load_kernels
@@ -246,7 +247,7 @@ def mistake(run: Path, checkpoint: str | None = None) -> BadInput:
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert "is not a run folder" in mistake(tmp_path).what
-    assert "is not a run folder" in mistake(tmp_path / "absent").what
+    assert "does not exist" in mistake(tmp_path / "absent").what
 
 
 def test_a_run_without_a_tokenizer_is_refused(make_run: MakeRun) -> None:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from narrows.kernels.load import load
 from narrows.model.configuration import read_config
+from narrows.model.hugging_face import naming
+from narrows.model.reading import fill
+from narrows.model.safetensors import Safetensors, files
 from narrows.model.transformer import Transformer
 from narrows.spec.model import ModelSpec
 
@@ -233,9 +236,14 @@ def built(kind: str, settings: dict[str, Any]) -> Any:
 def test_a_family_computes_what_transformers_does(name: str, tmp_path: Path) -> None:
     kind, settings = CONFIGS[name]
     theirs = built(kind, settings)
-    (tmp_path / "config.json").write_text(json.dumps(theirs.config.to_dict()))
+    theirs.save_pretrained(tmp_path, max_shard_size="200KB")
     spec = read_config(tmp_path)
-    model = ours(theirs, spec)
+    with torch.device("meta"):
+        model = Transformer(spec, load("torch"))
+    model.to_empty(device="cpu").eval()
+    family = json.loads((tmp_path / "config.json").read_text())["model_type"]
+    source = Safetensors(files(tmp_path))
+    fill(dict(model.named_parameters()), spec, naming(family, spec), source)
     assert sum(parameter.numel() for parameter in model.parameters()) == spec.parameters
     tokens_BT = torch.randint(3, VOCABULARY, (2, T), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

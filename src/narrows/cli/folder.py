@@ -21,6 +21,16 @@ def existing(folder: str) -> Path:
     raise BadInput(what, hint=_runs(path))
 
 
+def of_model(path: str) -> Path:
+    """A run folder, a published model's folder or a GGUF file; raises BadInput as `existing` does
+    where it is none.
+    """
+    found = Path(path).expanduser()
+    if found.suffix == ".gguf" or (found / "config.json").is_file():
+        return found
+    return existing(path)
+
+
 def fresh(chosen: str | None, name: str) -> Path:
     """The folder for a new run: `chosen`, which must be free, else the first free runs/NAME-N."""
     if chosen:

@@ -9,16 +9,18 @@ from collections.abc import Iterable
 
 from narrows.cli import folder, speak
 
-SUMMARY = "Write text with a trained model."
+SUMMARY = "Write text with a model that was trained here or published."
 EXAMPLES = """\
 narrows generate runs/shakespeare --prompt "ROMEO:"
 narrows generate runs/shakespeare --prompt "ROMEO:" --tokens 400 --temperature 0.7 --seed 3
+narrows generate SmolLM2-135M.gguf --prompt "The capital of France is" --temperature 0
 narrows generate runs/shakespeare --prompt "Enter" --top-p 0.9 --stop "JULIET:\""""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("folder", metavar="RUN", help="a run folder, such as runs/shakespeare")
+    parser.add_argument("folder", metavar="MODEL", help="a run's folder, a published model's, or "
+                        "a GGUF file")  # fmt: skip
     parser.add_argument("--prompt", default="", help="the text to go on from")
     parser.add_argument("--tokens", type=int, default=200, help="at most so many (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
@@ -34,9 +36,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Stream the text, the prompt before it; with --json all at once."""
-    run_folder = folder.existing(chosen.folder)
+    path = folder.of_model(chosen.folder)
     from narrows.infer.account import Account, told
-    from narrows.infer.generate import generate, load
+    from narrows.infer.generate import generate
+    from narrows.infer.loading import load
     from narrows.infer.sampling import Sampling
     from narrows.spec.record import to_builtins
 
@@ -44,8 +47,8 @@ def run(chosen: argparse.Namespace) -> int:
         temperature=chosen.temperature, top_k=chosen.top_k, top_p=chosen.top_p,
         min_p=chosen.min_p, repetition_penalty=chosen.repetition_penalty, seed=chosen.seed,
     )  # fmt: skip
-    account = Account(run_folder)
-    generator = load(run_folder, checkpoint=chosen.checkpoint, talk=speak.talk)
+    account = Account(path)
+    generator = load(path, checkpoint=chosen.checkpoint, talk=speak.talk)
     writing = generate(
         generator, chosen.prompt, tokens=chosen.tokens, sampling=sampling, stop=chosen.stop
     )
@@ -61,7 +64,8 @@ def run(chosen: argparse.Namespace) -> int:
         ledgers = {"predicted": predicted and to_builtins(predicted),
                    "measured": to_builtins(measured)}  # fmt: skip
         speak.answer_json({**answer, "seconds": seconds, "finish": writing.finish, **ledgers})
-    speak.next_step(f"narrows report {shlex.quote(str(run_folder))}")
+    if (path / "plan.toml").is_file():
+        speak.next_step(f"narrows report {shlex.quote(str(path))}")
     return 0
 
 

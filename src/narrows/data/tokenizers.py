@@ -7,6 +7,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, final
 
 from narrows.spec.dataset import Dataset
@@ -24,23 +25,42 @@ _ENDS = (_END, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "
 
 @final
 class Tokenizer:
-    """Text to token ids and back. Special tokens written out in a text are text."""
+    """Text to token ids and back. Special tokens written out in a text are text, unless asked for.
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    `begin` stands before every text and `close` after it where the tokenizer says so; a text that a
+    model writes is over at any of `ends`.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, ends: Sequence[int] = ()) -> None:
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._lock = tokenizer, Lock()
         self.vocabulary = size(tokenizer)
-        self.end_of_document = end_of_document(tokenizer)
+        self.end_of_document = ends[0] if ends else end_of_document(tokenizer)
+        self.ends = frozenset(ends or (self.end_of_document,))
+        self.begin, self.close = _around(tokenizer)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without an end of document."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """The ids of `text`, nothing before or after it; with `special` what is written like a
+        special token is one, as in what a chat template renders.
+        """
+        with self._lock:
+            self._tokenizer.encode_special_tokens = not special
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; an incomplete character at the end reads U+FFFD."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+
+
+def _around(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the tokenizer puts before and after a text."""
+    whole = tokenizer.encode("a", add_special_tokens=True)
+    given = [n for n, special in enumerate(whole.special_tokens_mask) if not special]
+    if not given:
+        return (), ()
+    return tuple(whole.ids[: given[0]]), tuple(whole.ids[given[-1] + 1 :])
 
 
 def load(dataset: Dataset) -> Tokenizer:

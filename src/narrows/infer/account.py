@@ -10,7 +10,8 @@ import torch
 
 from narrows.hardware.find import fingerprint
 from narrows.hardware.probe import machine_known
-from narrows.infer.generate import Generation, Generator
+from narrows.infer.generate import Generation
+from narrows.infer.loading import Generator
 from narrows.kernels.meter import MemoryMeter
 from narrows.plan.answer import Question, predict_answer
 from narrows.plan.layouts import TrainingPrecision

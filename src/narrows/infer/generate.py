@@ -1,6 +1,6 @@
-"""Text from a run: load it once, then generate as often as one likes.
+"""Text from a model that was loaded: as often as one likes, and as it is written.
 
-    load(run) → Generator;   generate(generator, prompt) → Generation, text as it is written
+    generate(generator, prompt) → Generation, an iterator over pieces of text
 
 Nothing here knows of terminals or networks; an engine that writes many texts at once will call the
 same parts.
@@ -8,71 +8,20 @@ same parts.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple, final
+from collections.abc import Iterator, Sequence
+from typing import Literal, final
 
-import torch
-
-from narrows.data import tokenizers
 from narrows.data.tokenizers import Tokenizer
-from narrows.hardware.find import has_bf16_unit, processor
-from narrows.infer.checkpoint import locate, step, weights
 from narrows.infer.decoding import Decoding
+from narrows.infer.loading import Generator
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.infer.stream import StopStrings, TextStream
-from narrows.kernels.allocator import keep_pages
-from narrows.kernels.load import load as load_kernels
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
-from narrows.spec.plan import Plan
-from narrows.spec.record import load as load_record
 
 Finish = Literal["length", "stop", "end"]
 """Why a text ended: as long as asked, a stop string, or the model ended its document."""
-
-
-class Generator(NamedTuple):
-    """A model ready to write, and the tokenizer it was trained with."""
-
-    model: Transformer
-    tokenizer: Tokenizer
-
-
-def load(
-    run: Path, *, checkpoint: str | None = None, talk: Callable[[str], None] = lambda text: None
-) -> Generator:
-    """The model of a run folder, by default its best checkpoint, else its latest.
-
-    It computes in the precision that it was trained in, which loses nothing; bf16 weights are
-    widened, once, where the processor has no bf16 unit and would be slow with them. Raises BadInput
-    for a folder that is not a run, has no checkpoint yet, or is damaged.
-    """
-    if not (run / "plan.toml").is_file():
-        hint = "give the folder of a run, such as runs/shakespeare"
-        raise BadInput(f"{run} is not a run folder: it has no plan.toml", hint=hint)
-    plan = load_record(Plan, run / "plan.toml")
-    if not plan.model.writes:
-        what = f"the model of {run} is no causal decoder, and cannot go on with a text"
-        raise BadInput(what, hint="give the run of a model that was trained on the next token")
-    if not (run / "tokenizer.json").is_file():
-        hint = "copy it from the prepared dataset: dataset.json names the folder"
-        raise BadInput(f"{run} has no tokenizer.json", hint=hint)
-    tokenizer = tokenizers.read(run / "tokenizer.json")
-    found = locate(run, checkpoint)
-    keep_pages()
-    model = _model(plan, found)
-    _refuse_foreign(tokenizer, model)
-    if "OMP_NUM_THREADS" not in os.environ:
-        here = processor()
-        torch.set_num_threads(max(1, here.cores_allowed // here.threads_per_core))
-    precision = "bf16" if model.head_VD.dtype == torch.bfloat16 else "fp32"
-    threads = torch.get_num_threads()
-    _warm(model)
-    talk(f"{found} (step {step(found)}), {precision}, {threads} thread{'s'[: threads > 1]}")
-    return Generator(model, tokenizer)
 
 
 def generate(
@@ -113,7 +62,7 @@ class Generation:
         self.seconds: list[float] = []
         self.finish: Finish = "length"
         self._tokens_max = tokens_max
-        self._end = generator.tokenizer.end_of_document
+        self._ends = generator.tokenizer.ends
         self._decoding = Decoding(generator.model, len(prompt) + tokens_max)
         self._sampler = Sampler(sampling, generator.tokenizer.vocabulary)
         self._text = TextStream(generator.tokenizer, prompt)
@@ -122,7 +71,7 @@ class Generation:
     def __iter__(self) -> Iterator[str]:
         self._sampler.saw(self.prompt)
         token = self._next(self.prompt)
-        while token != self._end:
+        while token not in self._ends:
             self.tokens += 1
             piece = self._stops.push(self._text.push(token))
             if piece:
@@ -151,49 +100,15 @@ class Generation:
         return token
 
 
-def _model(plan: Plan, checkpoint: Path) -> Transformer:
-    """The plan's model with the checkpoint's weights, on the device that computes here."""
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    with torch.device("meta"):
-        model = Transformer(plan.model, load_kernels("torch"))
-    try:
-        model.load_state_dict(weights(checkpoint), assign=True)
-    except RuntimeError as error:
-        raise BadInput(
-            f"{checkpoint} does not hold the weights of the model in plan.toml",
-            causes=[line.strip() for line in str(error).splitlines()[1:4]],
-            hint="was plan.toml changed since? generate from an untouched run folder",
-        ) from None
-    if device.type == "cpu" and not has_bf16_unit(processor()):
-        model = model.float()
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _warm(model: Transformer) -> None:
-    """Read every weight once, and let torch make what it makes at the first token."""
-    decoding = Decoding(model, 2)
-    Sampler(Sampling(), model.spec.vocabulary).choose(decoding.read([0]))
-    if model.spec.context > 1:
-        decoding.read([0])
-
-
-def _refuse_foreign(tokenizer: Tokenizer, model: Transformer) -> None:
-    if tokenizer.vocabulary > model.spec.vocabulary:
-        raise BadInput(
-            f"the run's tokenizer has {tokenizer.vocabulary} tokens, its model "
-            f"{model.spec.vocabulary}: they do not belong together",
-            hint="copy tokenizer.json from the folder that dataset.json names",
-        )
-
-
 def _tokens_of(prompt: str, generator: Generator) -> list[int]:
     tokenizer, context = generator.tokenizer, generator.model.spec.context
-    found = tokenizer.encode(prompt) or [tokenizer.end_of_document]
+    text = tokenizer.encode(prompt)
+    found = [*tokenizer.begin, *text] or [tokenizer.end_of_document]
     if len(found) > context:
         what = f"the prompt is {len(found)} tokens long, the model reads {context}"
         raise BadInput(what, hint="shorten the prompt")
-    unknown = sorted(set(prompt) - set(tokenizer.decode(found)))
-    if unknown and "\ufffd" in tokenizer.decode(found):
+    unknown = sorted(set(prompt) - set(tokenizer.decode(text)))
+    if unknown and "\ufffd" in tokenizer.decode(text):
         shown = " ".join(repr(each) for each in unknown[:8])
         what = f"the model's tokenizer does not know {shown}"
         raise BadInput(what, hint="leave it out: no such character was trained on")

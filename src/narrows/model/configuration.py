@@ -6,6 +6,7 @@ Dropout, first values and precision are not read, nor rotations that are stretch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from narrows.model.families import FAMILIES
@@ -16,18 +17,36 @@ from narrows.spec.model import Learned, ModelSpec
 from narrows.spec.record import read
 
 
+def _as_is(shape: Shape) -> Shape:
+    return shape
+
+
 def read_config(folder: Path | str, context: int | None = None) -> ModelSpec:
     """The shape that a config.json, or the one in a folder, describes; `context` replaces its own.
 
     Raises BadInput where a key is missing, contradicts another or says what a ModelSpec cannot.
     """
     path = Path(folder)
-    path = path / "config.json" if path.is_dir() else path
+    return shaped(*family(path / "config.json" if path.is_dir() else path), context)
+
+
+def family(path: Path) -> tuple[str, Settings]:
+    """The family of a config.json, and the settings of its text model."""
     data = read(path)
     if not isinstance(data, dict):
         raise BadInput(f"{path}: the whole should be a table", hint="give a model's config.json")
-    kind, config = _kind(Settings(data, str(path)))
-    shape = FAMILIES[kind](config)
+    return _kind(Settings(data, str(path)))
+
+
+def shaped(
+    kind: str,
+    config: Settings,
+    context: int | None = None,
+    *,
+    then: Callable[[Shape], Shape] = _as_is,
+) -> ModelSpec:
+    """The shape that settings of a family describe; `then` adds what they do not say."""
+    shape = then(FAMILIES[kind](config))
     if context is not None:
         shape = _with_context(shape, context, config)
     window = shape.get("window")
@@ -36,7 +55,7 @@ def read_config(folder: Path | str, context: int | None = None) -> ModelSpec:
     try:
         return ModelSpec(**shape)
     except BadInput as error:
-        raise BadInput(f"{path}: {error.what}", hint=error.hint) from None
+        raise BadInput(f"{config.source}: {error.what}", hint=error.hint) from None
 
 
 def _kind(config: Settings) -> tuple[str, Settings]:

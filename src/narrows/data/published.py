@@ -1,0 +1,108 @@
+"""The words of a published model: its tokenizer, its chat template, and where its texts end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from narrows.data.template import Template
+from narrows.data.tokenizers import FILE, Tokenizer, opened
+from narrows.data.vocabulary import of_gguf
+from narrows.spec.errors import BadInput
+from narrows.spec.record import read
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_ENDINGS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>")
+"""Tokens that end a turn or a text wherever they are special, whatever the files forget to say."""
+
+
+class Words(NamedTuple):
+    """How a model reads and writes text; without a template it knows no conversation."""
+
+    tokenizer: Tokenizer
+    template: Template | None
+
+
+def of_folder(folder: Path) -> Words:
+    """From tokenizer.json and what stands beside it, as transformers wrote them.
+
+    Raises BadInput where there is no tokenizer.json, or it is none.
+    """
+    if not (folder / FILE).is_file():
+        raise BadInput(
+            f"{folder} has no {FILE}",
+            hint="fetch it, or save the tokenizer again with transformers, which writes it",
+        )
+    tokenizer = opened(folder / FILE)
+    said = _table(folder / "tokenizer_config.json")
+    special = {name: text for name in _special(said) if (text := _text(said[name])) is not None}
+    ends = _ids(tokenizer, [special.get("eos_token")])
+    ends += _listed(_table(folder / "generation_config.json").get("eos_token_id"))
+    ends += _listed(_table(folder / "config.json").get("eos_token_id"))
+    source = _template(folder, said)
+    template = None if source is None else Template(source, special)
+    return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template)
+
+
+def of_facts(facts: Mapping[str, Any], source: str) -> Words:
+    """From the header of a GGUF file; raises BadInput where it cannot be."""
+    tokenizer = of_gguf(facts, source)
+    special = {}
+    for name in ("bos", "eos", "pad", "unk"):
+        key = {"pad": "padding", "unk": "unknown"}.get(name, name)
+        number = facts.get(f"tokenizer.ggml.{key}_token_id")
+        text = tokenizer.id_to_token(number) if isinstance(number, int) else None
+        if text is not None:
+            special[f"{name}_token"] = text
+    ends = _listed(facts.get("tokenizer.ggml.eos_token_id"))
+    ends += _listed(facts.get("tokenizer.ggml.eot_token_id"))
+    text = facts.get("tokenizer.chat_template")
+    template = Template(text, special) if isinstance(text, str) else None
+    return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template)
+
+
+def _every(tokenizer: tokenizers.Tokenizer, ends: list[int]) -> list[int]:
+    """Those that are told, then others that end a text; each once."""
+    added = tokenizer.get_added_tokens_decoder()
+    others = [number for number, token in added.items() if token.content in _ENDINGS]
+    return list(dict.fromkeys([*ends, *others]))
+
+
+def _template(folder: Path, said: Mapping[str, Any]) -> str | None:
+    """A file of its own, or a key of the tokenizer's settings: a text, or several by name."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    found = said.get("chat_template")
+    if isinstance(found, list):
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _special(said: Mapping[str, Any]) -> list[str]:
+    return [name for name in said if name.endswith("_token") and not name.startswith("add_")]
+
+
+def _text(token: Any) -> str | None:
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, texts: list[str | None]) -> list[int]:
+    found = [tokenizer.token_to_id(text) for text in texts if text is not None]
+    return [number for number in found if number is not None]
+
+
+def _listed(value: Any) -> list[int]:
+    found = value if isinstance(value, list) else [value]
+    return [number for number in found if isinstance(number, int) and not isinstance(number, bool)]
+
+
+def _table(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found = read(path)
+    return found if isinstance(found, dict) else {}

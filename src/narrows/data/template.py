@@ -1,0 +1,147 @@
+"""A chat template: messages to the text that a model was trained to read, by its own Jinja source.
+
+The environment is the one that templates are written for, transformers' (chat_template_utils.py):
+sandboxed, blocks trimmed, `raise_exception`, `strftime_now`, `tojson` and `generation` known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any, NamedTuple, final
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from narrows.spec.errors import BadInput
+
+Message = Mapping[str, Any]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class Turn(NamedTuple):
+    """A piece of the rendered text, and whether the model is to write it."""
+
+    text: str
+    written: bool
+
+
+@final
+class Template:
+    """Renders messages; `special` are the tokens that it may name, such as bos_token."""
+
+    def __init__(self, source: str, special: Mapping[str, str]) -> None:
+        self.source, self.special = source, dict(special)
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None,
+        answer: bool = True,
+    ) -> str:  # fmt: skip
+        """The text of the messages; with `answer` it ends where the model is to go on.
+
+        Raises BadInput where the template refuses them, with what it says.
+        """
+        check(messages)
+        try:
+            return self._compiled.render(
+                messages=[dict(each) for each in messages],
+                tools=tools,
+                documents=None,
+                add_generation_prompt=answer,
+                **self.special,
+            )
+        except jinja2.TemplateError as error:
+            raise BadInput(
+                f"the model's chat template refuses the messages: {error}",
+                hint="change the roles or their order to what the model was trained on",
+            ) from None
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise BadInput(
+                f"the model's chat template cannot render the messages: {error}",
+                hint="give each message a role and a content that is text",
+            ) from None
+
+    def turns(self, messages: Sequence[Message]) -> list[Turn]:
+        """The whole conversation as text, cut into what the model is to write, its own turns with
+        the end of each, and the rest.
+
+        Raises BadInput where the template renders the past of a conversation otherwise when it goes
+        on, so that its turns cannot be told apart.
+        """
+        found: list[Turn] = []
+        before = ""
+        for count, message in enumerate(messages, 1):
+            if message.get("role") != "assistant":
+                continue
+            asked = self.render(messages[: count - 1], answer=True)
+            answered = self.render(messages[:count], answer=False)
+            if not (asked.startswith(before) and answered.startswith(asked)):
+                raise BadInput(
+                    f"the chat template renders what comes before message {count} otherwise once "
+                    "it is there: what the model is to learn cannot be told apart",
+                    hint="cut the conversation into several that each end with one answer",
+                )
+            found += [Turn(asked[len(before) :], False), Turn(answered[len(asked) :], True)]
+            before = answered
+        rest = self.render(messages, answer=False)
+        if not rest.startswith(before):
+            raise BadInput(
+                "the chat template renders the conversation's past otherwise when it goes on",
+                hint="let each conversation end with an answer of the assistant",
+            )
+        if rest != before:
+            found.append(Turn(rest[len(before) :], False))
+        return found
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            return environment.from_string(self.source)
+        except jinja2.TemplateError as error:
+            raise BadInput(
+                f"the model's chat template is no Jinja template: {error}",
+                hint="fetch the model's files again",
+            ) from None
+
+
+def check(messages: Sequence[Message]) -> None:
+    """Raises BadInput where one has no role that is known, or no content."""
+    if not messages:
+        raise BadInput("there are no messages", hint='{"role": "user", "content": "Hello"}')
+    for number, message in enumerate(messages, 1):
+        role = message.get("role")
+        if role not in ROLES:
+            what = f"message {number} has the role {role!r}"
+            raise BadInput(what, hint=f"use one of: {', '.join(ROLES)}")
+        if "content" not in message and "tool_calls" not in message:
+            raise BadInput(f"message {number} has no content", hint='"content": "..."')
+
+
+class _Generation(Extension):
+    """`{% generation %}`, around what the model writes: its text stays, the marks go."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return body
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def _refuse(message: str) -> Callable[..., Any]:
+    raise jinja2.TemplateError(message)

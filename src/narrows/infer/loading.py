@@ -1,0 +1,148 @@
+"""A model ready to write: one that was trained here, or one that its makers published.
+
+load(path) → Generator
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from narrows.data import published, tokenizers
+from narrows.data.template import Template
+from narrows.data.tokenizers import Tokenizer
+from narrows.hardware.find import has_bf16_unit, processor
+from narrows.infer.checkpoint import locate, step, weights
+from narrows.infer.decoding import Decoding
+from narrows.infer.sampling import Sampler, Sampling
+from narrows.kernels.allocator import keep_pages
+from narrows.kernels.load import load as load_kernels
+from narrows.model.opening import Original, build, opened
+from narrows.model.transformer import Transformer
+from narrows.spec.errors import BadInput
+from narrows.spec.plan import Plan
+from narrows.spec.record import load as load_record
+
+Talk = Callable[[str], None]
+PLAN = "plan.toml"
+
+
+class Generator(NamedTuple):
+    """A model ready to write, its tokenizer, and its chat template where it has one."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    template: Template | None = None
+
+
+def load(path: Path, *, checkpoint: str | None = None, talk: Talk = lambda text: None) -> Generator:
+    """The model of a run folder, by default its best checkpoint, else its latest; of a published
+    model's folder; or of a GGUF file.
+
+    A run's computes in the precision that it was trained in, a published one in bf16; either in
+    fp32, once widened, where the processor has no bf16 unit and would be slow without. Raises
+    BadInput where the path is none of these, has no checkpoint yet, or is damaged.
+    """
+    keep_pages()
+    if (path / PLAN).is_file():
+        generator, what = _trained(path, checkpoint)
+    else:
+        if checkpoint is not None:
+            raise BadInput(f"{path} is no run, and has no checkpoints", hint="leave it out")
+        generator, what = _published(path)
+    _refuse_foreign(path, *generator[:2])
+    if "OMP_NUM_THREADS" not in os.environ:
+        here = processor()
+        torch.set_num_threads(max(1, here.cores_allowed // here.threads_per_core))
+    precision = "bf16" if generator.model.head_VD.dtype == torch.bfloat16 else "fp32"
+    threads = torch.get_num_threads()
+    _warm(generator.model)
+    talk(f"{what}, {precision}, {threads} thread{'s'[: threads > 1]}")
+    return generator
+
+
+def _trained(run: Path, checkpoint: str | None) -> tuple[Generator, str]:
+    plan = load_record(Plan, run / PLAN)
+    if not plan.model.writes:
+        raise _no_writer(run)
+    if not (run / tokenizers.FILE).is_file():
+        hint = "copy it from the prepared dataset: dataset.json names the folder"
+        raise BadInput(f"{run} has no {tokenizers.FILE}", hint=hint)
+    tokenizer = tokenizers.read(run / tokenizers.FILE)
+    found = locate(run, checkpoint)
+    return Generator(_model(plan, found), tokenizer), f"{found} (step {step(found)})"
+
+
+def _published(path: Path) -> tuple[Generator, str]:
+    original = opened(path)
+    if not original.spec.writes:
+        raise _no_writer(path)
+    words = _words(original)
+    dtype = torch.bfloat16 if _computes_bf16() else torch.float32
+    with torch.device("meta"):
+        model = Transformer(original.spec, load_kernels("torch"))
+    model = build(original, model, dtype, _device())
+    size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
+    return Generator(_ready(model), *words), f"{path}: {original.kind}, {size}"
+
+
+def _words(original: Original) -> published.Words:
+    source = original.source
+    if isinstance(source, Path):
+        return published.of_folder(source)
+    return published.of_facts(source.facts, str(source.file.path))
+
+
+def _model(plan: Plan, checkpoint: Path) -> Transformer:
+    """The plan's model with the checkpoint's weights, on the device that computes here."""
+    with torch.device("meta"):
+        model = Transformer(plan.model, load_kernels("torch"))
+    try:
+        model.load_state_dict(weights(checkpoint), assign=True)
+    except RuntimeError as error:
+        raise BadInput(
+            f"{checkpoint} does not hold the weights of the model in plan.toml",
+            causes=[line.strip() for line in str(error).splitlines()[1:4]],
+            hint="was plan.toml changed since? generate from an untouched run folder",
+        ) from None
+    if not _computes_bf16():
+        model = model.float()
+    return _ready(model.to(_device()))
+
+
+def _ready(model: Transformer) -> Transformer:
+    return model.eval().requires_grad_(False)
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _computes_bf16() -> bool:
+    return _device().type != "cpu" or has_bf16_unit(processor())
+
+
+def _warm(model: Transformer) -> None:
+    """Read every weight once, and let torch make what it makes at the first token."""
+    decoding = Decoding(model, 2)
+    Sampler(Sampling(), model.spec.vocabulary).choose(decoding.read([0]))
+    if model.spec.context > 1:
+        decoding.read([0])
+
+
+def _no_writer(path: Path) -> BadInput:
+    what = f"the model of {path} is no causal decoder, and cannot go on with a text"
+    return BadInput(what, hint="give a model that was trained on the next token")
+
+
+def _refuse_foreign(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocabulary > model.spec.vocabulary:
+        raise BadInput(
+            f"the tokenizer of {path} has {tokenizer.vocabulary} tokens, its model "
+            f"{model.spec.vocabulary}: they do not belong together",
+            hint="copy tokenizer.json from the model's own folder, or the one dataset.json names",
+        )

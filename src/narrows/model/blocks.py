@@ -1,0 +1,137 @@
+"""How GGUF packs values: blocks of bytes, each with its own scale, and what they stand for.
+
+The layouts are those of github.com/ggml-org/ggml, ggml-common.h; names as there. Values come in
+groups of 32 of a block or, in the K types, of eight groups in a superblock of 256 whose scales are
+packed themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_ROWS = 1 << 14
+"""Blocks unpacked at once: what they need in between stays in the caches."""
+
+
+class Block(NamedTuple):
+    """A type: `values` numbers in `size` bytes, numbers of `dtype` where they are not packed;
+    `unpack` makes [n, size] bytes [n, values] fp32.
+    """
+
+    name: str
+    values: int
+    size: int
+    unpack: Callable[[Tensor], Tensor]
+    dtype: torch.dtype | None = None
+
+    def bytes_of(self, values: int) -> int:
+        """Bytes that so many values take, whole blocks of them."""
+        return values // self.values * self.size
+
+
+def unpack(packed: memoryview, block: Block, into: Tensor) -> None:
+    """Write the values of packed blocks to `into`, contiguous, of its own type."""
+    bytes_n = torch.frombuffer(packed, dtype=torch.uint8)
+    if block.dtype is not None:
+        into.view(-1).copy_(bytes_n.view(block.dtype))
+        return
+    packed_n, values_n = bytes_n.view(-1, block.size), into.view(-1, block.values)
+    for start in range(0, len(packed_n), _ROWS):
+        rows = slice(start, start + _ROWS)
+        values_n[rows].copy_(block.unpack(packed_n[rows]))
+
+
+def _plain(name: str, dtype: torch.dtype) -> Block:
+    return Block(name, 1, dtype.itemsize, lambda bytes_n: bytes_n.view(dtype).float(), dtype)
+
+
+def _q4_0(block: Tensor) -> Tensor:
+    scale, quarters = _halves(block, 0, 1), _nibbles(block[:, 2:])
+    return scale * (quarters - 8)
+
+
+def _q4_1(block: Tensor) -> Tensor:
+    scale, least = _halves(block, 0, 2).split(1, 1)
+    return scale * _nibbles(block[:, 4:]) + least
+
+
+def _q5_0(block: Tensor) -> Tensor:
+    return _halves(block, 0, 1) * (_nibbles(block[:, 6:]) + 16 * _bits(block[:, 2:6]) - 16)
+
+
+def _q5_1(block: Tensor) -> Tensor:
+    scale, least = _halves(block, 0, 2).split(1, 1)
+    return scale * (_nibbles(block[:, 8:]) + 16 * _bits(block[:, 4:8])) + least
+
+
+def _q8_0(block: Tensor) -> Tensor:
+    return _halves(block, 0, 1) * block[:, 2:].contiguous().view(torch.int8).float()
+
+
+def _q4_k(block: Tensor) -> Tensor:
+    scale, least = _scales(block)
+    pairs = block[:, 16:].reshape(-1, 4, 1, 32)
+    groups = torch.cat([pairs & 15, pairs >> 4], 2).reshape(-1, 8, 32)
+    return (scale * groups - least).flatten(1)
+
+
+def _q5_k(block: Tensor) -> Tensor:
+    scale, least = _scales(block)
+    pairs = block[:, 48:].reshape(-1, 4, 1, 32)
+    groups = torch.cat([pairs & 15, pairs >> 4], 2).reshape(-1, 8, 32)
+    high = block[:, None, 16:48] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1
+    return (scale * (groups + 16 * high) - least).flatten(1)
+
+
+def _q6_k(block: Tensor) -> Tensor:
+    low = block[:, :128].reshape(-1, 2, 1, 2, 32)
+    low = torch.cat([low & 15, low >> 4], 2).reshape(-1, 2, 4, 32)
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8)[:, None]
+    high = block[:, 128:192].reshape(-1, 2, 1, 32) >> shifts & 3
+    scale = block[:, 192:208].contiguous().view(torch.int8).float()
+    scale = (scale * _halves(block, 208, 1)).reshape(-1, 16, 1)
+    return (scale * ((low + 16 * high).float() - 32).reshape(-1, 16, 16)).flatten(1)
+
+
+def _halves(block: Tensor, at: int, count: int) -> Tensor:
+    """fp16 numbers in the block [n, count]."""
+    return block[:, at : at + 2 * count].contiguous().view(torch.float16).float()
+
+
+def _nibbles(bytes_n: Tensor) -> Tensor:
+    """Lower halves of all bytes, then the upper ones."""
+    return torch.cat([bytes_n & 15, bytes_n >> 4], 1).float()
+
+
+def _bits(bytes_n: Tensor) -> Tensor:
+    """All bits, the lowest of the first byte first."""
+    return (bytes_n[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten(1).float()
+
+
+def _scales(block: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and what is subtracted, of the eight groups of a superblock [n, 8, 1]."""
+    both = _halves(block, 0, 2)
+    low, middle, high = block[:, 4:16].split(4, 1)
+    scale = torch.cat([low & 63, (high & 15) | (low >> 6 << 4)], 1)
+    least = torch.cat([middle & 63, (high >> 4) | (middle >> 6 << 4)], 1)
+    return (both[:, :1] * scale)[:, :, None], (both[:, 1:] * least)[:, :, None]
+
+
+BLOCKS: dict[int, Block] = {
+    0: _plain("F32", torch.float32),
+    1: _plain("F16", torch.float16),
+    2: Block("Q4_0", 32, 18, _q4_0),
+    3: Block("Q4_1", 32, 20, _q4_1),
+    6: Block("Q5_0", 32, 22, _q5_0),
+    7: Block("Q5_1", 32, 24, _q5_1),
+    8: Block("Q8_0", 32, 34, _q8_0),
+    12: Block("Q4_K", 256, 144, _q4_k),
+    13: Block("Q5_K", 256, 176, _q5_k),
+    14: Block("Q6_K", 256, 210, _q6_k),
+    30: _plain("BF16", torch.bfloat16),
+}
+"""By the number that files give them."""

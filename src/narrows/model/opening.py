@@ -1,0 +1,101 @@
+"""A published model as its makers wrote it, a folder or one file: its shape and where weights are.
+
+opened(path) → Original;   Original.fill(model) writes its weights
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+
+from narrows.model import ggml, gguf, hugging_face
+from narrows.model.configuration import family, shaped
+from narrows.model.gguf import GGUF
+from narrows.model.mapped import Tensors
+from narrows.model.naming import Naming
+from narrows.model.reading import fill
+from narrows.model.safetensors import Safetensors, files
+from narrows.model.settings import Settings
+from narrows.model.transformer import Transformer
+from narrows.spec.errors import BadInput
+from narrows.spec.model import ModelSpec
+
+CONFIG = "config.json"
+
+
+class Original(NamedTuple):
+    """A model that was opened: its family by transformers' name, its shape, and its tensors by
+    names that `naming` knows. `source` is the GGUF file, or the folder.
+    """
+
+    kind: str
+    spec: ModelSpec
+    naming: Naming
+    tensors: Tensors
+    source: GGUF | Path
+
+    def fill(self, model: Transformer) -> None:
+        """Write the weights to a model that has memory, in the types it has."""
+        fill(dict(model.named_parameters()), self.spec, self.naming, self.tensors)
+
+
+def opened(path: Path | str, *, context: int | None = None) -> Original:
+    """The model in a GGUF file, or in a folder with a config.json and safetensors; `context`
+    replaces its own. Nothing of its weights is read yet.
+
+    Raises BadInput where it is neither, is damaged, or is a model that narrows does not know.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _of_folder(path, context)
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        what = f"{path} is a pickle, which can run any code when it is read"
+        raise BadInput(what, hint="take the model's safetensors or GGUF")
+    file = gguf.opened(path)
+    kind, config = ggml.settings(file)
+    spec = shaped(kind, config, context, then=lambda shape: ggml.stretched(shape, file))
+    return Original(kind, spec, ggml.NAMINGS[kind], file, file)
+
+
+def build(
+    original: Original, model: Transformer, dtype: torch.dtype, device: torch.device
+) -> Transformer:
+    """The model, made on the meta device, with memory of that type and the original's weights."""
+    model = model.to(dtype).to_empty(device=device)
+    original.fill(model)
+    return model
+
+
+def _of_folder(path: Path, context: int | None) -> Original:
+    if not (path / CONFIG).is_file():
+        raise BadInput(
+            f"{path} is not a run folder, and no model's: it has no {CONFIG}",
+            hint="give a run such as runs/shakespeare, a model's folder or a GGUF file",
+        )
+    kind, config = family(path / CONFIG)
+    spec = shaped(kind, config, context)
+    tensors = Safetensors(files(path))
+    _refuse_packed(config)
+    naming = hugging_face.naming(kind, spec)
+    pooler = naming.whole.get("pooler")
+    if spec.pooler and pooler and not _has(f"{pooler}.weight", naming, tensors):
+        spec = msgspec.structs.replace(spec, pooler=False)
+    return Original(kind, spec, naming, tensors, path)
+
+
+def _has(name: str, naming: Naming, tensors: Tensors) -> bool:
+    return naming.plain(name) in {naming.plain(each) for each in tensors.names()}
+
+
+def _refuse_packed(config: Settings) -> None:
+    """Weights packed by a quantizer have other tensors than the family names."""
+    table = config.table("quantization_config")
+    if table is not None:
+        method = table.data.get("quant_method", "some method")
+        raise BadInput(
+            f"{config.source}: the weights were packed by {method}, which narrows does not read",
+            hint="take the model's 16-bit weights, or a GGUF file of it",
+        )

@@ -1,0 +1,109 @@
+"""Weights out of files into a model: each tensor of theirs straight to its rows of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from narrows.model.mapped import Tensors
+from narrows.model.naming import AS_IS, Naming, Piece
+from narrows.spec.errors import BadInput
+from narrows.spec.model import ModelSpec
+
+_SHOWN = 4
+
+
+@torch.no_grad()
+def fill(
+    parameters: Mapping[str, Tensor], spec: ModelSpec, naming: Naming, source: Tensors
+) -> None:
+    """Write every parameter, in the type that it has. Raises BadInput, before anything is written,
+    where the files lack a tensor, have one that the model has not, or have it in another shape.
+    """
+    there = {naming.plain(name): name for name in source.names()}
+    plan = {name: naming.pieces(name, spec) for name in parameters}
+    wanted = [piece.name for pieces in plan.values() for piece in pieces]
+    missing = [name for name in wanted if naming.found(name, there) is None]
+    missing += [name for name, pieces in plan.items() if not pieces]
+    if missing:
+        raise BadInput(
+            f"the weights lack {_some(missing)} of the model that their configuration describes",
+            hint="take configuration and weights of one model",
+        )
+    used = {naming.plain(name) for name in wanted}
+    spare = [name for plain, name in there.items() if plain not in used and not _spare(
+        name, naming, spec)]  # fmt: skip
+    if spare:
+        raise BadInput(
+            f"the weights have {_some(spare)}, which the model that their configuration describes "
+            "has not",
+            hint="take configuration and weights of one model",
+        )
+    for write in (False, True):
+        for name, pieces in plan.items():
+            found = [piece._replace(name=there[naming.plain(piece.name)]) for piece in pieces]
+            _join(name, parameters[name], found, spec, source, write=write)
+
+
+def _join(
+    name: str, into: Tensor, pieces: list[Piece], spec: ModelSpec, source: Tensors, *, write: bool
+) -> None:
+    """Write the pieces one below the other, or see whether they fit."""
+    at = 0
+    for piece in pieces:
+        whole = into if piece.expert is None else into[piece.expert]
+        # Experts that lie in one tensor are joined by the rows of each.
+        dim = 1 if piece.expert is None and ".experts.each." in name else 0
+        shape = _shape(piece, spec, source)
+        rows, rest = shape[dim] if shape else 0, (*shape[:dim], *shape[dim + 1 :])
+        own = (*whole.shape[:dim], *whole.shape[dim + 1 :])
+        if len(shape) != whole.ndim or rest != own or at + rows > whole.shape[dim]:
+            raise BadInput(
+                f"{piece.name} is {list(source.shape(piece.name))} in the weights, and the model "
+                f"that their configuration describes has {list(into.shape)} for {name}",
+                hint="take configuration and weights of one model",
+            )
+        if write:
+            _write(piece, whole.narrow(dim, at, rows), spec, source)
+        at = (at + rows) % whole.shape[dim]
+    if at:
+        what = f"the weights have {at} of {into.shape[0]} rows of {name}"
+        raise BadInput(what, hint="take configuration and weights of one model")
+
+
+def _write(piece: Piece, into: Tensor, spec: ModelSpec, source: Tensors) -> None:
+    if piece.lay is AS_IS and into.is_contiguous() and into.device.type == "cpu":
+        source.read(piece.name, into)
+        return
+    theirs = torch.empty(source.shape(piece.name), dtype=into.dtype)
+    source.read(piece.name, theirs)
+    into.copy_(piece.lay.ours(theirs, spec))
+
+
+def _shape(piece: Piece, spec: ModelSpec, source: Tensors) -> tuple[int, ...]:
+    """Of theirs as ours lies."""
+    shape = source.shape(piece.name)
+    if piece.lay is AS_IS:
+        return shape
+    try:
+        return tuple(piece.lay.ours(torch.empty(shape, device="meta"), spec).shape)
+    except (RuntimeError, IndexError):
+        raise BadInput(
+            f"{piece.name} is {list(shape)} in the weights, which the configuration does not allow",
+            hint="take configuration and weights of one model",
+        ) from None
+
+
+def _spare(name: str, naming: Naming, spec: ModelSpec) -> bool:
+    """Whether a tensor may stand there unused."""
+    head = naming.whole.get("head", "")
+    return naming.passes(name) or (spec.tied_embeddings and name == f"{head}.weight")
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    shown = ", ".join(islice(names, _SHOWN))
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

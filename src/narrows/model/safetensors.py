@@ -1,0 +1,154 @@
+"""Weights in safetensors files: one, or the shards that an index names.
+
+    8 bytes: the header's length   header: JSON, each tensor's type, shape and place   the bytes
+
+The format is github.com/huggingface/safetensors; as there, tensors must fill the file without gaps
+or overlaps. We read it ourselves for one reason: what has been read is given back at once, so that
+a model never lies in memory twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from narrows.model.mapped import DAMAGED, Mapped
+from narrows.spec.errors import BadInput
+from narrows.spec.record import read as read_record
+
+_HEADER_MOST = 100_000_000
+_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class _Lying(NamedTuple):
+    """Where a tensor is, and what it is there."""
+
+    file: Mapped
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    start: int
+    size: int
+
+
+class Safetensors:
+    """The tensors of the files, by name."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        """Raises BadInput where a file is none or contradicts itself, or two name the same."""
+        self._tensors: dict[str, _Lying] = {}
+        for path in paths:
+            for name, lying in _tensors(Mapped(path)).items():
+                if name in self._tensors:
+                    before = self._tensors[name].file.path
+                    what = f"{name} is in {before} and in {path}"
+                    raise BadInput(what, hint="remove the file that does not belong there")
+                self._tensors[name] = lying
+
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one."""
+        return self._tensors[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of one."""
+        return self._tensors[name].dtype
+
+    def read(self, name: str, into: Tensor) -> None:
+        """Write one to `into`, of the same shape."""
+        lying = self._tensors[name]
+        if lying.size == 0:
+            return
+        found = torch.frombuffer(lying.file.bytes(lying.start, lying.size), dtype=lying.dtype)
+        into.view(-1).copy_(found)
+        del found
+        lying.file.release(lying.start, lying.size)
+
+
+def files(folder: Path) -> list[Path]:
+    """The safetensors files of a model's folder; raises BadInput where there are none, or one that
+    the index names is missing.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        if (folder / FILE).is_file():
+            return [folder / FILE]
+        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
+                        for path in folder.glob(pattern))  # fmt: skip
+        if others:
+            what = f"{folder} has {others[0]} and no {FILE}: a pickle can run any code"
+            raise BadInput(what, hint="take the safetensors of the same model")
+        raise BadInput(f"{folder} has no {FILE}", hint="fetch the weights into the folder")
+    content = read_record(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(each, str) for each in places.values()):
+        raise BadInput(f"{index} has no weight_map from tensors to files", hint=DAMAGED)
+    found = sorted({folder / name for name in places.values()})
+    for path in found:
+        if path.parent != folder:
+            raise BadInput(f"{index} names {path}, outside of the folder", hint=DAMAGED)
+        if not path.is_file():
+            raise BadInput(f"{path}, which {INDEX} names, is missing", hint="fetch it again")
+    return found
+
+
+def _tensors(file: Mapped) -> dict[str, _Lying]:
+    header, start = _header(file)
+    found = {name: _lying(file, name, told, start) for name, told in header.items()}
+    places = sorted((each.start, each.start + each.size) for each in found.values())
+    edges = [(start, start), *places, (len(file), len(file))]
+    if any(before[1] != after[0] for before, after in pairwise(edges)):
+        raise _refused(file, "its tensors do not fill it without gaps and overlaps")
+    return found
+
+
+def _header(file: Mapped) -> tuple[dict[str, Any], int]:
+    if len(file) < 8:
+        raise _refused(file, "it is shorter than the length of its header")
+    length = int.from_bytes(file.bytes(0, 8), "little")
+    if length > min(_HEADER_MOST, len(file) - 8):
+        what = f"it claims a header of {length:,} bytes and has {len(file):,}"
+        raise _refused(file, what)
+    try:
+        header = json.loads(bytes(file.bytes(8, length)).decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise _refused(file, f"its header is no JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise _refused(file, "its header is no table")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _lying(file: Mapped, name: str, told: Any, start: int) -> _Lying:
+    match told:
+        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(first), int(last)]}:
+            pass
+        case _:
+            raise _refused(file, f"it does not tell type, shape and place of {name}")
+    if kind not in _TYPES:
+        hint = f"take weights in one of: {', '.join(_TYPES)}"
+        raise BadInput(f"{file.path} has {name} in {kind}, which narrows does not read", hint=hint)
+    if not all(type(each) is int and each >= 0 for each in shape):
+        raise _refused(file, f"it gives {name} the shape {shape}")
+    dtype, size = _TYPES[kind], last - first
+    if first < 0 or size != math.prod(shape) * dtype.itemsize or start + last > len(file):
+        raise _refused(file, f"{name}, {kind} {shape}, cannot lie in its bytes {first} to {last}")
+    return _Lying(file, tuple(shape), dtype, start + first, size)
+
+
+def _refused(file: Mapped, why: str) -> BadInput:
+    return BadInput(f"{file.path} is no safetensors file: {why}", hint=DAMAGED)
