@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from narrows.model.naming import Lay, Naming
+from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec
 
 _NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"position_ids$", r"\.masked_bias$", r"attn\.bias$")
@@ -279,5 +280,11 @@ NAMINGS: dict[str, Naming] = {
 
 
 def naming(kind: str, spec: ModelSpec) -> Naming:
-    """The names of a family's weights."""
+    """The names of a family's weights; raises BadInput where narrows knows its shape alone."""
+    if kind not in NAMINGS:
+        known = ", ".join(each for each in NAMINGS if " " not in each)
+        raise BadInput(
+            f"the weights of the family {kind} cannot be read, only planned with",
+            hint=f"take a model of one of: {known}",
+        )
     return NAMINGS["t5 gated" if kind == "t5" and spec.gated else kind]
