@@ -75,7 +75,7 @@ def test_help_is_quick_and_imports_neither_torch_nor_numpy() -> None:
         (["train", "--corpus", "python", "--resume"], "there is no run of python to resume",
          "train one: "),
         (["generate", "runs/none"], "runs/none does not exist", "train one: "),
-        (["generate"], "the following arguments are required: RUN", "narrows generate --help"),
+        (["generate"], "the following arguments are required: MODEL", "narrows generate --help"),
         (["generate", "x", "--tokens", "many"], "invalid int value: 'many'",
          "narrows generate --help"),
         (["report", "."], ". is not a run folder", "train one: "),

@@ -92,11 +92,18 @@ def planned(
 
 
 def _axis(layout: Layout, message: Message) -> str | None:
-    """Torch has one group of all processes, and it is called by the first axis that has it."""
+    """Torch has one group of all processes, and it is called by the first axis that has it, of
+    those along which there is such a message.
+    """
     if message.ranks < layout.processes:
         return message.axis
-    names = ("tensor", "context", "pipeline", "expert")
-    return next((n for n in names if getattr(layout, n) == layout.processes), "data")
+    sizes = {
+        "tensor": layout.tensor, "data": layout.replicas * layout.data * layout.context,
+        "context": layout.context, "expert": layout.expert, "pipeline": layout.pipeline,
+    }  # fmt: skip
+    names = {"exchange": ("expert", "context"), "send": ("context", "pipeline")}
+    told = names.get(KINDS[message.kind], ("tensor", "data", "context", "pipeline"))
+    return next((name for name in told if sizes[name] == layout.processes), "data")
 
 
 def really(layout: Layout, name: str, gradients: GradientExchange = EXACT) -> Counts:

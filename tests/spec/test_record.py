@@ -41,6 +41,8 @@ def valid(hint: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(inner)
     if origin in (types.UnionType, typing.Union):
         return st.one_of([valid(each) for each in inner])
+    if origin is tuple and inner[-1] is not ...:
+        return st.tuples(*map(valid, inner))
     if origin is tuple:
         return st.lists(valid(inner[0]), max_size=2).map(tuple)
     if origin is dict:
@@ -66,6 +68,10 @@ def valid_leaf(hint: Any) -> st.SearchStrategy[Any]:
             fields["corpus"] = st.just("shakespeare")
         if hint.__name__ in ("Spread", "Layout"):
             fields |= {"schedule": st.just("zero_bubble"), "interleave": st.just(2)}
+        if hint.__name__ == "LayoutIntent":
+            fields["processes"] = st.none()
+        if hint.__name__ == "PowerSGD":
+            fields["start_step"] = st.integers(2, 10**6)
         return st.builds(hint, **fields)
     if issubclass(hint, Quantity):
         return st.floats(min_value=1.0, max_value=1e18).map(hint)
