@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -11,9 +9,9 @@ from narrows.model.configuration import read_config
 from narrows.model.families import FAMILIES
 from narrows.model.presets import preset
 from narrows.spec.errors import BadInput
-from narrows.spec.model import GeGLU, ModelSpec, SwiGLU, Window
+from narrows.spec.model import GeGLU, SwiGLU, Window
 
-Config = dict[str, Any]
+from .configs import Config, changed, read
 
 
 def sizes(layers: int, width: int, heads: int, feed_forward: int, vocabulary: int) -> Config:
@@ -209,17 +207,6 @@ REAL["kimi-k2"] = {
 }  # fmt: skip
 
 
-def read(folder: Path, config: object, context: int | None = None) -> ModelSpec:
-    (folder / "config.json").write_text(json.dumps(config))
-    return read_config(folder, context)
-
-
-def changed(name: str, **changes: object) -> Config:
-    """A real config with other values; without the keys that are given as `...`."""
-    config = {**REAL[name], **changes}
-    return {key: value for key, value in config.items() if value is not ...}
-
-
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_config_gives_the_preset(name: str, tmp_path: Path) -> None:
     assert read(tmp_path, REAL[name]) == preset(name).spec
@@ -261,21 +248,21 @@ def test_the_context_may_be_another(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_windows(name: str, changes: Config, window: Window | None, tmp_path: Path) -> None:
-    assert read(tmp_path, changed(name, **changes)).window == window
+    assert read(tmp_path, changed(REAL[name], **changes)).window == window
 
 
 def test_variants_of_a_family(tmp_path: Path) -> None:
-    biased = read(tmp_path, changed("llama-7b", attention_bias=True, mlp_bias=True))
+    biased = read(tmp_path, changed(REAL["llama-7b"], attention_bias=True, mlp_bias=True))
     assert biased.biases
-    assert read(tmp_path, changed("llama-7b", hidden_act="gelu")).feed_forward == GeGLU()
-    v1_1 = read(tmp_path, changed("t5-base", feed_forward_proj="gated-gelu", d_ff=2048,
+    assert read(tmp_path, changed(REAL["llama-7b"], hidden_act="gelu")).feed_forward == GeGLU()
+    v1_1 = read(tmp_path, changed(REAL["t5-base"], feed_forward_proj="gated-gelu", d_ff=2048,
                                   tie_word_embeddings=False))  # fmt: skip
     assert v1_1.feed_forward == GeGLU() and v1_1.parameters == 247_577_856
-    gated = read(tmp_path, changed("t5-base", feed_forward_proj="gated-silu"))
+    gated = read(tmp_path, changed(REAL["t5-base"], feed_forward_proj="gated-silu"))
     assert gated.feed_forward == SwiGLU()
-    after = read(tmp_path, changed("opt-1.3b", do_layer_norm_before=False))
+    after = read(tmp_path, changed(REAL["opt-1.3b"], do_layer_norm_before=False))
     assert not after.final_norm and after.block_norms == "stream"
-    dense = read(tmp_path, changed("qwen3-30b-a3b", mlp_only_layers=[1, 0]))
+    dense = read(tmp_path, changed(REAL["qwen3-30b-a3b"], mlp_only_layers=[1, 0]))
     assert dense.experts is not None and dense.experts.dense_layers == 2
 
 
@@ -329,7 +316,7 @@ def test_a_mistake_is_named_with_a_fix(
     name: str, changes: Config, what: str, hint: str, tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput) as caught:
-        read(tmp_path, changed(name, **changes))
+        read(tmp_path, changed(REAL[name], **changes))
     assert what in caught.value.what
     assert str(tmp_path) in caught.value.what
     assert hint in (caught.value.hint or "")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from narrows.model.configuration import read_config
 from narrows.model.presets import preset
 from narrows.spec.errors import BadInput
-from narrows.spec.model import ModelSpec
 
-Config = dict[str, Any]
+from .configs import Config, changed, read
 
 
 def sizes(layers: int, width: int, heads: int, feed_forward: int, vocabulary: int) -> Config:
@@ -71,17 +67,6 @@ COUNTED: dict[str, tuple[Config, int]] = {
 }  # fmt: skip
 
 
-def read(folder: Path, config: object) -> ModelSpec:
-    (folder / "config.json").write_text(json.dumps(config))
-    return read_config(folder)
-
-
-def changed(name: str, **changes: object) -> Config:
-    """A real config with other values; without the keys that are given as `...`."""
-    config = {**REAL[name], **changes}
-    return {key: value for key, value in config.items() if value is not ...}
-
-
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_config_gives_the_preset(name: str, tmp_path: Path) -> None:
     assert read(tmp_path, REAL[name]) == preset(name).spec
@@ -106,10 +91,10 @@ def test_a_minimax_that_a_spec_cannot_say_is_refused(
     changes: Config, what: str, tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput) as caught:
-        read(tmp_path, changed("minimax-m2", **changes))
+        read(tmp_path, changed(REAL["minimax-m2"], **changes))
     assert what in caught.value.what and caught.value.hint
 
 
 def test_more_dense_layers_than_layers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="first_k_dense_replace is 93"):
-        read(tmp_path, changed("glm-4.5", first_k_dense_replace=93))
+        read(tmp_path, changed(REAL["glm-4.5"], first_k_dense_replace=93))

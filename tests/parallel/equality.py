@@ -19,6 +19,7 @@ from narrows.parallel.split import Making, local, split
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.model import Experts, ModelSpec, gpt2, llama
+from tests import layouts
 
 from .processes import run
 
@@ -36,11 +37,7 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def layout_of(**given: Any) -> Layout:
-    usual: dict[str, Any] = {
-        "micro_batch": 2, "accumulation": 1, "precision": "fp32", "recompute": "none",
-        "compile": False, "kernels": "torch", "threads": 1, "loss_chunk": 24,
-    }  # fmt: skip
-    layout = Layout(**{**usual, **given})
+    layout = layouts.layout_of(**{"micro_batch": 2, "loss_chunk": 24, **given})
     micros = SEQUENCES // (layout.batches * layout.micro_batch)
     return msgspec.structs.replace(layout, accumulation=micros)
 

@@ -1,27 +1,20 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import msgspec
 import pytest
 
 from narrows.plan.gradients import check, due, gradient_bytes, islands, settled
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import EXACT, Bf16, GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.job import TrainIntent
-from narrows.spec.layout import Layout
 from narrows.spec.plan import Checkpointing, Evaluation, Schedule
+from tests.layouts import layout_of
 
 LOCAL = LocalSteps(every=10)
+layout = partial(layout_of, micro_batch=4)
 SHAPES = [(1000, 64), (64, 64), (64,)]
-
-
-def layout(**changes: object) -> Layout:
-    values = {
-        "micro_batch": 4, "accumulation": 1, "precision": "fp32", "recompute": "none",
-        "compile": False, "kernels": "torch", "threads": 1, "loss_chunk": 128, **changes,
-    }  # fmt: skip
-    return msgspec.convert(values, Layout)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,19 +18,16 @@ from narrows.spec.layout import Layout
 from narrows.spec.machine import Machine
 from narrows.spec.model import llama
 from narrows.spec.plan import Checkpointing, Evaluation
+from tests import layouts
 
 from .test_network import link_of
 
 MODEL = llama(layers=8, width=256, heads=4, vocabulary=512, context=128)
 SHAPES = Shapes.of([MODEL])
-
-
-def layout_of(**given: Any) -> Layout:
-    usual: dict[str, Any] = {
-        "micro_batch": 2, "accumulation": 8, "precision": "bf16", "recompute": "none",
-        "compile": False, "kernels": "native", "threads": 1, "loss_chunk": 256,
-    }  # fmt: skip
-    return Layout(**{**usual, **given})
+layout_of = partial(
+    layouts.layout_of, micro_batch=2, accumulation=8, precision="bf16", kernels="native",
+    loss_chunk=256,
+)  # fmt: skip
 
 
 def quiet(machine: Machine, **given: Any) -> Machine:

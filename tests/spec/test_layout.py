@@ -1,20 +1,15 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Spread
-from narrows.spec.layout import Layout
+from tests.layouts import layout_of
 
-
-def layout(**given: Any) -> Layout:
-    one: dict[str, Any] = {
-        "micro_batch": 1, "accumulation": 4, "precision": "bf16", "recompute": "none",
-        "compile": False, "kernels": "torch", "threads": 1, "loss_chunk": 64,
-    }  # fmt: skip
-    return Layout(**{**one, **given})
+layout = partial(layout_of, accumulation=4, precision="bf16", loss_chunk=64)
 
 
 @pytest.mark.parametrize("make", [layout, Spread])

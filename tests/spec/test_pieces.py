@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,9 +9,9 @@ from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import stages
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Spread
-from narrows.spec.layout import Layout
 from narrows.spec.model import llama
 from narrows.spec.pieces import Piece, pieces, rank_of
+from tests import layouts
 
 KINDS: dict[str, dict[str, Any]] = {
     "1f1b": {},
@@ -18,14 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "interleaved": {"interleave": 2},
     "zero_bubble": {"schedule": "zero_bubble", "interleave": 2},
 }
-
-
-def layout_of(**given: Any) -> Layout:
-    usual: dict[str, Any] = {
-        "micro_batch": 1, "accumulation": 8, "precision": "fp32", "recompute": "none",
-        "compile": False, "kernels": "torch", "threads": 1, "loss_chunk": 32,
-    }  # fmt: skip
-    return Layout(**{**usual, **given})
+layout_of = partial(layouts.layout_of, accumulation=8, loss_chunk=32)
 
 
 @pytest.mark.parametrize("kind", KINDS)

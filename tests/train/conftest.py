@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,7 +13,6 @@ import pytest
 from narrows.data.prepare import prepare
 from narrows.spec.dataset import Dataset
 from narrows.spec.job import Cleaning, DataSpec
-from narrows.spec.layout import Layout
 from narrows.spec.ledger import Ledger, MemoryPeak, Total
 from narrows.spec.machine import (
     Compiler,
@@ -36,11 +36,15 @@ from narrows.spec.units import (
     Seconds,
     Watts,
 )
+from tests.layouts import layout_of
 
 VOCABULARY, CONTEXT = 96, 64
 SPEECH = (
     "The quality of this line {n} is not strained; it droppeth as a number, {m}, from heaven.\n"
 )
+
+
+layout = partial(layout_of, micro_batch=4)
 
 
 class RandomBatches:
@@ -52,14 +56,6 @@ class RandomBatches:
             for index in range(first, first + count)
         ]
         return np.stack(rows).astype(np.int64)
-
-
-def layout(**changes: object) -> Layout:
-    values = {
-        "micro_batch": 4, "accumulation": 1, "precision": "fp32", "recompute": "none",
-        "compile": False, "kernels": "torch", "threads": 1, "loss_chunk": 128, **changes,
-    }  # fmt: skip
-    return msgspec.convert(values, Layout)
 
 
 def model(kind: str = "gpt2", **changes: object) -> ModelSpec:
