@@ -1,4 +1,4 @@
-"""How each number of a prediction is known."""
+"""How each number of a prediction is known, and what stands below all of them."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ def evidence(answers: tuple[Evidence, ...], facts: tuple[Evidence, ...]) -> Mark
     lede = Phrase("Each number with its basis: measured, datasheet, fitted, estimated or assumed.",
                   "每个数都注明依据：实测、规格书、拟合、估算或假定。")  # fmt: skip
     return section(Phrase("How it is known", "依据"), lede, *tables)
+
+
+def footer() -> Markup:
+    """The last line of a page that predicts."""
+    return element("footer", Phrase(
+        "Written by narrows. A prediction; the page loads nothing.",
+        "由 narrows 生成。此为预测；本页不加载任何外部内容。",
+    ))  # fmt: skip
 
 
 def _known(each: Evidence) -> Markup:

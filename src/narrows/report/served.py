@@ -8,7 +8,7 @@ from narrows.report import outlook_plots as plots
 from narrows.report import roofline
 from narrows.report import served_tables as tables
 from narrows.report.document import document
-from narrows.report.evidence import evidence
+from narrows.report.evidence import evidence, footer
 from narrows.report.markup import Markup, Node, element
 from narrows.report.numbers import compact, dollars, duration, plain, share, significant, size
 from narrows.report.roofs import roofs_of_device
@@ -45,10 +45,7 @@ def html(found: Service) -> str:
         tables.changes(found),
         tables.others(found),
         evidence(found.answers, found.facts),
-        element("footer", Phrase(
-            "Written by narrows. A prediction; the page loads nothing.",
-            "由 narrows 生成。此为预测；本页不加载任何外部内容。",
-        )),
+        footer(),
     )  # fmt: skip
 
 
