@@ -5,14 +5,15 @@ Keys and names: github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from narrows.model.gguf import GGUF
 from narrows.model.naming import AS_IS, Lay, Naming
+from narrows.model.positions import slowed
 from narrows.model.settings import Settings
 from narrows.model.shapes import Shape
 from narrows.spec.errors import BadInput, nearest
@@ -85,16 +86,14 @@ def stretched(shape: Shape, file: GGUF) -> Shape:
     positions: Rotary = shape["positions"]
     scaling = Banded(factor=float(found_H.max()), low=1.0, high=4.0, positions=8192)
     half = found_H.numel()
-    turns_H = 8192 * positions.base ** -(torch.arange(half) / half) / (2 * math.pi)
-    kept_H = ((turns_H - 1.0) / 3.0).clamp(0.0, 1.0)
-    expected_H = 1.0 / (kept_H + (1.0 - kept_H) / scaling.factor)
+    frequencies_H = positions.base ** -(torch.arange(half) / half)
+    expected_H = frequencies_H / slowed(frequencies_H, positions.base, scaling)
     if not torch.allclose(found_H, expected_H, rtol=1e-2):
         raise BadInput(
             f"{file.file.path} turns positions by factors that narrows does not know ({_ROPE})",
             hint="take the model's Hugging Face folder, whose config.json tells them",
         )
-    return {**shape, "positions": Rotary(
-        base=positions.base, share=positions.share, scaling=scaling)}  # fmt: skip
+    return {**shape, "positions": msgspec.structs.replace(positions, scaling=scaling)}
 
 
 def _scaling(facts: dict[str, Any], theirs: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from narrows.model.naming import Lay, Naming
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec
 
-_NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"position_ids$", r"\.masked_bias$", r"attn\.bias$")
+_NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"position_ids$", r"\.masked_bias$", r"\.attn\.bias$")
 _OTHERS = (
     r"^vision_tower\.",
     r"^multi_modal_projector\.",
@@ -56,7 +56,7 @@ def _halves(width: int) -> Tensor:
     return torch.cat([torch.arange(0, width, 2), torch.arange(1, width, 2)])
 
 
-def _key_halves(weight: Tensor, spec: ModelSpec, order: Tensor) -> Tensor:
+def _key_halves(weight: Tensor, order: Tensor) -> Tensor:
     R = order.numel()
     return torch.cat([weight[:-R], weight[-R:][order]])
 
@@ -77,8 +77,8 @@ FROM_ZERO = Lay(_from_zero, _to_zero)
 BY_TURNS = Lay(_from_turns, _to_turns)
 # DeepSeek turns neighbours, we turn halves.
 NEIGHBOURS_KEY = Lay(
-    lambda theirs, spec: _key_halves(theirs, spec, _halves(_rope_width(spec))),
-    lambda ours, spec: _key_halves(ours, spec, _halves(_rope_width(spec)).argsort()),
+    lambda theirs, spec: _key_halves(theirs, _halves(_rope_width(spec))),
+    lambda ours, spec: _key_halves(ours, _halves(_rope_width(spec)).argsort()),
 )
 NEIGHBOURS_QUERY = Lay(
     lambda theirs, spec: _query_halves(theirs, spec, _halves(_rope_width(spec))),
@@ -163,10 +163,6 @@ _BLOOM = Naming(
     before=("transformer.",),
     passed_over=_NO_WEIGHTS,
 )  # fmt: skip
-_T5_FEED_FORWARD = {
-    "up": ("layer.{}.DenseReluDense.wi",), "down": ("layer.{}.DenseReluDense.wo",),
-    "norm_feed_forward": ("layer.{}.layer_norm",),
-}  # fmt: skip
 _T5_ATTENTION = {
     "qkv": tuple(f"layer.0.SelfAttention.{each}" for each in "qkv"),
     "out": ("layer.0.SelfAttention.o",), "norm_attention": ("layer.0.layer_norm",),
@@ -175,8 +171,11 @@ _T5_BUCKETS = "block.0.layer.0.SelfAttention.relative_attention_bias"
 
 
 def _t5_feed_forward(at: int, up: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    names = {**_T5_FEED_FORWARD, "up": tuple(f"layer.{{}}.DenseReluDense.{each}" for each in up)}
-    return {ours: tuple(each.format(at) for each in theirs) for ours, theirs in names.items()}
+    layer = f"layer.{at}"
+    return {
+        "up": tuple(f"{layer}.DenseReluDense.{each}" for each in up),
+        "down": (f"{layer}.DenseReluDense.wo",), "norm_feed_forward": (f"{layer}.layer_norm",),
+    }  # fmt: skip
 
 
 def _t5(up: tuple[str, ...]) -> Naming:

@@ -8,7 +8,7 @@ up; all experts. A `Naming` says which, in a table for whole names and one for n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -76,9 +76,9 @@ class Naming:
             )
         return tuple(Piece(*both) for both in each)
 
-    def found(self, name: str, there: dict[str, str]) -> str | None:
-        """What the file calls a name of theirs: `there` are its own, each by its plain form."""
-        return there.get(self.plain(name))
+    def there(self, names: Iterable[str]) -> dict[str, str]:
+        """What a file calls each of its tensors, by the plain form."""
+        return {self.plain(name): name for name in names}
 
     def plain(self, name: str) -> str:
         """A name without what may stand before it."""

@@ -42,21 +42,21 @@ class Original(NamedTuple):
         fill(dict(model.named_parameters()), self.spec, self.naming, self.tensors)
 
 
-def opened(path: Path | str, *, context: int | None = None) -> Original:
-    """The model in a GGUF file, or in a folder with a config.json and safetensors; `context`
-    replaces its own. Nothing of its weights is read yet.
+def opened(path: Path | str) -> Original:
+    """The model in a GGUF file, or in a folder with a config.json and safetensors. Nothing of its
+    weights is read yet.
 
     Raises BadInput where it is neither, is damaged, or is a model that narrows does not know.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return _of_folder(path, context)
+        return _of_folder(path)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         what = f"{path} is a pickle, which can run any code when it is read"
         raise BadInput(what, hint="take the model's safetensors or GGUF")
     file = gguf.opened(path)
     kind, config = ggml.settings(file)
-    spec = shaped(kind, config, context, then=lambda shape: ggml.stretched(shape, file))
+    spec = shaped(kind, config, then=lambda shape: ggml.stretched(shape, file))
     return Original(kind, spec, ggml.NAMINGS[kind], file, file)
 
 
@@ -69,25 +69,21 @@ def build(
     return model
 
 
-def _of_folder(path: Path, context: int | None) -> Original:
+def _of_folder(path: Path) -> Original:
     if not (path / CONFIG).is_file():
         raise BadInput(
             f"{path} is not a run folder, and no model's: it has no {CONFIG}",
             hint="give a run such as runs/shakespeare, a model's folder or a GGUF file",
         )
     kind, config = family(path / CONFIG)
-    spec = shaped(kind, config, context)
+    spec = shaped(kind, config)
     tensors = Safetensors(files(path))
     _refuse_packed(config)
     naming = hugging_face.naming(kind, spec)
-    pooler = naming.whole.get("pooler")
-    if spec.pooler and pooler and not _has(f"{pooler}.weight", naming, tensors):
-        spec = msgspec.structs.replace(spec, pooler=False)
+    if spec.pooler:
+        wanted = naming.plain(f"{naming.whole['pooler']}.weight")
+        spec = msgspec.structs.replace(spec, pooler=wanted in naming.there(tensors.names()))
     return Original(kind, spec, naming, tensors, path)
-
-
-def _has(name: str, naming: Naming, tensors: Tensors) -> bool:
-    return naming.plain(name) in {naming.plain(each) for each in tensors.names()}
 
 
 def _refuse_packed(config: Settings) -> None:

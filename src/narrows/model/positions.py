@@ -24,7 +24,7 @@ def angles(spec: ModelSpec, device: torch.device, *, windowed: bool = False) -> 
     # Kept for training too, which cannot use what was made in inference mode.
     with torch.inference_mode(False):
         exponents_H = torch.arange(half, dtype=torch.float64, device=device) / half
-        frequencies_H = _slowed(base**-exponents_H, base, scaling)
+        frequencies_H = slowed(base**-exponents_H, base, scaling)
         positions_T = torch.arange(spec.context, dtype=torch.float64, device=device)
         angles_TH = positions_T[:, None] * frequencies_H
         growth = scaling.growth if isinstance(scaling, Yarn) else 1.0
@@ -38,8 +38,8 @@ def turned_width(spec: ModelSpec) -> int:
     return 2 * int(width * spec.positions.share / 2)
 
 
-def _slowed(frequencies_H: Tensor, base: float, scaling: Scaling | None) -> Tensor:
-    """The frequencies, each kept or slowed by the scaling's factor or between the two."""
+def slowed(frequencies_H: Tensor, base: float, scaling: Scaling | None) -> Tensor:
+    """The frequencies, each kept or slowed by the scaling's factor or between the two [H]."""
     match scaling:
         case None:
             return frequencies_H

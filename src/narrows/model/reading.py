@@ -23,24 +23,22 @@ def fill(
     """Write every parameter, in the type that it has. Raises BadInput, before anything is written,
     where the files lack a tensor, have one that the model has not, or have it in another shape.
     """
-    there = {naming.plain(name): name for name in source.names()}
+    there = naming.there(source.names())
     plan = {name: naming.pieces(name, spec) for name in parameters}
     wanted = [piece.name for pieces in plan.values() for piece in pieces]
-    missing = [name for name in wanted if naming.found(name, there) is None]
+    missing = [name for name in wanted if naming.plain(name) not in there]
     missing += [name for name, pieces in plan.items() if not pieces]
     if missing:
-        raise BadInput(
-            f"the weights lack {_some(missing)} of the model that their configuration describes",
-            hint="take configuration and weights of one model",
+        raise _foreign(
+            f"the weights lack {_some(missing)} of the model that their configuration describes"
         )
     used = {naming.plain(name) for name in wanted}
     spare = [name for plain, name in there.items() if plain not in used and not _spare(
         name, naming, spec)]  # fmt: skip
     if spare:
-        raise BadInput(
+        raise _foreign(
             f"the weights have {_some(spare)}, which the model that their configuration describes "
-            "has not",
-            hint="take configuration and weights of one model",
+            "has not"
         )
     for write in (False, True):
         for name, pieces in plan.items():
@@ -61,17 +59,15 @@ def _join(
         rows, rest = shape[dim] if shape else 0, (*shape[:dim], *shape[dim + 1 :])
         own = (*whole.shape[:dim], *whole.shape[dim + 1 :])
         if len(shape) != whole.ndim or rest != own or at + rows > whole.shape[dim]:
-            raise BadInput(
+            raise _foreign(
                 f"{piece.name} is {list(source.shape(piece.name))} in the weights, and the model "
-                f"that their configuration describes has {list(into.shape)} for {name}",
-                hint="take configuration and weights of one model",
+                f"that their configuration describes has {list(into.shape)} for {name}"
             )
         if write:
             _write(piece, whole.narrow(dim, at, rows), spec, source)
         at = (at + rows) % whole.shape[dim]
     if at:
-        what = f"the weights have {at} of {into.shape[0]} rows of {name}"
-        raise BadInput(what, hint="take configuration and weights of one model")
+        raise _foreign(f"the weights have {at} of {into.shape[0]} rows of {name}")
 
 
 def _write(piece: Piece, into: Tensor, spec: ModelSpec, source: Tensors) -> None:
@@ -91,9 +87,8 @@ def _shape(piece: Piece, spec: ModelSpec, source: Tensors) -> tuple[int, ...]:
     try:
         return tuple(piece.lay.ours(torch.empty(shape, device="meta"), spec).shape)
     except (RuntimeError, IndexError):
-        raise BadInput(
-            f"{piece.name} is {list(shape)} in the weights, which the configuration does not allow",
-            hint="take configuration and weights of one model",
+        raise _foreign(
+            f"{piece.name} is {list(shape)} in the weights, which the configuration does not allow"
         ) from None
 
 
@@ -101,6 +96,10 @@ def _spare(name: str, naming: Naming, spec: ModelSpec) -> bool:
     """Whether a tensor may stand there unused."""
     head = naming.whole.get("head", "")
     return naming.passes(name) or (spec.tied_embeddings and name == f"{head}.weight")
+
+
+def _foreign(what: str) -> BadInput:
+    return BadInput(what, hint="take configuration and weights of one model")
 
 
 def _some(names: Iterable[str]) -> str:
