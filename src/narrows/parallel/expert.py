@@ -17,10 +17,11 @@ from narrows.model.transformer import Transformer
 from narrows.parallel.collectives import exchanged, gathered
 from narrows.parallel.context import balanced, positions
 from narrows.parallel.mesh import Axis, Ranks
-from narrows.parallel.parts import Part, even
+from narrows.parallel.parts import Part
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
+from narrows.spec.pieces import even
 
 
 def cut(spec: ModelSpec, parts: dict[str, Part], axis: Axis) -> None:

@@ -78,10 +78,3 @@ class Part(NamedTuple):
                 place += stop - start
 
         return along(0)
-
-
-def even(size: int, ranks: int, rank: int) -> Range:
-    """The `rank`-th of pieces that are equal but for the last ones, as torch.chunk makes them."""
-    each = -(-size // ranks)
-    start = min(size, rank * each)
-    return start, min(size, start + each)

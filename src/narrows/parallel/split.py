@@ -20,11 +20,12 @@ from narrows.parallel import context, data, expert, pipeline, stages, tensor, vo
 from narrows.parallel.collectives import add_up
 from narrows.parallel.compressed import Compressed, compressed
 from narrows.parallel.mesh import Axis, Ranks
-from narrows.parallel.parts import Part, even
+from narrows.parallel.parts import Part
 from narrows.parallel.running import Beside, InTurn, Loss, Rows, Runner
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
+from narrows.spec.pieces import even
 
 
 class Making(NamedTuple):

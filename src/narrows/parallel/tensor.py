@@ -17,9 +17,10 @@ from narrows.model.attention import Cache, LatentWeights, Place
 from narrows.model.transformer import Block, Transformer
 from narrows.parallel.collectives import copied, gathered, scattered, sliced, summed
 from narrows.parallel.mesh import Axis
-from narrows.parallel.parts import Part, Range, even
+from narrows.parallel.parts import Part, Range
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec
+from narrows.spec.pieces import even
 
 Parts = dict[str, Part]
 

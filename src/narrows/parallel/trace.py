@@ -26,13 +26,13 @@ from narrows.model.transformer import Wrapper
 from narrows.parallel import data, expert
 from narrows.parallel.counting import AxisOf, Counting, Counts, axes, traffic
 from narrows.parallel.mesh import ranks_of
-from narrows.parallel.parts import even
 from narrows.parallel.running import Beside
 from narrows.parallel.split import Making, Split, local, split
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import MemoryPeak
 from narrows.spec.model import ModelSpec
+from narrows.spec.pieces import even
 from narrows.spec.trace import Trace
 
 _CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ from narrows.model.transformer import Transformer
 from narrows.model.weights import Stream
 from narrows.parallel.collectives import add_up, most, summed
 from narrows.parallel.mesh import Axis
-from narrows.parallel.parts import even
 from narrows.parallel.tensor import entered
+from narrows.spec.pieces import even
 
 
 def apply(model: Transformer, axis: Axis, *, sequence: bool) -> None:

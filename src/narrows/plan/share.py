@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from narrows.plan.fleet.work import Matrix, Work
 from narrows.spec.layout import Layout
-from narrows.spec.model import LayerNorm, Learned, ModelSpec
-from narrows.spec.pieces import Piece, pieces, rank_of
+from narrows.spec.model import Learned, ModelSpec
+from narrows.spec.pieces import Piece, even, pieces, rank_of
 
 
 class Table(NamedTuple):
@@ -38,13 +38,6 @@ class Table(NamedTuple):
 
 Group = tuple[Table, ...]
 """Parameters that are gathered, and whose gradients are reduced, together."""
-
-
-def even(size: int, ranks: int, rank: int) -> tuple[int, int]:
-    """The `rank`-th of pieces that are equal but for the last ones, as torch.chunk makes them."""
-    each = -(-size // ranks)
-    start = min(size, rank * each)
-    return start, min(size, start + each)
 
 
 class Place(NamedTuple):
@@ -257,12 +250,7 @@ class _Making:
         return self.spec.biases and matrix.name in ("out", "up", "down")
 
     def _norm(self) -> Iterator[Table]:
-        norm = self.spec.norm
-        count = 1
-        if isinstance(norm, LayerNorm):
-            biased = self.spec.biases if norm.biases is None else norm.biases
-            count = 1 + biased if norm.scale else 0
-        for _ in range(count):
+        for _ in range(self.spec.norm_parameters // self.spec.width):
             yield self._alike(self.spec.width)
 
     def _alike(self, rows: int) -> Table:

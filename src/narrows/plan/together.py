@@ -17,7 +17,7 @@ from narrows.plan.cost import AS_IS, Scales, block_factor, sum_seconds
 from narrows.plan.exchange import Message, exchange
 from narrows.plan.fleet import constants
 from narrows.plan.fleet.spreads import Spreads
-from narrows.plan.fleet.stages import bubble
+from narrows.plan.fleet.stages import bubble, in_turn
 from narrows.plan.gradients import kept_bytes
 from narrows.plan.layouts import Array, Layouts, Shapes
 from narrows.plan.memory import Held, MemoryBytes, memory_bytes
@@ -364,8 +364,7 @@ def _flight(share: Share, m: Array) -> Array:
         return m
     if layout.schedule == "zero_bubble":
         return np.minimum(m, p)
-    early = p + (p - 1 - 2 * stage) / v if v > 1 else p - stage
-    return np.minimum(m, early)
+    return np.minimum(m, in_turn(p, v, stage))
 
 
 def _spreads(spread: Layout) -> Spreads:

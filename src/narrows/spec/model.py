@@ -193,15 +193,15 @@ class ModelSpec(Record):
     def parameters(self) -> int:
         """Parameters of the whole model; the hinge test holds it to the real module."""
         dense = self.layers - self.layers_of_experts
-        norms = self.norms_per_block * self._norm_parameters
+        norms = self.norms_per_block * self.norm_parameters
         total = self.layers * (self._attention_parameters + norms)
         total += dense * self._dense_parameters + self.layers_of_experts * self._expert_parameters
         encoder = self._attention_parameters + norms + self._dense_parameters
-        crossing = self._attention_parameters + self._norm_parameters
+        crossing = self._attention_parameters + self.norm_parameters
         total += self.encoder_layers * encoder
         if self.encoder_layers:
-            total += self.layers * crossing + self._norm_parameters
-        return total + self.final_norm * self._norm_parameters + self.embedding_parameters
+            total += self.layers * crossing + self.norm_parameters
+        return total + self.final_norm * self.norm_parameters + self.embedding_parameters
 
     @property
     def product_parameters_active(self) -> int:
@@ -232,7 +232,7 @@ class ModelSpec(Record):
                 total += buckets * self.heads * (2 if self.encoder_layers else 1)
             case _:
                 pass
-        total += self.token_types * D + self.embedding_norm * self._norm_parameters
+        total += self.token_types * D + self.embedding_norm * self.norm_parameters
         return total + self.pooler * (D * D + D) + self.head_bias * self.vocabulary
 
     @property
@@ -275,7 +275,8 @@ class ModelSpec(Record):
         return None if full else self.window.size
 
     @property
-    def _norm_parameters(self) -> int:
+    def norm_parameters(self) -> int:
+        """Parameters of a norm of the stream."""
         if not isinstance(self.norm, LayerNorm):
             return self.width
         biases = self.biases if self.norm.biases is None else self.norm.biases

@@ -1,4 +1,4 @@
-"""Which blocks a rank of a pipeline has.
+"""How a model is divided: equal pieces of a size, and which blocks a rank of a pipeline has.
 
 A model is cut into pieces along its layers: one a rank, or several, dealt out in turn
 (arXiv:2104.04473), or two in a V, where the first rank has both ends (arXiv:2405.15362).
@@ -10,11 +10,19 @@ import itertools
 from typing import NamedTuple
 
 from narrows.spec.errors import BadInput
+from narrows.spec.fleet import Spread
 from narrows.spec.layout import Layout
 
 ENTRY = ("tokens", "positions", "types", "norm_embedding")
 EXIT = ("norm", "head", "head_bias")
 """Modules that stand before the blocks, and behind them."""
+
+
+def even(size: int, ranks: int, rank: int) -> tuple[int, int]:
+    """The `rank`-th of pieces that are equal but for the last ones, as torch.chunk makes them."""
+    each = -(-size // ranks)
+    start = min(size, rank * each)
+    return start, min(size, start + each)
 
 
 class Piece(NamedTuple):
@@ -44,13 +52,13 @@ class Piece(NamedTuple):
         return entry or (self.last and (place in EXIT or (tied and name == "tokens.weight")))
 
 
-def rank_of(number: int, layout: Layout) -> int:
+def rank_of(number: int, layout: Layout | Spread) -> int:
     """The rank that has the `number`-th piece."""
     p = layout.pipeline
     return 2 * p - 1 - number if bent(layout) and number >= p else number % p
 
 
-def pieces(layers: int, layout: Layout) -> list[Piece]:
+def pieces(layers: int, layout: Layout | Spread) -> list[Piece]:
     """All pieces of a model along its layers. Ranks have as many layers as the plan's do: the first
     has `first_fewer` less than its share, the last `last_fewer`, and what is left over goes to the
     ranks from the first on, or in a V to those from the last on.
@@ -77,6 +85,6 @@ def pieces(layers: int, layout: Layout) -> list[Piece]:
     ]
 
 
-def bent(layout: Layout) -> bool:
+def bent(layout: Layout | Spread) -> bool:
     """Whether pieces lie in a V."""
     return layout.schedule == "zero_bubble"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from narrows.plan.fleet.share import FP32, PADDED, SMALL, Rank, moved, norm_parameters
+from narrows.plan.fleet.share import FP32, PADDED, SMALL, Rank, moved
 from narrows.spec.trace import Reason
 
 _SPREAD = "experts are shared by tensor ranks, too"
@@ -54,7 +54,7 @@ def _partial(rank: Rank) -> float:
     whole = sum(each.parameters for each in work.attention if each.cut == "whole")
     norms = spec.norms_per_block * rank.layers + bool(spec.final_norm) * rank.stage.ends
     routed = sum(each.parameters for each in work.routed)
-    return normed + whole * rank.layers + norms * norm_parameters(work) + routed * rank.routed
+    return normed + whole * rank.layers + norms * spec.norm_parameters + routed * rank.routed
 
 
 def context(rank: Rank) -> Iterator[Reason]:

@@ -9,7 +9,6 @@ from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import Stage, stages
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Spread
-from narrows.spec.model import LayerNorm
 
 FP32 = 4.0
 SMALL = "norms, biases and positions"
@@ -48,7 +47,7 @@ class Rank:
         every = Stage.of(work, Spread(), 0).held(work, Spreads.of([Spread()]))
         tables = spec.vocabulary * spec.width * (1.0 if spec.tied_embeddings else 2.0)
         entry = spec.embedding_parameters - tables
-        leaving = norm_parameters(work) * bool(spec.final_norm)
+        leaving = spec.norm_parameters * spec.final_norm
         small = spec.parameters - float(every[0][0] + every[1][0]) - entry - leaving
         outside = entry * stage.embeds + leaving * stage.ends
         return cls(
@@ -143,12 +142,3 @@ class Rank:
         d, among = self.among
         own = self.own / among
         return self.common / d + own, own * (self.padded - 1.0), self.small / d
-
-
-def norm_parameters(work: Work) -> float:
-    """Parameters of a norm of the stream."""
-    norm = work.spec.norm
-    biased = isinstance(norm, LayerNorm) and (
-        work.spec.biases if norm.biases is None else norm.biases
-    )
-    return work.spec.width * (2.0 if biased else 1.0)

@@ -15,6 +15,7 @@ from narrows.plan.fleet.spreads import SCHEDULES, Spreads
 from narrows.plan.fleet.work import Work, parameters
 from narrows.plan.layouts import Array
 from narrows.spec.fleet import Spread
+from narrows.spec.pieces import pieces, rank_of
 
 
 class Stages(NamedTuple):
@@ -44,19 +45,17 @@ class Stage(NamedTuple):
     @classmethod
     def of(cls, work: Work, spread: Spread, number: int) -> Stage:
         """The stage of that number."""
-        p, v = spread.pipeline, spread.interleave
-        bent = spread.schedule == "zero_bubble" and p > 1
-        embeds, last = number == 0, number == p - 1
-        ends = embeds if bent else last
-        fewer = spread.first_fewer * embeds + spread.last_fewer * ends
-        each, over = divmod(int(work.layers) + spread.first_fewer + spread.last_fewer, p)
-        more = number >= p - over if bent else number < over
-        onward, backward = float(v - ends), float(v - embeds)
-        if bent and last:
-            # It hands its first piece on to itself.
-            onward = backward = 1.0
-        kind = 0 if embeds else 2 if ends else 1
-        return cls(float(each + more - fewer), embeds, ends, onward, backward, kind)
+        every = pieces(int(work.layers), spread)
+        own = [piece for piece in every if rank_of(piece.number, spread) == number]
+        here = {piece.number for piece in own}
+        embeds, ends = any(piece.first for piece in own), any(piece.last for piece in own)
+        # In a V the last rank hands its first piece on to itself.
+        onward = sum(not (piece.last or piece.number + 1 in here) for piece in own)
+        backward = sum(not (piece.first or piece.number - 1 in here) for piece in own)
+        return cls(
+            layers=float(sum(piece.stop - piece.start for piece in own)), embeds=embeds, ends=ends,
+            onward=float(onward), backward=float(backward), kind=0 if embeds else 2 if ends else 1,
+        )  # fmt: skip
 
     def tables(self, work: Work) -> float:
         """Embedding tables that it has."""
@@ -80,10 +79,7 @@ def stages(work: Work, spreads: Spreads) -> Stages:
     zero = np.zeros_like(p)
     ends = last - spreads.first_fewer
     own = np.where(alone, work.layers, np.where(spreads.zero_bubble, ends, first))
-    early = np.where(v > 1.0, p + (p - 1.0) / v, p)
-    second = np.where(v > 1.0, p + (p - 3.0) / v, p - 1.0)
-    late = np.where(v > 1.0, ((v - 1.0) * p + 1.0) / v, 1.0)
-    flight = np.stack([early, second, late])
+    flight = np.stack([in_turn(p, v, number) for number in (0.0, 1.0, p - 1.0)])
     flight = np.where(spreads.zero_bubble, p, flight)
     flight = np.where(spreads.schedule == SCHEDULES.index("gpipe"), m, flight)
     return Stages(
@@ -92,6 +88,13 @@ def stages(work: Work, spreads: Spreads) -> Stages:
         losses=np.stack([joined * 1.0, zero, np.where(joined, zero, 1.0)]),
         flight=np.where(alone, 1.0, np.minimum(flight, m)),
     )
+
+
+def in_turn(p: Array | float, v: Array | float, number: Array | float) -> Array:
+    """Micro-batches whose activations the stage of that number, of p with v pieces each, keeps at
+    once where forward and backward passes take turns (arXiv:2104.04473).
+    """
+    return np.asarray(np.where(v > 1.0, p + (p - 1.0 - 2.0 * number) / v, p - number))
 
 
 def first_tables(work: Work, spreads: Spreads) -> Array:
