@@ -78,12 +78,25 @@ def _of_folder(path: Path) -> Original:
     kind, config = family(path / CONFIG)
     spec = shaped(kind, config)
     tensors = Safetensors(files(path))
+    _refuse_untold(config)
     _refuse_packed(config)
     naming = hugging_face.naming(kind, spec)
     if spec.pooler:
         wanted = naming.plain(f"{naming.whole['pooler']}.weight")
         spec = msgspec.structs.replace(spec, pooler=wanted in naming.there(tensors.names()))
     return Original(kind, spec, naming, tensors, path)
+
+
+def _refuse_untold(config: Settings) -> None:
+    """A factor for every pair of a rotation, which a plan may do without and a text may not."""
+    table = config.table("rope_parameters") or config.table("rope_scaling")
+    kind = None if table is None else table.data.get("rope_type", table.data.get("type"))
+    if kind in ("longrope", "su"):
+        raise BadInput(
+            f"{config.source}: positions are stretched pair by pair ({kind}), and narrows would "
+            "compute something else",
+            hint="take the model of the shorter context; the plan knows either",
+        )
 
 
 def _refuse_packed(config: Settings) -> None:

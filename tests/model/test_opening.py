@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from narrows.kernels.load import load
+from narrows.model.opening import build, opened
+from narrows.model.transformer import Transformer
+from narrows.spec.errors import BadInput
+
+from .configs import Config
+from .files import gguf_bytes, put
+
+BERT: Config = {
+    "model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 16, "max_position_embeddings": 12, "vocab_size": 20,
+}  # fmt: skip
+PHI3: Config = {
+    "model_type": "phi3", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 16, "max_position_embeddings": 12, "vocab_size": 20,
+}  # fmt: skip
+
+
+def folder(path: Path, config: Config, tensors: dict[str, Any] | None = None) -> Path:
+    (path / "config.json").write_text(json.dumps(config))
+    save_file(tensors or {"x": torch.ones(1)}, path / "model.safetensors")
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(BadInput) as caught:
+        opened(path)
+    assert caught.value.hint
+    return caught.value.what
+
+
+def bert() -> dict[str, torch.Tensor]:
+    block = "encoder.layer.0."
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (20, 8), "embeddings.LayerNorm.weight": (8,),
+        "embeddings.position_embeddings.weight": (12, 8), "embeddings.LayerNorm.bias": (8,),
+        "embeddings.token_type_embeddings.weight": (2, 8),
+    }  # fmt: skip
+    products = {
+        "attention.self.query": (8, 8), "attention.self.key": (8, 8),
+        "attention.self.value": (8, 8), "attention.output.dense": (8, 8),
+        "intermediate.dense": (16, 8), "output.dense": (8, 16),
+    }  # fmt: skip
+    for name, shape in products.items():
+        shapes |= {f"{block}{name}.weight": shape, f"{block}{name}.bias": shape[:1]}
+    for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+        shapes |= {f"{block}{name}.weight": (8,), f"{block}{name}.bias": (8,)}
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def test_a_model_without_a_pooler_has_none(tmp_path: Path) -> None:
+    tensors = bert()
+    original = opened(folder(tmp_path, BERT, tensors))
+    assert original.kind == "bert" and not original.spec.pooler
+    with torch.device("meta"):
+        empty = Transformer(original.spec, load("torch"))
+    model = build(original, empty, torch.float32, torch.device("cpu"))
+    assert model.tokens.weight.equal(tensors["embeddings.word_embeddings.weight"])
+    pooler = {"pooler.dense.weight": torch.randn(8, 8), "pooler.dense.bias": torch.randn(8)}
+    assert opened(folder(tmp_path, BERT, tensors | pooler)).spec.pooler
+
+
+def test_positions_stretched_pair_by_pair_are_refused(tmp_path: Path) -> None:
+    factors = {"type": "longrope", "short_factor": [1.0] * 2, "long_factor": [2.0] * 2}
+    assert "pair by pair" in refused(folder(tmp_path, {**PHI3, "rope_scaling": factors}))
+
+
+def test_packed_weights_are_refused(tmp_path: Path) -> None:
+    packed = {**PHI3, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    assert "packed by gptq" in refused(folder(tmp_path, packed))
+
+
+def test_a_family_that_can_be_planned_alone_is_refused(tmp_path: Path) -> None:
+    glm = {**PHI3, "model_type": "glm", "num_key_value_heads": 2, "head_dim": 4}
+    assert "family glm" in refused(folder(tmp_path, glm))
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    assert "is not a run folder" in refused(tmp_path)
+    assert "is a pickle" in refused(put(tmp_path / "a.bin", b"x"))
+    alien = gguf_bytes({"general.architecture": "rwkv"}, {})
+    assert "architecture 'rwkv'" in refused(put(tmp_path / "a.gguf", alien))
+    bare = gguf_bytes({"general.architecture": "llama"}, {})
+    assert "has no token_embd.weight" in refused(put(tmp_path / "b.gguf", bare))
