@@ -249,7 +249,8 @@ int64_t take_together(const Documents& all, int64_t first, int64_t count) {
 extern "C" {
 
 // qkv [M][(N+2K)H] bf16 → out [M][N·H] bf16 and lse, N·T fp32 of each document. `begins`: where
-// each of `documents` begins, and the end. `cos`, `sin`: [T][H/2] fp32, or null for no rotary positions.
+// each of `documents` begins, and the end. `cos`, `sin`: [T][H/2] fp32, or null for no rotary
+// positions.
 void narrows_attention_forward(const bf16* qkv, const float* cos, const float* sin, bf16* out,
                                float* lse, const int64_t* begins, int64_t documents, int64_t heads,
                                int64_t kv_heads, int64_t width, int64_t causal) {
