@@ -67,14 +67,18 @@ def load(path: Path, *, checkpoint: str | None = None, talk: Talk = lambda text:
 
 def _trained(run: Path, checkpoint: str | None) -> tuple[Generator, str]:
     plan = load_record(Plan, run / PLAN)
-    if not plan.model.writes:
+    if not plan.model.writes or plan.model.classes:
         raise _no_writer(run)
+    words, found = words_of(run), locate(run, checkpoint)
+    return Generator(model_of(plan, found), *words), f"{found} (step {step(found)})"
+
+
+def words_of(run: Path) -> published.Words:
+    """The tokenizer and template that a run was trained with."""
     if not (run / tokenizers.FILE).is_file():
         hint = "copy it from the prepared dataset: dataset.json names the folder"
         raise BadInput(f"{run} has no {tokenizers.FILE}", hint=hint)
-    words = published.of_folder(run)
-    found = locate(run, checkpoint)
-    return Generator(_model(plan, found), *words), f"{found} (step {step(found)})"
+    return published.of_folder(run)
 
 
 def _published(path: Path) -> tuple[Generator, str]:
@@ -90,7 +94,7 @@ def _published(path: Path) -> tuple[Generator, str]:
     return Generator(_ready(model), *words), f"{path}: {original.kind}, {size}"
 
 
-def _model(plan: Plan, checkpoint: Path) -> Transformer:
+def model_of(plan: Plan, checkpoint: Path) -> Transformer:
     """The plan's model with the checkpoint's weights, on the device that computes here."""
     with torch.device("meta"):
         model = Transformer(plan.model, load_kernels("torch"))
