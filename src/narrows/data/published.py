@@ -20,10 +20,13 @@ _ENDINGS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext
 
 
 class Words(NamedTuple):
-    """How a model reads and writes text; without a template it knows no conversation."""
+    """How a model reads and writes text; without a template it knows no conversation. `special`:
+    what its files call some tokens, such as bos_token.
+    """
 
     tokenizer: Tokenizer
-    template: Template | None
+    template: Template | None = None
+    special: Mapping[str, str] = {}
 
 
 def of_folder(folder: Path) -> Words:
@@ -44,7 +47,7 @@ def of_folder(folder: Path) -> Words:
     ends += _listed(_table(folder / "config.json").get("eos_token_id"))
     source = _template(folder, said)
     template = None if source is None else Template(source, special)
-    return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template)
+    return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template, special)
 
 
 def of_facts(facts: Mapping[str, Any], source: str) -> Words:
@@ -61,7 +64,7 @@ def of_facts(facts: Mapping[str, Any], source: str) -> Words:
     ends += _listed(facts.get("tokenizer.ggml.eot_token_id"))
     text = facts.get("tokenizer.chat_template")
     template = Template(text, special) if isinstance(text, str) else None
-    return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template)
+    return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template, special)
 
 
 def _every(tokenizer: tokenizers.Tokenizer, ends: list[int]) -> list[int]:

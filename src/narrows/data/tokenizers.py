@@ -53,6 +53,21 @@ class Tokenizer:
         """The text of `tokens`; an incomplete character at the end reads U+FFFD."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
+    def to_json(self) -> str:
+        """The content of a tokenizer.json."""
+        content: str = self._tokenizer.to_str(pretty=True)
+        return content
+
+    def text_of(self, token: int) -> str | None:
+        """What the vocabulary calls a token."""
+        found: str | None = self._tokenizer.id_to_token(token)
+        return found
+
+    def number_of(self, text: str | None) -> int | None:
+        """The token that the vocabulary calls so; None of what it has not, and of None."""
+        found: int | None = None if text is None else self._tokenizer.token_to_id(text)
+        return found
+
 
 def _around(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the tokenizer puts before and after a text."""

@@ -81,16 +81,18 @@ def _published(path: Path) -> tuple[Generator, str]:
     original = opened(path)
     if not original.spec.writes:
         raise _no_writer(path)
-    words = _words(original)
+    words = words_of(original)
     dtype = torch.bfloat16 if _computes_bf16() else torch.float32
     with torch.device("meta"):
         model = Transformer(original.spec, load_kernels("torch"))
     model = build(original, model, dtype, _device())
     size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
-    return Generator(_ready(model), *words), f"{path}: {original.kind}, {size}"
+    generator = Generator(_ready(model), words.tokenizer, words.template)
+    return generator, f"{path}: {original.kind}, {size}"
 
 
-def _words(original: Original) -> published.Words:
+def words_of(original: Original) -> published.Words:
+    """Of a published model, from where its weights are."""
     source = original.source
     if isinstance(source, Path):
         return published.of_folder(source)

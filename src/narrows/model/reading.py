@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import final
 
 import torch
 from torch import Tensor
@@ -42,8 +43,36 @@ def fill(
         )
     for write in (False, True):
         for name, pieces in plan.items():
-            found = [piece._replace(name=there[naming.plain(piece.name)]) for piece in pieces]
-            _join(name, parameters[name], found, spec, source, write=write)
+            _join(name, parameters[name], _found(pieces, naming, there), spec, source, write=write)
+
+
+@final
+class Unread(Mapping[str, Tensor]):
+    """Parameters of ours, each read in fp32 when it is asked for, whatever type the files have."""
+
+    def __init__(
+        self, shapes: Mapping[str, Sequence[int]], spec: ModelSpec, naming: Naming, source: Tensors
+    ) -> None:
+        self._shapes, self._spec, self._naming, self._source = shapes, spec, naming, source
+        self._there = naming.there(source.names())
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> Tensor:
+        into = torch.empty(tuple(self._shapes[name]), dtype=torch.float32)
+        pieces = _found(self._naming.pieces(name, self._spec), self._naming, self._there)
+        _join(name, into, pieces, self._spec, self._source, write=True)
+        return into
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def _found(pieces: Iterable[Piece], naming: Naming, there: Mapping[str, str]) -> list[Piece]:
+    """The pieces by the names that the files have."""
+    return [piece._replace(name=there[naming.plain(piece.name)]) for piece in pieces]
 
 
 def _join(
