@@ -65,7 +65,7 @@ def facts(words: Words, vocabulary: int) -> Facts:
             made = of_facts(given, "the file").tokenizer
         except BadInput:
             continue
-        if all(_ids(made, text) == _ids(words.tokenizer, text) for text in (*TEXTS, PASSAGE)):
+        if all(_read(made, text) == _read(words.tokenizer, text) for text in (*TEXTS, PASSAGE)):
             return given
     raise BadInput(
         "GGUF files have no form for this tokenizer that gives the same tokens",
@@ -138,8 +138,9 @@ def _scores(ids: Mapping[str, int], merges: list[list[str]], vocabulary: int) ->
     return scores
 
 
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    return [*tokenizer.begin, *tokenizer.encode(text)]
+def _read(tokenizer: Tokenizer, text: str) -> tuple[list[str], list[int]]:
+    """The words that a text is cut into, which tell more than what few tokens make of them."""
+    return tokenizer.words(text), [*tokenizer.begin, *tokenizer.encode(text)]
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -11,8 +11,8 @@ TEXTS = (
     "def f(x: int) -> str:\n    return f\"{x!r}\"  # {'a': [1, 2]}",
     "Größe, naïve café, Ελληνικά, русский язык, עברית",
     "你好，世界！今天天气很好。こんにちは 안녕하세요",
-    "🎭🌞 👩‍👩‍👧 é ﬁ ½ ™ \u00a0 ­",
-    "camelCase snake_case SHOUTING!!! ... --- ***",
+    "🎭🌞 👩‍👩‍👧 e\u0301 ﬁ ½ ™ \u00a0 \u00ad",
+    "camelCase snake_case SHOUTING!!! ... --- ***\n (yes?)\n",
     "",
 )
 """Spaces, lines, digits, contractions, code, scripts, emoji, what a normalizer may change."""

@@ -53,6 +53,13 @@ class Tokenizer:
         """The text of `tokens`; an incomplete character at the end reads U+FFFD."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
+    def words(self, text: str) -> list[str]:
+        """What `text` is cut into before anything is joined."""
+        inner = self._tokenizer
+        text = inner.normalizer.normalize_str(text) if inner.normalizer else text
+        cut = inner.pre_tokenizer
+        return [word for word, _ in cut.pre_tokenize_str(text)] if cut else [text]
+
     def to_json(self) -> str:
         """The content of a tokenizer.json."""
         content: str = self._tokenizer.to_str(pretty=True)
