@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from narrows.infer.source import Source, source
 from narrows.model import ggml, gguf, safetensors
 from narrows.model.naming import Lay
 from narrows.model.opening import opened
+from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput, DoesNotFit, NarrowsError, RunFailed
 from narrows.spec.model import GELU
 
@@ -39,9 +41,9 @@ def left(place: Path) -> list[str]:
     return sorted(each.name for each in place.iterdir() if each.name != "run")
 
 
-def written(path: Path, **options: object) -> str:
-    sampling = Sampling(temperature=0.0)
-    return "".join(generate(load(path, **options), "ROMEO: what", tokens=24, sampling=sampling))  # type: ignore[arg-type]
+def written(path: Path, checkpoint: str | None = None) -> str:
+    generator, greedy = load(path, checkpoint=checkpoint), Sampling(temperature=0.0)
+    return "".join(generate(generator, "ROMEO: what", tokens=24, sampling=greedy))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -194,8 +196,8 @@ def test_nothing_is_left_of_what_was_not_finished(
 
     before = module.outgoing
 
-    def failing(*given: object) -> list[object]:
-        return [each._replace(take=lambda each=each: fail(each.take())) for each in before(*given)]  # type: ignore[arg-type, misc]
+    def failing(*given: Any) -> list[Outgoing]:
+        return [each._replace(take=lambda each=each: fail(each.take())) for each in before(*given)]
 
     monkeypatch.setattr(module, "outgoing", failing)
     with pytest.raises(type(error)):

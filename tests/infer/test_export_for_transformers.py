@@ -15,8 +15,11 @@ from narrows.infer.decoding import Decoding
 from narrows.infer.export import export, export_source
 from narrows.infer.loading import load
 from narrows.infer.source import Source
+from narrows.model import safetensors
 from narrows.model.configuration import read_config
 from narrows.model.describing import kind_of
+from narrows.model.hugging_face import naming
+from narrows.model.writing import Outgoing, outgoing
 from tests.model.conftest import built
 from tests.model.families import CONFIGS, config
 
@@ -48,6 +51,22 @@ def test_a_config_of_ours_is_the_class_that_computes_the_same(name: str, tmp_pat
     assert kind_of(shape, kind) == kind
     given = Source(name, shape, weights, torch.float32, None, kind)
     assert len(export_source(given, tmp_path / "out", reference=True).parity.readers) == 2
+
+
+def test_the_text_model_of_one_that_sees_is_exported_alone(tmp_path: Path) -> None:
+    text = config("gemma3")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    shape = read_config(whole)
+    weights = {name: each.detach() for name, each in built(shape).named_parameters()}
+    tensors = outgoing(weights, shape, naming("gemma3_text", shape))
+    tensors = [each._replace(name=f"language_model.{each.name}") for each in tensors]
+    seeing = Outgoing("vision_tower.patches.weight", (2, 2), lambda: torch.ones(2, 2))
+    safetensors.write(whole, [*tensors, seeing], torch.float32)
+    said: list[str] = []
+    export(whole, tmp_path / "out", reference=True, talk=said.append)
+    assert any("left out: vision_tower.patches.weight" in line for line in said)
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "character", "spaced"])

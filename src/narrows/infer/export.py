@@ -15,12 +15,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from narrows.data import publishing
+from narrows.hardware.find import memory_free
 from narrows.infer import parity
 from narrows.infer.loading import Talk
 from narrows.infer.parity import Parity
@@ -81,6 +83,7 @@ def export_source(
     """The same of a model that need not lie anywhere; `beside`: what must not be written into."""
     _refuse_taken(to, beside)
     type = _type(to, type, given)
+    _refuse_large(given)
     for name in given.left[:1]:
         talk(
             f"left out: {name} and its like, {len(given.left)} tensors that narrows has no use for"
@@ -123,7 +126,8 @@ def _config(given: Source, kind: str, dtype: torch.dtype) -> dict[str, Any]:
         nothing = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         config = {**describing.config(spec, kind), **nothing, **words}
     else:
-        config = {**given.config, "vocab_size": spec.vocabulary}
+        own = {"architectures": [describing.CLASSES[kind]]} if kind in describing.CLASSES else {}
+        config = {**own, **given.config, "vocab_size": spec.vocabulary}
         if not describing.means(spec, kind, Settings(config, "config.json")):
             raise BadInput(
                 f"{given.what} is no longer what its config.json says",
@@ -200,7 +204,7 @@ def _type(to: Path, wanted: str | None, given: Source) -> str:
 
 def _refuse_taken(to: Path, beside: Path | None) -> None:
     if to.exists():
-        raise BadInput(f"{to} exists already", hint="remove it, or choose another name: --to")
+        raise BadInput(f"{to} exists already", hint=f"remove it, or take another: --to {to}-2")
     if beside is not None and beside.is_dir() and beside.resolve() in to.resolve().parents:
         raise BadInput(
             f"{to} lies within {beside}, the model that is exported",
@@ -209,6 +213,16 @@ def _refuse_taken(to: Path, beside: Path | None) -> None:
     if not to.resolve().parent.is_dir():
         what = f"{to.resolve().parent} is no folder"
         raise BadInput(what, hint=f"mkdir -p {to.parent}")
+
+
+def _refuse_large(given: Source) -> None:
+    """Comparing takes the model in fp32, once at a time; writing only its largest tensor."""
+    needed, free = Bytes(4.0 * given.spec.parameters), memory_free().value
+    if needed > free:
+        raise DoesNotFit(
+            f"comparing what is written takes {needed.text()} of memory, {free.text()} are free",
+            hint="export on a machine with more memory, or stop what else runs here",
+        )
 
 
 def _refuse_full(path: Path, size: int) -> None:
@@ -225,7 +239,7 @@ def _partial(to: Path) -> Iterator[Path]:
     """A name beside the target to write to, which becomes the target's when all went well, and is
     gone otherwise; what a process that was killed left behind goes, too.
     """
-    for left in to.parent.glob(f".{to.name}.*.partial"):
+    for left in to.parent.glob(f".{escape(to.name)}.*.partial"):
         if not _runs(left.suffixes[-2].removeprefix(".")):
             _remove(left)
     partial = to.with_name(f".{to.name}.{os.getpid()}.partial")

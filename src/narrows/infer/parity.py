@@ -12,6 +12,7 @@ the type is known to cost where it does not.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ class Cost(NamedTuple):
 
 
 COSTS = {
-    "f32": Cost(1e-4, 1e-4), "f16": Cost(0.01, 0.01), "bf16": Cost(0.05, 0.02),
+    "f16": Cost(0.01, 0.01), "bf16": Cost(0.05, 0.02),
     "q8_0": Cost(0.1, 0.03), "q4_1": Cost(0.6, 0.3), "q4_0": Cost(0.6, 0.3),
 }  # fmt: skip
 
@@ -225,10 +226,10 @@ def _largest(one: Seen, other: Seen) -> float:
     return float((one.logits_TX - other.logits_TX).abs().max())
 
 
-def _first(one: object, other: object) -> int:
+def _first(one: Sequence[object], other: Sequence[object]) -> int:
     """Where two sequences part."""
-    pairs = zip(one, other, strict=False)  # type: ignore[call-overload]
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))  # type: ignore[arg-type]
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _refused(to: Path, wrong: str) -> RunFailed:

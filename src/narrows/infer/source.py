@@ -26,7 +26,7 @@ from narrows.parallel.saved import Saved
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Plan
-from narrows.spec.record import load
+from narrows.spec.record import load, read
 
 
 class Source(NamedTuple):
@@ -75,7 +75,9 @@ def of_original(original: Original) -> Source:
     words = words_of(original) if (folder / tokenizers.FILE).is_file() else None
     kind, config = family(folder / CONFIG)
     told = {**config.data, "model_type": kind}
-    there = naming.there(tensors.names())
+    # Within a model that sees, too, names are others than those of the text model alone.
+    alone = read(folder / CONFIG).get("model_type") == kind
+    there = naming.there(tensors.names()) if alone else {}
     return given._replace(words=words, folder=folder, config=told, there=there)
 
 
