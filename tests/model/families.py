@@ -82,3 +82,17 @@ def config(name: str) -> dict[str, Any]:
     """As the config.json of a folder has it."""
     kind, settings = CONFIGS[name]
     return {"model_type": KINDS[kind], **settings}
+
+
+FOR_GGUF: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("gpt2", "llama", "mixtral", "olmo2", "phi3", "qwen2", "qwen3"), {}),
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3": {"query_pre_attn_scalar": 16, "num_hidden_layers": 6,
+               "layer_types": ["sliding_attention"] * 5 + ["full_attention"]},
+    "llama 3.1": rope("llama3", 8.0, 500_000.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                      original_max_position_embeddings=8192),
+    "llama stretched": {},
+    "llama yarn": rope("yarn", 4.0, original_max_position_embeddings=16),
+    "qwen3 of experts": {"mlp_only_layers": []},
+}  # fmt: skip
+"""What GGUF files know, changed where they cannot tell all."""

@@ -17,7 +17,7 @@ from narrows.spec.model import GELU, RMSNorm
 
 from .configs import read
 from .conftest import built, spec
-from .families import CONFIGS, config, rope
+from .families import CONFIGS, FOR_GGUF, config
 
 F32 = BLOCKS[0]
 
@@ -53,24 +53,9 @@ def test_a_family_comes_back_from_a_folder_as_it_was(name: str, tmp_path: Path) 
     same(weights(model), weights(read_back(tmp_path)), kept_from_one=kind.startswith("gemma"))
 
 
-GGUFS = [name for name in CONFIGS if config(name)["model_type"] in ggml.NAMINGS]
-
-
-NEAREST: dict[str, dict[str, object]] = {
-    "gemma2": {"query_pre_attn_scalar": 256},
-    "gemma3": {"query_pre_attn_scalar": 256, "num_hidden_layers": 6,
-               "layer_types": ["sliding_attention"] * 5 + ["full_attention"]},
-    "llama 3.1": rope("llama3", 8.0, 500_000.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                      original_max_position_embeddings=8192),
-    "llama yarn": rope("yarn", 4.0, original_max_position_embeddings=16),
-    "qwen3 of experts": {"mlp_only_layers": []},
-}  # fmt: skip
-"""Where a file of theirs cannot tell all, the nearest that it can."""
-
-
-@pytest.mark.parametrize("name", GGUFS)
+@pytest.mark.parametrize("name", FOR_GGUF)
 def test_a_family_comes_back_from_a_gguf_file_as_it_was(name: str, tmp_path: Path) -> None:
-    shape = read(tmp_path, {**config(name), **NEAREST.get(name, {})})
+    shape = read(tmp_path, {**config(name), **FOR_GGUF[name]})
     model, kind = built(shape), config(name)["model_type"]
     assert ggml.kind_of(shape, kind) == kind
     tensors = [*ggml.factors(shape), *outgoing(weights(model), shape, ggml.NAMINGS[kind])]

@@ -43,7 +43,8 @@ _KEYS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }  # fmt: skip
 _LARGEST = {"gemma2": 46, "gemma3_text": 62}
-"""The layers of those that scale queries by width over heads, as llama.cpp tells them."""
+"""The layers of those that scale queries by width over heads and not by a head's width, as
+llama.cpp tells them."""
 _TABLE, _ROPE = "token_embd.weight", "rope_freqs.weight"
 
 
@@ -75,6 +76,8 @@ def settings(
         said = {name: value for name, value in said.items() if not name.startswith("num_key")}
     if kind == "qwen3_moe":
         said["norm_topk_prob"] = True
+    if kind in _LARGEST and "head_dim" in said:
+        said["query_pre_attn_scalar"] = said["head_dim"]
     if said.get("num_hidden_layers") == _LARGEST.get(kind):
         said["query_pre_attn_scalar"] = said["hidden_size"] // said["num_attention_heads"]
     said |= _scaling(facts, theirs)
@@ -115,7 +118,8 @@ def kind_of(spec: ModelSpec, first: str | None = None) -> str:
         return {**shape, "positions": msgspec.structs.replace(positions, scaling=own.scaling)}
 
     for kind in dict.fromkeys((first, *NAMINGS)):
-        if kind in NAMINGS:
+        # llama.cpp reads a window of Phi 3 and attends to all: no place for others' windows.
+        if kind in NAMINGS and not (kind == "phi3" != first and spec.window):
             read = settings(facts(kind, spec), shapes, "the file")
             if read[0] == kind and means(spec, *read, then=then):
                 return kind
