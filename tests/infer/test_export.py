@@ -140,10 +140,10 @@ def turned(patch: pytest.MonkeyPatch) -> None:
 
 def endless(patch: pytest.MonkeyPatch) -> None:
     """Facts with another end of texts."""
-    from narrows.data import publishing
+    from narrows.data import tables
 
-    before = publishing.facts
-    patch.setattr(publishing, "facts", lambda words, rows: {
+    before = tables.facts
+    patch.setattr(tables, "facts", lambda words, rows: {
         **before(words, rows), "tokenizer.ggml.eos_token_id": 5})  # fmt: skip
 
 

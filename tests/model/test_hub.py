@@ -19,7 +19,7 @@ import torch
 import narrows
 from narrows.model import hugging_face, safetensors
 from narrows.model.describing import config
-from narrows.model.transformer import initialise
+from narrows.model.initial import initialise
 from narrows.model.writing import outgoing
 from narrows.spec.hub import repository
 

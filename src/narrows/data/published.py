@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,11 +11,15 @@ from narrows.data.template import Template
 from narrows.data.tokenizers import FILE, Tokenizer, opened
 from narrows.data.vocabulary import of_gguf
 from narrows.spec.errors import BadInput
-from narrows.spec.record import read
+from narrows.spec.record import read, write_atomically
 
 if TYPE_CHECKING:
     import tokenizers
 
+_SETTINGS, _GENERATION = "tokenizer_config.json", "generation_config.json"
+_TEMPLATE = "chat_template.jinja"
+FILES = (FILE, _SETTINGS, _GENERATION, _TEMPLATE)
+"""What is written of a model's words."""
 _ENDINGS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>")
 """Tokens that end a turn or a text wherever they are special, whatever the files forget to say."""
 
@@ -29,6 +34,11 @@ class Words(NamedTuple):
     special: Mapping[str, str] = {}
 
 
+def words(path: Path, facts: Mapping[str, Any] | None) -> Words:
+    """Of a model's folder, or of a GGUF file by what its header says."""
+    return of_folder(path) if facts is None else of_facts(facts, str(path))
+
+
 def of_folder(folder: Path) -> Words:
     """From tokenizer.json and what stands beside it, as transformers wrote them.
 
@@ -40,14 +50,47 @@ def of_folder(folder: Path) -> Words:
             hint="fetch it, or save the tokenizer again with transformers, which writes it",
         )
     tokenizer = opened(folder / FILE)
-    said = _table(folder / "tokenizer_config.json")
+    said = _table(folder / _SETTINGS)
     special = {name: text for name in _special(said) if (text := _text(said[name])) is not None}
     ends = _ids(tokenizer, [special.get("eos_token")])
-    ends += _listed(_table(folder / "generation_config.json").get("eos_token_id"))
+    ends += _listed(_table(folder / _GENERATION).get("eos_token_id"))
     ends += _listed(_table(folder / "config.json").get("eos_token_id"))
     source = _template(folder, said)
     template = None if source is None else Template(source, special)
     return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template, special)
+
+
+def save(words: Words, folder: Path, context: int | None = None) -> None:
+    """Write what `of_folder` and transformers read: tokenizer.json, and beside it what its tokens
+    are called, the template, where texts end and, where told, how long they may be.
+    """
+    end = words.tokenizer.text_of(words.tokenizer.end_of_document)
+    said = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **({} if context is None else {"model_max_length": context}),
+        "eos_token": end,
+        **words.special,
+    }
+    contents = {
+        FILE: words.tokenizer.to_json(),
+        _SETTINGS: json.dumps(said, indent=2, ensure_ascii=False),
+        _GENERATION: json.dumps(numbers(words), indent=2),
+        **({_TEMPLATE: words.template.source} if words.template else {}),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content.encode())
+
+
+def numbers(words: Words) -> dict[str, int | list[int]]:
+    """The tokens that generation has to know, by the keys of a config.json."""
+    tokenizer = words.tokenizer
+    ends = [tokenizer.end_of_document, *sorted(tokenizer.ends - {tokenizer.end_of_document})]
+    found = {f"{name}_token_id": tokenizer.number_of(words.special.get(f"{name}_token"))
+             for name in ("bos", "pad")}  # fmt: skip
+    told: dict[str, int | list[int]] = {key: n for key, n in found.items() if n is not None}
+    return {**told, "eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
 def of_facts(facts: Mapping[str, Any], source: str) -> Words:
@@ -76,8 +119,8 @@ def _every(tokenizer: tokenizers.Tokenizer, ends: list[int]) -> list[int]:
 
 def _template(folder: Path, said: Mapping[str, Any]) -> str | None:
     """A file of its own, or a key of the tokenizer's settings: a text, or several by name."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / _TEMPLATE).is_file():
+        return (folder / _TEMPLATE).read_text(encoding="utf-8")
     found = said.get("chat_template")
     if isinstance(found, list):
         named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}

@@ -60,20 +60,17 @@ class Tokenizer:
         cut = inner.pre_tokenizer
         return [word for word, _ in cut.pre_tokenize_str(text)] if cut else [text]
 
-    def to_json(self) -> str:
-        """The content of a tokenizer.json."""
-        content: str = self._tokenizer.to_str(pretty=True)
-        return content
-
-    def text_of(self, token: int) -> str | None:
-        """What the vocabulary calls a token."""
-        found: str | None = self._tokenizer.id_to_token(token)
-        return found
-
     def number_of(self, text: str | None) -> int | None:
         """The token that the vocabulary calls so; None of what it has not, and of None."""
-        found: int | None = None if text is None else self._tokenizer.token_to_id(text)
-        return found
+        return None if text is None else self._tokenizer.token_to_id(text)
+
+    def text_of(self, token: int) -> str | None:
+        """The one token's text, as it is written in the vocabulary."""
+        return self._tokenizer.id_to_token(token)
+
+    def to_json(self) -> str:
+        """The contents of a tokenizer.json."""
+        return self._tokenizer.to_str()
 
 
 def _around(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from narrows.data import publishing
+from narrows.data import published, tables
 from narrows.hardware.find import memory_free
 from narrows.infer import parity
 from narrows.infer.loading import Talk
@@ -111,8 +111,7 @@ def _to_folder(given: Source, folder: Path, type: str) -> None:
     if given.folder is not None:
         _copy_along(given.folder, folder)
     elif given.words is not None:
-        for name, content in publishing.files(given.words, spec.context).items():
-            (folder / name).write_text(content, encoding="utf-8")
+        published.save(given.words, folder, spec.context)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
     safetensors.write(folder, tensors, dtype)
@@ -122,7 +121,7 @@ def _config(given: Source, kind: str, dtype: torch.dtype) -> dict[str, Any]:
     """The model's own where it has one, changed where the model is; else its spec, told."""
     spec = given.spec
     if given.config is None:
-        words = publishing.numbers(given.words) if given.words else {}
+        words = published.numbers(given.words) if given.words else {}
         nothing = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         config = {**describing.config(spec, kind), **nothing, **words}
     else:
@@ -172,7 +171,7 @@ def _facts(given: Source, kind: str, type: str) -> dict[str, Any]:
         )
     name = Path(given.what.partition(",")[0]).name
     own = {"general.type": "model", "general.name": name}
-    words = publishing.facts(given.words, spec.vocabulary)
+    words = tables.facts(given.words, spec.vocabulary)
     return {**ggml.facts(kind, spec), **own, **kind_of_file, **words}
 
 

@@ -21,7 +21,7 @@ from narrows.infer.decoding import Decoding
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
-from narrows.model.opening import Original, build, opened
+from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.plan import Plan
@@ -72,16 +72,17 @@ def _trained(run: Path, checkpoint: str | None) -> tuple[Generator, str]:
     if not (run / tokenizers.FILE).is_file():
         hint = "copy it from the prepared dataset: dataset.json names the folder"
         raise BadInput(f"{run} has no {tokenizers.FILE}", hint=hint)
-    tokenizer = tokenizers.read(run / tokenizers.FILE)
+    words = published.of_folder(run)
     found = locate(run, checkpoint)
-    return Generator(_model(plan, found), tokenizer), f"{found} (step {step(found)})"
+    generator = Generator(_model(plan, found), words.tokenizer, words.template)
+    return generator, f"{found} (step {step(found)})"
 
 
 def _published(path: Path) -> tuple[Generator, str]:
     original = opened(path)
     if not original.spec.writes:
         raise _no_writer(path)
-    words = words_of(original)
+    words = published.words(original.path, original.facts)
     dtype = torch.bfloat16 if _computes_bf16() else torch.float32
     with torch.device("meta"):
         model = Transformer(original.spec, load_kernels("torch"))
@@ -89,14 +90,6 @@ def _published(path: Path) -> tuple[Generator, str]:
     size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
     generator = Generator(_ready(model), words.tokenizer, words.template)
     return generator, f"{path}: {original.kind}, {size}"
-
-
-def words_of(original: Original) -> published.Words:
-    """Of a published model, from where its weights are."""
-    source = original.source
-    if isinstance(source, Path):
-        return published.of_folder(source)
-    return published.of_facts(source.facts, str(source.file.path))
 
 
 def _model(plan: Plan, checkpoint: Path) -> Transformer:

@@ -9,23 +9,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
+import msgspec
 import torch
 from torch import Tensor
 
 from narrows.data import published, tokenizers
 from narrows.data.published import Words
 from narrows.infer.checkpoint import locate, saved, step
-from narrows.infer.loading import PLAN, words_of
+from narrows.infer.loading import PLAN
 from narrows.model.configuration import family
 from narrows.model.mapped import Tensors
 from narrows.model.opening import CONFIG, Original, opened
-from narrows.model.reading import Unread
+from narrows.model.reading import Reader, Unread
 from narrows.model.safetensors import Safetensors
 from narrows.model.writing import parameters
 from narrows.parallel.saved import Saved
 from narrows.spec.errors import BadInput
-from narrows.spec.model import ModelSpec
-from narrows.spec.plan import Plan
+from narrows.spec.model import ModelSpec, Rotary
+from narrows.spec.plan import Plan, Start
 from narrows.spec.record import load, read
 
 
@@ -62,34 +63,57 @@ def source(path: Path, checkpoint: str | None = None) -> Source:
 
 def of_original(original: Original) -> Source:
     """A published model."""
-    spec, naming, tensors = original.spec, original.naming, original.tensors
-    weights = Unread(parameters(spec), spec, naming, tensors)
-    given = Source(
-        str(original.source if isinstance(original.source, Path) else original.source.file.path),
-        spec, weights, _dtype(tensors), None, original.kind,
-        left=tuple(name for name in tensors.names() if naming.leaves(name)),
-    )  # fmt: skip
-    if not isinstance(original.source, Path):
-        return given._replace(words=words_of(original), facts=original.source.facts)
-    folder = original.source
-    words = words_of(original) if (folder / tokenizers.FILE).is_file() else None
+    spec, naming, tensors, path = original.spec, original.naming, original.tensors, original.path
+    shapes = parameters(spec)
+    weights = Unread(shapes, Reader(shapes, spec, naming, tensors))
+    silent = path.is_dir() and not (path / tokenizers.FILE).is_file()
+    words = None if silent else published.words(path, original.facts)
+    left = tuple(name for name in tensors.names() if naming.leaves(name))
+    given = Source(str(path), spec, weights, _dtype(tensors), words, original.kind, left=left)
+    return given._replace(**_own(original))
+
+
+def _own(original: Original) -> dict[str, Any]:
+    """What the files of a published model say beside its weights."""
+    if original.facts is not None:
+        return {"facts": original.facts}
+    folder = original.path
     kind, config = family(folder / CONFIG)
-    told = {**config.data, "model_type": kind}
     # Within a model that sees, too, names are others than those of the text model alone.
     alone = read(folder / CONFIG).get("model_type") == kind
-    there = naming.there(tensors.names()) if alone else {}
-    return given._replace(words=words, folder=folder, config=told, there=there)
+    there = original.naming.there(original.tensors.names()) if alone else {}
+    told = {**config.data, "model_type": kind}
+    return {"folder": folder, "config": told, "there": there}
 
 
 def _of_run(run: Path, checkpoint: str | None) -> Source:
     plan = load(Plan, run / PLAN)
+    spec = plan.model
+    if spec.classes:
+        raise BadInput(
+            f"the model of {run} has a head for classes, which no export knows yet",
+            hint="export the model that it started from, or one that goes on with texts",
+        )
     found = locate(run, checkpoint)
     weights = _Whole(saved(found))
-    words = None
-    if (run / tokenizers.FILE).is_file():
-        words = published.Words(tokenizers.read(run / tokenizers.FILE))
+    words = published.of_folder(run) if (run / tokenizers.FILE).is_file() else None
     what = f"{run}, step {step(found)}"
-    return Source(what, plan.model, weights, weights[next(iter(weights))].dtype, words)
+    given = Source(what, spec, weights, weights[next(iter(weights))].dtype, words)
+    return given if plan.start is None else _tuned(given, plan.start)
+
+
+def _tuned(given: Source, start: Start) -> Source:
+    """What was trained from a published model: of its family, and of its own files as long as they
+    are there; over as many positions, unless it learned one by one.
+    """
+    given = given._replace(kind=start.family)
+    if isinstance(given.spec.positions, Rotary):
+        long = {"context": start.model.context, "window": start.model.window}
+        given = given._replace(spec=msgspec.structs.replace(given.spec, **long))
+    if not Path(start.path).exists():
+        return given
+    original = opened(start.path)
+    return given._replace(**_own(original)) if original.digest() == start.digest else given
 
 
 @final

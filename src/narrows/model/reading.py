@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import final
 
@@ -24,8 +24,60 @@ def fill(
     """Write every parameter, in the type that it has. Raises BadInput, before anything is written,
     where the files lack a tensor, have one that the model has not, or have it in another shape.
     """
+    reader = Reader(parameters, spec, naming, source)
+    for write in (False, True):
+        for name, into in parameters.items():
+            reader.into(name, into, write=write)
+
+
+@final
+class Reader:
+    """Reads parameters of a model by their names; raises BadInput where the files lack a tensor of
+    them or have one that such a model has not.
+    """
+
+    def __init__(
+        self, names: Iterable[str], spec: ModelSpec, naming: Naming, source: Tensors
+    ) -> None:
+        self._spec, self._source = spec, source
+        self._pieces = _found(names, spec, naming, source)
+
+    @torch.no_grad()
+    def into(self, name: str, parameter: Tensor, *, write: bool = True) -> None:
+        """Write one, or see whether it fits; raises BadInput where it has another shape."""
+        _join(name, parameter, self._pieces[name], self._spec, self._source, write=write)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """One of that shape, in fp32."""
+        whole = torch.empty(shape, dtype=torch.float32)
+        self.into(name, whole, write=False)
+        self.into(name, whole)
+        return whole
+
+
+@final
+class Unread(Mapping[str, Tensor]):
+    """Parameters of those shapes, each read in fp32 when it is asked for."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], reader: Reader) -> None:
+        self._shapes, self._reader = shapes, reader
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._reader.read(name, self._shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def _found(
+    names: Iterable[str], spec: ModelSpec, naming: Naming, source: Tensors
+) -> dict[str, list[Piece]]:
+    """Of each parameter, the tensors it is made of by the names that the files have."""
     there = naming.there(source.names())
-    plan = {name: naming.pieces(name, spec) for name in parameters}
+    plan = {name: naming.pieces(name, spec) for name in names}
     wanted = [piece.name for pieces in plan.values() for piece in pieces]
     missing = [name for name in wanted if naming.plain(name) not in there]
     missing += [name for name, pieces in plan.items() if not pieces]
@@ -41,38 +93,10 @@ def fill(
             f"the weights have {_some(spare)}, which the model that their configuration describes "
             "has not"
         )
-    for write in (False, True):
-        for name, pieces in plan.items():
-            _join(name, parameters[name], _found(pieces, naming, there), spec, source, write=write)
-
-
-@final
-class Unread(Mapping[str, Tensor]):
-    """Parameters of ours, each read in fp32 when it is asked for, whatever type the files have."""
-
-    def __init__(
-        self, shapes: Mapping[str, Sequence[int]], spec: ModelSpec, naming: Naming, source: Tensors
-    ) -> None:
-        self._shapes, self._spec, self._naming, self._source = shapes, spec, naming, source
-        self._there = naming.there(source.names())
-
-    @torch.no_grad()
-    def __getitem__(self, name: str) -> Tensor:
-        into = torch.empty(tuple(self._shapes[name]), dtype=torch.float32)
-        pieces = _found(self._naming.pieces(name, self._spec), self._naming, self._there)
-        _join(name, into, pieces, self._spec, self._source, write=True)
-        return into
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-
-def _found(pieces: Iterable[Piece], naming: Naming, there: Mapping[str, str]) -> list[Piece]:
-    """The pieces by the names that the files have."""
-    return [piece._replace(name=there[naming.plain(piece.name)]) for piece in pieces]
+    return {
+        name: [piece._replace(name=there[naming.plain(piece.name)]) for piece in pieces]
+        for name, pieces in plan.items()
+    }
 
 
 def _join(

@@ -7,9 +7,9 @@ import pytest
 import tokenizers as library
 
 from narrows.data import training
-from narrows.data.published import Words, of_facts, of_folder
-from narrows.data.publishing import facts, files, numbers
+from narrows.data.published import Words, numbers, of_facts, of_folder, save
 from narrows.data.samples import CONVERSATION, TEXTS
+from narrows.data.tables import facts
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer, ready_made
 from narrows.data.vocabulary import of_gguf
@@ -30,12 +30,6 @@ def trained() -> Words:
     return words(training.bpe(LINES, 320), template=CHAT, eos_token="<|endoftext|>")
 
 
-def put(content: dict[str, str], folder: Path) -> Path:
-    for name, text in content.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return folder
-
-
 @pytest.mark.parametrize("name", ["bpe", "unigram", "character", "gpt2"])
 def test_words_come_back_from_a_folder(name: str, tmp_path: Path) -> None:
     if name == "gpt2":
@@ -46,7 +40,8 @@ def test_words_come_back_from_a_folder(name: str, tmp_path: Path) -> None:
         "character": lambda: training.character(counts, 300), "gpt2": lambda: ready_made("gpt2"),
     }[name]()  # fmt: skip
     one = words(made, template=CHAT, eos_token="<|endoftext|>")
-    other = of_folder(put(files(one, 128), tmp_path))
+    save(one, tmp_path, 128)
+    other = of_folder(tmp_path)
     for text in TEXTS:
         assert other.tokenizer.encode(text) == one.tokenizer.encode(text)
     assert other.tokenizer.ends == one.tokenizer.ends and other.special == one.special

@@ -1,7 +1,7 @@
-"""The words of a model as others read them: the files of a Hugging Face folder, and GGUF's tables.
+"""The words of a model as the header of a GGUF file has them: tables of tokens, kinds and merges.
 
-The inverse of `published` and `vocabulary`. What a GGUF file says of a tokenizer is a kind and a
-rule's name; which one it is shows when the tokenizer that it makes is asked.
+The inverse of `vocabulary`. What a file says of a tokenizer is a kind and a rule's name; which one
+it is shows when the tokenizer that it makes is asked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from narrows.data.published import Words, of_facts
 from narrows.data.samples import PASSAGE, TEXTS
-from narrows.data.tokenizers import FILE, Tokenizer
+from narrows.data.tokenizers import Tokenizer
 from narrows.spec.errors import BadInput
 
 _KEY = "tokenizer.ggml."
@@ -21,37 +21,6 @@ _RULES = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 """How words are cut before byte-level BPE; names as in llama.cpp."""
 _NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 Facts = dict[str, Any]
-
-
-def numbers(words: Words) -> dict[str, int | list[int]]:
-    """The tokens that generation has to know, by the keys of a config.json."""
-    tokenizer = words.tokenizer
-    ends = [tokenizer.end_of_document, *sorted(tokenizer.ends - {tokenizer.end_of_document})]
-    found = {f"{name}_token_id": tokenizer.number_of(words.special.get(f"{name}_token"))
-             for name in ("bos", "pad")}  # fmt: skip
-    told: dict[str, int | list[int]] = {key: n for key, n in found.items() if n is not None}
-    return {**told, "eos_token_id": ends if len(ends) > 1 else ends[0]}
-
-
-def files(words: Words, context: int) -> dict[str, str]:
-    """The content of each file beside config.json and the weights, as transformers reads them."""
-    end = words.tokenizer.text_of(words.tokenizer.end_of_document)
-    said = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": context,
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "eos_token": end,
-        **words.special,
-    }
-    content = {
-        FILE: words.tokenizer.to_json(),
-        "tokenizer_config.json": _json(said),
-        "generation_config.json": _json(numbers(words)),
-    }
-    if words.template is not None:
-        content["chat_template.jinja"] = words.template.source
-    return content
 
 
 def facts(words: Words, vocabulary: int) -> Facts:
@@ -141,7 +110,3 @@ def _scores(ids: Mapping[str, int], merges: list[list[str]], vocabulary: int) ->
 def _read(tokenizer: Tokenizer, text: str) -> tuple[list[str], list[int]]:
     """The words that a text is cut into, which tell more than what few tokens make of them."""
     return tokenizer.words(text), [*tokenizer.begin, *tokenizer.encode(text)]
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
