@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from narrows.infer.sampling import Sampling
 from narrows.infer.source import Source, source
 from narrows.model import ggml, gguf, safetensors
 from narrows.model.naming import Lay
-from narrows.model.opening import opened
+from narrows.model.opening import Original, opened
 from narrows.model.writing import Outgoing
+from narrows.spec import record
 from narrows.spec.errors import BadInput, DoesNotFit, NarrowsError, RunFailed
 from narrows.spec.model import GELU
+from narrows.spec.plan import Plan, Start
 
 from .conftest import VOCABULARY, MakeRun, built, spec
 
@@ -272,3 +275,43 @@ def test_shards_are_exported_from(make_run: MakeRun, tmp_path: Path,
     export(make_run(), tmp_path / "out")
     assert len(safetensors.files(tmp_path / "out")) > 2
     assert opened(tmp_path / "out").spec.vocabulary == VOCABULARY
+
+
+def tuned(run: Path, original: Original) -> None:
+    """Let a run be one that started from that model, and saw shorter texts."""
+    plan = record.load(Plan, run / "plan.toml")
+    start = Start(
+        path=str(original.path), family=original.kind, digest=original.digest(),
+        model=original.spec, words="",
+    )  # fmt: skip
+    shape = msgspec.structs.replace(plan.model, context=16)
+    record.save(msgspec.structs.replace(plan, model=shape, start=start), run / "plan.toml")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_tuned_model_keeps_its_own_files(target: str, make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(steps=(10, 20), best=10)
+    first = export(run, tmp_path / ("first" + Path(target).suffix)).path
+    if first.is_dir():
+        config = json.loads((first / "config.json").read_text())
+        (first / "config.json").write_text(json.dumps({**config, "my_key": 7}))
+    tuned(run, opened(first))
+    done = export(run, tmp_path / target, checkpoint="latest")
+    assert opened(done.path).spec == opened(first).spec
+    assert written(done.path) != written(first)
+    if first.is_dir():
+        assert json.loads((done.path / "config.json").read_text())["my_key"] == 7
+        shutil.rmtree(first)
+    else:
+        assert gguf.opened(done.path).facts["general.name"] == "run"
+        first.unlink()
+    done = export(run, tmp_path / f"again-{target}", checkpoint="latest")
+    assert opened(done.path).spec == opened(tmp_path / target).spec
+
+
+def test_a_head_for_classes_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    plan = record.load(Plan, run / "plan.toml")
+    classes = msgspec.structs.replace(plan.model, classes=3)
+    record.save(msgspec.structs.replace(plan, model=classes), run / "plan.toml")
+    assert "head for classes" in refused(run, tmp_path / "out").what
