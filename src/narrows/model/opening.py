@@ -60,7 +60,8 @@ class Original(NamedTuple):
         ]  # fmt: skip
         said = hashlib.sha256()
         for path in paths:
-            said.update(f"{path.name} {path.stat().st_size}\0".encode())
+            # A link to a file, such as the hub's cache has, is the file.
+            said.update(f"{path.resolve().name} {path.stat().st_size}\0".encode())
             with path.open("rb") as file:
                 said.update(file.read(_ENDS_BYTES))
                 file.seek(-min(_ENDS_BYTES, path.stat().st_size), os.SEEK_END)
