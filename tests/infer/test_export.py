@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from narrows.data.published import Words, of_folder
+from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer import export as module
 from narrows.infer import loading, parity
@@ -158,9 +159,26 @@ def slower(patch: pytest.MonkeyPatch) -> None:
         **before(kind, spec), "llama.rope.freq_base": 500.0})  # fmt: skip
 
 
+def speechless(patch: pytest.MonkeyPatch) -> None:
+    """Facts without the template that the run has."""
+    from narrows.data import published, tables
+
+    before, found = tables.facts, published.of_folder
+    chat = Template("{% for m in messages %}{{ m.content }}{% endfor %}", {})
+    patch.setattr(published, "of_folder", lambda path: found(path)._replace(template=chat))
+    patch.setattr(tables, "facts", lambda given, rows: {
+        key: value for key, value in before(given, rows).items() if "template" not in key
+    })  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
-    [(turned, "logits differ by"), (endless, "texts end at"), (slower, "model.positions was")],
+    [
+        (turned, "logits differ by"),
+        (endless, "texts end at"),
+        (slower, "model.positions was"),
+        (speechless, "the template is gone"),
+    ],
 )
 def test_what_is_not_the_model_is_refused_with_the_first_difference(
     spoil: Spoil, told: str, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -77,8 +77,8 @@ def compare(given: Source, written: Path, type: str, to: Path) -> Parity:
         raise _refused(to, wrong)
     after = _seen(again, ids)
     exact = _exact(given.dtype, type)
-    wrong = _words_differ(before, after) or _numbers_differ(before, after, type, exact)
-    if wrong:
+    wrong = _words_lost(before, after) or _words_differ(before, after)
+    if wrong := wrong or _numbers_differ(before, after, type, exact):
         raise _refused(to, f"read back by narrows, {wrong}")
     other = reference.seen(written, again, ids)
     readers: tuple[str, ...] = ("narrows",)
@@ -171,6 +171,13 @@ def _other_shape(spec: ModelSpec, again: ModelSpec) -> str | None:
         if one != other and key != "dropout" and not window:
             return f"model.{key} was {one} and is {other}"
     return None
+
+
+def _words_lost(one: Seen, other: Seen) -> str | None:
+    """What came back without a tokenizer or a template, which nothing else would notice."""
+    if bool(one.tokens) != bool(other.tokens):
+        return "the tokenizer is gone"
+    return "the template is gone" if one.rendered and other.rendered is None else None
 
 
 def _words_differ(one: Seen, other: Seen) -> str | None:
