@@ -16,13 +16,14 @@ narrows generate runs/shakespeare --prompt "ROMEO:"
 narrows generate runs/shakespeare --prompt "ROMEO:" --tokens 400 --temperature 0.7 --seed 3
 narrows generate SmolLM2-135M.gguf --prompt "The capital of France is" --temperature 0
 narrows generate runs/reviews --prompt "A fine film."       what a classifier says of it
+narrows generate HuggingFaceTB/SmolLM2-135M-Instruct --prompt "The capital of France is"
 narrows generate runs/shakespeare --prompt "Enter" --top-p 0.9 --stop "JULIET:\""""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("folder", metavar="MODEL", help="a run's folder, a published model's, or "
-                        "a GGUF file")  # fmt: skip
+    parser.add_argument("folder", metavar="MODEL", help="a run's folder, a published model's "
+                        "or its name on the hub, or a GGUF file")  # fmt: skip
     parser.add_argument("--prompt", default="", help="the text to go on from")
     parser.add_argument("--tokens", type=int, default=200, help="at most so many (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")

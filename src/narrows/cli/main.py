@@ -7,11 +7,23 @@ import os
 import sys
 
 from narrows import __version__
-from narrows.cli import chat, doctor, generate, intent, launch, plan, probe, report, speak, train
+from narrows.cli import (
+    chat,
+    doctor,
+    export,
+    generate,
+    intent,
+    launch,
+    plan,
+    probe,
+    report,
+    speak,
+    train,
+)
 from narrows.cli.parser import Parser
 from narrows.spec.errors import BadInput, NarrowsError, RunFailed
 
-VERBS = (probe, doctor, plan, train, launch, generate, chat, report)
+VERBS = (probe, doctor, plan, train, launch, generate, chat, export, report)
 EXAMPLES = """\
 narrows probe                                       measure this machine, once
 narrows plan --budget 5min --corpus shakespeare     what five minutes here can train

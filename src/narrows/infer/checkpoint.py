@@ -42,6 +42,15 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
     """The checkpoint's tensors, put together where several processes wrote them, once their
     checksums hold; BadInput otherwise.
     """
+    found = saved(checkpoint)
+    try:
+        return {name: found.whole(name) for name in found.names()}
+    except BadInput as error:
+        raise BadInput(error.what, hint=_others(checkpoint)) from None
+
+
+def saved(checkpoint: Path) -> Saved:
+    """The same, not read yet."""
     sums = _state(checkpoint).get("sha256", {})
     names = sorted(name for name in sums if name.startswith("weights")) or ["weights.safetensors"]
     for name in names:
@@ -55,8 +64,7 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
             what = f"{path} is damaged: it does not match the checksum in state.json"
             raise BadInput(what, hint=_others(checkpoint))
     try:
-        saved = Saved(checkpoint / name for name in names)
-        return {name: saved.whole(name) for name in saved.names()}
+        return Saved(checkpoint / name for name in names)
     except BadInput as error:
         raise BadInput(error.what, hint=_others(checkpoint)) from None
 

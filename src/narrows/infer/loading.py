@@ -70,7 +70,9 @@ def _trained(run: Path, checkpoint: str | None) -> tuple[Generator, str]:
     if not plan.model.writes or plan.model.classes:
         raise _no_writer(run)
     words, found = words_of(run), locate(run, checkpoint)
-    return Generator(model_of(plan, found), *words), f"{found} (step {step(found)})"
+    return Generator(
+        model_of(plan, found), words.tokenizer, words.template
+    ), f"{found} (step {step(found)})"
 
 
 def words_of(run: Path) -> published.Words:
@@ -91,7 +93,8 @@ def _published(path: Path) -> tuple[Generator, str]:
         model = Transformer(original.spec, load_kernels("torch"))
     model = build(original, model, dtype, _device())
     size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
-    return Generator(_ready(model), *words), f"{path}: {original.kind}, {size}"
+    generator = Generator(_ready(model), words.tokenizer, words.template)
+    return generator, f"{path}: {original.kind}, {size}"
 
 
 def model_of(plan: Plan, checkpoint: Path) -> Transformer:

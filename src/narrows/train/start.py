@@ -19,6 +19,7 @@ from narrows.kernels.load import load
 from narrows.model.opening import Original, build, opened
 from narrows.model.reading import Reader
 from narrows.model.transformer import Transformer
+from narrows.model.writing import parameters
 from narrows.parallel.split import First
 from narrows.spec.errors import BadInput
 from narrows.spec.home import narrows_home
@@ -54,7 +55,7 @@ def published(start: Start) -> First:
             f"{start.path} changed since the plan was made",
             hint="plan again: narrows plan job.toml -o plan.toml",
         )
-    reader = Reader(_names(original.spec), original.spec, original.naming, original.tensors)
+    reader = Reader(parameters(original.spec), original.spec, original.naming, original.tensors)
 
     def first(name: str, shape: Sequence[int]) -> Tensor | None:
         if name.startswith("score."):
@@ -75,12 +76,6 @@ def teacher(path: str, plan: Plan, device: torch.device) -> Transformer:
         model = Transformer(original.spec, load("torch"))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[plan.layout.precision]
     return build(original, model, dtype, device).eval().requires_grad_(False)
-
-
-def _names(spec: ModelSpec) -> list[str]:
-    with torch.device("meta"):
-        model = Transformer(spec, load("torch"))
-    return [name for name, _ in model.named_parameters()]
 
 
 def _same_tokens(original: Original, path: str | Path, spec: ModelSpec) -> None:
