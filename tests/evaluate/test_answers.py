@@ -25,7 +25,8 @@ PROMPTS = ("ROMEO:", "JULIET: O Romeo", "But,", "the sun is", "", "It is the eas
 def asked(generator: Generator, tmp_path: Path, *lines: object, **manner: object) -> Found:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    return answer(generator, Rows(file=str(path)), Manner(**manner), print)  # type: ignore[arg-type]
+    how = Manner(**manner)  # type: ignore[arg-type]
+    return answer(generator, Rows(file=str(path)), how, print)
 
 
 def value(found: Found, name: str) -> float:
@@ -175,7 +176,7 @@ def test_a_row_longer_than_the_context_is_named_and_never_cut(
     generator: Generator, tmp_path: Path
 ) -> None:
     short, long = "ROMEO:", "light " * CONTEXT
-    with pytest.raises(BadInput, match="line 2: the prompt is .* tokens long"):
+    with pytest.raises(BadInput, match="rows.jsonl line 2: the prompt is .* tokens long"):
         asked(
             generator, tmp_path, {"prompt": short, "answer": "a"}, {"prompt": long, "answer": "a"}
         )

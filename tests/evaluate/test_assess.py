@@ -80,7 +80,7 @@ def test_a_run_of_bf16_is_computed_in_fp32(make_run: MakeRun, texts: Path) -> No
         ([], "nothing says what to ask"),
         (["--text", "a", "--rows", "b"], "one thing is asked at a time"),
         (["--text", "absent.txt"], "the corpus absent.txt does not exist"),
-        (["--rows", "absent.jsonl"], "absent.jsonl cannot be read"),
+        (["--rows", "absent.jsonl"], "absent.jsonl does not exist"),
         (["--text", "shakespeare", "--batch", "0"], "evaluate.batch is 0"),
         (["--text", "shakespeare", "--stride", "99", "--limit", "1"], "would pass over tokens"),
     ],

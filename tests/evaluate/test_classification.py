@@ -41,7 +41,7 @@ def test_calibration_by_hand() -> None:
     probabilities_MC = np.array([[0.95, 0.05], [0.95, 0.05], [0.45, 0.55], [0.35, 0.65]])
     labels_M = np.array([0, 1, 1, 0])
     found = classification.reliability(labels_M, probabilities_MC)
-    assert found.count.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0, 2]
+    assert found.rows.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0, 2]
     assert found.confidence[9] == pytest.approx(0.95) and found.accuracy[9] == pytest.approx(0.5)
     expected = (0.45 + 0.65 + 2 * 0.45) / 4
     assert classification.calibration_error(labels_M, probabilities_MC) == pytest.approx(expected)
@@ -91,7 +91,7 @@ def test_classification_equals_scikit_learn(case: tuple[np.ndarray, np.ndarray])
 def test_calibration_is_what_its_bins_add_up_to(case: tuple[np.ndarray, np.ndarray]) -> None:
     labels_M, probabilities_MC = case
     found = classification.reliability(labels_M, probabilities_MC)
-    assert found.count.sum() == len(labels_M)
+    assert found.rows.sum() == len(labels_M)
     assert 0.0 <= classification.calibration_error(labels_M, probabilities_MC) <= 1.0
     right_M = probabilities_MC.argmax(1) == labels_M
     added_MX = classification.binned(probabilities_MC.max(1), right_M)

@@ -30,7 +30,8 @@ def nats_of(model: Transformer, tokens: list[int]) -> Tensor:
 
 
 def found_in(generator: Generator, path: Path, **manner: object) -> Found:
-    return read(generator, Texts(corpus=str(path)), Manner(**manner), print)  # type: ignore[arg-type]
+    asked = Manner(**manner)  # type: ignore[arg-type]
+    return read(generator, Texts(corpus=str(path)), asked, print)
 
 
 def metric(found: Found, name: str) -> float:

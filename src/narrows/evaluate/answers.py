@@ -12,7 +12,7 @@ from narrows.evaluate.assessment import Found, Item, Kind, Manner, Rows, metrics
 from narrows.evaluate.documents import begin
 from narrows.evaluate.likelihood import Reader, Reading
 from narrows.evaluate.progress import Progress, Talk
-from narrows.evaluate.rows import Row, rows
+from narrows.evaluate.questions import Question, questions
 from narrows.evaluate.writing import Manuscript, Prompt, write
 from narrows.infer.generate import tokens_of
 from narrows.infer.loading import Generator
@@ -38,7 +38,7 @@ Sums = dict[str, tuple[float, ...]]
 
 def answer(generator: Generator, data: Rows, manner: Manner, talk: Talk) -> Found:
     """Every row answered; raises BadInput, before any is, where one cannot be asked."""
-    asked, sha256 = rows(Path(data.file).expanduser(), manner.limit)
+    asked, sha256 = questions(Path(data.file).expanduser(), manner.limit)
     choosing = [row for row in asked if row.choices]
     writing = [row for row in asked if not row.choices]
     prompts = {row.number: _prompt(generator, row) for row in asked}
@@ -48,7 +48,8 @@ def answer(generator: Generator, data: Rows, manner: Manner, talk: Talk) -> Foun
         ]
         for row in choosing
     }
-    _refuse_long(generator, data, prompts, readings, manner)
+    context = manner.context or generator.model.spec.context
+    _refuse_long(asked, prompts, readings, manner.tokens, context)
     items, notes = list[Item](), list[str]()
     tokens = sum(len(each.tokens) for row in readings.values() for each in row)
     if choosing:
@@ -62,7 +63,7 @@ def answer(generator: Generator, data: Rows, manner: Manner, talk: Talk) -> Foun
     return Found(tuple(items), found, sha256, tokens, notes=tuple(notes))
 
 
-def _prompt(generator: Generator, row: Row) -> list[int]:
+def _prompt(generator: Generator, row: Question) -> list[int]:
     """The tokens before the answer, a conversation by the model's own template."""
     try:
         if row.prompt is not None:
@@ -74,11 +75,11 @@ def _prompt(generator: Generator, row: Row) -> list[int]:
             )
         return generator.tokenizer.encode(generator.template.render(row.messages), special=True)
     except BadInput as error:
-        raise BadInput(f"line {row.number}: {error.what}", hint=error.hint) from None
+        raise BadInput(f"{row.place}: {error.what}", hint=error.hint) from None
 
 
 def _reading(
-    generator: Generator, row: Row, prompt: Sequence[int], choice: str, manner: Manner
+    generator: Generator, row: Question, prompt: Sequence[int], choice: str, manner: Manner
 ) -> Reading:
     """The prompt with the choice behind it. Both are cut into tokens as one text, white space at
     the end of the prompt with the choice, as the harness does.
@@ -97,26 +98,25 @@ def _reading(
 
 
 def _refuse_long(
-    generator: Generator, data: Rows, prompts: Mapping[int, Sequence[int]],
-    readings: Mapping[int, Sequence[Reading]], manner: Manner,
+    asked: Sequence[Question], prompts: Mapping[int, Sequence[int]],
+    readings: Mapping[int, Sequence[Reading]], tokens: int, context: int,
 ) -> None:  # fmt: skip
     """Raises BadInput for the first row that the model cannot read whole with its answer."""
-    context = manner.context or generator.model.spec.context
-    for number, prompt in prompts.items():
-        if number in readings:
-            needed, what = max(len(each.tokens) for each in readings[number]) - 1, "a choice"
+    for row in asked:
+        if row.choices:
+            needed, what = max(len(each.tokens) for each in readings[row.number]) - 1, "a choice"
         else:
-            needed, what = len(prompt) + manner.tokens, f"{manner.tokens} tokens of answer"
+            needed, what = len(prompts[row.number]) + tokens, f"{tokens} tokens of answer"
         if needed > context:
             raise BadInput(
-                f"{data.file} line {number} is too long: {needed} tokens with {what}, and the "
-                f"model reads {context}",
+                f"{row.place} is too long: {needed} tokens with {what}, and the model reads "
+                f"{context}",
                 hint="shorten the row, or the answer (--tokens); nothing is cut in silence",
             )
 
 
 def _chosen(
-    generator: Generator, asked: Sequence[Row], readings: Mapping[int, Sequence[Reading]],
+    generator: Generator, asked: Sequence[Question], readings: Mapping[int, Sequence[Reading]],
     manner: Manner, talk: Talk,
 ) -> list[Item]:  # fmt: skip
     """Each row's choices by their likelihood."""
@@ -135,7 +135,7 @@ def _chosen(
     return items
 
 
-def _item_of_choice(row: Row, nats_C: np.ndarray, alike: bool) -> Item:
+def _item_of_choice(row: Question, nats_C: np.ndarray, alike: bool) -> Item:
     lengths_C = np.array([len(choice) for choice in row.choices])
     label = np.array([row.choices.index(row.answer)])
     likeliest = int(nats_C.argmin())
@@ -159,7 +159,7 @@ def _item_of_choice(row: Row, nats_C: np.ndarray, alike: bool) -> Item:
 
 
 def _written(
-    generator: Generator, asked: Sequence[Row], prompts: Mapping[int, Sequence[int]],
+    generator: Generator, asked: Sequence[Question], prompts: Mapping[int, Sequence[int]],
     manner: Manner, talk: Talk,
 ) -> tuple[list[Item], int, overlap.Cut]:  # fmt: skip
     """Items, how many tokens were read and written, and how BLEU finds words."""

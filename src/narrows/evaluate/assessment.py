@@ -21,7 +21,7 @@ class Texts(Record, tag="texts", tag_field="type"):
 
 
 class Rows(Record, tag="rows", tag_field="type"):
-    """A file of JSON lines, each with a prompt or messages and the answer."""
+    """A file or folder of rows, each with a prompt or messages and the answer."""
 
     file: str
 
@@ -72,7 +72,7 @@ class Manner(Record):
 
 class Item(Record):
     """A document, a row or a sample: what it adds to each metric, and the answer where one was
-    written. `number` is that of the document, of the row's line, or of the task's document.
+    written. `number` is its place among them, from 1.
     """
 
     number: int

@@ -21,7 +21,7 @@ class Reliability(NamedTuple):
     the mean; 0 where a bin is empty.
     """
 
-    count: Array
+    rows: Array
     confidence: Array
     accuracy: Array
 
@@ -97,7 +97,7 @@ def calibration_error(labels_M: Array, probabilities_MC: Array, bins: int = BINS
     """By how much confidence misses accuracy, in the mean over all rows (arXiv:1706.04599)."""
     found = reliability(labels_M, probabilities_MC, bins)
     gaps_X = np.abs(found.accuracy - found.confidence)
-    return float((found.count * gaps_X).sum() / found.count.sum())
+    return float((found.rows * gaps_X).sum() / found.rows.sum())
 
 
 def binned(sure_M: Array, right_M: Array, bins: int = BINS) -> Array:

@@ -55,7 +55,7 @@ def run(generator: Generator, data: Tasks, manner: Manner, talk: Talk) -> Found:
             metric, added = _metric(task, key, given, told, manner.seed)
             metrics.append(metric)
             _add(items, task, metric.name, added)
-    notes = (f"lm-evaluation-harness {importlib.metadata.version('lm_eval')}",)
+    notes: tuple[str, ...] = (f"lm-evaluation-harness {importlib.metadata.version('lm_eval')}",)
     if model.cut:
         notes += (f"{model.cut} questions were longer than the context and lost their beginning",)
         talk(notes[-1])
@@ -116,7 +116,7 @@ def _form(said: Mapping[int, Any], given: float) -> tuple[Form | None, Scores]:
     if not numbers or len(numbers) < len(said):
         return None, {}
     for form, sign in _CANDIDATES:
-        added = {
+        added: Scores = {
             place: (float(sign * each[0]), float(each[1]) if len(each) == 2 else 1.0)
             for place, each in numbers.items()
         }

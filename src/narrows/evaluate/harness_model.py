@@ -29,7 +29,7 @@ _KNOWN = {"do_sample", "temperature", "top_k", "top_p", "min_p", "until", "max_g
 Encoded = tuple[Any, list[int], list[int]]
 
 
-class HarnessModel(TemplateLM):  # type: ignore[misc]
+class HarnessModel(TemplateLM):
     """Likelihoods and answers for the harness; `tokens` counts what was read for them."""
 
     def __init__(self, generator: Generator, manner: Manner, talk: Talk) -> None:

@@ -10,7 +10,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,12 +75,12 @@ def chrf_sums(expected: str, answer: str) -> list[float]:
     return _sums(_chrf(), expected, answer)
 
 
-def bleu(sums: Sequence[float]) -> float:
+def bleu(sums: Iterable[float]) -> float:
     """BLEU, 0 to 100, of rows that add up to `sums`."""
     return float(_bleu("13a")._compute_score_from_stats([round(each) for each in sums]).score)
 
 
-def chrf(sums: Sequence[float]) -> float:
+def chrf(sums: Iterable[float]) -> float:
     """chrF2, 0 to 100, of rows that add up to `sums`."""
     return float(_chrf()._compute_score_from_stats([round(each) for each in sums]).score)
 

@@ -26,9 +26,7 @@ def told(assessment: Assessment) -> str:
 def answers(assessment: Assessment) -> str:
     """The first answers that were written or chosen, one a line."""
     said = [each for each in assessment.items if each.answer is not None][:_SHOWN]
-    return "\n".join(
-        f"line {each.number}: {' '.join((each.answer or '').split())}" for each in said
-    )
+    return "\n".join(f"row {each.number}: {' '.join((each.answer or '').split())}" for each in said)
 
 
 def _headline(assessment: Assessment) -> str:

@@ -27,7 +27,8 @@ _LEAST_IDLE = 1e-9
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What of a run is known besides its step: steps, batch and what else takes time, memory where
-    it reads a text, and how gradients are exchanged.
+    it reads a text, how gradients are exchanged, the share of the tokens that are to
+    be said, and how long the documents are that they stand in.
     """
 
     steps: int
@@ -36,11 +37,14 @@ class Run:
     cadence: Cadence
     reads_text: bool = False
     gradients: GradientExchange = EXACT
+    said: float = 1.0
+    attended: float | None = None
 
 
 def predict(model: ModelSpec, layout: Layout, machine: Machine, run: Run) -> Ledger:
     """Rows by operation and phase, the memory peak and the whole run."""
-    shapes, layouts = Shapes.of([model]), Layouts.of(layout, run.gradients)
+    shapes = Shapes.of([model], said=run.said, attended=run.attended)
+    layouts = Layouts.of(layout, run.gradients)
     if layout.processes > 1:
         rows = _several(step(shapes, layouts, machine), layout, machine)
     else:
