@@ -102,6 +102,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def by_hf(folder: Path, path: str, **options: object) -> dict[str, Any]:
     import lm_eval
+    import lm_eval.tasks
 
     told = lm_eval.simple_evaluate(
         "hf", model_args={"pretrained": str(folder), "dtype": "float32"}, tasks=[path],
@@ -128,6 +129,8 @@ def test_our_numbers_are_those_of_hf(folder: Path, name: str, body: str, batch: 
     assert {each.name: each.value for each in found.metrics} == pytest.approx(expected, rel=1e-5)
     assert found.metrics and all(each.form for each in found.metrics)
     assert [each.number for each in found.items] == [1, 2, 3, 4]
+    said = [each["filtered_resps"][0] for each in theirs["samples"][name]]
+    assert [each.answer for each in found.items] == (said if name == "writing" else [None] * 4)
 
 
 def test_single_answers_and_likelihoods_are_those_of_hf(

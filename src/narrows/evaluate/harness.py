@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from narrows.evaluate.assessment import Found, Item, Manner, Metric, Tasks
 from narrows.evaluate.bootstrap import interval
@@ -51,10 +52,17 @@ def run(generator: Generator, data: Tasks, manner: Manner, talk: Talk) -> Found:
         for sample in samples:
             for name in ("doc_hash", "prompt_hash", "target_hash"):
                 digest.update(sample[name].encode())
+            number = sample["doc_id"] + 1
+            items.setdefault(
+                (task, number),
+                Item(number=number, task=task, sums={}, answer=_answer(sample)),
+            )  # fmt: skip
         for key, given in _numbers(results):
             metric, added = _metric(task, key, given, told, manner.seed)
             metrics.append(metric)
-            _add(items, task, metric.name, added)
+            for number, sums in added.items():
+                known = items[task, number]
+                items[task, number] = replace(known, sums={**known.sums, metric.name: sums})
     notes: tuple[str, ...] = (f"lm-evaluation-harness {importlib.metadata.version('lm_eval')}",)
     if model.cut:
         notes += (f"{model.cut} questions were longer than the context and lost their beginning",)
@@ -134,8 +142,7 @@ def _is_number(said: Any) -> bool:
     return len(each) in (1, 2) and all(isinstance(part, int | float | np.number) for part in each)
 
 
-def _add(items: dict[tuple[str, int], Item], task: str, name: str, added: Scores) -> None:
-    for number, sums in added.items():
-        known = items.get((task, number))
-        before = known.sums if known else {}
-        items[task, number] = Item(number=number, task=task, sums={**before, name: sums})
+def _answer(sample: Mapping[str, Any]) -> str | None:
+    """What was written, as the task's filter leaves it; None where nothing was to be."""
+    first = sample["filtered_resps"][0]
+    return first if isinstance(first, str) else None
