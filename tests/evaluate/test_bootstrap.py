@@ -57,9 +57,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     assert misses <= 8
 
 
-def test_one_item_tells_nothing_of_chance() -> None:
-    assert interval("mean", shares(np.ones(1)), 0) is None
-    assert paired_interval("mean", shares(np.ones(1)), shares(np.ones(1)), 0) is None
+def test_few_items_tell_nothing_of_chance() -> None:
+    assert interval("mean", shares(np.ones(5)), 0) is None
+    assert paired_interval("mean", shares(np.ones(5)), shares(np.ones(5)), 0) is None
 
 
 def test_forms_by_hand() -> None:

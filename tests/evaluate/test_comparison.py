@@ -54,11 +54,11 @@ def test_chance_is_no_difference() -> None:
     )
 
 
-def test_one_document_is_not_judged() -> None:
-    found = compared(assessed(LOSS[:1], RIGHT[:1]), assessed(LOSS[:1] + 1, RIGHT[:1]))
+def test_few_documents_are_not_judged() -> None:
+    found = compared(assessed(LOSS[:5], RIGHT[:5]), assessed(LOSS[:5] + 1, RIGHT[:5]))
     assert found.differences[0].low is None and found.differences[0].verdict == "undecided"
-    both = msgspec.structs.replace(assessed(LOSS[:1], RIGHT[:1]), comparisons=(found,))
-    assert "one item tells nothing of chance" in told(both)
+    both = msgspec.structs.replace(assessed(LOSS[:5], RIGHT[:5]), comparisons=(found,))
+    assert "too few items to tell it from chance" in told(both)
 
 
 def test_losses_by_other_tokens_are_not_compared() -> None:

@@ -83,7 +83,7 @@ class Item(Record):
 
 class Metric(Record):
     """A number over all items that add to it; `low` and `high` hold 95 of 100 drawings of items,
-    absent where there is one item alone, as is `form` where no item tells what it adds.
+    absent where there are too few items, as is `form` where no item tells what it adds.
     """
 
     name: str

@@ -11,6 +11,8 @@ from narrows.evaluate.forms import Array, Form, value
 
 DRAWS = 2000
 LEVEL = 0.95
+LEAST = 6
+"""Fewer items would all agree by chance more often than once in twenty: 2 · 2^-5 > 0.05."""
 _AT_ONCE = 1 << 22
 
 
@@ -22,8 +24,8 @@ class Interval(NamedTuple):
 
 
 def interval(form: Form, sums_MX: Array, seed: int) -> Interval | None:
-    """Of a metric over M items; None of one item, which says nothing of chance."""
-    return _between(value(form, drawn(sums_MX, seed))) if len(sums_MX) > 1 else None
+    """Of a metric over M items; None of fewer than LEAST, which say nothing of chance."""
+    return _between(value(form, drawn(sums_MX, seed))) if len(sums_MX) >= LEAST else None
 
 
 def paired_interval(form: Form, a_MX: Array, b_MX: Array, seed: int) -> Interval | None:
@@ -31,7 +33,7 @@ def paired_interval(form: Form, a_MX: Array, b_MX: Array, seed: int) -> Interval
     what makes an item hard for both cancels (Koehn 2004).
     """
     assert len(a_MX) == len(b_MX)
-    if len(a_MX) < 2:
+    if len(a_MX) < LEAST:
         return None
     return _between(value(form, drawn(a_MX, seed)) - value(form, drawn(b_MX, seed)))
 

@@ -41,7 +41,8 @@ def _headline(assessment: Assessment) -> str:
 
 
 def _compared(comparison: Comparison, width: int) -> list[str]:
-    lines = [f"against {comparison.against}"]
+    named = f" ({comparison.checkpoint})" if comparison.checkpoint else ""
+    lines = [f"against {comparison.against}{named}"]
     for each in comparison.differences:
         lines.append(
             f"{each.metric:{width}}  {each.value:+10.4f}{_around(each)}   {_verdict(each)}"
@@ -56,7 +57,7 @@ def _around(each: Difference) -> str:
 
 def _verdict(each: Difference) -> str:
     if each.low is None:
-        return "one item tells nothing of chance"
+        return "too few items to tell it from chance"
     if each.verdict == "undecided":
         return "no difference beyond chance"
     return f"{each.verdict}: 95 of 100 drawings of items agree on the side"
