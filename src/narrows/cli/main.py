@@ -8,6 +8,7 @@ import sys
 
 from narrows import __version__
 from narrows.cli import (
+    chat,
     doctor,
     evaluate,
     generate,
@@ -22,7 +23,7 @@ from narrows.cli import (
 from narrows.cli.parser import Parser
 from narrows.spec.errors import BadInput, NarrowsError, RunFailed
 
-VERBS = (probe, doctor, plan, train, launch, generate, evaluate, report)
+VERBS = (probe, doctor, plan, train, launch, generate, chat, evaluate, report)
 EXAMPLES = """\
 narrows probe                                       measure this machine, once
 narrows plan --budget 5min --corpus shakespeare     what five minutes here can train

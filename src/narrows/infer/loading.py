@@ -75,15 +75,19 @@ def _trained(
     run: Path, checkpoint: str | None, precision: TrainingPrecision | None
 ) -> tuple[Generator, str]:
     plan = load_record(Plan, run / PLAN)
-    if not plan.model.writes:
+    if not plan.model.writes or plan.model.classes:
         raise _no_writer(run)
+    words, found = words_of(run), locate(run, checkpoint)
+    model = model_of(plan, found, precision)
+    return Generator(model, *words), f"{found} (step {step(found)})"
+
+
+def words_of(run: Path) -> published.Words:
+    """The tokenizer and template that a run was trained with."""
     if not (run / tokenizers.FILE).is_file():
         hint = "copy it from the prepared dataset: dataset.json names the folder"
         raise BadInput(f"{run} has no {tokenizers.FILE}", hint=hint)
-    words = published.of_folder(run)
-    found = locate(run, checkpoint)
-    model = _model(plan, found, precision)
-    return Generator(model, *words), f"{found} (step {step(found)})"
+    return published.of_folder(run)
 
 
 def _published(path: Path, precision: TrainingPrecision | None) -> tuple[Generator, str]:
@@ -99,7 +103,9 @@ def _published(path: Path, precision: TrainingPrecision | None) -> tuple[Generat
     return Generator(_ready(model), *words), f"{path}: {original.kind}, {size}"
 
 
-def _model(plan: Plan, checkpoint: Path, precision: TrainingPrecision | None) -> Transformer:
+def model_of(
+    plan: Plan, checkpoint: Path, precision: TrainingPrecision | None = None
+) -> Transformer:
     """The plan's model with the checkpoint's weights, on the device that computes here."""
     with torch.device("meta"):
         model = Transformer(plan.model, load_kernels("torch"))

@@ -142,7 +142,7 @@ class Shapes:
             rotary=isinstance(first.positions, Rotary),
             learned=isinstance(first.positions, Learned),
             gated=first.gated,
-            tied=first.tied_embeddings,
+            tied=first.tied_embeddings and not first.classes,
             biases=first.biases,
             centred=isinstance(first.norm, LayerNorm),
             dropout=first.dropout > 0,

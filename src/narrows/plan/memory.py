@@ -165,7 +165,8 @@ def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment
     kept = np.where(layouts.recompute > 0, 2 * stream, block)
     # Tokens and targets; the last stream, which the final norm keeps, and the loss's gradient.
     ends = tokens * 2 * _TOKEN + 2 * stream
-    table = model.vocabulary * model.width * value
+    # The head's gradient, which a few classes have next to nothing of.
+    table = model.vocabulary * model.width * value * bool(model.said)
     summed, own, layers = model.parameters, model.parameters, model.layers
     if held is not None:
         summed = own = np.full_like(layers, held.kept)
