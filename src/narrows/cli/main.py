@@ -10,6 +10,7 @@ from narrows import __version__
 from narrows.cli import (
     chat,
     doctor,
+    evaluate,
     export,
     generate,
     intent,
@@ -23,7 +24,9 @@ from narrows.cli import (
 from narrows.cli.parser import Parser
 from narrows.spec.errors import BadInput, NarrowsError, RunFailed
 
-VERBS = (probe, doctor, plan, train, launch, generate, chat, export, report)
+VERBS = (
+    probe, doctor, plan, train, launch, generate, chat, evaluate, export, report,
+)  # fmt: skip
 EXAMPLES = """\
 narrows probe                                       measure this machine, once
 narrows plan --budget 5min --corpus shakespeare     what five minutes here can train
