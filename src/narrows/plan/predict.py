@@ -20,6 +20,7 @@ from narrows.spec.layout import Layout
 from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
 from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
+from narrows.spec.optimizer import USUAL, Optimizer
 
 _LEAST_IDLE = 1e-9
 
@@ -27,7 +28,7 @@ _LEAST_IDLE = 1e-9
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What of a run is known besides its step: steps, batch and what else takes time, memory where
-    it reads a text, and how gradients are exchanged.
+    it reads a text, how gradients are exchanged, and what uses them.
     """
 
     steps: int
@@ -36,11 +37,13 @@ class Run:
     cadence: Cadence
     reads_text: bool = False
     gradients: GradientExchange = EXACT
+    optimizer: Optimizer = USUAL
 
 
 def predict(model: ModelSpec, layout: Layout, machine: Machine, run: Run) -> Ledger:
     """Rows by operation and phase, the memory peak and the whole run."""
-    shapes, layouts = Shapes.of([model]), Layouts.of(layout, run.gradients)
+    shapes = Shapes.of([model])
+    layouts = Layouts.of(layout, run.gradients, run.optimizer)
     if layout.processes > 1:
         rows = _several(step(shapes, layouts, machine), layout, machine)
     else:

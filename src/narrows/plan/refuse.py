@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from narrows.plan.layouts import Layouts, Shapes
-from narrows.plan.recipe import checkpoint_bytes
+from narrows.plan.optimizer import checkpoint_bytes
 from narrows.plan.search import Found, options, search
 from narrows.plan.together import peak_bytes
 from narrows.spec.errors import BadInput, DoesNotFit
@@ -16,6 +16,7 @@ from narrows.spec.job import Job, LayoutIntent
 from narrows.spec.layout import Layout
 from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
+from narrows.spec.optimizer import Optimizer
 
 _PINNABLE = ("recompute", "micro_batch", "loss_chunk", "precision", "kernels", "compile")
 _CONTEXT_LEAST = 64
@@ -43,9 +44,11 @@ def refusal(
     )
 
 
-def check_disk(machine: Machine, model: ModelSpec, layout: Layout, keep: int) -> None:
+def check_disk(
+    machine: Machine, model: ModelSpec, layout: Layout, optimizer: Optimizer, keep: int
+) -> None:
     """Raises DoesNotFit where the checkpoints of a run, one of them being written, do not."""
-    one = checkpoint_bytes(model, Layouts.of(layout).setting.value_bytes)
+    one = checkpoint_bytes(model, Layouts.of(layout).setting.value_bytes, optimizer)
     needed, free = one * (keep + 2), float(machine.disk.free.value)
     if needed > free:
         raise DoesNotFit(
