@@ -33,7 +33,10 @@ def contents(trainer: Trainer) -> Contents:
     if trainer.outer is not None and not island:
         momentum = trainer.outer.momentum
         states |= {f"outer.{n}": t for n, t in momentum.items() if n in split.owned}
-    parts = split.parts | _of_other_shape(states, split.parts)
+    others = _of_other_shape(states, split.parts)
+    # What all shards have alike, the one with the first values writes.
+    states = {n: t for n, t in states.items() if n not in others or _first(split.parts[base(n)])}
+    parts = split.parts | others
     if split.compressed is not None:
         mine = split.compressed.own()
         states |= {_of(f"error.{n}", split.compressed.rank): t for n, t in mine.items()}
@@ -112,9 +115,13 @@ def _restore_compressed(
 
 
 def _of_other_shape(states: dict[str, Tensor], parts: dict[str, Part]) -> dict[str, Part]:
-    """States that are no part of a parameter's shape: there each process has whole parameters."""
+    """States that have not their parameter's shape, of which each process has the whole."""
     found = {n: tuple(t.shape) for n, t in states.items() if base(n) in parts}
     return {n: Part.whole(s) for n, s in found.items() if s != parts[base(n)].local_shape}
+
+
+def _first(part: Part) -> bool:
+    return all(ranges and ranges[0][0] == 0 for ranges in part.ranges)
 
 
 def _of(name: str, rank: int) -> str:
