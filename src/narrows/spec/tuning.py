@@ -50,7 +50,7 @@ class Trial(Record):
     number: int
     outcome: Outcome
     values: dict[str, Value]
-    loss: float | None
+    loss: float | None = None
     steps: int
     seconds: float
     joules: float
@@ -67,7 +67,7 @@ class Tuned(Record):
     axes: tuple[Axis, ...]
     trials: tuple[Trial, ...]
     importance: dict[str, float]
-    best: int | None
+    best: int | None = None
     ended: str
 
     @property
