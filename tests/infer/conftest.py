@@ -12,7 +12,8 @@ from narrows.data import tokenizers, training
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.loading import Generator
 from narrows.kernels.load import load
-from narrows.model.transformer import Transformer, initialise
+from narrows.model.initial import initialise
+from narrows.model.transformer import Transformer
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Ledger, MemoryPeak, Total
 from narrows.spec.model import ModelSpec, gpt2, llama
@@ -102,7 +103,7 @@ def plan(shape: ModelSpec, precision: str = "fp32") -> Plan:
         mfu=0.1, memory=MemoryPeak(peak=1.0), total=total,
     )  # fmt: skip
     return Plan(
-        name="tiny", seed=0, objective="next_token", model=shape, layout=layout,
+        name="tiny", seed=0, model=shape, layout=layout,
         optimizer=Optimizer(learning_rate=1e-3),
         schedule=Schedule(shape="constant", warmup_steps=0, decay_steps=0, floor=0.0),
         batch_sequences=1, context=shape.context, steps=1,

@@ -56,6 +56,18 @@ def test_what_is_given_stays_and_the_rest_is_open() -> None:
     assert [way["context"] for way in ways(2, context=2, sharding="none")] == [2]
 
 
+@pytest.mark.parametrize("given", [{"compile": True}, {"kernels": "native"}])
+def test_what_no_zero_bubble_pipeline_runs_is_planned_without_one(
+    machine: Machine, given: dict[str, Any]
+) -> None:
+    alone = planned(machine, link_of(), **given)
+    assert alone.layout.processes == 1
+    spread = planned(machine, link_of(), processes=2, **given)
+    assert spread.layout.schedule != "zero_bubble" or spread.layout.pipeline == 1
+    for name, value in given.items():
+        assert getattr(spread.layout, name) == value
+
+
 def test_several_are_considered_where_asked_or_where_a_link_was_measured(machine: Machine) -> None:
     known = msgspec.structs.replace(machine, links=(link_of(), link_of(4, 2)))
     assert counts(LayoutIntent(), machine) == [1]

@@ -99,7 +99,7 @@ def write_run(folder: Path, *, steps: int, ledger: bool) -> Path:
 def plan() -> Plan:
     whole = predicted()
     return Plan(
-        name="tempest", seed=7, objective="next_token", model=MODEL, layout=LAYOUT,
+        name="tempest", seed=7, model=MODEL, layout=LAYOUT,
         optimizer=Optimizer(learning_rate=1.2e-3),
         schedule=Schedule(shape="cosine", warmup_steps=15, decay_steps=285, floor=0.1),
         batch_sequences=32, context=256, steps=STEPS,

@@ -76,7 +76,7 @@ def plan(**changes: object) -> Plan:
         ),
     )  # fmt: skip
     values: dict[str, object] = {
-        "name": "tiny", "seed": 1, "objective": "next_token", "model": model(), "layout": layout(),
+        "name": "tiny", "seed": 1, "model": model(), "layout": layout(),
         "optimizer": Optimizer(learning_rate=3e-3),
         "schedule": Schedule(shape="cosine", warmup_steps=2, decay_steps=8, floor=0.1),
         "batch_sequences": 4, "context": CONTEXT, "steps": 10,

@@ -18,7 +18,7 @@ from narrows.spec.optimizer import RULES, Optimizer, ScheduleFree
 from narrows.spec.plan import Checkpointing, Plan
 from narrows.train.checkpoint import Checkpoints, State
 from narrows.train.state import contents, restore
-from narrows.train.step import Trainer, evaluation_loss
+from narrows.train.step import Trainer, evaluate
 from tests.parallel.processes import run as processes
 
 from .conftest import RandomBatches, layout, plan
@@ -159,8 +159,8 @@ def test_an_average_is_evaluated_kept_and_answers(tmp_path: Path) -> None:
     with trainer.optimizer.answering():
         for name, each in trainer.optimizer.parameters.items():
             torch.testing.assert_close(each, expected[name].bfloat16(), rtol=1e-2, atol=1e-4)
-        averaged = evaluation_loss(trainer, RandomBatches(), 4)
-    assert averaged != evaluation_loss(trainer, RandomBatches(), 4)
+        averaged = evaluate(trainer, RandomBatches(), 4).loss
+    assert averaged != evaluate(trainer, RandomBatches(), 4).loss
     after = trainer.optimizer.parameters
     assert all(torch.equal(after[name], each) for name, each in training.items())
     path = saved(trainer, beside(trainer, tmp_path))

@@ -105,10 +105,9 @@ def _new(chosen: argparse.Namespace, worker: bool) -> tuple[Plan, Path, Machine]
     machine = intent.machine(None)
     if isinstance(wanted, Plan):
         return wanted, run_folder, machine
-    from narrows.plan.plan import make_plan
     from narrows.plan.render import text
 
-    plan = make_plan(wanted, machine, intent.dataset(wanted))
+    plan = intent.planned(wanted, machine)
     speak.talk(text(plan))
     return plan, run_folder, machine
 
@@ -149,7 +148,7 @@ def _sampler(plan: Plan) -> Callable[[Transformer], str] | None:
     from narrows.data.tokenizers import read
     from narrows.infer.generate import sample
 
-    if plan.data is None:
+    if plan.data is None or plan.model.classes or not plan.model.writes:
         return None
     tokenizer = read(Path(plan.data.folder) / "tokenizer.json")
     return lambda model: sample(model, tokenizer, "", SAMPLE_TOKENS, plan.seed)

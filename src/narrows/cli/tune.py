@@ -57,14 +57,13 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _swept(chosen: argparse.Namespace) -> int:
-    from narrows.plan.plan import make_plan
     from narrows.report.tuned import write
     from narrows.train.sweep import STEPS, sweep, swept
 
     job = _job(chosen)
     machine = intent.machine(None)
     at = _folder(chosen, f"{job.name}-sweep")
-    plan = swept(make_plan(job, machine, intent.dataset(job)), chosen.steps or STEPS)
+    plan = swept(intent.planned(job, machine), chosen.steps or STEPS)
     resume = (at / "plan.toml").exists()
     if resume and folder.plan_of(at) != plan:
         raise BadInput(f"{at} holds another run", hint="another --run")
@@ -80,19 +79,18 @@ def _swept(chosen: argparse.Namespace) -> int:
 
 
 def _tuned(chosen: argparse.Namespace) -> int:
-    from narrows.plan.plan import make_plan
     from narrows.report.tuned import text, write
     from narrows.spec.tuning import assignment, axis
     from narrows.train.tune import Search, tune
 
     axes, limits = tuple(axis(each) for each in chosen.over), _limits(chosen)
     job = _job(chosen)
-    machine, dataset = intent.machine(None), intent.dataset(job)
+    machine = intent.machine(None)
     at = _folder(chosen, f"{job.name}-tuned")
 
     def planned(values: dict[str, Value]) -> Plan:
         sets = [assignment(key, value) for key, value in values.items()]
-        return make_plan(_job(chosen, *sets), machine, dataset)
+        return intent.planned(_job(chosen, *sets), machine)
 
     found = tune(Search(job.name, axes, planned, job.seed), limits, at, machine, speak.talk)
     page = write(found, at)

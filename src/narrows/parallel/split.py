@@ -6,6 +6,7 @@ parts are given memory and first values; and from then on the model computes thi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,22 +16,26 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from narrows.kernels.interface import Kernels
-from narrows.model.transformer import Transformer, Wrapper, first_value
+from narrows.model.initial import first_value
+from narrows.model.transformer import Transformer, Wrapper
 from narrows.parallel import context, data, expert, pipeline, stages, tensor, vocabulary
 from narrows.parallel.collectives import add_up
 from narrows.parallel.compressed import Compressed, compressed
 from narrows.parallel.mesh import Axis, Ranks
 from narrows.parallel.parts import Part
-from narrows.parallel.running import Beside, InTurn, Loss, Rows, Runner
+from narrows.parallel.running import Beside, InTurn, Loss, Objective, Rows, Runner, Tokens
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
 from narrows.spec.pieces import even
 
+First = Callable[[str, Sequence[int]], Tensor | None]
+
 
 class Making(NamedTuple):
-    """How a model is made: its kernels, what wraps its blocks, where and of what type it is, and
-    how its gradients are exchanged.
+    """How a model is made: its kernels, what wraps its blocks, where and of what type it is, how
+    its gradients are exchanged, and what it is taught by. What a parameter is at first is `first`'s
+    to say, by its name and whole shape, of all but those of which it says None.
     """
 
     kernels: Kernels
@@ -38,6 +43,8 @@ class Making(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     exchange: GradientExchange = EXACT
+    objective: Objective = Tokens()
+    first: First | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,7 @@ class Split:
     partial: frozenset[str]
     copied: frozenset[str]
     runner: Runner
+    objective: Objective
     compressed: Compressed | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -68,27 +76,30 @@ class Split:
         each = batch // self.ranks.batches.size
         return self.ranks.batches.rank * each, each
 
-    def run(self, tokens_BT: Tensor, chunk: int, beside: Beside | None = None) -> Tensor:
-        """Forward and backward over this process's sequences [b,T+1]; returns the mean loss over
-        the counted targets of all processes that take this step together.
+    def run(self, given: Rows, chunk: int, beside: Beside | None = None) -> Tensor:
+        """Forward and backward over this process's sequences; returns the mean loss over what all
+        processes count that take this step together.
         """
-        targets = (tokens_BT[:, 1:] >= 0).sum()
-        scale = 1.0 / max(1, int(add_up(targets, self.ranks.near)))
-        first = self.ranks.batches.rank * -(-tokens_BT.shape[0] // self.layout.micro_batch)
+        counted = torch.tensor(self.objective.count(given), device=given.inputs_BT.device)
+        scale = 1.0 / max(1, int(add_up(counted, self.ranks.near)))
+        first = self.ranks.batches.rank * -(-len(given.inputs_BT) // self.layout.micro_batch)
         beside = (beside or Beside()).behind(first)
-        total = self.runner.step(self._rows(tokens_BT), Loss(chunk, scale), beside)
+        total = self.runner.step(self._own(given), Loss(chunk, scale), beside)
         return add_up(self._added(total), self.ranks.near)
 
     @torch.no_grad()
-    def loss(self, tokens_BT: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-        """Sum of the cross entropies of this process's sequences [b,T+1], and how many targets
-        count; all processes call it as often.
+    def loss(self, given: Rows, chunk: int) -> tuple[Tensor, int, int | None]:
+        """Sum of the losses of this process's sequences, what it is divided by for the mean, and
+        how many of these were right; all processes call it as often.
         """
-        total = self.runner.forward(self._rows(tokens_BT), Loss(chunk, 1.0))
-        return self._added(total), (tokens_BT[:, 1:] >= 0).sum()
+        total = self.runner.forward(self._own(given), Loss(chunk, 1.0))
+        return self._added(total), self.objective.count(given), self.objective.right()
 
-    def _rows(self, tokens_BT: Tensor) -> Rows:
-        return Rows(*context.share(tokens_BT, self.ranks.context, self.model.spec, self.layout))
+    def _own(self, given: Rows) -> Rows:
+        if self.ranks.context.size == 1:
+            return given
+        assert given.documents is None
+        return Rows(*context.share(given[:2], self.ranks.context, self.model.spec, self.layout))
 
     def _added(self, total: Tensor) -> Tensor:
         """The sum over ranks that take parts of the same sequences' loss."""
@@ -149,24 +160,30 @@ def split(
     parts = _sharded(parts, ranks)
     if seed is not None:
         model.to_empty(device=making.device)
-        _fill(model, parts, seed)
+        _fill(model, parts, seed, making.first)
     owned = {name for name in parts if _owns(name, alike.every, ranks)}
     # The first rank of a pipeline owns what the last has a copy of.
     owned -= copied if ranks.pipeline.rank else set()
-    runner: Runner = InTurn(model, layout)
+    runner: Runner = InTurn(model, layout, making.objective)
     if layout.pipeline > 1:
         runner = pipeline.Pipeline(model, pieces, ranks, layout)
     return Split(
         model=model, ranks=ranks, layout=layout, parts=parts, partial=frozenset(alike.partial),
         owned=frozenset(owned), copied=frozenset(copied), runner=runner,
+        objective=making.objective,
         compressed=compressed(making.exchange, ranks.shared_mesh),
     )  # fmt: skip
 
 
 @torch.no_grad()
-def _fill(model: Transformer, parts: dict[str, Part], seed: int) -> None:
+def _fill(
+    model: Transformer, parts: dict[str, Part], seed: int, first: First | None
+) -> None:  # fmt: skip
     for name, parameter in model.named_parameters():
-        whole = first_value(model.spec, name, parts[name].shape, seed)
+        shape = parts[name].shape
+        whole = None if first is None else first(name, shape)
+        if whole is None:
+            whole = first_value(model.spec, name, shape, seed)
         local(parameter).copy_(parts[name].of(whole))
 
 

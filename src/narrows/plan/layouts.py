@@ -93,7 +93,8 @@ class Layouts:
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
     """Models of one kind; every array has shape [models, 1] and broadcasts against layouts. Norms
-    and what else is not divided see a `sequence`-th part of the tokens.
+    and what else is not divided see a `sequence`-th part of the tokens; logits are made of a `said`
+    part of them. Tokens attend within documents of `attended` tokens, where rows hold several.
     """
 
     specs: tuple[ModelSpec, ...]
@@ -117,9 +118,13 @@ class Shapes:
     centred: bool
     dropout: bool
     sequence: float = 1.0
+    said: float = 1.0
+    attended: float | None = None
 
     @classmethod
-    def of(cls, models: Sequence[ModelSpec]) -> Shapes:
+    def of(
+        cls, models: Sequence[ModelSpec], *, said: float = 1.0, attended: float | None = None
+    ) -> Shapes:
         """Stack models that differ in sizes only."""
 
         def column(name: str) -> Array:
@@ -146,4 +151,6 @@ class Shapes:
             biases=first.biases,
             centred=isinstance(first.norm, LayerNorm),
             dropout=first.dropout > 0,
+            said=0.0 if first.classes else said,
+            attended=attended,
         )

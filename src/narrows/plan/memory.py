@@ -225,7 +225,7 @@ def _logits_bytes(model: Shapes, layouts: Layouts) -> Array:
     """A chunk's logits, which their gradient replaces; torch's softmax is another tensor in fp32,
     of an fp32 copy.
     """
-    rows = np.minimum(layouts.loss_chunk, layouts.micro_batch * model.context)
+    rows = np.minimum(layouts.loss_chunk, layouts.micro_batch * model.context * model.said)
     value = layouts.setting.value_bytes
     each = value
     if layouts.setting.kernels == "torch":

@@ -158,7 +158,10 @@ def _embedding(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
 def block_operations(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     """One block's operations, forward and backward, once; the host's work beside them included."""
     once = np.ones_like(layouts.micro_batch * model.context)
-    for each in (*_block(model, layouts, once), host(once * _HOST_CALLS_BLOCK)):
+    calls = once * _HOST_CALLS_BLOCK
+    if model.attended is not None:
+        calls = calls + _HOST_CALLS_DOCUMENT * layouts.micro_batch * model.context / model.attended
+    for each in (*_block(model, layouts, once), host(calls)):
         yield replace(each, in_block=True)
 
 
@@ -199,8 +202,12 @@ def _head(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     tokens = layouts.micro_batch * model.context
     count = layouts.accumulation + 0 * tokens
     yield from pointwise("norm", tokens * model.width / model.sequence, count, layouts)
-    chunks = np.ceil(tokens / layouts.loss_chunk)
-    rows = tokens / chunks
+    if not model.said:
+        # A few numbers of each document, beside the blocks nothing.
+        return
+    said = tokens * model.said
+    chunks = np.ceil(said / layouts.loss_chunk)
+    rows = said / chunks
     yield from _product("head", (rows, model.vocabulary, model.width), count * chunks, layouts)
     losses = pointwise("cross_entropy", rows * model.vocabulary, count * chunks, layouts)
     yield replace(next(losses), kind="loss")
@@ -253,6 +260,8 @@ _TOKEN_BYTES = 2 + 8
 # Calls of torch that no curve holds (views, autograd's own nodes), forward and backward: in a
 # block, and for a chunk of the loss.
 _HOST_CALLS_BLOCK = 24
+# To cut a document out of a row and to put what comes of it back, forward and backward.
+_HOST_CALLS_DOCUMENT = 6
 _HOST_CALLS_CHUNK = 12
 
 
@@ -294,11 +303,16 @@ def _matmul(
 
 def _attention(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operation]:
     """Two products over half of the T·T scores forward; five backward, since the scores are made
-    again (arXiv:2205.14135).
+    again (arXiv:2205.14135). Of documents side by side each is computed by itself.
     """
-    rows = layouts.micro_batch * model.heads
     tokens = layouts.micro_batch * model.context
-    scores = rows * model.context * model.context / 2
+    positions, documents = model.context, np.ones_like(tokens)
+    if model.attended is not None:
+        positions = np.full_like(model.context, model.attended)
+        documents = tokens / positions
+    rows = tokens / positions / documents * model.heads
+    scores = rows * positions * positions / 2
+    count, tokens = count * documents, tokens / documents
     out = tokens * model.heads * model.head_width
     qkv = tokens * model.qkv_width
     value = layouts.setting.value_bytes
@@ -311,7 +325,7 @@ def _attention(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operat
             name="attention", phase=direction, kind="attention", count=count,
             flop=products * 2.0 * scores * model.head_width, memory_bytes=values * value,
             work=CausalAttention(
-                rows=rows, positions=model.context + 0 * rows,
+                rows=rows, positions=positions + 0 * rows,
                 head_width=model.head_width + 0 * rows, direction=direction,
             ),
         )  # fmt: skip

@@ -28,7 +28,8 @@ _LEAST_IDLE = 1e-9
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What of a run is known besides its step: steps, batch and what else takes time, memory where
-    it reads a text, how gradients are exchanged, and what uses them.
+    it reads a text, how gradients are exchanged and what uses them, the share of the tokens that
+    are to be said, and how long the documents are that they stand in.
     """
 
     steps: int
@@ -38,11 +39,13 @@ class Run:
     reads_text: bool = False
     gradients: GradientExchange = EXACT
     optimizer: Optimizer = USUAL
+    said: float = 1.0
+    attended: float | None = None
 
 
 def predict(model: ModelSpec, layout: Layout, machine: Machine, run: Run) -> Ledger:
     """Rows by operation and phase, the memory peak and the whole run."""
-    shapes = Shapes.of([model])
+    shapes = Shapes.of([model], said=run.said, attended=run.attended)
     layouts = Layouts.of(layout, run.gradients, run.optimizer)
     if layout.processes > 1:
         rows = _several(step(shapes, layouts, machine), layout, machine)

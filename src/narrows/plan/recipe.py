@@ -20,7 +20,7 @@ Whys = dict[str, str]
 # 7M tokens of plays, 0.004 beats 0.002 and 0.008.
 _LEARNING_RATE_MOST = 4e-3
 # Peak rates over AdamW's, each the best of its own sweep on the model above (LOG.md).
-_OVER_ADAMW = {
+OVER_ADAMW = {
     "adamw": 1.0, "adam": 1.0, "muon": 1.0, "schedule_free": 1.0, "lion": 0.2, "adagrad": 3.0,
     "adafactor": 10.0, "sgd": 100.0,
 }  # fmt: skip
@@ -119,7 +119,7 @@ def optimizer(
         law = scaling.learning_rate(model.parameters - model.embedding_parameters, tokens)
         # Adam's rate goes with the root of the batch (Malladi et al. 2022, arXiv:2205.10287).
         ratio = (step_tokens / scaling.batch_tokens(tokens)) ** 0.5
-        over = _OVER_ADAMW[name_of(rule)]
+        over = OVER_ADAMW[name_of(rule)]
         held = min(law * ratio, _LEARNING_RATE_MOST)
         rate = float(f"{over * held:.3g}")
         why["optimizer.learning_rate"] = (

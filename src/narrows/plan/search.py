@@ -152,9 +152,9 @@ def _spread(
     own = batch // known.batches
     if known.given != intent.given and own % (intent.micro_batch or 1):
         return
+    if _in_two_passes(known) and not _in_two_passes(intent) and _only_at_once(intent):
+        return
     for layouts in candidates(known, machine, batch, model.context):
-        if layouts.setting.compile and way["schedule"] == "zero_bubble" and way["pipeline"] > 1:
-            continue
         p, m = way["pipeline"], layouts.accumulation
         full = way["schedule"] == "gpipe" or p == 1
         whole = way["schedule"] != "1f1b" or way["interleave"] == 1 or p == 1
@@ -241,6 +241,11 @@ def _in_two_passes(intent: LayoutIntent) -> bool:
     return intent.schedule == "zero_bubble" and (intent.pipeline or 1) > 1
 
 
+def _only_at_once(intent: LayoutIntent) -> bool:
+    """Whether what is asked for goes backward in one pass alone."""
+    return intent.kernels == "native" or intent.compile is True
+
+
 def _works(setting: Setting, machine: Machine) -> bool:
     """Native kernels are bf16, fused already, and closed to a compiler."""
     if setting.kernels == "native":
@@ -278,7 +283,7 @@ def _check(intent: LayoutIntent, machine: Machine, batch_sequences: int) -> None
             f"{intent.kernels} kernels do not run on {machine.name}",
             hint="narrows doctor   (says why); or --set layout.kernels=torch",
         )
-    if _in_two_passes(intent) and (intent.kernels == "native" or intent.compile):
+    if _in_two_passes(intent) and _only_at_once(intent):
         what = "compiled blocks cannot" if intent.compile else "native kernels would work twice to"
         key = "compile=false" if intent.compile else "kernels=torch"
         raise BadInput(
