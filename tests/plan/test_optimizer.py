@@ -40,8 +40,8 @@ NARROW = [(name, bits) for name in RULES if name not in ("adafactor", "schedule_
 KEPT = [*((name, 32) for name in RULES), *NARROW]
 
 
-def optimizer(name: str = "adamw", bits: int = 32, **changes: Any) -> Optimizer:
-    return Optimizer(rule=RULES[name](), learning_rate=1e-3, state_bits=bits, **changes)  # type: ignore[arg-type]
+def optimizer(name: str = "adamw", bits: Any = 32, **changes: Any) -> Optimizer:
+    return Optimizer(rule=RULES[name](), learning_rate=1e-3, state_bits=bits, **changes)
 
 
 def trainer(spec: ModelSpec, settings: Optimizer, **layout: Any) -> Trainer:
