@@ -20,12 +20,13 @@ from narrows.cli import (
     report,
     speak,
     train,
+    tune,
 )
 from narrows.cli.parser import Parser
 from narrows.spec.errors import BadInput, NarrowsError, RunFailed
 
 VERBS = (
-    probe, doctor, plan, train, launch, generate, chat, evaluate, export, report,
+    probe, doctor, plan, train, tune, launch, generate, chat, evaluate, export, report,
 )  # fmt: skip
 EXAMPLES = """\
 narrows probe                                       measure this machine, once

@@ -14,6 +14,7 @@ from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.machine import KernelSet
 from narrows.spec.model import LayerNorm, Learned, ModelSpec, Rotary
+from narrows.spec.optimizer import USUAL, Optimizer
 
 Array = npt.NDArray[np.float64]
 TrainingPrecision = Literal["fp32", "bf16"]
@@ -39,7 +40,7 @@ class Setting:
 class Layouts:
     """Candidate layouts with one setting; every array has shape [layouts]. Of several processes
     they are all `spread` as that layout is, tell each other `gradients` so, and the arrays are
-    those of one process.
+    those of one process. `optimizer` is what uses the gradients.
     """
 
     setting: Setting
@@ -50,9 +51,12 @@ class Layouts:
     loss_chunk: Array
     spread: Layout | None = None
     gradients: GradientExchange = EXACT
+    optimizer: Optimizer = USUAL
 
     @classmethod
-    def of(cls, layout: Layout, gradients: GradientExchange = EXACT) -> Layouts:
+    def of(
+        cls, layout: Layout, gradients: GradientExchange = EXACT, optimizer: Optimizer = USUAL
+    ) -> Layouts:
         """A single layout as an array of one."""
         return cls(
             setting=Setting(
@@ -65,6 +69,7 @@ class Layouts:
             loss_chunk=np.array([float(layout.loss_chunk)]),
             spread=layout if layout.processes > 1 else None,
             gradients=gradients,
+            optimizer=optimizer,
         )
 
     def layout(self, index: int) -> Layout:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes
+from narrows.plan.optimizer import whole_state_bytes
 from narrows.spec.ledger import MemoryPeak
 
 # What torch takes once it computes: thread pools, oneDNN's primitives and their code; and what its
@@ -39,13 +40,14 @@ Moment = dict[str, Array]
 @dataclass(frozen=True, kw_only=True)
 class Held:
     """What one of several processes has of a model: parameters that it computes with, and those of
-    them that it keeps. Where the `copied` whole stands beside its own piece, and where not so many
-    are `gathered` at once. Gradients are a `late` sum in fp32 of the whole, or soon of the piece.
-    So many micro-batches are in `flight` at once.
+    them that it keeps, with so many bytes of `state`. Where the `copied` whole stands beside its
+    own piece, and where not so many are `gathered` at once. Gradients are a `late` sum in fp32 of
+    the whole, or soon of the piece. So many micro-batches are in `flight` at once.
     """
 
     whole: float
     kept: float
+    state: float
     copied: bool
     gathered: float
     late: bool
@@ -100,13 +102,16 @@ def memory_bytes(
     }
     at_peak["workspace"] = at_peak["workspace"] + worn * _holes(model, layouts)
     weights = parameters
-    if held is not None:
+    if held is None:
+        state = whole_state_bytes(model, layouts.optimizer)
+    else:
+        state = np.asarray(held.state)
         parameters = held.kept + nothing
         weights = parameters + held.gathered + (held.whole if held.copied else 0.0)
     return MemoryBytes(
         weights=value * weights,
         masters=_FP32 * parameters if value < _FP32 else nothing,
-        optimizer=2 * _FP32 * parameters,
+        optimizer=state + nothing,
         runtime=nothing + RUNTIME_BYTES + COMPILER_BYTES * layouts.setting.compile,
         **at_peak,
     )
@@ -153,7 +158,14 @@ def _holes(model: Shapes, layouts: Layouts) -> Array:
     again = np.where(
         layouts.recompute > 0, np.minimum(HOLES_RECOMPUTE, model.layers - 1) * block, 0.0
     )
-    return HOLES_GRADIENTS * layouts.setting.value_bytes * model.parameters + again
+    gradients = _largest(model) if layouts.optimizer.fused else model.parameters
+    return HOLES_GRADIENTS * layouts.setting.value_bytes * gradients + again
+
+
+def _largest(model: Shapes) -> Array:
+    """Values of the largest parameter."""
+    rows = np.maximum(np.maximum(model.vocabulary, model.up_width), model.qkv_width)
+    return np.asarray(rows * model.width)
 
 
 def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment, Moment, Moment]:
@@ -173,6 +185,9 @@ def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment
         if held.late:
             summed = np.full_like(layers, held.whole)
         layers = layers * held.flight
+    if layouts.optimizer.fused:
+        # Each gradient is used and freed where it is made.
+        own = _largest(model)
     buffer = np.where(layouts.accumulation > 1, _FP32 * summed, 0.0)
     working = tokens * _working_bytes(model, layouts.setting)
     loss = {

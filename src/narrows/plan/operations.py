@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from narrows.plan.layouts import Array, Layouts, Shapes
+from narrows.plan.optimizer import moved_bytes, orthogonalized
 from narrows.spec.ledger import Kind, Phase
 from narrows.spec.machine import Direction as ProductDirection
 
@@ -219,9 +220,16 @@ def _optimizer(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     several = np.where(layouts.accumulation > 1, 1.0, 0.0) * once
     gradient = elements * np.where(layouts.accumulation > 1, 4.0, value)
     yield kernel("squared_norm", ("optimizer", "optimizer"), elements, once, gradient)
-    # Reads gradient, master and two moments; writes master, moments and, in bf16, the weight.
-    moved = gradient + elements * (24 + (2 if value == 2 else 0))
-    yield kernel("adamw", ("optimizer", "optimizer"), elements, once, moved)
+    optimizer = layouts.optimizer
+    moved = gradient + elements * moved_bytes(optimizer, value)
+    yield kernel(optimizer.operation, ("optimizer", "optimizer"), elements, once, moved)
+    for m, n, k, times in orthogonalized(model, optimizer.rule):
+        yield Operation(
+            name=optimizer.operation, phase="optimizer", kind="optimizer",
+            count=once * model.layers * times, flop=2.0 * m * n * k,
+            memory_bytes=(m * k + k * n + m * n) * layouts.setting.value_bytes,
+            work=Product(m=m, n=n, k=k, direction="forward"),
+        )  # fmt: skip
     # Into an fp32 buffer once a micro-batch: reads the gradient, reads and writes the sum.
     often = layouts.accumulation * several
     yield kernel("accumulate", ("optimizer", "optimizer"), elements, often, elements * (value + 8))

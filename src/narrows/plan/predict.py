@@ -20,6 +20,7 @@ from narrows.spec.layout import Layout
 from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
 from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
+from narrows.spec.optimizer import USUAL, Optimizer
 
 _LEAST_IDLE = 1e-9
 
@@ -27,8 +28,8 @@ _LEAST_IDLE = 1e-9
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What of a run is known besides its step: steps, batch and what else takes time, memory where
-    it reads a text, how gradients are exchanged, the share of the tokens that are to
-    be said, and how long the documents are that they stand in.
+    it reads a text, how gradients are exchanged and what uses them, the share of the tokens that
+    are to be said, and how long the documents are that they stand in.
     """
 
     steps: int
@@ -37,6 +38,7 @@ class Run:
     cadence: Cadence
     reads_text: bool = False
     gradients: GradientExchange = EXACT
+    optimizer: Optimizer = USUAL
     said: float = 1.0
     attended: float | None = None
 
@@ -44,7 +46,7 @@ class Run:
 def predict(model: ModelSpec, layout: Layout, machine: Machine, run: Run) -> Ledger:
     """Rows by operation and phase, the memory peak and the whole run."""
     shapes = Shapes.of([model], said=run.said, attended=run.attended)
-    layouts = Layouts.of(layout, run.gradients)
+    layouts = Layouts.of(layout, run.gradients, run.optimizer)
     if layout.processes > 1:
         rows = _several(step(shapes, layouts, machine), layout, machine)
     else:

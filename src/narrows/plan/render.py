@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from narrows.plan.explain import described
-from narrows.plan.words import model_line
+from narrows.plan.words import model_line, optimizer_line
 from narrows.spec.exchange import Bf16, GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.ledger import Ledger
 from narrows.spec.plan import Plan
@@ -36,7 +36,7 @@ def _what(plan: Plan) -> Iterator[str]:
     yield from _row(
         "training",
         f"{plan.steps} steps of {plan.batch_sequences} x {plan.context} tokens = "
-        f"{Tokens(tokens).text()}{epochs}; AdamW at {optimizer.learning_rate:g}, "
+        f"{Tokens(tokens).text()}{epochs}; {optimizer_line(optimizer)}, "
         f"{schedule.warmup_steps} steps of warm-up, {schedule.shape}{_exchanged(plan.exchange)}",
     )
     yield from _row("layout", f"{described(plan.layout)}, {plan.layout.threads} threads")

@@ -23,6 +23,7 @@ from narrows.plan.layouts import Array, Layouts, Shapes
 from narrows.plan.memory import Held, MemoryBytes, memory_bytes
 from narrows.plan.network import Network
 from narrows.plan.operations import Operation, step_operations
+from narrows.plan.optimizer import state_bytes
 from narrows.plan.share import Share
 from narrows.spec.fleet import Spread
 from narrows.spec.layout import Layout
@@ -348,6 +349,7 @@ def _held(share: Share, layouts: Layouts) -> Held:
             gathered = float(share.whole)
     return Held(
         whole=float(share.whole), kept=float(share.kept),
+        state=state_bytes(share, layouts.optimizer),
         copied=share.grouped and not dropped, gathered=gathered,
         late=share.grouped and layout.sharding in ("none", "optimizer"),
         flight=_flight(share, m),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from narrows.plan.recipe import OVER_ADAMW
 from narrows.plan.text import Text
 from narrows.spec.errors import BadInput
 from narrows.spec.job import Job, LayoutIntent, TrainIntent
@@ -21,6 +22,7 @@ from narrows.spec.objective import (
     Objective,
     Regress,
 )
+from narrows.spec.optimizer import name_of
 from narrows.spec.plan import Start
 
 _EPOCHS = {True: 3.0, False: 1.0}
@@ -158,6 +160,7 @@ def intent_of(train: TrainIntent, model: ModelSpec, why: dict[str, str]) -> Trai
     why["optimizer.learning_rate"] = "the habit of tuning a model of this size" + (
         " (arXiv:1810.04805, appendix A.3)" if rate == _RATE else " (Alpaca, Taori et al. 2023)"
     )
+    rate = float(f"{rate * OVER_ADAMW[name_of(train.rule)]:.3g}")
     return msgspec.structs.replace(train, learning_rate=rate)
 
 

@@ -18,10 +18,12 @@ def memory_peak(trainer: Trainer, peak: float) -> MemoryPeak:
     optimizer = trainer.optimizer
     weights = sum(p.numel() * p.element_size() for p in optimizer.parameters.values())
     state = optimizer.state()
-    masters = sum(t.numel() * 4 for name, t in state.items() if name.startswith("master."))
-    moments = sum(t.numel() * 4 for name, t in state.items() if not name.startswith("master."))
+    masters = sum(t.nbytes for name, t in state.items() if name.startswith("master."))
+    moments = sum(t.nbytes for name, t in state.items() if not name.startswith("master."))
     moments += sum(t.numel() * 4 for t in _exchanged(trainer))
     gradients = sum(t.numel() * 4 for t in optimizer.sums.values()) or weights
+    if trainer.plan.optimizer.fused:
+        gradients = max(p.nbytes for p in optimizer.parameters.values())
     known = float(weights + masters + moments + gradients)
     peak = max(peak, known)
     return MemoryPeak(
