@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from narrows.adapt.apply import adapted
+from narrows.adapt.merge import merge
 from narrows.data import published, tokenizers
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
@@ -22,7 +24,7 @@ from narrows.infer.sampling import Sampler, Sampling
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
 from narrows.model.opening import Original, build, opened
-from narrows.model.transformer import Transformer
+from narrows.model.transformer import Transformer, initialise
 from narrows.spec.errors import BadInput
 from narrows.spec.plan import Plan
 from narrows.spec.record import load as load_record
@@ -101,6 +103,8 @@ def _model(plan: Plan, checkpoint: Path) -> Transformer:
     """The plan's model with the checkpoint's weights, on the device that computes here."""
     with torch.device("meta"):
         model = Transformer(plan.model, load_kernels("torch"))
+    if not plan.learning.everything:
+        return _tuned(plan, model, checkpoint)
     try:
         model.load_state_dict(weights(checkpoint), assign=True)
     except RuntimeError as error:
@@ -109,6 +113,17 @@ def _model(plan: Plan, checkpoint: Path) -> Transformer:
             causes=[line.strip() for line in str(error).splitlines()[1:4]],
             hint="was plan.toml changed since? generate from an untouched run folder",
         ) from None
+    if not _computes_bf16():
+        model = model.float()
+    return _ready(model.to(_device()))
+
+
+def _tuned(plan: Plan, model: Transformer, checkpoint: Path) -> Transformer:
+    """The model that training began with and what it trained of it, made one."""
+    dtype = torch.bfloat16 if plan.layout.precision == "bf16" else torch.float32
+    model = model.to(dtype).to_empty(device="cpu")
+    initialise(model, plan.seed)
+    model = merge(adapted(model, plan.learning, weights(checkpoint)))
     if not _computes_bf16():
         model = model.float()
     return _ready(model.to(_device()))

@@ -337,10 +337,10 @@ class Block(nn.Module):
         if isinstance(self.qkv, LatentWeights):
             q_BNTH, k_BKTH, v_BKTH = self.qkv(kernels, y_BTD, place.rotation)
         else:
-            qkv_BTX = kernels.linear(y_BTD, self.qkv.weight, self.qkv.bias)
+            qkv_BTX = self.qkv.linear(kernels, y_BTD)
             if cache is None and place.mask_TS is None and self.fused:
                 y_BTX = kernels.attention(qkv_BTX, self.heads, place.rotation)
-                return kernels.linear(y_BTX, self.out.weight, self.out.bias)
+                return self.out.linear(kernels, y_BTX)
             q_BNTH, k_BKTH, v_BKTH = grouped(
                 qkv_BTX, self.heads, self.query_norms, place.rotation
             )  # fmt: skip
@@ -349,14 +349,14 @@ class Block(nn.Module):
             past = cache.extended(k_BKTH, v_BKTH, place.start)
         out_BNTH = self.attend(q_BNTH, past, self.scores, place.mask_TS, self.sinks)
         y_BTX = out_BNTH.transpose(1, 2).flatten(2)
-        return kernels.linear(y_BTX, self.out.weight, self.out.bias)
+        return self.out.linear(kernels, y_BTX)
 
     def _feed_forward(self, y_BTD: Tensor) -> Tensor:
         if self.experts is not None:
             given_BTD: Tensor = self.experts(self.kernels, y_BTD)
             return given_BTD
         assert self.up is not None and self.down is not None
-        h_BTX = self.kernels.linear(y_BTD, self.up.weight, self.up.bias)
+        h_BTX = self.up.linear(self.kernels, y_BTD)
         return activated_linear(self.kernels, h_BTX, self.down, self.spec.feed_forward)
 
 

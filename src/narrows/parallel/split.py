@@ -6,6 +6,7 @@ parts are given memory and first values; and from then on the model computes thi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,21 +17,26 @@ from torch.distributed.tensor import DTensor
 
 from narrows.kernels.interface import Kernels
 from narrows.model.transformer import Transformer, Wrapper, first_value
+from narrows.model.weights import Packing
 from narrows.parallel import context, data, expert, pipeline, stages, tensor, vocabulary
 from narrows.parallel.collectives import add_up
 from narrows.parallel.compressed import Compressed, compressed
 from narrows.parallel.mesh import Axis, Ranks
 from narrows.parallel.parts import Part
 from narrows.parallel.running import Beside, InTurn, Loss, Rows, Runner
+from narrows.spec.errors import BadInput
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
 from narrows.spec.pieces import even
 
+Prepare = Callable[[Transformer], dict[str, Packing]]
+
 
 class Making(NamedTuple):
-    """How a model is made: its kernels, what wraps its blocks, where and of what type it is, and
-    how its gradients are exchanged.
+    """How a model is made: its kernels, what wraps its blocks, where and of what type it is, how
+    its gradients are exchanged, and what it is changed by before it is cut, which freezes some of
+    it and keeps some in fewer bits.
     """
 
     kernels: Kernels
@@ -38,6 +44,7 @@ class Making(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     exchange: GradientExchange = EXACT
+    prepare: Prepare | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,7 @@ class Split:
     several ranks have alike, one owns it: it counts in norms and is written by that rank alone.
     `partial` have gradients that tensor ranks add up, `copied` such as the first and the last rank
     of a pipeline do. The `runner` takes micro-batches through what is there of the model.
+    What is `frozen` has no gradients.
     Gradients that are `compressed` are no part of the backward pass: `complete` adds them up.
     """
 
@@ -58,10 +66,12 @@ class Split:
     copied: frozenset[str]
     runner: Runner
     compressed: Compressed | None = None
+    frozen: frozenset[str] = frozenset()
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """By name."""
-        return dict(self.model.named_parameters())
+        """Those that learn, by name."""
+        named = self.model.named_parameters()
+        return {name: each for name, each in named if name not in self.frozen}
 
     def own(self, batch: int) -> tuple[int, int]:
         """Of a batch of sequences, the first that this process reads and how many."""
@@ -133,6 +143,7 @@ def split(
     """
     with torch.device("meta"):
         model = Transformer(spec, making.kernels, wrap=making.wrap).to(making.dtype)
+    packed, frozen = _prepared(model, layout, making)
     parts = {name: Part.whole(p.shape) for name, p in model.named_parameters()}
     pieces = stages.own_pieces(spec, layout, ranks.pipeline.rank)
     copied = stages.cut(spec, parts, pieces)
@@ -145,11 +156,12 @@ def split(
     vocabulary.apply(model, ranks.tensor, sequence=sequence)
     context.apply(model, ranks.context, layout)
     expert.apply(model, ranks, layout)
-    data.apply(model, ranks, layout, making.exchange)
-    parts = _sharded(parts, ranks)
+    whole = frozen if layout.sharding != "parameters" else frozenset[str]()
+    data.apply(model, ranks, layout, making.exchange, whole)
+    parts = _sharded(parts, ranks, whole)
     if seed is not None:
         model.to_empty(device=making.device)
-        _fill(model, parts, seed)
+        _fill(model, parts, packed, seed)
     owned = {name for name in parts if _owns(name, alike.every, ranks)}
     # The first rank of a pipeline owns what the last has a copy of.
     owned -= copied if ranks.pipeline.rank else set()
@@ -159,15 +171,42 @@ def split(
     return Split(
         model=model, ranks=ranks, layout=layout, parts=parts, partial=frozenset(alike.partial),
         owned=frozenset(owned), copied=frozenset(copied), runner=runner,
-        compressed=compressed(making.exchange, ranks.shared_mesh),
+        compressed=compressed(making.exchange, ranks.shared_mesh), frozen=frozen,
     )  # fmt: skip
 
 
+def _prepared(
+    model: Transformer, layout: Layout, making: Making
+) -> tuple[dict[str, Packing], frozenset[str]]:
+    """What `making` keeps of the model in fewer bits, and the names that it froze."""
+    if making.prepare is None:
+        return {}, frozenset()
+    for name in ("tensor", "pipeline", "context", "expert"):
+        if getattr(layout, name) > 1:
+            raise BadInput(
+                f"a model that is partly frozen cannot be divided by layout.{name} = "
+                f"{getattr(layout, name)}",
+                hint=f"--set layout.{name}=1, with layout.data and layout.sharding instead",
+            )
+    still = {name for name, each in model.named_parameters() if not each.requires_grad}
+    packed = making.prepare(model)
+    named = model.named_parameters()
+    frozen = {name for name, each in named if not each.requires_grad}
+    return packed, frozenset(frozen - still)
+
+
 @torch.no_grad()
-def _fill(model: Transformer, parts: dict[str, Part], seed: int) -> None:
-    for name, parameter in model.named_parameters():
+def _fill(
+    model: Transformer, parts: dict[str, Part], packed: dict[str, Packing], seed: int
+) -> None:
+    own = {name: local(each) for name, each in model.named_parameters()}
+    for name in own.keys() - {name for each in packed.values() for name in each.names}:
         whole = first_value(model.spec, name, parts[name].shape, seed)
-        local(parameter).copy_(parts[name].of(whole))
+        own[name].copy_(parts[name].of(whole))
+    for plain, each in packed.items():
+        whole = first_value(model.spec, plain, each.shape, seed)
+        for name, values in zip(each.names, each.pack(whole), strict=True):
+            own[name].copy_(parts[name].of(values))
 
 
 def local(parameter: Tensor) -> Tensor:
@@ -188,12 +227,12 @@ def _cut_parameters(model: nn.Module, parts: dict[str, Part]) -> None:
         setattr(model.get_submodule(owner), kind, cut)
 
 
-def _sharded(parts: dict[str, Part], ranks: Ranks) -> dict[str, Part]:
-    """What fully_shard leaves of each part: a piece of its first dimension."""
+def _sharded(parts: dict[str, Part], ranks: Ranks, whole: frozenset[str]) -> dict[str, Part]:
+    """What fully_shard leaves of each part but the `whole` ones: a piece of its first dimension."""
     found = {}
     for name, part in parts.items():
         mesh = _mesh(name, ranks)
-        if mesh is None:
+        if mesh is None or name in whole:
             found[name] = part
             continue
         shards = mesh["shards"] if mesh.ndim > 1 else mesh

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from narrows.spec.adapter import Adapter, check_patterns
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.fleet import SIZES, Exchange, Schedule, Sharding
@@ -117,6 +118,8 @@ class TrainIntent(Record):
     checkpoint_every: int | None = None
     on_spike: OnSpike = "stop"
     exchange: GradientExchange = EXACT
+    adapter: Adapter | None = None
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         at_least(
@@ -133,6 +136,7 @@ class TrainIntent(Record):
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise BadInput(f"train.{name} is {getattr(self, name)}", hint="use 0 to below 1")
+        check_patterns(self.frozen)
 
 
 class LayoutIntent(Record):

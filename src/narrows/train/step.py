@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from narrows.adapt.apply import apply
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load
 from narrows.model.dropout import Draws
@@ -19,6 +21,7 @@ from narrows.parallel.mesh import ranks_of
 from narrows.parallel.running import Beside, nothing
 from narrows.parallel.split import Making, Split, split
 from narrows.plan import gradients
+from narrows.spec.adapter import LowRank
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import LocalSteps
 from narrows.spec.layout import Layout
@@ -77,6 +80,7 @@ class Trainer:
         """Step `number`, from 0. Equal for equal number, weights and data, on equal hardware."""
         plan, layout = self.plan, self.plan.layout
         first, count = self.split.own(plan.batch_sequences)
+        adapter_dropout = isinstance(plan.adapter, LowRank) and plan.adapter.dropout
         with self.span("data"):
             start = (number + self.skipped) * plan.batch_sequences
             rows = batches.sequences(start + first, count)
@@ -84,7 +88,7 @@ class Trainer:
 
         def seed(index: int) -> None:
             self.sign()
-            if plan.model.dropout:
+            if plan.model.dropout or adapter_dropout:
                 draws = Draws(_mixed(plan.seed, number), index * layout.micro_batch)
                 self.model.draws = draws
 
@@ -164,9 +168,10 @@ def build(plan: Plan, device: torch.device) -> Split:
     if device.type == "cpu":
         torch.set_num_threads(layout.threads)
         keep_pages()
-    dtype, exchange = DTYPES[layout.precision], plan.exchange
-    making = Making(load(layout.kernels), _wrapper(layout), device, dtype, exchange)
-    ranks = ranks_of(layout, device, exchange)
+    dtype, learning = DTYPES[layout.precision], plan.learning
+    prepare = None if learning.everything else partial(apply, learning=learning)
+    making = Making(load(layout.kernels), _wrapper(layout), device, dtype, plan.exchange, prepare)
+    ranks = ranks_of(layout, device, plan.exchange)
     made = split(plan.model, layout, ranks, making, seed=plan.seed)
     made.model.train()
     return made
