@@ -22,6 +22,14 @@ from narrows.spec.errors import BadInput
 Numbers = Callable[[Tensor], Tensor]
 
 
+class Lengths(nn.Module):
+    """How long each of so many rows is, over what it was."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows))
+
+
 class Adapted(nn.Module):
     """A block's matrix that is frozen, and a low-rank product beside the rows of each target.
 
@@ -45,7 +53,7 @@ class Adapted(nn.Module):
             self.codes, self.scales = _packed(plain.weight, adapter.base)
         self.a: Weights | None = None
         self.b: nn.Parameter | None = None
-        self.length: nn.Module | None = None
+        self.length: Lengths | None = None
         if rows:
             self._make(plain.weight)
 
@@ -86,7 +94,6 @@ class Adapted(nn.Module):
         low = self.low
         assert low is not None and self.length is not None
         growth_E, length_X = row_growth(self.frozen, low), self.length.weight
-        assert isinstance(length_X, Tensor)
         if self.rows == ((0, self.shape[0]),):
             return growth_E * length_X
         pieces, at, done = [], 0, 0
@@ -115,8 +122,7 @@ class Adapted(nn.Module):
             self.a = Weights(len(self.rows) * adapter.ranks, self.shape[1]).to(like.dtype)
             self.b = nn.Parameter(torch.empty(count, adapter.ranks, dtype=like.dtype))
             if adapter.rule == "dora":
-                self.length = nn.Module()
-                self.length.weight = nn.Parameter(torch.empty(count, dtype=like.dtype))
+                self.length = Lengths(count).to(like.dtype)
 
     def _dropped(self, x_BTX: Tensor) -> Tensor | None:
         if self.low is None or not (self.training and self.adapter.dropout):
