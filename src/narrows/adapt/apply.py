@@ -67,7 +67,7 @@ class Adapted(nn.Module):
 
     def activated(self, kernels: Kernels, h_BTX: Tensor, activation: Activation) -> Tensor:
         """The product of act(h); native kernels have the activation computed again."""
-        plain = self.length is None and not (self.training and self.adapter.dropout)
+        plain = self.length is None and self._dropped_share == 0.0
         if kernels.name == "native" and plain:
             how = (kernels, activation)
             return activated_linear(h_BTX, self.frozen, self.bias, self.low, how)
@@ -125,9 +125,12 @@ class Adapted(nn.Module):
                 self.length = Lengths(count).to(like.dtype)
 
     def _dropped(self, x_BTX: Tensor) -> Tensor | None:
-        if self.low is None or not (self.training and self.adapter.dropout):
-            return None
-        return dropped(x_BTX, self.numbers(x_BTX), self.adapter.dropout)
+        share = self._dropped_share
+        return dropped(x_BTX, self.numbers(x_BTX), share) if share else None
+
+    @property
+    def _dropped_share(self) -> float:
+        return self.adapter.dropout if self.training and self.b is not None else 0.0
 
 
 def apply(model: Transformer, learning: Learning) -> dict[str, Packing]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from narrows.plan.gradients import exchanged, islands
 from narrows.plan.layouts import Layouts
-from narrows.plan.operations import Operation, kernel
+from narrows.plan.operation import Operation, kernel
 from narrows.plan.share import Share
 from narrows.spec.exchange import PowerSGD
 

@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from narrows.plan.learned import Tuning
+from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.machine import KernelSet
@@ -88,7 +90,8 @@ class Layouts:
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
     """Models of one kind; every array has shape [models, 1] and broadcasts against layouts. Norms
-    and what else is not divided see a `sequence`-th part of the tokens.
+    and what else is not divided see a `sequence`-th part of the tokens. Of all models the same is
+    `learning`, of their parameters as many as `trained`.
     """
 
     specs: tuple[ModelSpec, ...]
@@ -111,11 +114,14 @@ class Shapes:
     biases: bool
     centred: bool
     dropout: bool
+    trained: Array
     sequence: float = 1.0
+    learning: Learning = EVERYTHING
 
     @classmethod
-    def of(cls, models: Sequence[ModelSpec]) -> Shapes:
-        """Stack models that differ in sizes only."""
+    def of(cls, models: Sequence[ModelSpec], learning: Learning = EVERYTHING) -> Shapes:
+        """Stack models that differ in sizes only; but for one all of them learns."""
+        assert learning.everything or len(models) == 1
 
         def column(name: str) -> Array:
             return np.array([[float(getattr(model, name))] for model in models])
@@ -141,4 +147,12 @@ class Shapes:
             biases=first.biases,
             centred=isinstance(first.norm, LayerNorm),
             dropout=first.dropout > 0,
-        )
+            trained=np.array([[float(Tuning(first, learning).learned)]])
+            if not learning.everything else column("parameters"),
+            learning=learning,
+        )  # fmt: skip
+
+    @property
+    def tuning(self) -> Tuning:
+        """What of the model learns; of several models, in each of their blocks."""
+        return Tuning(self.specs[0], self.learning)

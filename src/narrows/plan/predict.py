@@ -11,7 +11,8 @@ from narrows.plan.cost import AS_IS, Scales, block_factor, operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
 from narrows.plan.layouts import Layouts, Shapes
 from narrows.plan.memory import RUN_BYTES
-from narrows.plan.operations import Operation, step_operations
+from narrows.plan.operation import Operation
+from narrows.plan.operations import step_operations
 from narrows.plan.power import bill, energy_basis, watts
 from narrows.plan.recipe import Cadence
 from narrows.plan.together import Step, peak_bytes, step

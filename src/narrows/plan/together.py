@@ -22,7 +22,8 @@ from narrows.plan.gradients import kept_bytes
 from narrows.plan.layouts import Array, Layouts, Shapes
 from narrows.plan.memory import Held, MemoryBytes, memory_bytes
 from narrows.plan.network import Network
-from narrows.plan.operations import Operation, step_operations
+from narrows.plan.operation import Operation
+from narrows.plan.operations import step_operations
 from narrows.plan.share import Share
 from narrows.spec.fleet import Spread
 from narrows.spec.layout import Layout
