@@ -10,7 +10,7 @@ from worker import Task
 
 from narrows.spec.plan import Plan
 from narrows.spec.record import load
-from narrows.train.step import Trainer, evaluation_loss
+from narrows.train.step import Trainer, evaluate
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     batches = Stream(task.sequences)
 
     def validate(windows: numpy.ndarray) -> float:
-        return evaluation_loss(trainer, Stream(windows), len(windows))
+        return evaluate(trainer, Stream(windows), len(windows)).loss
 
     follow(task, lambda number: trainer.step(number, batches).loss, validate)
 

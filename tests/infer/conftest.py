@@ -12,7 +12,8 @@ from narrows.data import tokenizers, training
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.loading import Generator
 from narrows.kernels.load import load
-from narrows.model.transformer import Transformer, initialise
+from narrows.model.initial import initialise
+from narrows.model.transformer import Transformer
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Ledger, MemoryPeak, Total
 from narrows.spec.model import ModelSpec, gpt2, llama
@@ -101,7 +102,7 @@ def plan(shape: ModelSpec, precision: str = "fp32") -> Plan:
         mfu=0.1, memory=MemoryPeak(peak=1.0), total=total,
     )  # fmt: skip
     return Plan(
-        name="tiny", seed=0, objective="next_token", model=shape, layout=layout,
+        name="tiny", seed=0, model=shape, layout=layout,
         optimizer=AdamW(
             learning_rate=1e-3, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip=1.0
         ),

@@ -15,7 +15,8 @@ from narrows.infer.loading import Generator, load
 from narrows.infer.sampling import Sampling
 from narrows.kernels.load import available
 from narrows.kernels.load import load as load_kernels
-from narrows.model.transformer import Transformer, initialise
+from narrows.model.initial import initialise
+from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 
 from .conftest import CONTEXT, MakeRun, built, plan, spec

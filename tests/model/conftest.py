@@ -8,7 +8,8 @@ import torch
 
 from narrows.kernels.build import obstacle
 from narrows.kernels.load import load
-from narrows.model.transformer import Transformer, initialise
+from narrows.model.initial import initialise
+from narrows.model.transformer import Transformer
 from narrows.spec.machine import KernelSet
 from narrows.spec.model import ModelSpec, gpt2, llama
 

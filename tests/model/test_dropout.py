@@ -9,7 +9,8 @@ from torch import Tensor
 
 from narrows.kernels.load import load
 from narrows.model.dropout import Draws, dropped, elsewhere
-from narrows.model.transformer import Transformer, initialise
+from narrows.model.initial import initialise
+from narrows.model.transformer import Transformer
 from narrows.spec.model import ModelSpec, gpt2
 
 CPU = torch.device("cpu")

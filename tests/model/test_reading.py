@@ -9,10 +9,11 @@ from torch import Tensor
 
 from narrows.kernels.load import load
 from narrows.model.hugging_face import LLAMA
+from narrows.model.initial import initialise
 from narrows.model.naming import Naming
 from narrows.model.reading import fill
 from narrows.model.safetensors import Safetensors
-from narrows.model.transformer import Transformer, initialise
+from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec, llama
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from narrows.kernels.load import load
-from narrows.model.transformer import Transformer, initialise
+from narrows.model.initial import initialise
+from narrows.model.transformer import Transformer
 from narrows.spec.model import (
     GELU,
     LayerNorm,

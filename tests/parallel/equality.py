@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from narrows.kernels.load import load
 from narrows.model.dropout import Draws
 from narrows.parallel.mesh import ranks_of
-from narrows.parallel.running import Beside
+from narrows.parallel.running import Beside, Rows
 from narrows.parallel.split import Making, local, split
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
@@ -62,7 +62,7 @@ def one_step(
     def draw(index: int) -> None:
         model.draws = Draws(5, index * layout.micro_batch)
 
-    loss = float(mine.run(own_BT, layout.loss_chunk, Beside(before=draw)))
+    loss = float(mine.run(Rows.of(own_BT), layout.loss_chunk, Beside(before=draw)))
     gradients = {
         name: local(parameter.grad)
         for name, parameter in mine.parameters().items()

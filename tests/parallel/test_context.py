@@ -10,6 +10,7 @@ from narrows.kernels.load import load
 from narrows.model.transformer import Transformer
 from narrows.parallel import context
 from narrows.parallel.mesh import Axis
+from narrows.parallel.running import Rows
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
 from narrows.spec.model import Alibi, Latent, ModelSpec, Relative, Window
@@ -115,7 +116,7 @@ def test_parts_are_the_whole_and_in_order(size: int, balanced: bool) -> None:
 def test_targets_follow_their_tokens() -> None:
     tokens_BT = torch.arange(17).expand(3, -1)
     layout = layout_of(context=2)
-    inputs_BT, targets_BT = context.share(tokens_BT, Axis(2, 1), DENSE, layout)
+    inputs_BT, targets_BT = context.share(Rows.of(tokens_BT)[:2], Axis(2, 1), DENSE, layout)
     assert inputs_BT[2].tolist() == [4, 5, 6, 7, 8, 9, 10, 11]
     assert targets_BT.equal(inputs_BT + 1)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from narrows.kernels.load import load
 from narrows.parallel import trace as tracing
 from narrows.parallel.mesh import ranks_of
+from narrows.parallel.running import Rows
 from narrows.parallel.split import Making, Split, local, split
 from narrows.parallel.trace import Counting, axes, trace, traffic
 from narrows.plan.exchange import Message, exchange
@@ -120,7 +121,7 @@ def really(layout: Layout, name: str, gradients: GradientExchange = EXACT) -> Co
 
 
 def _step(mine: Split, tokens_BT: Tensor) -> None:
-    mine.run(tokens_BT, mine.layout.loss_chunk)
+    mine.run(Rows.of(tokens_BT), mine.layout.loss_chunk)
     parameters = mine.parameters()
     found = {name: each.grad for name, each in parameters.items() if each.grad is not None}
     mine.complete({name: local(gradient) for name, gradient in found.items()})

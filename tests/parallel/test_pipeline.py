@@ -8,7 +8,7 @@ import torch
 
 from narrows.kernels.load import load
 from narrows.parallel.mesh import ranks_of
-from narrows.parallel.running import Beside
+from narrows.parallel.running import Beside, Rows
 from narrows.parallel.split import Making, Split, local, split
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import stages
@@ -151,10 +151,10 @@ def trained(spec: ModelSpec, layout: Layout) -> list[float]:
     first, count = mine.own(SEQUENCES)
     losses = []
     for _ in range(4):
-        looked, counted = mine.loss(tokens()[:3], layout.loss_chunk)
-        assert int(counted) == 3 * T
+        looked, counted, _ = mine.loss(Rows.of(tokens()[:3]), layout.loss_chunk)
+        assert counted == 3 * T
         losses.append(float(looked) / 3 / T)
-        losses.append(float(mine.run(tokens()[first : first + count], layout.loss_chunk)))
+        losses.append(float(mine.run(Rows.of(tokens()[first : first + count]), layout.loss_chunk)))
         held = mine.parameters()
         gradients = {name: local(each.grad) for name, each in held.items() if each.grad is not None}
         mine.complete(gradients)
@@ -189,7 +189,7 @@ def flown(spec: ModelSpec, layout: Layout) -> int:
         nonlocal flying
         flying -= 1
 
-    built(spec, layout).run(tokens(), layout.loss_chunk, Beside(before=begun, after=ended))
+    built(spec, layout).run(Rows.of(tokens()), layout.loss_chunk, Beside(before=begun, after=ended))
     return most
 
 
@@ -222,7 +222,7 @@ def test_what_cannot_run_is_refused(given: dict[str, Any], message: str) -> None
 
 
 def stepped(spec: ModelSpec, layout: Layout) -> None:
-    built(spec, layout).run(tokens()[:7], layout.loss_chunk)
+    built(spec, layout).run(Rows.of(tokens()[:7]), layout.loss_chunk)
 
 
 def test_a_smaller_last_micro_batch_is_refused() -> None:

@@ -13,9 +13,9 @@ from narrows.adapt.apply import apply
 from narrows.kernels.load import available, load
 from narrows.model.transformer import Transformer
 from narrows.plan.layouts import Setting, Shapes
-from narrows.plan.learned import Tuning
 from narrows.plan.memory import saved_bytes
 from narrows.plan.operations import step_operations
+from narrows.plan.trained import Trained
 from narrows.spec.adapter import Biases, Learning, LowRank
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import KernelSet
@@ -45,6 +45,7 @@ OTHERS: dict[str, ModelSpec] = {
         MODELS["llama grouped"], block_norms="both", query_norm="head", feed_forward=GeGLU(),
         window=Window(size=8), qkv_biases=True, tied_embeddings=False, sinks=True,
     ),
+    "classes": msgspec.structs.replace(MODELS["llama untied"], classes=3),
     "bert": msgspec.structs.replace(
         MODELS["gpt2"], causal=False, token_types=2, embedding_norm=True, pooler=True,
         head_bias=True, block_norms="stream", final_norm=False,
@@ -72,10 +73,10 @@ def test_parameters_and_what_of_them_learns_are_the_module_s(name: str, learning
     spec = (MODELS | OTHERS)[name]
     possible(spec, learning)
     expected = {n: (p.numel(), p.requires_grad) for n, p in meta(spec, learning).named_parameters()}
-    tuning = Tuning(spec, learning)
-    assert {p.name: (p.size, p.learns) for p in tuning.parameters} == expected
+    trained = Trained(spec, learning)
+    assert {p.name: (p.size, p.learns) for p in trained.parameters} == expected
     total = sum(p.nbytes for p in meta(spec, learning).parameters())
-    assert tuning.weight_bytes(2) == total
+    assert trained.weight_bytes(2) == total
 
 
 @every
@@ -95,7 +96,7 @@ def test_products_are_those_that_torch_counts(name: str, learning: Learning) -> 
     counted = {"gemm": 0, "forward": 0, "attention": 0}
     for operation, flop in counter.get_flop_counts()["Global"].items():
         counted["attention" if "bmm" in str(operation) else "gemm"] += flop
-    shapes = Shapes.of([spec], learning)
+    shapes = Shapes.of([spec], learning=learning)
     planned = {"gemm": 0.0, "attention": 0.0}
     for one in step_operations(shapes, layouts()):
         if one.kind in planned:
@@ -124,8 +125,8 @@ def test_what_a_block_keeps_is_what_autograd_does(
         # What is as large whatever the batch is, such as lengths, is no activation.
         once, twice = (_kept_bytes(longer, learning, kernels, times) for times in (1, 2))
         grown.append(twice - once)
-    shapes = Shapes.of([msgspec.structs.replace(spec, layers=3)], learning)
-    last = shapes.tuning.layers[-1]
+    shapes = Shapes.of([msgspec.structs.replace(spec, layers=3)], learning=learning)
+    last = shapes.trained.layers[-1]
     tokens = SEQUENCES * spec.context
     assert grown[1] - grown[0] == tokens * float(saved_bytes(shapes, setting, last)[0, 0])
 

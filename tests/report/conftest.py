@@ -99,7 +99,7 @@ def write_run(folder: Path, *, steps: int, ledger: bool) -> Path:
 def plan() -> Plan:
     whole = predicted()
     return Plan(
-        name="tempest", seed=7, objective="next_token", model=MODEL, layout=LAYOUT,
+        name="tempest", seed=7, model=MODEL, layout=LAYOUT,
         optimizer=AdamW(
             learning_rate=1.2e-3, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip=1.0
         ),

@@ -70,6 +70,8 @@ def valid_leaf(hint: Any) -> st.SearchStrategy[Any]:
             fields |= {"schedule": st.just("zero_bubble"), "interleave": st.just(2)}
         if hint.__name__ == "LayoutIntent":
             fields["processes"] = st.none()
+        if hint.__name__ == "ModelIntent":
+            fields["start"] = st.none()
         if hint.__name__ == "PowerSGD":
             fields["start_step"] = st.integers(2, 10**6)
         return st.builds(hint, **fields)

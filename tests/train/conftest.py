@@ -75,7 +75,7 @@ def plan(**changes: object) -> Plan:
         ),
     )  # fmt: skip
     values: dict[str, object] = {
-        "name": "tiny", "seed": 1, "objective": "next_token", "model": model(), "layout": layout(),
+        "name": "tiny", "seed": 1, "model": model(), "layout": layout(),
         "optimizer": AdamW(
             learning_rate=3e-3, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip=1.0
         ),

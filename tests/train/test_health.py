@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from narrows.parallel.running import Rows
 from narrows.train.health import LossWatch, first_non_finite, non_finite
 from narrows.train.step import Trainer
 
 from .conftest import plan
 
-TOKENS = torch.arange(33).view(1, 33)
+TOKENS = Rows.of(torch.arange(33).view(1, 33))
 
 
 def trainer() -> Trainer:

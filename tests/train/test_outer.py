@@ -19,7 +19,7 @@ from narrows.spec.plan import Checkpointing, Evaluation, Plan
 from narrows.train.checkpoint import Checkpoints, State
 from narrows.train.outer import Outer
 from narrows.train.state import contents, newest, restore
-from narrows.train.step import Trainer, evaluation_loss
+from narrows.train.step import Trainer, evaluate
 from tests.parallel.processes import run
 
 from .conftest import RandomBatches, layout, model, plan
@@ -124,7 +124,7 @@ def six_steps(chosen: Plan) -> tuple[list[dict[str, Tensor]], float]:
     for number in range(6):
         trainer.step(number, RandomBatches())
         found.append(weights(trainer))
-    return found, evaluation_loss(trainer, RandomBatches(), 6)
+    return found, evaluate(trainer, RandomBatches(), 6).loss
 
 
 @dist_

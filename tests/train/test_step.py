@@ -10,7 +10,7 @@ import torch
 from narrows.kernels.load import available
 from narrows.spec.errors import BadInput
 from narrows.spec.plan import Plan
-from narrows.train.step import Trainer, evaluation_loss
+from narrows.train.step import Trainer, evaluate
 from tests.parallel.processes import run as processes
 
 from .conftest import CONTEXT, VOCABULARY, RandomBatches, layout, model, plan
@@ -74,8 +74,8 @@ def test_dropout_changes_with_the_seed() -> None:
 
 def test_evaluation_leaves_training_untouched() -> None:
     trainer = Trainer(plan(model=model(dropout=0.3)), CPU)
-    one = evaluation_loss(trainer, RandomBatches(), 6)
-    assert one == evaluation_loss(trainer, RandomBatches(), 6)
+    one = evaluate(trainer, RandomBatches(), 6).loss
+    assert one == evaluate(trainer, RandomBatches(), 6).loss
     assert trainer.model.training
     assert all(p.grad is None for p in trainer.model.parameters())
 
@@ -103,7 +103,7 @@ def test_only_a_causal_decoder_learns_the_next_token(change: dict[str, object]) 
 
 
 def validation(chosen: Plan, sequences: int) -> float:
-    return evaluation_loss(Trainer(chosen, CPU), RandomBatches(), sequences)
+    return evaluate(Trainer(chosen, CPU), RandomBatches(), sequences).loss
 
 
 @pytest.mark.dist

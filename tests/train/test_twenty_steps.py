@@ -12,7 +12,7 @@ import torch
 from narrows.spec.layout import Layout
 from narrows.spec.model import Experts, ModelSpec
 from narrows.spec.plan import Plan, Schedule
-from narrows.train.step import Trainer, evaluation_loss
+from narrows.train.step import Trainer, evaluate
 from tests.parallel.processes import run
 
 from .conftest import RandomBatches, layout, model, plan
@@ -107,7 +107,7 @@ def trained(chosen: Plan) -> list[float]:
     trainer = Trainer(chosen, torch.device("cpu"))
     steps = [trainer.step(number, Short()) for number in range(STEPS)]
     assert all(step.taken for step in steps)
-    looked = evaluation_loss(trainer, Short(), 3)
+    looked = evaluate(trainer, Short(), 3).loss
     return [step.loss for step in steps] + [looked] + [step.gradient_norm for step in steps]
 
 

@@ -14,7 +14,8 @@ from narrows.adapt.low_rank import Frozen, Low, activated_linear, linear, row_gr
 from narrows.adapt.packed import pack, packed_shapes, packed_types
 from narrows.kernels.interface import Activation, Kernels
 from narrows.model.dropout import Draws, dropped, elsewhere
-from narrows.model.transformer import Block, Transformer, first_value
+from narrows.model.initial import first_value
+from narrows.model.transformer import Block, Transformer
 from narrows.model.weights import Packing, Weights
 from narrows.spec.adapter import Base, Learning, LowRank, Target, target_rows
 from narrows.spec.errors import BadInput

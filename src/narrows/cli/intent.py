@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from narrows.spec.dataset import Dataset
     from narrows.spec.job import Job
     from narrows.spec.machine import Machine
-    from narrows.spec.plan import Plan
+    from narrows.spec.plan import Plan, Start
 
 
 def arguments(parser: argparse.ArgumentParser, *, file: str) -> None:
@@ -72,11 +72,40 @@ def machine(file: str | None) -> Machine:
     return machine_known() or probe(talk=speak.talk)
 
 
-def dataset(job: Job) -> Dataset | None:
-    """The prepared data of `job`; prepared now where it was not yet."""
-    from narrows.data.prepare import known, prepare
+def planned(job: Job, machine: Machine) -> Plan:
+    """The plan of `job`, its data prepared and the model that it starts from opened."""
+    from narrows.plan.plan import make_plan
 
-    return None if job.data is None else known(job.data) or prepare(job.data, talk=speak.talk)
+    start = started(job)
+    return make_plan(job, machine, dataset(job, start), start)
+
+
+def started(job: Job) -> Start | None:
+    """The published model that `job` starts from, its tokenizer and template laid out."""
+    if job.model.start is None:
+        return None
+    from narrows.train.start import started as opened
+
+    return opened(Path(job.model.start))
+
+
+def dataset(job: Job, start: Start | None = None) -> Dataset | None:
+    """The prepared data of `job`; prepared now where it was not yet."""
+    import msgspec
+
+    from narrows.data import examples
+    from narrows.data.prepare import known, prepare
+    from narrows.spec.objective import OF_EXAMPLES
+
+    data, words = job.data, None if start is None else Path(start.words)
+    if data is None:
+        return None
+    if isinstance(job.train.objective, OF_EXAMPLES):
+        return examples.prepare(data, job.train.objective, words, talk=speak.talk)
+    if words is not None:
+        # The model reads no tokens but its own.
+        data = msgspec.structs.replace(data, tokenizer=str(words / "tokenizer.json"))
+    return known(data) or prepare(data, talk=speak.talk)
 
 
 def concrete(hint: str | None, chosen: argparse.Namespace) -> str | None:

@@ -46,14 +46,9 @@ def run(chosen: argparse.Namespace) -> int:
     job = intent.read(chosen)
     if isinstance(job, Plan):
         raise BadInput(f"{chosen.file} is a plan already", hint=f"narrows train {chosen.file}")
-    from narrows.plan.plan import make_plan
     from narrows.plan.render import text
 
-    plan = make_plan(
-        job,
-        intent.machine(chosen.machine),
-        intent.dataset(job),
-    )
+    plan = intent.planned(job, intent.machine(chosen.machine))
     if chosen.output:
         save(plan, chosen.output)
         speak.talk(f"wrote {chosen.output}")

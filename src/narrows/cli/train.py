@@ -105,10 +105,9 @@ def _new(chosen: argparse.Namespace, worker: bool) -> tuple[Plan, Path, Machine]
     machine = intent.machine(None)
     if isinstance(wanted, Plan):
         return wanted, run_folder, machine
-    from narrows.plan.plan import make_plan
     from narrows.plan.render import text
 
-    plan = make_plan(wanted, machine, intent.dataset(wanted))
+    plan = intent.planned(wanted, machine)
     speak.talk(text(plan))
     return plan, run_folder, machine
 

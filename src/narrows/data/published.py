@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,11 +11,15 @@ from narrows.data.template import Template
 from narrows.data.tokenizers import FILE, Tokenizer, opened
 from narrows.data.vocabulary import of_gguf
 from narrows.spec.errors import BadInput
-from narrows.spec.record import read
+from narrows.spec.record import read, write_atomically
 
 if TYPE_CHECKING:
     import tokenizers
 
+_SETTINGS, _GENERATION = "tokenizer_config.json", "generation_config.json"
+_TEMPLATE = "chat_template.jinja"
+FILES = (FILE, _SETTINGS, _GENERATION, _TEMPLATE)
+"""What is written of a model's words."""
 _ENDINGS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>")
 """Tokens that end a turn or a text wherever they are special, whatever the files forget to say."""
 
@@ -24,6 +29,11 @@ class Words(NamedTuple):
 
     tokenizer: Tokenizer
     template: Template | None
+
+
+def words(path: Path, facts: Mapping[str, Any] | None) -> Words:
+    """Of a model's folder, or of a GGUF file by what its header says."""
+    return of_folder(path) if facts is None else of_facts(facts, str(path))
 
 
 def of_folder(folder: Path) -> Words:
@@ -37,14 +47,27 @@ def of_folder(folder: Path) -> Words:
             hint="fetch it, or save the tokenizer again with transformers, which writes it",
         )
     tokenizer = opened(folder / FILE)
-    said = _table(folder / "tokenizer_config.json")
+    said = _table(folder / _SETTINGS)
     special = {name: text for name in _special(said) if (text := _text(said[name])) is not None}
     ends = _ids(tokenizer, [special.get("eos_token")])
-    ends += _listed(_table(folder / "generation_config.json").get("eos_token_id"))
+    ends += _listed(_table(folder / _GENERATION).get("eos_token_id"))
     ends += _listed(_table(folder / "config.json").get("eos_token_id"))
     source = _template(folder, said)
     template = None if source is None else Template(source, special)
     return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template)
+
+
+def save(words: Words, folder: Path) -> None:
+    """Write what `of_folder` reads: tokenizer.json, and the template and ends beside it."""
+    (folder / FILE).write_text(words.tokenizer.to_json(), encoding="utf-8")
+    tokenizer, template = words.tokenizer, words.template
+    said: dict[str, Any] = dict(template.special) if template else {}
+    said.setdefault("eos_token", tokenizer.text_of(tokenizer.end_of_document))
+    write_atomically(folder / _SETTINGS, json.dumps(said, ensure_ascii=False).encode())
+    ends = {"eos_token_id": sorted(tokenizer.ends)}
+    write_atomically(folder / _GENERATION, json.dumps(ends).encode())
+    if template is not None:
+        (folder / _TEMPLATE).write_text(template.source, encoding="utf-8")
 
 
 def of_facts(facts: Mapping[str, Any], source: str) -> Words:
@@ -73,8 +96,8 @@ def _every(tokenizer: tokenizers.Tokenizer, ends: list[int]) -> list[int]:
 
 def _template(folder: Path, said: Mapping[str, Any]) -> str | None:
     """A file of its own, or a key of the tokenizer's settings: a text, or several by name."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / _TEMPLATE).is_file():
+        return (folder / _TEMPLATE).read_text(encoding="utf-8")
     found = said.get("chat_template")
     if isinstance(found, list):
         named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}

@@ -53,6 +53,14 @@ class Tokenizer:
         """The text of `tokens`; an incomplete character at the end reads U+FFFD."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
+    def text_of(self, token: int) -> str | None:
+        """The one token's text, as it is written in the vocabulary."""
+        return self._tokenizer.id_to_token(token)
+
+    def to_json(self) -> str:
+        """The contents of a tokenizer.json."""
+        return self._tokenizer.to_str()
+
 
 def _around(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the tokenizer puts before and after a text."""

@@ -23,8 +23,9 @@ from narrows.infer.decoding import Decoding
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
-from narrows.model.opening import Original, build, opened
-from narrows.model.transformer import Transformer, initialise
+from narrows.model.initial import initialise
+from narrows.model.opening import build, opened
+from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.plan import Plan
 from narrows.spec.record import load as load_record
@@ -74,29 +75,22 @@ def _trained(run: Path, checkpoint: str | None) -> tuple[Generator, str]:
     if not (run / tokenizers.FILE).is_file():
         hint = "copy it from the prepared dataset: dataset.json names the folder"
         raise BadInput(f"{run} has no {tokenizers.FILE}", hint=hint)
-    tokenizer = tokenizers.read(run / tokenizers.FILE)
+    words = published.of_folder(run)
     found = locate(run, checkpoint)
-    return Generator(_model(plan, found), tokenizer), f"{found} (step {step(found)})"
+    return Generator(_model(plan, found), *words), f"{found} (step {step(found)})"
 
 
 def _published(path: Path) -> tuple[Generator, str]:
     original = opened(path)
     if not original.spec.writes:
         raise _no_writer(path)
-    words = _words(original)
+    words = published.words(original.path, original.facts)
     dtype = torch.bfloat16 if _computes_bf16() else torch.float32
     with torch.device("meta"):
         model = Transformer(original.spec, load_kernels("torch"))
     model = build(original, model, dtype, _device())
     size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
     return Generator(_ready(model), *words), f"{path}: {original.kind}, {size}"
-
-
-def _words(original: Original) -> published.Words:
-    source = original.source
-    if isinstance(source, Path):
-        return published.of_folder(source)
-    return published.of_facts(source.facts, str(source.file.path))
 
 
 def _model(plan: Plan, checkpoint: Path) -> Transformer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from narrows.kernels.interface import Kernels
@@ -38,18 +39,92 @@ def head_cross_entropy(
     x_MD: Tensor, head: Head, targets_M: Tensor, *, kernels: Kernels, chunk: int, scale: float
 ) -> Tensor:
     """The same of logits with a bias or a cap."""
+    return weighted_cross_entropy(
+        x_MD, head, targets_M, None, kernels=kernels, chunk=chunk, scale=scale
+    )
+
+
+def weighted_cross_entropy(
+    x_MD: Tensor, head: Head, targets_M: Tensor, weights_M: Tensor | None, *, kernels: Kernels,
+    chunk: int, scale: float,
+) -> Tensor:  # fmt: skip
+    """The same with each row's cross entropy times its weight."""
     learning = any(each is not None and each.requires_grad for each in (x_MD, *head[:2]))
     loss: Tensor = _LinearCrossEntropy.apply(
-        x_MD, *head, targets_M, kernels, chunk, scale, torch.is_grad_enabled() and learning
-    )
+        x_MD, *head, targets_M, weights_M, kernels, chunk, scale,
+        torch.is_grad_enabled() and learning,
+    )  # fmt: skip
     return loss
+
+
+@torch.no_grad()
+def token_losses(
+    x_MD: Tensor, head: Head, targets_M: Tensor, *, kernels: Kernels, chunk: int
+) -> Tensor:
+    """The cross entropy of each row [M], fp32, 0 where nothing is to be said; without gradient."""
+    pieces = zip(x_MD.split(chunk), targets_M.split(chunk), strict=True)
+    return torch.cat(
+        [kernels.cross_entropy_(_logits(x_CD, head), own_C, 1.0) for x_CD, own_C in pieces]
+    )
+
+
+class Teacher(NamedTuple):
+    """A teacher's last hidden states [M,D] and head; its logits count divided by a temperature, and
+    the divergence from them for a share of the loss.
+    """
+
+    x_MD: Tensor
+    head: Head
+    temperature: float
+    share: float
+
+
+def distillation(
+    x_MD: Tensor, head: Head, teacher: Teacher, targets_M: Tensor, *, chunk: int, scale: float
+) -> Tensor:
+    """Sum over rows with a target of (1 - share) · cross entropy + share · t² · KL(teacher ‖ us),
+    times `scale` (arXiv:1503.02531, section 2); fp32.
+
+    A chunk's logits are made again in the backward pass, so that they never exist whole.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    total = torch.zeros((), dtype=torch.float32, device=x_MD.device)
+    pieces = (x_MD.split(chunk), teacher.x_MD.split(chunk), targets_M.split(chunk))
+    for x_CD, taught_CD, own_C in zip(*pieces, strict=True):
+        part = checkpoint(
+            _divergence, x_CD, head, teacher._replace(x_MD=taught_CD), own_C, use_reentrant=False
+        )
+        total = total + part
+    return total * scale
+
+
+def _divergence(x_CD: Tensor, head: Head, teacher: Teacher, targets_C: Tensor) -> Tensor:
+    t, share = teacher.temperature, teacher.share
+    logits_CV = _logits(x_CD, head).float()
+    taught_CV = _logits(teacher.x_MD, teacher.head).float()
+    there_C = targets_C >= 0
+    kl_CV = F.kl_div(
+        F.log_softmax(logits_CV / t, dim=-1), F.log_softmax(taught_CV / t, dim=-1),
+        reduction="none", log_target=True,
+    )  # fmt: skip
+    plain = F.cross_entropy(
+        logits_CV, targets_C.where(there_C, -100), ignore_index=-100, reduction="sum"
+    )
+    return (1.0 - share) * plain + share * t * t * (kl_CV.sum(-1) * there_C).sum()
+
+
+def _logits(x_CD: Tensor, head: Head) -> Tensor:
+    logits_CV = F.linear(x_CD, head.weight_VD, head.bias_V)
+    return logits_CV if head.cap is None else head.cap * (logits_CV / head.cap).tanh()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_MD: Tensor, head_VD: Tensor, bias_V: Tensor | None, cap: float | None,
-        targets_M: Tensor, kernels: Kernels, chunk: int, scale: float, needs_gradient: bool,
+        targets_M: Tensor, weights_M: Tensor | None, kernels: Kernels, chunk: int, scale: float,
+        needs_gradient: bool,
     ) -> Tensor:  # fmt: skip
         total = torch.zeros((), dtype=torch.float32, device=x_MD.device)
         dx, dhead, dbias = (needs_gradient and each for each in ctx.needs_input_grad[:3])
@@ -66,7 +141,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits_CV.div_(cap).tanh_()
                 slope_CV = 1.0 - logits_CV.square()
                 logits_CV.mul_(cap)
-            total += kernels.cross_entropy_(logits_CV, targets_M[rows], scale).sum()
+            losses_C = kernels.cross_entropy_(logits_CV, targets_M[rows], scale)
+            if weights_M is not None:
+                losses_C = losses_C * weights_M[rows]
+                logits_CV.mul_(weights_M[rows].unsqueeze(-1).to(logits_CV.dtype))
+            total += losses_C.sum()
             if not needs_gradient:
                 continue
             if slope_CV is not None:
@@ -88,7 +167,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return *(_times(each, upstream[0]) for each in ctx.saved_tensors), *(None,) * 6
+        return *(_times(each, upstream[0]) for each in ctx.saved_tensors), *(None,) * 7
 
 
 def _times(gradient: Tensor | None, upstream: Tensor) -> Tensor | None:

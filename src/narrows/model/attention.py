@@ -21,7 +21,8 @@ class Place(NamedTuple):
 
     `mask_TS` has True where allowed, or is added to the scores [N,T,S]; None where causality alone
     rules from position 0 on, or nothing does. `encoded_BSD` is what an encoder made of its tokens.
-    `numbers_BT` are what dropout is drawn from, where there is any.
+    `numbers_BT` are what dropout is drawn from, where there is any. Where rows hold documents of
+    `lengths` side by side, `apart` is the place of each.
     """
 
     start: int = 0
@@ -29,6 +30,8 @@ class Place(NamedTuple):
     mask_TS: Tensor | None = None
     encoded_BSD: Tensor | None = None
     numbers_BT: Tensor | None = None
+    apart: tuple[Place, ...] = ()
+    lengths: tuple[int, ...] = ()
 
     def of_layer(self, layer: int) -> Place:
         """The same with numbers of a layer's own."""

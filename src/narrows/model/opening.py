@@ -5,8 +5,11 @@ opened(path) → Original;   Original.fill(model) writes its weights
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -24,6 +27,7 @@ from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec
 
 CONFIG = "config.json"
+_ENDS_BYTES = 1 << 20
 
 
 class Original(NamedTuple):
@@ -36,6 +40,30 @@ class Original(NamedTuple):
     naming: Naming
     tensors: Tensors
     source: GGUF | Path
+
+    @property
+    def path(self) -> Path:
+        """Its file or folder."""
+        return self.source if isinstance(self.source, Path) else self.source.file.path
+
+    @property
+    def facts(self) -> Mapping[str, Any] | None:
+        """What the header of a GGUF file says; None of a folder."""
+        return None if isinstance(self.source, Path) else self.source.facts
+
+    def digest(self) -> str:
+        """Changes when the files do: of their names, sizes, first and last bytes."""
+        paths = [self.source.file.path] if isinstance(self.source, GGUF) else [
+            self.source / CONFIG, *files(self.source)
+        ]  # fmt: skip
+        said = hashlib.sha256()
+        for path in paths:
+            said.update(f"{path.name} {path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                said.update(file.read(_ENDS_BYTES))
+                file.seek(-min(_ENDS_BYTES, path.stat().st_size), os.SEEK_END)
+                said.update(file.read())
+        return said.hexdigest()[:24]
 
     def fill(self, model: Transformer) -> None:
         """Write the weights to a model that has memory, in the types it has."""

@@ -9,7 +9,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from narrows.kernels.interface import Rotation
-from narrows.spec.model import Alibi, Banded, Linear, ModelSpec, Relative, Rotary, Scaling, Yarn
+from narrows.model.weights import Weights
+from narrows.spec.model import (
+    Alibi,
+    Banded,
+    Learned,
+    Linear,
+    ModelSpec,
+    Relative,
+    Rotary,
+    Scaling,
+    Yarn,
+)
+
+Documents = tuple[tuple[int, ...], ...]
+"""Of each row, the lengths of what stands in it side by side; they add up to the row's."""
+
+
+def table(spec: ModelSpec) -> Weights | None:
+    """Of positions that are learned, a row each."""
+    positions = spec.positions
+    if not isinstance(positions, Learned):
+        return None
+    return Weights(spec.context + positions.extra, spec.width)
+
+
+def relative(spec: ModelSpec) -> Weights | None:
+    """Of distances that are learned, a row for each bucket."""
+    positions = spec.positions
+    return Weights(positions.buckets, spec.heads) if isinstance(positions, Relative) else None
+
+
+def within(rows_TD: Tensor, documents: Documents) -> Tensor:
+    """Of a table's first rows, those of each position counted from its document's first [B,T,D]."""
+    places = [torch.cat([torch.arange(size) for size in row]) for row in documents]
+    return rows_TD[torch.stack(places).to(rows_TD.device)]
 
 
 def angles(spec: ModelSpec, device: torch.device, *, windowed: bool = False) -> Rotation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from typing import final
 
 import torch
 from torch import Tensor
@@ -23,8 +24,43 @@ def fill(
     """Write every parameter, in the type that it has. Raises BadInput, before anything is written,
     where the files lack a tensor, have one that the model has not, or have it in another shape.
     """
+    reader = Reader(parameters, spec, naming, source)
+    for write in (False, True):
+        for name, into in parameters.items():
+            reader.into(name, into, write=write)
+
+
+@final
+class Reader:
+    """Reads parameters of a model by their names; raises BadInput where the files lack a tensor of
+    them or have one that such a model has not.
+    """
+
+    def __init__(
+        self, names: Iterable[str], spec: ModelSpec, naming: Naming, source: Tensors
+    ) -> None:
+        self._spec, self._source = spec, source
+        self._pieces = _found(names, spec, naming, source)
+
+    @torch.no_grad()
+    def into(self, name: str, parameter: Tensor, *, write: bool = True) -> None:
+        """Write one, or see whether it fits; raises BadInput where it has another shape."""
+        _join(name, parameter, self._pieces[name], self._spec, self._source, write=write)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """One of that shape, in fp32."""
+        whole = torch.empty(shape, dtype=torch.float32)
+        self.into(name, whole, write=False)
+        self.into(name, whole)
+        return whole
+
+
+def _found(
+    names: Iterable[str], spec: ModelSpec, naming: Naming, source: Tensors
+) -> dict[str, list[Piece]]:
+    """Of each parameter, the tensors it is made of by the names that the files have."""
     there = naming.there(source.names())
-    plan = {name: naming.pieces(name, spec) for name in parameters}
+    plan = {name: naming.pieces(name, spec) for name in names}
     wanted = [piece.name for pieces in plan.values() for piece in pieces]
     missing = [name for name in wanted if naming.plain(name) not in there]
     missing += [name for name, pieces in plan.items() if not pieces]
@@ -40,10 +76,10 @@ def fill(
             f"the weights have {_some(spare)}, which the model that their configuration describes "
             "has not"
         )
-    for write in (False, True):
-        for name, pieces in plan.items():
-            found = [piece._replace(name=there[naming.plain(piece.name)]) for piece in pieces]
-            _join(name, parameters[name], found, spec, source, write=write)
+    return {
+        name: [piece._replace(name=there[naming.plain(piece.name)]) for piece in pieces]
+        for name, pieces in plan.items()
+    }
 
 
 def _join(

@@ -8,9 +8,7 @@ the model is spread over devices is `parallel`'s.
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import msgspec
 import torch
@@ -31,10 +29,10 @@ from narrows.model.attention import (
 )
 from narrows.model.dropout import Draws
 from narrows.model.feed_forward import Routed, activated_linear
-from narrows.model.positions import angles, mask
+from narrows.model.positions import Documents, angles, mask, relative, table, within
 from narrows.model.weights import NormWeights, Stream, Weights
 from narrows.spec.errors import BadInput
-from narrows.spec.model import Learned, ModelSpec, Relative, Rotary
+from narrows.spec.model import Learned, ModelSpec, Rotary
 
 Wrapper = Callable[[Callable[..., Stream]], Callable[..., Stream]]
 
@@ -50,18 +48,21 @@ class Transformer(nn.Module):
         self.spec, self.kernels = spec, kernels
         D = spec.width
         self.tokens = Weights(spec.vocabulary, D)
-        self.positions = _table(spec)
+        self.positions = table(spec)
         self.types = Weights(spec.token_types, D) if spec.token_types else None
         self.norm_embedding = NormWeights.of_stream(spec) if spec.embedding_norm else None
         self.encoder = EncoderStack(spec, kernels, wrap=wrap) if spec.encoder_layers else None
-        self.relative = _relative(spec)
+        self.relative = relative(spec)
         self.blocks = nn.ModuleList(
             Block(spec, kernels, layer=layer, wrap=wrap) for layer in range(spec.layers)
         )
         self.norm = NormWeights.of_stream(spec) if spec.final_norm else None
         self.pooler = Weights(D, D, biased=True) if spec.pooler else None
-        self.head = None if spec.tied_embeddings else Weights(spec.vocabulary, D)
-        self.head_bias = nn.Parameter(torch.empty(spec.vocabulary)) if spec.head_bias else None
+        says = spec.classes == 0
+        self.head = Weights(spec.vocabulary, D) if says and not spec.tied_embeddings else None
+        biased = says and spec.head_bias
+        self.head_bias = nn.Parameter(torch.empty(spec.vocabulary)) if biased else None
+        self.score = None if says else Weights(spec.classes, D, biased=True)
         self._rotations: dict[tuple[bool, str], Rotation] = {}
         self.draws: Draws | None = None
 
@@ -76,7 +77,7 @@ class Transformer(nn.Module):
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Logits [..., V] of last hidden states."""
-        logits_BTV = F.linear(self._scaled(x_BTD), self.head_VD, self.head_bias)
+        logits_BTV = F.linear(self.scaled(x_BTD), self.head_VD, self.head_bias)
         cap = self.spec.logit_cap
         return logits_BTV if cap is None else cap * (logits_BTV / cap).tanh()
 
@@ -88,36 +89,48 @@ class Transformer(nn.Module):
         x_BTD = self.hidden(tokens_BT, encoded_BSD=self._encoded(source_BS))
         return self.head_loss(x_BTD, targets_BT, chunk=chunk, scale=scale)
 
+    def judged(
+        self, tokens_BT: Tensor, documents: Documents | None, judge: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """What `judge` makes of the last hidden states [B,T,D]."""
+        return judge(self.hidden(tokens_BT, documents=documents))
+
     def head_loss(
         self, x_BTD: Tensor, targets_BT: Tensor, *, chunk: int, scale: float
     ) -> Tensor:  # fmt: skip
         """The same of last hidden states."""
         head = Head(self.head_VD, self.head_bias, self.spec.logit_cap)
         return head_cross_entropy(
-            self._scaled(x_BTD).flatten(0, 1), head, targets_BT.flatten(), kernels=self.kernels,
+            self.scaled(x_BTD).flatten(0, 1), head, targets_BT.flatten(), kernels=self.kernels,
             chunk=chunk, scale=scale,
         )  # fmt: skip
 
     def hidden(
         self, tokens_BT: Tensor, caches: list[Cache] | None = None, start: int = 0, *,
         encoded_BSD: Tensor | None = None, types_BT: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:  # fmt: skip
-        """Normalised last hidden states [B,T,D]; with caches, of positions from `start` on."""
-        stream = Stream(self._embedded(tokens_BT, start, types_BT), None)
+        """Normalised last hidden states [B,T,D]; with caches, of positions from `start` on. Each of
+        a row's `documents` is computed as if it stood there alone.
+        """
+        stream = Stream(self._embedded(tokens_BT, start, types_BT, documents), None)
         span = (start, tokens_BT.shape[1])
-        stream = self.through(self.blocks, stream, span, caches, encoded_BSD=encoded_BSD)
+        stream = self.through(
+            self.blocks, stream, span, caches, encoded_BSD=encoded_BSD, documents=documents
+        )
         return self.ended(stream)
 
     def through(
         self, blocks: Iterable[nn.Module], stream: Stream, span: tuple[int, int],
         caches: list[Cache] | None = None, *, encoded_BSD: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> Stream:  # fmt: skip
         """The stream behind `blocks`, for positions of `span`, first and count."""
         places: dict[int | None, Place] = {}
         for index, block in enumerate(blocks):
             assert isinstance(block, Block)
             if block.window not in places:
-                place = self._place(span, stream.x_BTD, block.window)
+                place = self._place(span, stream.x_BTD, block.window, documents)
                 places[block.window] = place._replace(encoded_BSD=encoded_BSD)
             place = places[block.window]
             if caches is None:
@@ -149,13 +162,17 @@ class Transformer(nn.Module):
         values_BKSH = like.new_zeros(sequences, spec.kv_heads, positions, spec.value_width)
         return [Cache(keys_BKSH.clone(), values_BKSH.clone()) for _ in self.blocks]
 
-    def _embedded(self, tokens_BT: Tensor, start: int, types_BT: Tensor | None) -> Tensor:
+    def _embedded(
+        self, tokens_BT: Tensor, start: int, types_BT: Tensor | None,
+        documents: Documents | None = None,
+    ) -> Tensor:  # fmt: skip
         spec = self.spec
         x_BTD = self.tokens.rows(tokens_BT)
         if spec.embedding_scale != 1.0:
             x_BTD = x_BTD * spec.embedding_scale
         if self.positions is not None:
-            x_BTD = x_BTD + self._learned(start, tokens_BT.shape[1])
+            rows_TD = self._learned(start, tokens_BT.shape[1])
+            x_BTD = x_BTD + (rows_TD if documents is None else within(rows_TD, documents))
         if self.types is not None:
             types_BT = torch.zeros_like(tokens_BT) if types_BT is None else types_BT
             x_BTD = x_BTD + F.embedding(types_BT, self.types.weight)
@@ -179,15 +196,27 @@ class Transformer(nn.Module):
             )
         return None if source_BS is None else self.encode(source_BS)
 
-    def _scaled(self, x_BTD: Tensor) -> Tensor:
+    def scaled(self, x_BTD: Tensor) -> Tensor:
+        """Last hidden states as the head takes them."""
         scale = self.spec.logit_scale
         return x_BTD if scale == 1.0 else x_BTD * scale
 
-    def _place(self, span: tuple[int, int], like: Tensor, window: int | None) -> Place:
+    def _place(
+        self, span: tuple[int, int], like: Tensor, window: int | None,
+        documents: Documents | None = None,
+    ) -> Place:  # fmt: skip
         """Of the positions of `span`, first and count, in layers of that window."""
         rotation = self._rotation(*span, like.device, windowed=window is not None)
-        allowed = self._mask(span, like, window)
-        return Place(span[0], rotation, allowed, numbers_BT=self._numbers(span, like))
+        numbers_BT = self._numbers(span, like)
+        if documents is None:
+            return Place(span[0], rotation, self._mask(span, like, window), numbers_BT=numbers_BT)
+        masks = {size: self._mask((0, size), like, window) for row in documents for size in row}
+        apart = tuple(
+            Place(0, rotation and Rotation(rotation.cos[:size], rotation.sin[:size]), masks[size])
+            for row in documents for size in row
+        )  # fmt: skip
+        lengths = tuple(size for row in documents for size in row)
+        return Place(numbers_BT=numbers_BT, apart=apart, lengths=lengths)
 
     def _mask(self, span: tuple[int, int], like: Tensor, window: int | None) -> Tensor | None:
         table_RN = None if self.relative is None else self.relative.weight
@@ -222,7 +251,7 @@ class EncoderStack(nn.Module):
             spec, layers=spec.encoder_layers, encoder_layers=0, causal=False, experts=None,
             window=None,
         )  # fmt: skip
-        self.relative = _relative(spec)
+        self.relative = relative(spec)
         # Numbered below zero, as the decoder's are from zero on.
         self.blocks = nn.ModuleList(
             Block(spec, kernels, layer=~layer, wrap=wrap) for layer in range(spec.layers)
@@ -333,14 +362,30 @@ class Block(nn.Module):
         return Stream(x_BTD, delta_BTD)
 
     def _attention(self, y_BTD: Tensor, place: Place, cache: Cache | None) -> Tensor:
-        kernels = self.kernels
-        if isinstance(self.qkv, LatentWeights):
-            q_BNTH, k_BKTH, v_BKTH = self.qkv(kernels, y_BTD, place.rotation)
+        qkv_BTX = y_BTD
+        if not isinstance(self.qkv, LatentWeights):
+            qkv_BTX = self.qkv.linear(self.kernels, y_BTD)
+        if place.apart:
+            # Documents side by side in a row: nothing is computed between them.
+            each = qkv_BTX.flatten(0, 1).split(list(place.lengths))
+            given = [
+                self._attended(qkv_TX.unsqueeze(0), own, None).squeeze(0)
+                for qkv_TX, own in zip(each, place.apart, strict=True)
+            ]
+            y_BTX = torch.cat(given).unflatten(0, y_BTD.shape[:2])
         else:
-            qkv_BTX = self.qkv.linear(kernels, y_BTD)
-            if cache is None and place.mask_TS is None and self.fused:
-                y_BTX = kernels.attention(qkv_BTX, self.heads, place.rotation)
-                return self.out.linear(kernels, y_BTX)
+            y_BTX = self._attended(qkv_BTX, place, cache)
+        return self.out.linear(self.kernels, y_BTX)
+
+    def _attended(self, qkv_BTX: Tensor, place: Place, cache: Cache | None) -> Tensor:
+        """Weighted values of all heads [B,T,N·H], of queries, keys and values in one, or of what
+        they are made of.
+        """
+        if isinstance(self.qkv, LatentWeights):
+            q_BNTH, k_BKTH, v_BKTH = self.qkv(self.kernels, qkv_BTX, place.rotation)
+        elif cache is None and place.mask_TS is None and self.fused:
+            return self.kernels.attention(qkv_BTX, self.heads, place.rotation)
+        else:
             q_BNTH, k_BKTH, v_BKTH = grouped(
                 qkv_BTX, self.heads, self.query_norms, place.rotation
             )  # fmt: skip
@@ -348,8 +393,7 @@ class Block(nn.Module):
         if cache is not None:
             past = cache.extended(k_BKTH, v_BKTH, place.start)
         out_BNTH = self.attend(q_BNTH, past, self.scores, place.mask_TS, self.sinks)
-        y_BTX = out_BNTH.transpose(1, 2).flatten(2)
-        return self.out.linear(kernels, y_BTX)
+        return out_BNTH.transpose(1, 2).flatten(2)
 
     def _feed_forward(self, y_BTD: Tensor) -> Tensor:
         if self.experts is not None:
@@ -358,38 +402,3 @@ class Block(nn.Module):
         assert self.up is not None and self.down is not None
         h_BTX = self.up.linear(self.kernels, y_BTD)
         return activated_linear(self.kernels, h_BTX, self.down, self.spec.feed_forward)
-
-
-def initialise(model: Transformer, seed: int) -> None:
-    """Give every parameter its first value."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(first_value(model.spec, name, parameter.shape, seed))
-
-
-def first_value(spec: ModelSpec, name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """Normal weights of deviation 0.02, divided by √(2L) where a block writes to the residual
-    stream (Radford et al. 2019); biases and sinks zero, norms one; fp32.
-
-    Equal for equal seeds and names on every device, whatever else a process has.
-    """
-    *_, owner, kind = ["", *name.split(".")]
-    if kind != "weight" or len(shape) == 1:
-        return torch.full(shape, 1.0 if kind == "weight" else 0.0)
-    residual = owner in ("out", "down", "shared_down")
-    deviation = 0.02 / math.sqrt(2 * spec.layers) if residual else 0.02
-    own = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(own[:8], "little") >> 1)
-    return torch.empty(shape).normal_(0.0, deviation, generator=generator)
-
-
-def _table(spec: ModelSpec) -> Weights | None:
-    positions = spec.positions
-    if not isinstance(positions, Learned):
-        return None
-    return Weights(spec.context + positions.extra, spec.width)
-
-
-def _relative(spec: ModelSpec) -> Weights | None:
-    positions = spec.positions
-    return Weights(positions.buckets, spec.heads) if isinstance(positions, Relative) else None

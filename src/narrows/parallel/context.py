@@ -41,14 +41,13 @@ def balanced(spec: ModelSpec, layout: Layout) -> bool:
     return spec.causal and layout.exchange == "ring"
 
 
-def share(tokens_BT: Tensor, axis: Axis, spec: ModelSpec, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Of whole sequences [B,T+1], what this rank reads and what it is to predict [B,t]."""
-    inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
-    if axis.size > 1:
-        own = positions(inputs_BT.shape[1], axis, balanced=balanced(spec, layout))
-        own = own.to(tokens_BT.device)
-        inputs_BT, targets_BT = inputs_BT[:, own], targets_BT[:, own]
-    return inputs_BT.contiguous(), targets_BT.contiguous()
+def share(
+    given: tuple[Tensor, Tensor], axis: Axis, spec: ModelSpec, layout: Layout
+) -> tuple[Tensor, Tensor]:
+    """Of what is read of whole sequences and what is to be said [B,T], this rank's [B,t]."""
+    own = positions(given[0].shape[1], axis, balanced=balanced(spec, layout))
+    inputs_BT, targets_BT = (each[:, own.to(each.device)].contiguous() for each in given)
+    return inputs_BT, targets_BT
 
 
 def apply(model: Transformer, axis: Axis, layout: Layout) -> None:

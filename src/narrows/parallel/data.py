@@ -63,7 +63,7 @@ def apply(
     if reshard and dist.get_backend() == "gloo":
         _fetch_while_computing(model)
     # `hidden`, within, would end the root's forward pass early: its tables would be gathered twice.
-    for method in ("loss", "piece"):
+    for method in ("loss", "judged", "piece"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
 

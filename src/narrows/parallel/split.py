@@ -6,7 +6,7 @@ parts are given memory and first values; and from then on the model computes thi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,27 +16,30 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from narrows.kernels.interface import Kernels
-from narrows.model.transformer import Transformer, Wrapper, first_value
+from narrows.model.initial import first_value
+from narrows.model.transformer import Transformer, Wrapper
 from narrows.model.weights import Packing
 from narrows.parallel import context, data, expert, pipeline, stages, tensor, vocabulary
 from narrows.parallel.collectives import add_up
 from narrows.parallel.compressed import Compressed, compressed
 from narrows.parallel.mesh import Axis, Ranks
 from narrows.parallel.parts import Part
-from narrows.parallel.running import Beside, InTurn, Loss, Rows, Runner
+from narrows.parallel.running import Beside, InTurn, Loss, Objective, Rows, Runner, Tokens
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
 from narrows.spec.pieces import even
 
+First = Callable[[str, Sequence[int]], Tensor | None]
 Prepare = Callable[[Transformer], dict[str, Packing]]
 
 
 class Making(NamedTuple):
     """How a model is made: its kernels, what wraps its blocks, where and of what type it is, how
-    its gradients are exchanged, and what it is changed by before it is cut, which freezes some of
-    it and keeps some in fewer bits.
+    its gradients are exchanged, and what it is taught by. What a parameter is at first is `first`'s
+    to say, by its name and whole shape, of all but those of which it says None. Before it is cut
+    `prepare` changes it: freezes some of it, sets parameters beside, keeps some in fewer bits.
     """
 
     kernels: Kernels
@@ -44,6 +47,8 @@ class Making(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     exchange: GradientExchange = EXACT
+    objective: Objective = Tokens()
+    first: First | None = None
     prepare: Prepare | None = None
 
 
@@ -65,6 +70,7 @@ class Split:
     partial: frozenset[str]
     copied: frozenset[str]
     runner: Runner
+    objective: Objective
     compressed: Compressed | None = None
     frozen: frozenset[str] = frozenset()
 
@@ -78,27 +84,30 @@ class Split:
         each = batch // self.ranks.batches.size
         return self.ranks.batches.rank * each, each
 
-    def run(self, tokens_BT: Tensor, chunk: int, beside: Beside | None = None) -> Tensor:
-        """Forward and backward over this process's sequences [b,T+1]; returns the mean loss over
-        the counted targets of all processes that take this step together.
+    def run(self, given: Rows, chunk: int, beside: Beside | None = None) -> Tensor:
+        """Forward and backward over this process's sequences; returns the mean loss over what all
+        processes count that take this step together.
         """
-        targets = (tokens_BT[:, 1:] >= 0).sum()
-        scale = 1.0 / max(1, int(add_up(targets, self.ranks.near)))
-        first = self.ranks.batches.rank * -(-tokens_BT.shape[0] // self.layout.micro_batch)
+        counted = torch.tensor(self.objective.count(given), device=given.inputs_BT.device)
+        scale = 1.0 / max(1, int(add_up(counted, self.ranks.near)))
+        first = self.ranks.batches.rank * -(-len(given.inputs_BT) // self.layout.micro_batch)
         beside = (beside or Beside()).behind(first)
-        total = self.runner.step(self._rows(tokens_BT), Loss(chunk, scale), beside)
+        total = self.runner.step(self._own(given), Loss(chunk, scale), beside)
         return add_up(self._added(total), self.ranks.near)
 
     @torch.no_grad()
-    def loss(self, tokens_BT: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-        """Sum of the cross entropies of this process's sequences [b,T+1], and how many targets
-        count; all processes call it as often.
+    def loss(self, given: Rows, chunk: int) -> tuple[Tensor, int, int | None]:
+        """Sum of the losses of this process's sequences, what it is divided by for the mean, and
+        how many of these were right; all processes call it as often.
         """
-        total = self.runner.forward(self._rows(tokens_BT), Loss(chunk, 1.0))
-        return self._added(total), (tokens_BT[:, 1:] >= 0).sum()
+        total = self.runner.forward(self._own(given), Loss(chunk, 1.0))
+        return self._added(total), self.objective.count(given), self.objective.right()
 
-    def _rows(self, tokens_BT: Tensor) -> Rows:
-        return Rows(*context.share(tokens_BT, self.ranks.context, self.model.spec, self.layout))
+    def _own(self, given: Rows) -> Rows:
+        if self.ranks.context.size == 1:
+            return given
+        assert given.documents is None
+        return Rows(*context.share(given[:2], self.ranks.context, self.model.spec, self.layout))
 
     def _added(self, total: Tensor) -> Tensor:
         """The sum over ranks that take parts of the same sequences' loss."""
@@ -143,7 +152,7 @@ def split(
     """
     with torch.device("meta"):
         model = Transformer(spec, making.kernels, wrap=making.wrap).to(making.dtype)
-    packed, frozen = _prepared(model, layout, making)
+    prepared = _prepare(model, layout, making)
     parts = {name: Part.whole(p.shape) for name, p in model.named_parameters()}
     pieces = stages.own_pieces(spec, layout, ranks.pipeline.rank)
     copied = stages.cut(spec, parts, pieces)
@@ -156,31 +165,39 @@ def split(
     vocabulary.apply(model, ranks.tensor, sequence=sequence)
     context.apply(model, ranks.context, layout)
     expert.apply(model, ranks, layout)
-    whole = frozen if layout.sharding != "parameters" else frozenset[str]()
+    whole = prepared.frozen if layout.sharding != "parameters" else frozenset[str]()
     data.apply(model, ranks, layout, making.exchange, whole)
     parts = _sharded(parts, ranks, whole)
     if seed is not None:
         model.to_empty(device=making.device)
-        _fill(model, parts, packed, seed)
+        _fill(model, parts, prepared, _first(model.spec, seed, making.first))
     owned = {name for name in parts if _owns(name, alike.every, ranks)}
     # The first rank of a pipeline owns what the last has a copy of.
     owned -= copied if ranks.pipeline.rank else set()
-    runner: Runner = InTurn(model, layout)
+    runner: Runner = InTurn(model, layout, making.objective)
     if layout.pipeline > 1:
         runner = pipeline.Pipeline(model, pieces, ranks, layout)
     return Split(
         model=model, ranks=ranks, layout=layout, parts=parts, partial=frozenset(alike.partial),
         owned=frozenset(owned), copied=frozenset(copied), runner=runner,
-        compressed=compressed(making.exchange, ranks.shared_mesh), frozen=frozen,
+        objective=making.objective, frozen=prepared.frozen,
+        compressed=compressed(making.exchange, ranks.shared_mesh),
     )  # fmt: skip
 
 
-def _prepared(
-    model: Transformer, layout: Layout, making: Making
-) -> tuple[dict[str, Packing], frozenset[str]]:
-    """What `making` keeps of the model in fewer bits, and the names that it froze."""
+class _Prepared(NamedTuple):
+    """What a model is after it was prepared: what it keeps in fewer bits, what does not learn, and
+    what the plain model has not.
+    """
+
+    packed: dict[str, Packing] = {}
+    frozen: frozenset[str] = frozenset()
+    added: frozenset[str] = frozenset()
+
+
+def _prepare(model: Transformer, layout: Layout, making: Making) -> _Prepared:
     if making.prepare is None:
-        return {}, frozenset()
+        return _Prepared()
     for name in ("tensor", "pipeline", "context", "expert"):
         if getattr(layout, name) > 1:
             raise BadInput(
@@ -188,25 +205,39 @@ def _prepared(
                 f"{getattr(layout, name)}",
                 hint=f"--set layout.{name}=1, with layout.data and layout.sharding instead",
             )
-    still = {name for name, each in model.named_parameters() if not each.requires_grad}
+    before = {name: each.requires_grad for name, each in model.named_parameters()}
     packed = making.prepare(model)
-    named = model.named_parameters()
-    frozen = {name for name, each in named if not each.requires_grad}
-    return packed, frozenset(frozen - still)
+    after = {name: each.requires_grad for name, each in model.named_parameters()}
+    frozen = {name for name, learns in after.items() if not learns and before.get(name, True)}
+    return _Prepared(packed, frozenset(frozen), frozenset(after.keys() - before.keys()))
 
 
 @torch.no_grad()
 def _fill(
-    model: Transformer, parts: dict[str, Part], packed: dict[str, Packing], seed: int
-) -> None:
+    model: Transformer, parts: dict[str, Part], prepared: _Prepared,
+    first: Callable[[str, Sequence[int], bool], Tensor],
+) -> None:  # fmt: skip
     own = {name: local(each) for name, each in model.named_parameters()}
-    for name in own.keys() - {name for each in packed.values() for name in each.names}:
-        whole = first_value(model.spec, name, parts[name].shape, seed)
+    packed = {name for each in prepared.packed.values() for name in each.names}
+    for name in own.keys() - packed:
+        whole = first(name, parts[name].shape, name in prepared.added)
         own[name].copy_(parts[name].of(whole))
-    for plain, each in packed.items():
-        whole = first_value(model.spec, plain, each.shape, seed)
+    for plain, each in prepared.packed.items():
+        whole = first(plain, each.shape, False)
         for name, values in zip(each.names, each.pack(whole), strict=True):
             own[name].copy_(parts[name].of(values))
+
+
+def _first(
+    spec: ModelSpec, seed: int, first: First | None
+) -> Callable[[str, Sequence[int], bool], Tensor]:
+    """What a parameter is at first; what was `added` nobody but the seed knows."""
+
+    def value(name: str, shape: Sequence[int], added: bool) -> Tensor:
+        whole = None if first is None or added else first(name, shape)
+        return first_value(spec, name, shape, seed) if whole is None else whole
+
+    return value
 
 
 def local(parameter: Tensor) -> Tensor:

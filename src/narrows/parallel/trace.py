@@ -26,7 +26,7 @@ from narrows.model.transformer import Wrapper
 from narrows.parallel import data, expert
 from narrows.parallel.counting import AxisOf, Counting, Counts, axes, traffic
 from narrows.parallel.mesh import ranks_of
-from narrows.parallel.running import Beside
+from narrows.parallel.running import Beside, Rows
 from narrows.parallel.split import Making, Split, local, split
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
@@ -145,7 +145,7 @@ def step(mine: Split, counting: Counting, micros: int) -> Counts:
         kept.name("weights", local(parameter))
     tokens_BT = torch.zeros(run * layout.micro_batch, T + 1, dtype=torch.int64)
     with kept.growing(), counting:
-        mine.run(tokens_BT, layout.loss_chunk, Beside(after=after))
+        mine.run(Rows.of(tokens_BT), layout.loss_chunk, Beside(after=after))
         gradients = {
             name: local(parameter.grad)
             for name, parameter in mine.parameters().items()

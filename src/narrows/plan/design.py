@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from narrows.plan import dial, recipe, scaling
+import msgspec
+
+from narrows.plan import dial, recipe, scaling, tuning
 from narrows.plan.family import is_sized, resolve
+from narrows.plan.layouts import Shapes
 from narrows.plan.text import Text, check_context
+from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.errors import BadInput
-from narrows.spec.job import Budget, Job
+from narrows.spec.job import Budget, Job, TrainIntent
 from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
+from narrows.spec.objective import NextToken, Objective
+from narrows.spec.plan import Start
 from narrows.spec.units import Seconds, Tokens
 
 _BUDGET_DEFAULT = Budget(time=Seconds(300.0))
@@ -19,11 +25,16 @@ _BUDGET_DEFAULT = Budget(time=Seconds(300.0))
 # each up to the FLOP of training where the next one's habit begins.
 _CONTEXTS = ((1e16, 256), (1e18, 512), (1e20, 1024), (float("inf"), 2048))
 _CONTEXT_SIZED = 1024
+_STEPS_UNKNOWN = 1000
+"""Sequences of a tuning whose data nobody named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """A model, a batch in sequences and the tokens it is meant to see; `steps` where asked for."""
+    """A model, a batch in sequences and the tokens it is meant to see; `steps` where asked for.
+    `epochs` of the data are enough where they are known to be, and logits are made of a `said` part
+    of the tokens. Where training starts from a model, `start` is it.
+    """
 
     model: ModelSpec
     batch: int
@@ -31,18 +42,50 @@ class Design:
     limits: dial.Allowance | None
     steps: int | None
     why: dict[str, str]
+    objective: Objective = NextToken()
+    epochs: float | None = None
+    said: float = 1.0
+    attended: float | None = None
+    start: Start | None = None
+    learning: Learning = EVERYTHING
 
     @property
     def step_tokens(self) -> int:
         """Tokens of an optimizer step."""
         return self.batch * self.model.context
 
+    @property
+    def shapes(self) -> Shapes:
+        """What is computed."""
+        return Shapes.of(
+            [self.model], said=self.said, attended=self.attended, learning=self.learning
+        )
 
-def design(job: Job, machine: Machine, text: Text) -> Design:
+    def intent(self, train: TrainIntent) -> TrainIntent:
+        """The training's, with the habits of tuning where it starts from a model."""
+        if self.start is None and self.learning.adapter is None:
+            return train
+        return tuning.intent_of(train, self.model, self.why)
+
+
+def design(job: Job, machine: Machine, text: Text, start: Start | None = None) -> Design:
     """Raises BadInput where the job contradicts itself, DoesNotFit where no size fits a budget."""
+    found = _design(job, machine, text, start)
+    model = tuning.shaped(found.model, job, text)
+    return replace(
+        found, model=model, start=start, learning=tuning.learning_of(job, model, found.why),
+        objective=tuning.objective_of(job, text), said=tuning.said(job, text),
+        attended=text.examples.attended if text.examples else None,
+    )  # fmt: skip
+
+
+def _design(job: Job, machine: Machine, text: Text, start: Start | None) -> Design:
     why: dict[str, str] = {}
     limits = _limits(job, machine, why)
-    context = _context(job, machine, limits, text, why)
+    context = tuning.context_of(job, text, start, why)
+    if start is not None and context is not None:
+        return _tuned(job, text, msgspec.structs.replace(start.model, context=context), limits, why)
+    context = context or _context(job, machine, limits, text, why)
     if not is_sized(job.model):
         return _dialled(job, machine, limits, text, context, why)
     model, habits = resolve(job.model, text.vocabulary, context)
@@ -58,19 +101,39 @@ def design(job: Job, machine: Machine, text: Text) -> Design:
     )
 
 
+def _tuned(
+    job: Job, text: Text, model: ModelSpec, limits: dial.Allowance | None, why: dict[str, str]
+) -> Design:
+    """A published model goes on learning: for so many epochs, where nothing else is said."""
+    if job.data is not None and text.tokens_train is None:
+        raise BadInput("the data are not prepared", hint="narrows train job.toml prepares them")
+    epochs = tuning.epochs_of(job, text, why)
+    tokens = epochs * float(text.tokens_train or _STEPS_UNKNOWN * model.context)
+    batch = job.train.batch_sequences
+    if batch is None and job.train.batch_tokens is None:
+        batch = tuning.batch_of(job, text, model.context, tokens, why)
+    batch = batch or _batch(job, model.context, tokens, why)
+    if limits is None or limits.seconds is None:
+        why["train.steps"] = why["train.epochs"]
+    return Design(
+        model=model, batch=batch, tokens=tokens, limits=limits, steps=job.train.steps, why=why,
+        epochs=epochs,
+    )  # fmt: skip
+
+
 def _limits(job: Job, machine: Machine, why: dict[str, str]) -> dial.Allowance | None:
     """The budget to design by: the job's, or five minutes where nothing bounds the run."""
     budget, steps = job.budget, job.train.steps
     names = ("time", "energy", "money", "tokens")
     given = budget is not None and any(getattr(budget, name) is not None for name in names)
-    if given and steps is not None and not is_sized(job.model):
+    if given and steps is not None and not is_sized(job.model) and job.model.start is None:
         raise BadInput(
             "train.steps and the budget both say how long to train, and nothing how large a model",
             hint="leave out train.steps, or give model.layers and model.width",
         )
     if budget is not None and given:
         return dial.allowance(budget, machine)
-    if steps is not None or is_sized(job.model):
+    if steps is not None or is_sized(job.model) or job.model.start is not None:
         return None
     why["budget"] = "neither a size nor a budget is given: five minutes, to see something soon"
     return dial.allowance(_BUDGET_DEFAULT, machine)

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from narrows.plan.learned import Tuning
+from narrows.plan.trained import Trained
 from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
@@ -90,8 +90,9 @@ class Layouts:
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
     """Models of one kind; every array has shape [models, 1] and broadcasts against layouts. Norms
-    and what else is not divided see a `sequence`-th part of the tokens. Of all models the same is
-    `learning`, of their parameters as many as `trained`.
+    and what else is not divided see a `sequence`-th part of the tokens; logits are made of a `said`
+    part of them. Tokens attend within documents of `attended` tokens, where rows hold several. Of
+    all models the same is `learning`, of their parameters as many as `parameters_trained`.
     """
 
     specs: tuple[ModelSpec, ...]
@@ -114,12 +115,17 @@ class Shapes:
     biases: bool
     centred: bool
     dropout: bool
-    trained: Array
+    parameters_trained: Array
     sequence: float = 1.0
+    said: float = 1.0
+    attended: float | None = None
     learning: Learning = EVERYTHING
 
     @classmethod
-    def of(cls, models: Sequence[ModelSpec], learning: Learning = EVERYTHING) -> Shapes:
+    def of(
+        cls, models: Sequence[ModelSpec], *, said: float = 1.0, attended: float | None = None,
+        learning: Learning = EVERYTHING,
+    ) -> Shapes:  # fmt: skip
         """Stack models that differ in sizes only; but for one all of them learns."""
         assert learning.everything or len(models) == 1
 
@@ -147,12 +153,15 @@ class Shapes:
             biases=first.biases,
             centred=isinstance(first.norm, LayerNorm),
             dropout=first.dropout > 0,
-            trained=np.array([[float(Tuning(first, learning).learned)]])
-            if not learning.everything else column("parameters"),
+            parameters_trained=column("parameters")
+            if learning.everything
+            else np.array([[float(Trained(models[0], learning).parameters_trained)]]),
             learning=learning,
-        )  # fmt: skip
+            said=0.0 if first.classes else said,
+            attended=attended,
+        )
 
     @property
-    def tuning(self) -> Tuning:
+    def trained(self) -> Trained:
         """What of the model learns; of several models, in each of their blocks."""
-        return Tuning(self.specs[0], self.learning)
+        return Trained(self.specs[0], self.learning)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from narrows.plan.layouts import Array, Layouts
-from narrows.plan.learned import Matrix
 from narrows.plan.operation import Operation, kernel, matmul, pointwise
+from narrows.plan.trained import Matrix
 from narrows.spec.adapter import LowRank
 
 HOST_CALLS = 12

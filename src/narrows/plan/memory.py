@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes
-from narrows.plan.learned import Layer
+from narrows.plan.trained import Layer
 from narrows.spec.adapter import LowRank
 from narrows.spec.ledger import MemoryPeak
 
@@ -92,7 +92,7 @@ def memory_bytes(
     value = layouts.setting.value_bytes
     tokens = layouts.micro_batch * model.context
     nothing = 0.0 * (tokens * model.layers)
-    learned = model.trained + nothing
+    learned = model.parameters_trained + nothing
     moments = _moments(model, layouts, held)
     totals = np.stack([np.asarray(sum(list(moment.values()), nothing)) for moment in moments])
     worst = totals.argmax(axis=0)
@@ -104,7 +104,7 @@ def memory_bytes(
     at_peak["workspace"] = at_peak["workspace"] + worn * _holes(model, layouts)
     weights = value * (model.parameters + nothing)
     if not model.learning.everything:
-        weights = model.tuning.weight_bytes(value) + nothing
+        weights = model.trained.weight_bytes(value) + nothing
     if held is not None:
         learned = held.kept + nothing
         weights = learned + held.gathered + (held.whole if held.copied else 0.0)
@@ -122,7 +122,7 @@ def saved_bytes(model: Shapes, setting: Setting, layer: Layer | None = None) -> 
     """Bytes of a block that wait for its backward pass, per token; the hinge test counts them. Of a
     kind of block that a model has, else of its first.
     """
-    own = layer or model.tuning.layers[0]
+    own = layer or model.trained.layers[0]
     value, stream = setting.value_bytes, model.width * setting.value_bytes
     piece = stream / model.sequence
     activation = model.feed_forward_width * value
@@ -193,8 +193,8 @@ def _saved(model: Shapes, layouts: Layouts) -> tuple[Array, Array]:
     if model.learning.everything:
         one = tokens * saved_bytes(model, setting)
         return one * model.layers, one
-    each = [tokens * saved_bytes(model, setting, layer) for layer in model.tuning.layers]
-    often = [layer.blocks for layer in model.tuning.layers]
+    each = [tokens * saved_bytes(model, setting, layer) for layer in model.trained.layers]
+    often = [layer.blocks for layer in model.trained.layers]
     whole = sum(one * count for one, count in zip(each, often, strict=True))
     return np.asarray(whole), np.max(each, axis=0)
 
@@ -205,7 +205,7 @@ def _holes(model: Shapes, layouts: Layouts) -> Array:
     again = np.where(
         layouts.recompute > 0, np.minimum(HOLES_RECOMPUTE, model.layers - 1) * block, 0.0
     )
-    return HOLES_GRADIENTS * layouts.setting.value_bytes * model.trained + again
+    return HOLES_GRADIENTS * layouts.setting.value_bytes * model.parameters_trained + again
 
 
 def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment, Moment, Moment]:
@@ -218,8 +218,9 @@ def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment
     flowing = np.where(layouts.recompute > 0, 2 * stream * _flowing(model), every)
     # Tokens and targets; the last stream, which the final norm keeps, and the loss's gradient.
     ends = tokens * 2 * _TOKEN + 2 * stream
-    table = model.vocabulary * model.width * value * (model.tuning.head or model.tuning.table)
-    summed, own, flight = model.trained, model.trained, 1.0 + 0.0 * layouts.micro_batch
+    table = model.vocabulary * model.width * value * (model.trained.head or model.trained.table)
+    summed = own = model.parameters_trained
+    flight = np.ones_like(layouts.micro_batch)
     if held is not None:
         summed = own = np.full_like(model.layers, held.kept)
         if held.late:
@@ -252,7 +253,7 @@ def _flowing(model: Shapes) -> Array:
     """Blocks that are passed backward."""
     if model.learning.everything:
         return model.layers
-    return np.full((1, 1), float(sum(e.blocks for e in model.tuning.layers if e.flows)))
+    return np.full((1, 1), float(sum(e.blocks for e in model.trained.layers if e.flows)))
 
 
 def _working_bytes(model: Shapes, setting: Setting) -> Array:
@@ -279,7 +280,7 @@ def _logits_bytes(model: Shapes, layouts: Layouts) -> Array:
     """A chunk's logits, which their gradient replaces; torch's softmax is another tensor in fp32,
     of an fp32 copy.
     """
-    rows = np.minimum(layouts.loss_chunk, layouts.micro_batch * model.context)
+    rows = np.minimum(layouts.loss_chunk, layouts.micro_batch * model.context * model.said)
     value = layouts.setting.value_bytes
     each = value
     if layouts.setting.kernels == "torch":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from narrows.plan.layouts import Array, Layouts
-from narrows.plan.learned import WHOLE, Matrix
+from narrows.plan.trained import WHOLE, Matrix
 from narrows.spec.ledger import Kind, Phase
 from narrows.spec.machine import Direction as ProductDirection
 

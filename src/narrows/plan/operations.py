@@ -13,7 +13,6 @@ import numpy as np
 
 from narrows.plan import low_rank
 from narrows.plan.layouts import Array, Layouts, Shapes
-from narrows.plan.learned import Layer, Matrix
 from narrows.plan.operation import (
     CausalAttention,
     Direction,
@@ -24,6 +23,7 @@ from narrows.plan.operation import (
     pointwise,
     product,
 )
+from narrows.plan.trained import Layer, Matrix
 
 
 def step_operations(
@@ -51,8 +51,8 @@ def evaluation_operations(model: Shapes, layouts: Layouts) -> tuple[Operation, .
 def _embedding(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     tokens = layouts.micro_batch * model.context
     count = layouts.accumulation + 0 * tokens
-    stream, tuning = tokens * model.width, model.tuning
-    table, positions = tuning.table, tuning.learns("positions.weight")
+    stream, trained = tokens * model.width, model.trained
+    table, positions = trained.table, trained.learns("positions.weight")
     yield from pointwise("embedding", stream, count, layouts, back=table)
     if model.learned:
         yield from pointwise("positions", stream, count, layouts, back=positions)
@@ -72,15 +72,17 @@ def block_operations(
     """One block's operations, forward and backward, once; the host's work beside them included. Of
     a kind of block that a model has, else of its first.
     """
-    layer = layer or model.tuning.layers[0]
+    layer = layer or model.trained.layers[0]
     once = np.ones_like(layouts.micro_batch * model.context)
-    calls = host(once * (_HOST_CALLS_BLOCK + low_rank.HOST_CALLS * layer.adapted))
-    for each in (*_block(model, layouts, once, layer), calls):
+    calls = once * (_HOST_CALLS_BLOCK + low_rank.HOST_CALLS * layer.adapted)
+    if model.attended is not None:
+        calls = calls + _HOST_CALLS_DOCUMENT * layouts.micro_batch * model.context / model.attended
+    for each in (*_block(model, layouts, once, layer), host(calls)):
         yield replace(each, in_block=True)
 
 
 def _blocks(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
-    for layer in model.tuning.layers:
+    for layer in model.trained.layers:
         often = model.layers if model.learning.everything else float(layer.blocks)
         count = often * layouts.accumulation
         for each in block_operations(model, layouts, layer):
@@ -124,12 +126,16 @@ def _head(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     """The loss takes its gradient on the way forward, a chunk of positions at a time."""
     tokens = layouts.micro_batch * model.context
     count = layouts.accumulation + 0 * tokens
-    norm, tuning = tokens * model.width / model.sequence, model.tuning
-    yield from pointwise("norm", norm, count, layouts, back=tuning.hidden)
-    chunks = np.ceil(tokens / layouts.loss_chunk)
-    rows = tokens / chunks
+    norm, trained = tokens * model.width / model.sequence, model.trained
+    yield from pointwise("norm", norm, count, layouts, back=trained.hidden)
+    if not model.said:
+        # A few numbers of each document, beside the blocks nothing.
+        return
+    said = tokens * model.said
+    chunks = np.ceil(said / layouts.loss_chunk)
+    rows = said / chunks
     sizes = rows, model.vocabulary, model.width
-    learns = Matrix(weight=tuning.head, bias=False, low=0, reads=tuning.hidden)
+    learns = Matrix(weight=trained.head, bias=False, low=0, reads=trained.hidden)
     yield from product("head", sizes, count * chunks, layouts, learns)
     losses = pointwise("cross_entropy", rows * model.vocabulary, count * chunks, layouts)
     yield replace(next(losses), kind="loss")
@@ -137,7 +143,7 @@ def _head(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
 
 def _optimizer(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     value = layouts.setting.value_bytes
-    elements = model.trained + 0 * layouts.micro_batch
+    elements = model.parameters_trained + 0 * layouts.micro_batch
     once = np.ones_like(elements)
     several = np.where(layouts.accumulation > 1, 1.0, 0.0) * once
     gradient = elements * np.where(layouts.accumulation > 1, 4.0, value)
@@ -167,6 +173,8 @@ _TOKEN_BYTES = 2 + 8
 # Calls of torch that no curve holds (views, autograd's own nodes), forward and backward: in a
 # block, and for a chunk of the loss.
 _HOST_CALLS_BLOCK = 24
+# To cut a document out of a row and to put what comes of it back, forward and backward.
+_HOST_CALLS_DOCUMENT = 6
 _HOST_CALLS_CHUNK = 12
 
 
@@ -197,11 +205,16 @@ def _linear(name: str, sizes: tuple[Array, Array, Array], own: _Own) -> Iterator
 
 def _attention(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operation]:
     """Two products over half of the T·T scores forward; five backward, since the scores are made
-    again (arXiv:2205.14135).
+    again (arXiv:2205.14135). Of documents side by side each is computed by itself.
     """
-    rows = layouts.micro_batch * model.heads
     tokens = layouts.micro_batch * model.context
-    scores = rows * model.context * model.context / 2
+    positions, documents = model.context, np.ones_like(tokens)
+    if model.attended is not None:
+        positions = np.full_like(model.context, model.attended)
+        documents = tokens / positions
+    rows = tokens / positions / documents * model.heads
+    scores = rows * positions * positions / 2
+    count, tokens = count * documents, tokens / documents
     out = tokens * model.heads * model.head_width
     qkv = tokens * model.qkv_width
     value = layouts.setting.value_bytes
@@ -214,7 +227,7 @@ def _attention(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operat
             name="attention", phase=direction, kind="attention", count=count,
             flop=products * 2.0 * scores * model.head_width, memory_bytes=values * value,
             work=CausalAttention(
-                rows=rows, positions=model.context + 0 * rows,
+                rows=rows, positions=positions + 0 * rows,
                 head_width=model.head_width + 0 * rows, direction=direction,
             ),
         )  # fmt: skip

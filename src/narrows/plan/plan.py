@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 import narrows
-from narrows.plan import gradients, recipe
+from narrows.plan import gradients, recipe, tuning
 from narrows.plan.curves import matmul_peak
 from narrows.plan.design import Design, design
 from narrows.plan.dial import MARGIN, Allowance, start_seconds, usable_seconds, worthwhile_tokens
 from narrows.plan.doubling import doubling
 from narrows.plan.explain import alternatives, layout_whys, threads_why
-from narrows.plan.layouts import Layouts, Shapes
+from narrows.plan.layouts import Layouts
 from narrows.plan.network import Network
 from narrows.plan.offers import offers
 from narrows.plan.predict import Run, predict
@@ -30,7 +30,7 @@ from narrows.spec.errors import BadInput
 from narrows.spec.job import Job
 from narrows.spec.layout import Layout
 from narrows.spec.machine import Machine
-from narrows.spec.plan import Data, Plan, Provenance
+from narrows.spec.plan import Data, Plan, Provenance, Start
 from narrows.spec.record import digest
 from narrows.spec.units import Seconds, Tokens
 
@@ -56,24 +56,27 @@ class _Settled:
         return self.found.layout(self.chosen)
 
 
-def make_plan(job: Job, machine: Machine, dataset: Dataset | None) -> Plan:
-    """Settle `job` on `machine`.
+def make_plan(
+    job: Job, machine: Machine, dataset: Dataset | None, start: Start | None = None
+) -> Plan:
+    """Settle `job` on `machine`; `start` is the model that the job starts from.
 
     Raises BadInput where the job contradicts itself or the data, DoesNotFit where no allowed
     layout fits memory, or the checkpoints the disk.
     """
     text = known_text(job, dataset)
-    wanted = design(job, machine, text)
+    job = msgspec.structs.replace(job, layout=tuning.layout_of(job))
+    wanted = design(job, machine, text, start)
     candidates = gradients.able(
         options(job.layout, machine, wanted.model, wanted.batch), job.train.exchange
     )
-    found = search(Shapes.of([wanted.model]), candidates, machine)
+    found = search(wanted.shapes, candidates, machine)
     chosen = _choose(wanted, found, machine)
     if chosen is None:
         raise refusal(job, machine, wanted.model, wanted.batch, found)
     run = _run(job, machine, text, wanted, found, chosen)
     settled = _Settled(wanted=wanted, found=found, chosen=chosen, run=run)
-    check_disk(machine, wanted.model, settled.layout, run.cadence.checkpoints.keep)
+    check_disk(machine, wanted.shapes, settled.layout, run.cadence.checkpoints.keep)
     return _record(job, machine, dataset, settled)
 
 
@@ -109,16 +112,17 @@ def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, c
     layouts = Layouts.of(found.layout(chosen), job.train.exchange)
     step = float(found.step[0, chosen])
     once = start_seconds(machine) + float(found.once[0, chosen])
-    forward = float(evaluation_seconds(Shapes.of([model]), layouts, machine)[0, 0])
+    forward = float(evaluation_seconds(wanted.shapes, layouts, machine)[0, 0])
     validation = text.tokens_validation
     sequences = _VALIDATION_SEQUENCES_UNKNOWN * int(layouts.micro_batch[0])
     if validation is not None:
         sequences = max(1, (validation - 1) // model.context)
 
+    trained = float(wanted.shapes.parameters_trained[0, 0])
     pace = recipe.Pace(
         step_seconds=step,
         sequence_seconds=forward / float(layouts.micro_batch[0]),
-        save_bytes=recipe.checkpoint_bytes(model, layouts.setting.value_bytes),
+        save_bytes=recipe.checkpoint_bytes(trained, layouts.setting.value_bytes),
         validation_sequences=sequences,
         context=model.context,
     )
@@ -134,22 +138,26 @@ def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, c
     else:
         fitting = _filling(usable_seconds(limits.seconds, once), step, cadence)
         if wanted.steps is None:
-            steps, wanted.why["train.steps"] = _capped(fitting, limits, text, wanted.step_tokens)
+            steps, wanted.why["train.steps"] = _capped(fitting, limits, text, wanted)
         _check_time(limits, steps, fitting, once + step)
     _check_tokens(wanted, steps)
     return Run(
         steps=steps, batch_sequences=wanted.batch, seconds_start=once, cadence=cadence(steps),
-        reads_text=text.tokens_train is not None, gradients=job.train.exchange,
+        reads_text=text.tokens_train is not None, gradients=job.train.exchange, said=wanted.said,
+        attended=wanted.attended, learning=wanted.learning,
     )  # fmt: skip
 
 
-def _capped(fitting: int, limits: Allowance, text: Text, step_tokens: int) -> tuple[int, str]:
+def _capped(fitting: int, limits: Allowance, text: Text, wanted: Design) -> tuple[int, str]:
     """Steps that fit the time, or fewer where tokens are limited or the text is worn out; why."""
+    step_tokens = wanted.step_tokens
     reasons = {f"as many as {limits.binding} hold, {MARGIN:.0%} kept back": float(fitting)}
     if limits.tokens is not None:
         reasons[f"the budget of {Tokens(limits.tokens).text()}"] = limits.tokens / step_tokens
     worn = worthwhile_tokens(text.tokens_train) / step_tokens
     reasons[f"{EPOCHS_MOST} epochs: more of the same teaches nothing (arXiv:2305.16264)"] = worn
+    if wanted.epochs is not None:
+        reasons[wanted.why["train.epochs"]] = wanted.tokens / step_tokens
     reason = min(reasons, key=lambda each: reasons[each])
     # A budget that holds no step at all is refused by the caller.
     return min(fitting, max(1, int(reasons[reason]))), reason
@@ -199,20 +207,23 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
     wanted, run, layout = settled.wanted, settled.run, settled.layout
     model, why = wanted.model, wanted.why
     tokens = float(run.steps * wanted.step_tokens)
-    optimizer = recipe.optimizer(job.train, model, tokens, float(wanted.step_tokens), why)
+    optimizer = recipe.optimizer(
+        wanted.intent(job.train), model, tokens, float(wanted.step_tokens), why
+    )  # fmt: skip
     schedule = recipe.schedule(job.train, model, run.steps, wanted.step_tokens, why)
     exchange = gradients.settled(job.train, schedule, why)
     gradients.check(exchange, job.train.on_spike, run.cadence.evaluation, run.cadence.checkpoints)
     why.update(_layout_whys(job, machine, settled))
     ledger = predict(model, layout, machine, run)
     layouts = Layouts.of(layout, exchange)
-    saving = doubling(Shapes.of([model]), layouts, machine, _seconds_with_more_memory(settled))
+    saving = doubling(wanted.shapes, layouts, machine, _seconds_with_more_memory(settled))
     besides = ledger.total.seconds - ledger.total.seconds_training
     return Plan(
         name=job.name,
         seed=job.seed,
-        objective="next_token",
-        model=model,
+        objective=wanted.objective,
+        start=wanted.start,
+        model=tuning.whole(model, wanted.start),
         layout=layout,
         optimizer=optimizer,
         schedule=schedule,
@@ -221,6 +232,8 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         steps=run.steps,
         on_spike=job.train.on_spike,
         exchange=exchange,
+        adapter=wanted.learning.adapter,
+        frozen=wanted.learning.frozen,
         evaluation=run.cadence.evaluation,
         checkpoints=run.cadence.checkpoints,
         data=_data(dataset),
@@ -230,7 +243,7 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         made_from=_provenance(job, machine, dataset),
         bottleneck=saving[0].resource,
         doubling=saving,
-        offers=offers(Shapes.of([model]), layouts, machine, saving[0].resource),
+        offers=offers(wanted.shapes, layouts, machine, saving[0].resource),
         alternatives=alternatives(settled.found, settled.chosen, run.steps, besides),
         predicted=ledger,
     )

@@ -16,6 +16,7 @@ from narrows.plan.operations import step_operations
 from narrows.plan.power import bill, energy_basis, watts
 from narrows.plan.recipe import Cadence
 from narrows.plan.together import Step, peak_bytes, step
+from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
@@ -28,7 +29,8 @@ _LEAST_IDLE = 1e-9
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What of a run is known besides its step: steps, batch and what else takes time, memory where
-    it reads a text, and how gradients are exchanged.
+    it reads a text, how gradients are exchanged, the share of the tokens that are to
+    be said, how long the documents are that they stand in, and what learns.
     """
 
     steps: int
@@ -37,11 +39,17 @@ class Run:
     cadence: Cadence
     reads_text: bool = False
     gradients: GradientExchange = EXACT
+    said: float = 1.0
+    attended: float | None = None
+    learning: Learning = EVERYTHING
 
 
 def predict(model: ModelSpec, layout: Layout, machine: Machine, run: Run) -> Ledger:
     """Rows by operation and phase, the memory peak and the whole run."""
-    shapes, layouts = Shapes.of([model]), Layouts.of(layout, run.gradients)
+    shapes = Shapes.of(
+        [model], said=run.said, attended=run.attended, learning=run.learning
+    )  # fmt: skip
+    layouts = Layouts.of(layout, run.gradients)
     if layout.processes > 1:
         rows = _several(step(shapes, layouts, machine), layout, machine)
     else:

@@ -151,9 +151,11 @@ def schedule(
     )  # fmt: skip
 
 
-def checkpoint_bytes(model: ModelSpec, value_bytes: int) -> float:
-    """Weights as they are computed with, and fp32 masters where those are bf16, and two moments."""
-    return model.parameters * (value_bytes + (4 if value_bytes < 4 else 0) + 8)
+def checkpoint_bytes(parameters: float, value_bytes: int) -> float:
+    """Weights that learn as they are computed with, and fp32 masters where those are bf16, and two
+    moments.
+    """
+    return parameters * (value_bytes + (4 if value_bytes < 4 else 0) + 8)
 
 
 def cadence(intent: TrainIntent, machine: Machine, pace: Pace, steps: int) -> Cadence:

@@ -11,6 +11,7 @@ from narrows.plan.layouts import Layouts, Shapes
 from narrows.plan.recipe import checkpoint_bytes
 from narrows.plan.search import Found, options, search
 from narrows.plan.together import peak_bytes
+from narrows.spec.adapter import Learning
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.job import Job, LayoutIntent
 from narrows.spec.layout import Layout
@@ -27,9 +28,8 @@ def refusal(
     """The error for a search in which no candidate fits."""
     least = int(found.peak[0].argmin())
     needed = float(found.peak[0, least])
-    memory = peak_bytes(Shapes.of([model]), found.group_of(least), machine).record(
-        0, int(found.within[least])
-    )
+    shapes = Shapes.of([model], learning=_learning(job))
+    memory = peak_bytes(shapes, found.group_of(least), machine).record(0, int(found.within[least]))
     # Of several processes all count that share a host.
     often = needed / memory.peak
     ranked = [(name, often * value) for name, value in memory.ranked()]
@@ -43,9 +43,10 @@ def refusal(
     )
 
 
-def check_disk(machine: Machine, model: ModelSpec, layout: Layout, keep: int) -> None:
+def check_disk(machine: Machine, shapes: Shapes, layout: Layout, keep: int) -> None:
     """Raises DoesNotFit where the checkpoints of a run, one of them being written, do not."""
-    one = checkpoint_bytes(model, Layouts.of(layout).setting.value_bytes)
+    trained = float(shapes.parameters_trained[0, 0])
+    one = checkpoint_bytes(trained, Layouts.of(layout).setting.value_bytes)
     needed, free = one * (keep + 2), float(machine.disk.free.value)
     if needed > free:
         raise DoesNotFit(
@@ -60,9 +61,10 @@ def _hint(job: Job, machine: Machine, model: ModelSpec, batch: int, step: float)
     """The fastest single change of the layout that fits; else a shorter context, else fewer
     layers, each with what the layout must be then.
     """
+    learning = _learning(job)
     offers: list[tuple[float, float, str]] = []
     for intent, name in _relaxed(job.layout):
-        fit = _fastest(model, intent, machine, batch)
+        fit = _fastest(model, intent, machine, batch, learning)
         if fit is not None:
             offers.append((fit.step, fit.peak, _sets(fit.layout, [name])))
     if offers:
@@ -71,8 +73,8 @@ def _hint(job: Job, machine: Machine, model: ModelSpec, batch: int, step: float)
         return f"narrows plan job.toml {change}   ({_gigabytes(peak)}{slower})"
     pinned = [name for _, name in _relaxed(job.layout)]
     for intent, names in ((job.layout, []), (LayoutIntent(), pinned)):
-        for change, smaller in _smaller(model, intent, machine, batch):
-            fit = _fastest(smaller, intent, machine, batch)
+        for change, smaller in _smaller(model, intent, machine, batch, learning):
+            fit = _fastest(smaller, intent, machine, batch, learning)
             if fit is not None:
                 changes = " ".join([change, _sets(fit.layout, names)]).strip()
                 return f"narrows plan job.toml {changes}   ({_gigabytes(fit.peak)})"
@@ -87,7 +89,7 @@ class _Fit:
 
 
 def _smaller(
-    model: ModelSpec, intent: LayoutIntent, machine: Machine, batch: int
+    model: ModelSpec, intent: LayoutIntent, machine: Machine, batch: int, learning: Learning
 ) -> Iterator[tuple[str, ModelSpec]]:
     """Ever shorter contexts, then the most layers that fit: memory grows with both."""
     context = model.context // 2
@@ -98,7 +100,7 @@ def _smaller(
     while low <= high:
         layers = (low + high) // 2
         thinner = msgspec.structs.replace(model, layers=layers)
-        if _fastest(thinner, intent, machine, batch) is None:
+        if _fastest(thinner, intent, machine, batch, learning) is None:
             high = layers - 1
         else:
             most, low = layers, layers + 1
@@ -113,9 +115,16 @@ def _relaxed(intent: LayoutIntent) -> Iterator[tuple[LayoutIntent, str]]:
             yield msgspec.structs.replace(intent, **{name: None}), name
 
 
-def _fastest(model: ModelSpec, intent: LayoutIntent, machine: Machine, batch: int) -> _Fit | None:
+def _learning(job: Job) -> Learning:
+    return Learning(adapter=job.train.adapter, frozen=job.train.frozen)
+
+
+def _fastest(
+    model: ModelSpec, intent: LayoutIntent, machine: Machine, batch: int, learning: Learning
+) -> _Fit | None:
+    shapes = Shapes.of([model], learning=learning)
     try:
-        found = search(Shapes.of([model]), options(intent, machine, model, batch), machine)
+        found = search(shapes, options(intent, machine, model, batch), machine)
     except BadInput:
         return None
     best = found.best(1.0)

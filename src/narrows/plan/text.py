@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from narrows.spec.dataset import Dataset
+from narrows.spec.dataset import Dataset, Examples
 from narrows.spec.errors import BadInput
 from narrows.spec.job import Job
+from narrows.spec.objective import Masked
 
 # GPT-2's tokenizer (Radford et al. 2019).
 _GPT2_VOCABULARY = 50257
@@ -20,6 +21,14 @@ class Text:
     vocabulary: int
     tokens_train: int | None
     tokens_validation: int | None
+    examples: Examples | None = None
+
+    @property
+    def said(self) -> float:
+        """Share of the tokens whose successor is to be told, of running text all."""
+        if self.examples is None or not self.tokens_train:
+            return 1.0
+        return self.examples.learned_train / self.tokens_train
 
 
 def known_text(job: Job, dataset: Dataset | None) -> Text:
@@ -31,10 +40,13 @@ def known_text(job: Job, dataset: Dataset | None) -> Text:
                 f"model.vocabulary is {wanted}, and {dataset.name} has {dataset.vocabulary} tokens",
                 hint=f"--set model.vocabulary={dataset.vocabulary}, or leave it out",
             )
+        # Of a text whose tokens are masked, one token more is the mask.
+        masks = isinstance(job.train.objective, Masked)
         return Text(
-            vocabulary=wanted or dataset.vocabulary,
+            vocabulary=wanted or dataset.vocabulary + masks,
             tokens_train=dataset.tokens_train,
             tokens_validation=dataset.tokens_validation,
+            examples=dataset.examples,
         )
     vocabulary = wanted or _vocabulary_to_be(job)
     return Text(vocabulary=vocabulary, tokens_train=None, tokens_validation=None)

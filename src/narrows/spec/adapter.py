@@ -117,8 +117,12 @@ class Learning(Record):
         return self.adapter is None and not self.frozen
 
     def learns(self, name: str) -> bool:
-        """Whether a parameter of the model does, by its name."""
+        """Whether a parameter of the model does, by its name. A head for classes is new with the
+        task, and always learns.
+        """
         kind = name.rpartition(".")[2]
+        if name.startswith("score."):
+            return True
         if isinstance(self.adapter, LowRank):
             return False
         if isinstance(self.adapter, Biases) and kind not in ("bias", "head_bias"):

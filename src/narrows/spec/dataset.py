@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from narrows.spec.errors import BadInput
 from narrows.spec.record import Record
 
 
@@ -25,8 +26,36 @@ class Dropped(Record):
     bytes: int
 
 
+class Examples(Record):
+    """What is known of a dataset of rows: how many each split has, which is the longest, and where
+    one of `labels` is to be said of each, those. Each row is `documents` documents, of which
+    `learned_train` tokens or values are to be learned; the mean token stands in one of `attended`
+    tokens. sha256 by file.
+    """
+
+    rows_train: int
+    rows_validation: int
+    longest: int
+    longest_row: str
+    learned_train: int
+    attended: float
+    documents: int = 1
+    labels: tuple[str, ...] = ()
+    files: dict[str, str]
+
+    def refuse_longer(self, context: int) -> None:
+        """Raises BadInput where an example is longer than that: none is ever cut."""
+        if self.longest > context:
+            raise BadInput(
+                f"{self.longest_row} has {self.longest:,} tokens, and the context is {context:,}",
+                hint=f"--set model.context={-(-self.longest // 64) * 64}, or take the row out",
+            )
+
+
 class Dataset(Record):
-    """The manifest (`dataset.json`) of a prepared corpus. `bytes_*` count UTF-8 text."""
+    """The manifest (`dataset.json`) of a prepared corpus: running text in shards, or `examples`.
+    `bytes_*` count UTF-8 text.
+    """
 
     name: str
     folder: str
@@ -41,6 +70,7 @@ class Dataset(Record):
     dropped: tuple[Dropped, ...]
     shards: tuple[Shard, ...]
     end_of_document: int
+    examples: Examples | None = None
 
     @property
     def bytes_per_token(self) -> float:

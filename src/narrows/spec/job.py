@@ -10,6 +10,7 @@ from narrows.spec.errors import BadInput
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.fleet import SIZES, Exchange, Schedule, Sharding
 from narrows.spec.model import FeedForward, Norm, Positions
+from narrows.spec.objective import NextToken, Objective, Pooling
 from narrows.spec.record import Record, at_least
 from narrows.spec.units import Dollars, Joules, Quantity, Seconds, Tokens
 
@@ -36,19 +37,21 @@ class DataSpec(Record):
     """Where the text comes from and how it becomes tokens.
 
     `corpus`: shakespeare, python, hf:NAME, or a file or folder. `tokenizer`: character, bpe,
-    unigram, gpt2, or the path of a tokenizer.json.
+    unigram, gpt2, or the path of a tokenizer.json. Rows of examples with more than `longest` tokens
+    are left out.
     """
 
     corpus: str
     tokenizer: str = "bpe"
     vocabulary: int = 4096
     validation: float = 0.05
+    longest: int | None = None
     text_field: str = "text"
     cleaning: Cleaning = Cleaning()
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        at_least(1, self, "data", "vocabulary", "workers", otherwise=_ABSENT)
+        at_least(1, self, "data", "vocabulary", "workers", "longest", otherwise=_ABSENT)
         if not self.corpus.strip():
             raise BadInput("data.corpus is empty", hint='corpus = "shakespeare"')
         if not 0.0 < self.validation < 1.0:
@@ -71,9 +74,19 @@ class Budget(Record):
                 raise BadInput(f"budget.{name} is {value}", hint=f'such as "{value.example}"')
 
 
-class ModelIntent(Record):
-    """What is fixed about the model; the rest follows the kind's habits."""
+_SHAPE = (
+    "layers", "width", "heads", "kv_heads", "head_width", "feed_forward_width", "vocabulary",
+    "positions", "norm", "feed_forward", "biases", "tied_embeddings", "causal",
+)  # fmt: skip
+"""What a model that training starts from has settled."""
 
+
+class ModelIntent(Record):
+    """What is fixed about the model; the rest follows the kind's habits, or is as it is in the
+    published model to `start` from: a folder, or a GGUF file.
+    """
+
+    start: str | None = None
     kind: Literal["gpt2", "llama"] = "llama"
     layers: int | None = None
     width: int | None = None
@@ -89,8 +102,16 @@ class ModelIntent(Record):
     biases: bool | None = None
     tied_embeddings: bool | None = None
     dropout: float = 0.0
+    causal: bool | None = None
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
+        shaped = [name for name in _SHAPE if getattr(self, name) is not None]
+        if self.start is not None and shaped:
+            raise BadInput(
+                f"model.{shaped[0]} is given, and model.start has one already",
+                hint=f"leave out model.{shaped[0]}, or model.start",
+            )
         at_least(
             1, self, "model", "layers", "width", "heads", "kv_heads", "head_width",
             "feed_forward_width", "vocabulary", "context",
@@ -101,8 +122,10 @@ class ModelIntent(Record):
 
 
 class TrainIntent(Record):
-    """What is fixed about the training."""
+    """What is fixed about the training. `epochs` of the data end it where nothing else does."""
 
+    objective: Objective = NextToken()
+    epochs: float | None = None
     steps: int | None = None
     batch_tokens: Tokens | None = None
     batch_sequences: int | None = None
@@ -127,6 +150,8 @@ class TrainIntent(Record):
             "evaluate_sequences", "checkpoint_every",
             otherwise=_ABSENT,
         )  # fmt: skip
+        if self.epochs is not None and not 0.0 < self.epochs <= 1e6:
+            raise BadInput(f"train.epochs is {self.epochs}", hint="such as 3")
         if self.learning_rate is not None and not 0.0 < self.learning_rate < 10.0:
             what = f"train.learning_rate is {self.learning_rate}"
             raise BadInput(what, hint="such as 0.001, or leave it out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from narrows.spec.errors import BadInput
+from narrows.spec.objective import Pooling
 from narrows.spec.parts import (
     GELU,
     Alibi,
@@ -74,7 +75,9 @@ class ModelSpec(Record):
     By default a pre-norm decoder. `query_norm`: a norm of queries and keys over each head, or over
     all heads. `encoder_layers` beside `layers` of a decoder that attends to them. Embeddings are
     multiplied by `embedding_scale`, scores by `query_scale` (None: 1 / √ of the head's width) and
-    logits by `logit_scale`; a cap c makes x of them c · tanh(x / c).
+    logits by `logit_scale`; a cap c makes x of them c · tanh(x / c). With `classes` it says one of
+    them, or where there is one class a number, of each document by the state that `pooling` names,
+    and has no other head.
     """
 
     layers: int
@@ -110,6 +113,8 @@ class ModelSpec(Record):
     score_cap: float | None = None
     logit_cap: float | None = None
     logit_scale: float = 1.0
+    classes: int = 0
+    pooling: Pooling = "last"
 
     def __post_init__(self) -> None:
         counts = (
@@ -218,13 +223,13 @@ class ModelSpec(Record):
             total += self.layers * self._attention_products
             block = self._attention_products + feed * self.width * self.feed_forward_width
             total += self.encoder_layers * block
-        return total + self.vocabulary * self.width
+        return total + (0 if self.classes else self.vocabulary * self.width)
 
     @property
     def embedding_parameters(self) -> int:
         """Token embeddings (once where tied), head, positions, types and what stands beside."""
         D = self.width
-        total = self.vocabulary * D * (1 if self.tied_embeddings else 2)
+        total = self.vocabulary * D * (1 if self.tied_embeddings or self.classes else 2)
         match self.positions:
             case Learned(extra=extra):
                 total += (self.context + extra) * D
@@ -233,6 +238,8 @@ class ModelSpec(Record):
             case _:
                 pass
         total += self.token_types * D + self.embedding_norm * self.norm_parameters
+        if self.classes:
+            return total + self.pooler * (D * D + D) + self.classes * (D + 1)
         return total + self.pooler * (D * D + D) + self.head_bias * self.vocabulary
 
     @property

@@ -10,6 +10,7 @@ from narrows.spec.job import OnSpike
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Ledger
 from narrows.spec.model import ModelSpec
+from narrows.spec.objective import NextToken, Objective
 from narrows.spec.record import Record
 
 
@@ -57,6 +58,18 @@ class Data(Record):
     bytes_per_token: float
 
 
+class Start(Record):
+    """The published model that training starts from: where it is, its family by transformers' name,
+    a digest of its files, the shape it has, and the folder of its tokenizer and template.
+    """
+
+    path: str
+    family: str
+    digest: str
+    model: ModelSpec
+    words: str
+
+
 class Doubling(Record):
     """What doubling one resource would do to the step."""
 
@@ -98,7 +111,8 @@ class Plan(Record):
 
     name: str
     seed: int
-    objective: Literal["next_token"]
+    objective: Objective = NextToken()
+    start: Start | None = None
     model: ModelSpec
     layout: Layout
     optimizer: AdamW

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import Axis
+from narrows.parallel.running import Rows
 from narrows.parallel.split import Split, local
 from narrows.spec.errors import Diverged
 
@@ -73,11 +74,11 @@ class LossWatch:
         )
 
 
-def non_finite(split: Split, tokens_BT: Tensor, step: int, loss: float) -> Diverged:
+def non_finite(split: Split, rows: Rows, step: int, loss: float) -> Diverged:
     """What to say of a loss or a gradient that is not finite: the first module where it was so, of
     this process; all call it together.
     """
-    first = first_non_finite(split, tokens_BT)
+    first = first_non_finite(split, rows)
     what = "loss" if not math.isfinite(loss) else "gradient"
     return Diverged(
         f"the {what} was not finite at step {step}",
@@ -91,8 +92,8 @@ def non_finite(split: Split, tokens_BT: Tensor, step: int, loss: float) -> Diver
 
 
 @torch.no_grad()
-def first_non_finite(split: Split, tokens_BT: Tensor) -> str | None:
-    """Name of the first parameter, else module output, that is not finite for sequences [B,T+1]."""
+def first_non_finite(split: Split, rows: Rows) -> str | None:
+    """Name of the first parameter, else module output, that is not finite for these rows."""
     parameters = split.parameters().items()
     poisoned = [name for name, each in parameters if not torch.isfinite(local(each)).all()]
     # All look at outputs or none does: to compute them takes all.
@@ -112,7 +113,7 @@ def first_non_finite(split: Split, tokens_BT: Tensor) -> str | None:
     named = [(name, module) for name, module in split.model.named_modules() if name]
     handles = [module.register_forward_hook(look(name)) for name, module in named]
     try:
-        split.loss(tokens_BT, split.layout.loss_chunk)
+        split.loss(rows, split.layout.loss_chunk)
     finally:
         for handle in handles:
             handle.remove()

@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from narrows.data.loader import Loader
+from narrows.data.packed import Packed
+from narrows.data.published import FILES as WORDS
+from narrows.data.staging import Split
 from narrows.hardware.power import PowerMeter
 from narrows.kernels.meter import MemoryMeter
 from narrows.model.transformer import Transformer
@@ -22,18 +24,21 @@ from narrows.spec.dataset import Dataset
 from narrows.spec.errors import BadInput, Diverged, Interrupted
 from narrows.spec.ledger import Ledger
 from narrows.spec.machine import Machine
+from narrows.spec.objective import Distil, NextToken, Prefer
 from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
 from narrows.train.account import Account
 from narrows.train.checkpoint import Checkpoints, State
+from narrows.train.feeding import feed
 from narrows.train.group import joined, speaks
 from narrows.train.health import LossWatch, non_finite
 from narrows.train.lock import disk_errors, locked
 from narrows.train.metrics import Metrics, NoMetrics, ProgressLine
 from narrows.train.pulse import Pulse, alive
+from narrows.train.reference import refer
 from narrows.train.signals import StopRequest
 from narrows.train.state import contents, newest, restore
-from narrows.train.step import StepResult, Trainer, all_finite, evaluation_loss
+from narrows.train.step import StepResult, Trainer, all_finite, evaluate, read
 from narrows.train.timeline import STEPS, WARM, Recorder
 
 Sampler = Callable[[Transformer], str]
@@ -71,6 +76,7 @@ def train(
                 return load(Ledger, run / "ledger.json")
         else:
             session.begin()
+            session.refer(resume=False)
         if also.timeline:
             first = max(session.step, min(session.step + WARM, plan.steps - STEPS))
             session.recorder = Recorder(session.trainer, run, first)
@@ -89,8 +95,8 @@ class _Session:
         if plan.data is None:
             raise BadInput("the plan has no data to train on", hint="add [data] to the job")
         dataset = load(Dataset, Path(plan.data.folder) / "dataset.json")
-        self.training = Loader(dataset, "train", plan.context, plan.seed)
-        self.validation = Loader(dataset, "validation", plan.context, plan.seed)
+        self.training = feed(plan, dataset, "train")
+        self.validation = feed(plan, dataset, "validation")
         self.device = _device(machine)
         self.memory = MemoryMeter(self.device)
         self.power = PowerMeter(machine)
@@ -108,6 +114,15 @@ class _Session:
         self.step, self.best, self.warned = 0, math.inf, False
         self.left_out = 0
 
+    def refer(self, *, resume: bool) -> None:
+        """What the model said at first, where it is to leave that behind."""
+        if not isinstance(self.plan.objective, Prefer):
+            return
+        assert isinstance(self.training, Packed) and isinstance(self.validation, Packed)
+        self.pulse.beat(self.step, "evaluating")
+        feeds: dict[Split, Packed] = {"train": self.training, "validation": self.validation}
+        refer(self.trainer, feeds, self.run, resume=resume)
+
     def begin(self, at: int | None = None) -> None:
         """A fresh run: what it is made from is laid beside it first. At step 0 it begins again, and
         what happened before stays.
@@ -118,7 +133,7 @@ class _Session:
         save(self.plan, self.run / "plan.toml")
         save(self.machine, self.run / "machine.toml")
         assert self.plan.data is not None
-        for name in ("tokenizer.json", "dataset.json"):
+        for name in (*WORDS, "dataset.json"):
             source = Path(self.plan.data.folder) / name
             if source.exists():
                 shutil.copyfile(source, self.run / name)
@@ -128,6 +143,7 @@ class _Session:
     def resume(self) -> None:
         """Take up the newest good checkpoint; with none, begin again."""
         found = newest(self.trainer, self.checkpoints)
+        self.refer(resume=found is not None)
         if found is None:
             self.talk("no checkpoint yet: training starts from the beginning")
             return self.begin(at=0)
@@ -268,8 +284,8 @@ class _Session:
         if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
             return self.watch.jump(number, result.loss, result.gradient_norm)
         start = (number + self.trainer.skipped) * self.plan.batch_sequences
-        tokens_BT = torch.from_numpy(self.training.sequences(start, 1)).to(self.device)
-        return non_finite(self.trainer.split, tokens_BT, number, result.loss)
+        rows = read(self.training, start, 1, self.device)
+        return non_finite(self.trainer.split, rows, number, result.loss)
 
     def _warn(self) -> None:
         measured, predicted = self.account.recent_seconds(), self.plan.predicted.step_seconds
@@ -284,12 +300,14 @@ class _Session:
         self.pulse.beat(self.step, "evaluating")
         with self.account.timing_evaluation():
             count = self.plan.evaluation.sequences
-            loss = evaluation_loss(self.trainer, self.validation, count)
+            loss, right = evaluate(self.trainer, self.validation, count)
+        told = {} if right is None else {"accuracy": right}
         assert self.plan.data is not None
-        bits = loss / math.log(2.0) / self.plan.data.bytes_per_token
+        if isinstance(self.plan.objective, NextToken | Distil):
+            told["bits_per_byte"] = loss / math.log(2.0) / self.plan.data.bytes_per_token
         self.metrics.write(
             step=self.step, tokens=float(self.step * self.plan.step_tokens), validation_loss=loss,
-            bits_per_byte=bits,
+            **told,
         )  # fmt: skip
         return loss
 

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from narrows.adapt.apply import apply
+from narrows.data.batch import Batch
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load
 from narrows.model.dropout import Draws
 from narrows.model.transformer import Wrapper
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import ranks_of
-from narrows.parallel.running import Beside, nothing
+from narrows.parallel.running import Beside, Rows, nothing
 from narrows.parallel.split import Making, Split, split
 from narrows.plan import gradients
 from narrows.spec.adapter import LowRank
@@ -26,9 +27,11 @@ from narrows.spec.errors import BadInput
 from narrows.spec.exchange import LocalSteps
 from narrows.spec.layout import Layout
 from narrows.spec.plan import Plan
+from narrows.train.objectives import objective
 from narrows.train.optimizer import Optimizer
 from narrows.train.outer import Outer
 from narrows.train.schedule import rate_factor
+from narrows.train.start import published
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -36,8 +39,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Batches(Protocol):
     """What a step reads: sequences by their place in the global order."""
 
-    def sequences(self, first: int, count: int) -> np.ndarray:
-        """Token ids [count, T+1]; the last column is the last target."""
+    def sequences(self, first: int, count: int) -> np.ndarray | Batch:
+        """Token ids [count, T+1], of which the last column is the last target; or what is read and
+        said of rows that are no running text.
+        """
 
 
 class StepResult(NamedTuple):
@@ -83,8 +88,7 @@ class Trainer:
         adapter_dropout = isinstance(plan.adapter, LowRank) and plan.adapter.dropout
         with self.span("data"):
             start = (number + self.skipped) * plan.batch_sequences
-            rows = batches.sequences(start + first, count)
-            tokens_BT = torch.from_numpy(rows).to(self.device)
+            rows = read(batches, start + first, count, self.device)
 
         def seed(index: int) -> None:
             self.sign()
@@ -98,7 +102,7 @@ class Trainer:
                     self.optimizer.accumulate()
 
         beside = Beside(before=seed, after=accumulate, span=self.span)
-        loss = float(self.split.run(tokens_BT, layout.loss_chunk, beside))
+        loss = float(self.split.run(rows, layout.loss_chunk, beside))
         taken = False
 
         def accept(norm: float) -> bool:
@@ -121,6 +125,20 @@ class Trainer:
         return not isinstance(exchange, LocalSteps) or exchange.meets(step, steps)
 
 
+def read(batches: Batches, first: int, count: int, device: torch.device) -> Rows:
+    """So many rows from the `first` on, where the model is."""
+    given = batches.sequences(first, count)
+    return rows_of(given if isinstance(given, Batch) else Batch.of(given), device)
+
+
+def rows_of(batch: Batch, device: torch.device) -> Rows:
+    """The rows as tensors."""
+    inputs_BT, targets_BT = (
+        torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in batch[:2]
+    )
+    return Rows(inputs_BT, targets_BT, batch.documents, batch.values)
+
+
 def all_finite(*values: float) -> bool:
     """Whether none is infinite or not a number."""
     return all(map(math.isfinite, values))
@@ -131,35 +149,38 @@ def no_span(name: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def evaluation_loss(trainer: Trainer, batches: Batches, sequences: int) -> float:
-    """Mean loss over the first `sequences` of `batches`, in nats a token."""
+class Evaluated(NamedTuple):
+    """The mean loss, in nats a token, and the share that was right, of what can be."""
+
+    loss: float
+    right: float | None
+
+
+def evaluate(trainer: Trainer, batches: Batches, sequences: int) -> Evaluated:
+    """Over the first `sequences` of `batches`."""
     layout, model, axis = trainer.plan.layout, trainer.model, trainer.ranks.batches
     model.eval()
-    total = torch.zeros(2, dtype=torch.float64, device=trainer.device)
+    total, asked = torch.zeros(3, dtype=torch.float64, device=trainer.device), False
     for first in range(0, sequences, layout.micro_batch * axis.size):
         # All ranks compute as often; what those do that have no sequence left does not count.
         start = first + axis.rank * layout.micro_batch
         count = min(layout.micro_batch, max(0, sequences - start))
-        rows = batches.sequences(start if count else first, count or 1)
-        tokens_BT = torch.from_numpy(rows).to(trainer.device)
-        loss, counted = trainer.split.loss(tokens_BT, layout.loss_chunk)
+        rows = read(batches, start if count else first, count or 1, trainer.device)
+        loss, counted, right = trainer.split.loss(rows, layout.loss_chunk)
+        asked = right is not None
         if count:
-            total += torch.stack([loss.double(), counted.double()])
+            total += total.new_tensor([float(loss), counted, right or 0])
     model.train()
-    loss, counted = add_up(total, axis).tolist()
-    return float(loss / max(1.0, counted))
+    loss, counted, right = add_up(total, axis).tolist()
+    share = right / max(1.0, counted) if asked else None
+    return Evaluated(loss / max(1.0, counted), share)
 
 
 def build(plan: Plan, device: torch.device) -> Split:
-    """This process's part of the plan's model with its first weights, threads and allocator set as
-    the plan says.
+    """This process's part of the plan's model with its first weights, or those it starts from,
+    threads and allocator set as the plan says.
     """
-    layout = plan.layout
-    if not plan.model.writes:
-        raise BadInput(
-            "a model that sees what follows, or reads by an encoder, cannot learn the next token",
-            hint="train a causal decoder: model.causal = true and model.encoder_layers = 0",
-        )
+    layout, taught = plan.layout, objective(plan, device)
     if layout.kernels == "native" and (layout.precision != "bf16" or device.type != "cpu"):
         raise BadInput(
             f"native kernels compute bf16 on a CPU, not {layout.precision} on {device.type}",
@@ -169,8 +190,11 @@ def build(plan: Plan, device: torch.device) -> Split:
         torch.set_num_threads(layout.threads)
         keep_pages()
     dtype, learning = DTYPES[layout.precision], plan.learning
-    prepare = None if learning.everything else partial(apply, learning=learning)
-    making = Making(load(layout.kernels), _wrapper(layout), device, dtype, plan.exchange, prepare)
+    making = Making(
+        load(layout.kernels), _wrapper(layout), device, dtype, plan.exchange, taught,
+        first=None if plan.start is None else published(plan.start),
+        prepare=None if learning.everything else partial(apply, learning=learning),
+    )  # fmt: skip
     ranks = ranks_of(layout, device, plan.exchange)
     made = split(plan.model, layout, ranks, making, seed=plan.seed)
     made.model.train()

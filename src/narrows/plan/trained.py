@@ -113,7 +113,7 @@ class Layer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Tuning:
+class Trained:
     """A model, and what of it learns."""
 
     spec: ModelSpec
@@ -135,7 +135,7 @@ class Tuning:
         return tuple(self._parameters())
 
     @property
-    def learned(self) -> int:
+    def parameters_trained(self) -> int:
         """Values that learn."""
         return sum(each.size for each in self.parameters if each.learns)
 
@@ -222,6 +222,10 @@ class Tuning:
         if spec.pooler:
             yield self._of("pooler.weight", D, D)
             yield self._of("pooler.bias", D)
+        if spec.classes:
+            yield self._of("score.weight", spec.classes, D)
+            yield self._of("score.bias", spec.classes)
+            return
         if not spec.tied_embeddings:
             yield self._of("head.weight", spec.vocabulary, D)
         if spec.head_bias:

@@ -1,0 +1,149 @@
+"""Rows of examples out of files: one JSON object a line, or a table with a header.
+
+rows(path) → (split or None, place, row), one after the other
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from narrows.data.staging import Split
+from narrows.spec.errors import BadInput, nearest
+
+_FORMATS = (".jsonl", ".json", ".csv", ".tsv")
+_SPLITS: dict[str, Split] = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "validation", "eval": "validation",
+}  # fmt: skip
+
+
+class Row(NamedTuple):
+    """A row's fields, where it stands as a reader would look it up, and the split that its file's
+    name says.
+    """
+
+    fields: dict[str, Any]
+    place: str
+    split: Split | None
+
+
+def files(path: Path) -> list[Path]:
+    """The file, or those of a folder that hold rows; raises BadInput where there is none."""
+    if path.is_file():
+        if path.suffix.lower() in _FORMATS:
+            return [path]
+        known = ", ".join(_FORMATS)
+        raise BadInput(
+            f"{path} holds no rows of examples: they are read from {known}",
+            hint="write one JSON object a line to a .jsonl file",
+        )
+    if not path.is_dir():
+        raise BadInput(f"{path} does not exist", hint="data.corpus is a file or folder of rows")
+    found = sorted(each for each in path.iterdir() if each.suffix.lower() in _FORMATS)
+    if not found:
+        raise BadInput(
+            f"{path} has no file of rows", hint=f"put files there that end in {', '.join(_FORMATS)}"
+        )
+    return found
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """All rows of a file or folder, in order. Raises BadInput, with the place, for what is none."""
+    for file in files(path):
+        split = _SPLITS.get(file.stem.lower().replace("_", "-").partition("-")[0])
+        reader = _objects if file.suffix.lower() in (".jsonl", ".json") else _table
+        for number, fields in reader(file):
+            yield Row(fields, f"{file.name} line {number}", split)
+
+
+def field(row: Row, names: tuple[str, ...]) -> Any:
+    """The value of the first of `names` that the row has; BadInput where it has none."""
+    for name in names:
+        if name in row.fields and row.fields[name] is not None:
+            return row.fields[name]
+    there = [str(name) for name in row.fields]
+    guess = nearest(names[0], there)
+    raise BadInput(
+        f"{row.place} has no {names[0]}",
+        causes=[f"it has: {', '.join(there) or 'nothing'}"],
+        hint=f'is "{guess}" meant? call it "{names[0]}"' if guess else f'add "{names[0]}" to it',
+    )
+
+
+def text(row: Row, names: tuple[str, ...]) -> str:
+    """As `field`, where the value must be a text with something in it."""
+    found = field(row, names)
+    if not isinstance(found, str) or not found.strip():
+        what = "is empty" if isinstance(found, str) else f"is no text but {found!r:.60}"
+        raise BadInput(f"{row.place}: {names[0]} {what}", hint="mend the row or take it out")
+    return found
+
+
+def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Of a file with one object a line, or with one list of objects."""
+    content = _read(file)
+    if content.lstrip()[:1] == "[":
+        listed = _parsed(content, file, 1)
+        for number, each in enumerate(listed, 1):
+            yield number, _checked(each, file, number)
+        return
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield number, _checked(_parsed(line, file, number), file, number)
+
+
+def _table(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    tab = file.suffix.lower() == ".tsv"
+    before = csv.field_size_limit(1 << 28)
+    reader = csv.DictReader(
+        io.StringIO(_read(file), newline=""), strict=True, delimiter="\t" if tab else ","
+    )
+    try:
+        for fields in reader:
+            if None in fields or None in fields.values():
+                raise BadInput(
+                    f"{file} line {reader.line_num} has not as many columns as the header",
+                    hint=f"sed -n {reader.line_num}p {file}",
+                )
+            yield reader.line_num, dict(fields)
+    except csv.Error as error:
+        raise BadInput(
+            f"{file} line {reader.line_num} is not a valid table: {error}",
+            hint="quote fields that hold quotes, separators or line breaks",
+        ) from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{file} is not UTF-8 text: byte {error.start}",
+            hint=f"iconv -f WINDOWS-1252 -t UTF-8 {file} > mended{file.suffix}",
+        ) from None
+
+
+def _parsed(line: str, file: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadInput(
+            f"{file} line {number} is not JSON: {error}", hint=f"sed -n {number}p {file}"
+        ) from None
+
+
+def _checked(found: Any, file: Path, number: int) -> dict[str, Any]:
+    if isinstance(found, dict):
+        return found
+    raise BadInput(
+        f"{file} line {number} is no JSON object but {found!r:.60}",
+        hint='{"text": "...", "label": "..."}',
+    )

@@ -1,0 +1,194 @@
+"""What a row teaches: its documents as tokens, which of them are to be said, and its value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from narrows.data import rows
+from narrows.data.published import Words
+from narrows.data.rows import Row
+from narrows.data.template import Message, Turn
+from narrows.data.tokenizers import Tokenizer
+from narrows.spec.errors import BadInput
+from narrows.spec.objective import Chat, Classify, Objective, Prefer, Regress
+
+_MESSAGES = ("messages", "conversations", "conversation")
+_PROMPT = ("prompt", "question", "instruction", "source")
+_ANSWER = ("answer", "completion", "response", "output", "target")
+_TEXT = ("text", "sentence", "review", "content")
+_LABEL = ("label", "labels", "class", "category")
+_VALUE = ("value", "score", "rating", "label")
+_CHOSEN, _REJECTED = ("chosen",), ("rejected",)
+
+
+class Document(NamedTuple):
+    """Tokens, of which those are to be said that are `learned`; the value of the whole, NaN where
+    it has none; and how many bytes of text are to be said.
+    """
+
+    tokens: list[int]
+    learned: list[bool]
+    value: float
+    bytes: int
+
+
+def documents(
+    found: Sequence[Row], objective: Objective, words: Words, labels: tuple[str, ...]
+) -> Iterator[tuple[Row, list[Document]]]:
+    """Each row with what it teaches. Raises BadInput, with the row, where that cannot be."""
+    for row in found:
+        try:
+            yield row, _documents(row, objective, words, labels)
+        except BadInput as error:
+            if row.place in error.what:
+                raise
+            raise BadInput(f"{row.place}: {error.what}", hint=error.hint) from None
+
+
+def texts(row: Row, objective: Objective) -> list[str]:
+    """What of a row a tokenizer is to be made of."""
+    match objective:
+        case Classify() | Regress():
+            return [rows.text(row, _TEXT)]
+        case Prefer():
+            return [rows.text(row, names) for names in (_PROMPT, _CHOSEN, _REJECTED)]
+        case _:
+            messages = _conversation(row)
+            return [str(each.get("content", "")) for each in messages]
+
+
+def label(row: Row) -> str:
+    """The class that a row has."""
+    found = rows.field(row, _LABEL)
+    if isinstance(found, str | int | bool):
+        return str(found)
+    if isinstance(found, float) and found.is_integer():
+        return str(int(found))
+    raise BadInput(
+        f"{row.place}: the label {found!r:.60} is no class",
+        hint="use a text or a whole number; for numbers: --set train.objective.type=regress",
+    )
+
+
+def _documents(
+    row: Row, objective: Objective, words: Words, labels: tuple[str, ...]
+) -> list[Document]:
+    match objective:
+        case Chat():
+            return [_chat(_turns(_conversation(row), words), words)]
+        case Prefer():
+            return [_chat(_turns(each, words), words) for each in _answers(row)]
+        case Classify():
+            return [_whole(row, words.tokenizer, float(_index(row, labels)))]
+        case Regress():
+            return [_whole(row, words.tokenizer, _value(row))]
+    raise AssertionError(f"{objective} reads running text")
+
+
+def _whole(row: Row, tokenizer: Tokenizer, value: float) -> Document:
+    """A text as the tokenizer puts it to a model; where it closes none, with the end of one."""
+    text = rows.text(row, _TEXT)
+    close = tokenizer.close or (tokenizer.end_of_document,)
+    tokens = [*tokenizer.begin, *tokenizer.encode(text), *close]
+    return Document(tokens, [False] * len(tokens), value, len(text.encode()))
+
+
+def _index(row: Row, labels: tuple[str, ...]) -> int:
+    said = label(row)
+    if said not in labels:
+        raise BadInput(
+            f'{row.place}: the label "{said}" is none of {", ".join(labels)}',
+            hint="mend the row, or name all classes in train.objective.labels",
+        )
+    return labels.index(said)
+
+
+def _value(row: Row) -> float:
+    found = rows.field(row, _VALUE)
+    try:
+        value = float(found)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise BadInput(f"{row.place}: {found!r:.60} is no number", hint='"value": 0.5')
+    return value
+
+
+def _conversation(row: Row) -> list[Message]:
+    """A row's messages: as they stand, or of a prompt and its answer."""
+    for name in _MESSAGES:
+        if name in row.fields:
+            return _messages(row, row.fields[name])
+    asked = [{"role": "user", "content": rows.text(row, _PROMPT)}]
+    if isinstance(row.fields.get("system"), str):
+        asked.insert(0, {"role": "system", "content": row.fields["system"]})
+    return [*asked, {"role": "assistant", "content": rows.text(row, _ANSWER)}]
+
+
+def _messages(row: Row, found: Any) -> list[Message]:
+    if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
+        raise BadInput(
+            f"{row.place}: the messages are no list of objects",
+            hint='"messages": [{"role": "user", "content": "..."}, ...]',
+        )
+    if not any(each.get("role") == "assistant" for each in found):
+        raise BadInput(
+            f"{row.place}: no message is the assistant's, so that there is nothing to learn",
+            hint='add {"role": "assistant", "content": "..."}',
+        )
+    return list(found)
+
+
+def _answers(row: Row) -> list[list[Message]]:
+    """Of a prompt, the conversations with the chosen and with the rejected answer."""
+    prompt = row.fields.get("prompt")
+    if isinstance(prompt, list):
+        asked = [dict(each) for each in prompt if isinstance(each, Mapping)]
+    else:
+        asked = [{"role": "user", "content": rows.text(row, _PROMPT)}]
+    found: list[list[Message]] = []
+    for names in (_CHOSEN, _REJECTED):
+        given = rows.field(row, names)
+        if isinstance(given, list):
+            given = next((each.get("content") for each in reversed(given)), "")
+        if not isinstance(given, str) or not given.strip():
+            raise BadInput(f"{row.place}: {names[0]} is no text", hint="mend the row")
+        found.append([*asked, {"role": "assistant", "content": given}])
+    return found
+
+
+def _turns(messages: list[Message], words: Words) -> list[Turn]:
+    """As the model's template renders them; without one, of a single prompt and answer, as they
+    stand.
+    """
+    if words.template is not None:
+        return words.template.turns(messages)
+    if [each.get("role") for each in messages] != ["user", "assistant"]:
+        raise BadInput(
+            "the model has no chat template, which a conversation needs",
+            hint="start from an instruction-tuned model (model.start), or give rows of a prompt "
+            "and an answer",
+        )
+    asked, answered = (str(each.get("content", "")) for each in messages)
+    return [Turn(asked, False), Turn(answered, True)]
+
+
+def _chat(turns: list[Turn], words: Words) -> Document:
+    tokenizer, special = words.tokenizer, words.template is not None
+    tokens: list[int] = []
+    learned: list[bool] = []
+    size = 0
+    if not special:
+        tokens += tokenizer.begin
+        learned += [False] * len(tokenizer.begin)
+    for turn in turns:
+        ids = tokenizer.encode(turn.text, special=special)
+        tokens += ids
+        learned += [turn.written] * len(ids)
+        size += len(turn.text.encode()) * turn.written
+    if not special:
+        tokens.append(tokenizer.end_of_document)
+        learned.append(True)
+    return Document(tokens, learned, math.nan, size)

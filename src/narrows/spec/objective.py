@@ -1,0 +1,83 @@
+"""What a training is to teach: each objective a type, with what only it needs to know."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from narrows.spec.errors import BadInput
+from narrows.spec.record import Record
+
+Pooling = Literal["first", "last", "mean"]
+"""Which of a document's last hidden states stands for it: one of them, or their mean."""
+
+
+class NextToken(Record, tag="next_token", tag_field="type"):
+    """Every token of a text from those before it."""
+
+
+class Masked(Record, tag="masked", tag_field="type"):
+    """A `share` of a text's tokens from all others; of these four fifths are masked, a tenth is
+    replaced by any token and a tenth stays (arXiv:1810.04805).
+    """
+
+    share: float = 0.15
+
+    def __post_init__(self) -> None:
+        _between(self.share, "masked.share", 0.0, 1.0, "0.15, as BERT has it")
+
+
+class Chat(Record, tag="chat", tag_field="type"):
+    """What the assistant says in conversations, written in the model's own template; or answers to
+    prompts.
+    """
+
+
+class Classify(Record, tag="classify", tag_field="type"):
+    """One of `labels` of each text; none given: those that the rows have."""
+
+    labels: tuple[str, ...] = ()
+
+
+class Regress(Record, tag="regress", tag_field="type"):
+    """A number of each text, with the squared error."""
+
+
+class Distil(Record, tag="distil", tag_field="type"):
+    """What a `teacher` would say of a text: a `share` of the loss is the divergence from it at a
+    `temperature`, the rest the cross entropy (arXiv:1503.02531).
+    """
+
+    teacher: str
+    temperature: float = 2.0
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        _between(self.share, "distil.share", 0.0, 1.0, "0.5")
+        _between(self.temperature, "distil.temperature", 0.0, 100.0, "2.0")
+
+
+class Prefer(Record, tag="prefer", tag_field="type"):
+    """The chosen one of two answers rather than the rejected one, by no more than what the model
+    was at first allows (DPO, arXiv:2305.18290). `beta` is what leaving it costs.
+    """
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        _between(self.beta, "prefer.beta", 0.0, 100.0, "0.1")
+
+
+Objective = NextToken | Masked | Chat | Classify | Regress | Distil | Prefer
+
+OF_EXAMPLES = (Chat, Classify, Regress, Prefer)
+"""Those that learn from rows of examples; the others read running text."""
+
+OF_DOCUMENTS = (Classify, Regress)
+"""Those of them that say one thing of each document, by a head of their own."""
+
+
+def _between(value: float, name: str, low: float, high: float, such: str) -> None:
+    if not low < value <= high:
+        raise BadInput(
+            f"train.objective {name} is {value}", hint=f"use more than {low:g}, such as {such}"
+        )
