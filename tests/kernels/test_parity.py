@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from narrows.kernels.interface import AdamWStep, Heads, Kernels, Moments, Rotation
+from narrows.kernels.interface import AdamWStep, Heads, Kernels, Moments, Rotation, Spans
 
 from .conftest import ROUNDING, error, normal
 
@@ -149,6 +149,41 @@ def test_attention(
         return lambda qkv: kernels.attention(qkv, heads, angles)
 
     # Queries, keys, probabilities and their gradients are each rounded once on the way.
+    compare(of, [qkv_BTX], native, reference, roundings=5.0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("lengths", "heads"),
+    [
+        ((100,), Heads(2, 2, 32)), ((1, 63, 64, 65, 7), Heads(4, 2, 64)),
+        ((3,) * 40, Heads(9, 3, 64)), ((190, 10), Heads(2, 1, 48)), ((1, 1, 98), Heads(1, 1, 6)),
+        ((700, 400, 300, 600), Heads(2, 1, 16)),
+    ],
+)  # fmt: skip
+def test_attention_within_documents(
+    lengths: tuple[int, ...], heads: Heads, turned: bool, causal: bool, native: Kernels,
+    reference: Kernels,
+) -> None:  # fmt: skip
+    N, K, H = heads
+    rows = 2 if sum(lengths) % 2 == 0 else 1
+    qkv_BTX = normal(rows, sum(lengths) // rows, (N + 2 * K) * H)
+    angles = rotation(max(lengths), H) if turned else None
+
+    def of(kernels: Kernels) -> Operation:
+        return lambda qkv: kernels.attention(qkv, heads, angles, Spans(causal, lengths))
+
+    compare(of, [qkv_BTX], native, reference, roundings=5.0)
+
+
+@pytest.mark.parametrize("T", [1, 64, 100])
+def test_attention_both_ways(T: int, native: Kernels, reference: Kernels) -> None:
+    heads, qkv_BTX = Heads(3, 1, 32), normal(2, T, 5 * 32)
+
+    def of(kernels: Kernels) -> Operation:
+        return lambda qkv: kernels.attention(qkv, heads, rotation(T, 32), Spans(causal=False))
+
     compare(of, [qkv_BTX], native, reference, roundings=5.0)
 
 

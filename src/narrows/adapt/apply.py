@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from narrows.adapt.low_rank import Frozen, Low, activated_linear, linear, row_growth
 from narrows.adapt.packed import pack, packed_shapes, packed_types
 from narrows.kernels.interface import Activation, Kernels
+from narrows.model.block import Block
 from narrows.model.dropout import Draws, dropped, elsewhere
 from narrows.model.initial import first_value
-from narrows.model.transformer import Block, Transformer
+from narrows.model.transformer import Transformer
 from narrows.model.weights import Packing, Weights
 from narrows.spec.adapter import Base, Learning, LowRank, Target, target_rows
 from narrows.spec.errors import BadInput

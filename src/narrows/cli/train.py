@@ -148,7 +148,7 @@ def _sampler(plan: Plan) -> Callable[[Transformer], str] | None:
     from narrows.data.tokenizers import read
     from narrows.infer.generate import sample
 
-    if plan.data is None:
+    if plan.data is None or plan.model.classes or not plan.model.writes:
         return None
     tokenizer = read(Path(plan.data.folder) / "tokenizer.json")
     return lambda model: sample(model, tokenizer, "", SAMPLE_TOKENS, plan.seed)

@@ -65,7 +65,7 @@ class Packed:
             own = [document for unit in self._rows[number] for document in self._of(unit)]
             for document in own:
                 end, size = int(self._ends[document]), int(self.lengths[document])
-                tokens = self._tokens[end - size : end]
+                tokens = self._tokens[end - size : end].astype(np.int64)
                 learned = self._learned[end - size : end].astype(bool)
                 inputs_BT[row, at : at + size] = tokens
                 targets_BT[row, at : at + size - 1] = np.where(learned[1:], tokens[1:], -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from narrows.spec.machine import KernelSet
@@ -31,6 +32,22 @@ class Rotation(NamedTuple):
 
     cos: Tensor
     sin: Tensor
+
+
+class Spans(NamedTuple):
+    """What attends to what: the past only where `causal`, and within documents of these lengths,
+    which make up all rows one behind the other; none given, within each row.
+    """
+
+    causal: bool = True
+    lengths: tuple[int, ...] = ()
+
+    def begins(self, B: int, T: int) -> list[int]:
+        """Where each document of [B,T] begins, and the end."""
+        return [0, *accumulate(self.lengths or (T,) * B)]
+
+
+CAUSAL = Spans()
 
 
 class AdamWStep(NamedTuple):
@@ -83,8 +100,12 @@ class Kernels(ABC):
         """gelu(h), or silu(gate) · up."""
 
     @abstractmethod
-    def attention(self, qkv_BTX: Tensor, heads: Heads, rotation: Rotation | None) -> Tensor:
-        """Causal attention on a fused projection [B,T,(N+2K)H] → [B,T,N·H]."""
+    def attention(
+        self, qkv_BTX: Tensor, heads: Heads, rotation: Rotation | None, spans: Spans = CAUSAL
+    ) -> Tensor:
+        """Attention on a fused projection [B,T,(N+2K)H] → [B,T,N·H]; each document's positions
+        count from its own first.
+        """
 
     @abstractmethod
     def cross_entropy_(self, logits_MV: Tensor, targets_M: Tensor, scale: float) -> Tensor:

@@ -40,20 +40,25 @@ def head_cross_entropy(
 ) -> Tensor:
     """The same of logits with a bias or a cap."""
     return weighted_cross_entropy(
-        x_MD, head, targets_M, None, kernels=kernels, chunk=chunk, scale=scale
+        x_MD, head, Targets(targets_M), kernels=kernels, chunk=chunk, scale=scale
     )
 
 
+class Targets(NamedTuple):
+    """Of each row the token to be said, negative where none is, and what its loss counts [M]."""
+
+    tokens_M: Tensor
+    weights_M: Tensor | None = None
+
+
 def weighted_cross_entropy(
-    x_MD: Tensor, head: Head, targets_M: Tensor, weights_M: Tensor | None, *, kernels: Kernels,
-    chunk: int, scale: float,
-) -> Tensor:  # fmt: skip
+    x_MD: Tensor, head: Head, targets: Targets, *, kernels: Kernels, chunk: int, scale: float
+) -> Tensor:
     """The same with each row's cross entropy times its weight."""
     learning = any(each is not None and each.requires_grad for each in (x_MD, *head[:2]))
     loss: Tensor = _LinearCrossEntropy.apply(
-        x_MD, *head, targets_M, weights_M, kernels, chunk, scale,
-        torch.is_grad_enabled() and learning,
-    )  # fmt: skip
+        x_MD, *head, *targets, kernels, chunk, scale, torch.is_grad_enabled() and learning
+    )
     return loss
 
 

@@ -15,13 +15,22 @@ import torch
 from torch import Tensor
 
 from narrows.kernels.build import library
-from narrows.kernels.interface import Activation, AdamWStep, Heads, Kernels, Moments, Rotation
+from narrows.kernels.interface import (
+    CAUSAL,
+    Activation,
+    AdamWStep,
+    Heads,
+    Kernels,
+    Moments,
+    Rotation,
+    Spans,
+)
 
 _P, _I, _F, _B = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
-    "attention_forward": ([_P] * 5 + [_I] * 5, None),
-    "attention_backward": ([_P] * 8 + [_I] * 5, None),
-    "attention_scratch": ([_I] * 3, _I),
+    "attention_forward": ([_P] * 6 + [_I] * 5, None),
+    "attention_backward": ([_P] * 9 + [_I] * 5, None),
+    "attention_scratch": ([_P, *[_I] * 3], _I),
     "threads": ([], _I),
     "norm_forward": ([_P] * 7 + [_I, _I, _F, _B], None),
     "norm_backward": ([_P] * 9 + [_I, _I, _B], None),
@@ -68,8 +77,10 @@ class NativeKernels(Kernels):
         out: Tensor = _Activation.apply(h_BTX, activation)
         return out
 
-    def attention(self, qkv_BTX: Tensor, heads: Heads, rotation: Rotation | None) -> Tensor:
-        out: Tensor = _Attention.apply(qkv_BTX, heads, rotation)
+    def attention(
+        self, qkv_BTX: Tensor, heads: Heads, rotation: Rotation | None, spans: Spans = CAUSAL
+    ) -> Tensor:
+        out: Tensor = _Attention.apply(qkv_BTX, heads, rotation, spans)
         return out
 
     def cross_entropy_(self, logits_MV: Tensor, targets_M: Tensor, scale: float) -> Tensor:
@@ -196,31 +207,38 @@ class _ActivatedLinear(torch.autograd.Function):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv_BTX: Tensor, heads: Heads, rotation: Rotation | None) -> Tensor:
+    def forward(
+        ctx: Any, qkv_BTX: Tensor, heads: Heads, rotation: Rotation | None, spans: Spans
+    ) -> Tensor:
         qkv_BTX = qkv_BTX.contiguous()
         B, T = qkv_BTX.shape[:2]
         out_BTX = qkv_BTX.new_empty(B, T, heads.query * heads.width)
         lse_BNT = torch.empty(B, heads.query, T, dtype=torch.float32)
         cos, sin = rotation or (None, None)
-        _call("attention_forward", qkv_BTX, cos, sin, out_BTX, lse_BNT, B, T, *heads)
-        ctx.save_for_backward(qkv_BTX, out_BTX, lse_BNT)
-        ctx.heads, ctx.rotation = heads, rotation
+        begins = torch.tensor(spans.begins(B, T), dtype=torch.int64)
+        count = begins.numel() - 1
+        _call(
+            "attention_forward", qkv_BTX, cos, sin, out_BTX, lse_BNT, begins, count, *heads,
+            spans.causal,
+        )  # fmt: skip
+        ctx.save_for_backward(qkv_BTX, out_BTX, lse_BNT, begins)
+        ctx.heads, ctx.rotation, ctx.causal = heads, rotation, spans.causal
         return out_BTX
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        qkv_BTX, out_BTX, lse_BNT = ctx.saved_tensors
+        qkv_BTX, out_BTX, lse_BNT, begins = ctx.saved_tensors
         heads: Heads = ctx.heads
-        B, T = qkv_BTX.shape[:2]
+        count = begins.numel() - 1
         cos, sin = ctx.rotation or (None, None)
-        scratch = int(_call("attention_scratch", T, heads.query, heads.width))
+        scratch = int(_call("attention_scratch", begins, count, heads.query, heads.width))
         sums = torch.empty(scratch, dtype=torch.float32)
         dqkv_BTX = torch.empty_like(qkv_BTX)
         _call(
             "attention_backward", qkv_BTX, cos, sin, out_BTX, upstream[0].contiguous(), lse_BNT,
-            sums, dqkv_BTX, B, T, *heads,
+            sums, dqkv_BTX, begins, count, *heads, ctx.causal,
         )  # fmt: skip
-        return dqkv_BTX, None, None
+        return dqkv_BTX, None, None, None
 
 
 def _activate(h_BTX: Tensor, activation: Activation) -> Tensor:

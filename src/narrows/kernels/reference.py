@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from narrows.kernels.interface import Activation, AdamWStep, Heads, Kernels, Moments, Rotation
+from narrows.kernels.interface import (
+    CAUSAL,
+    Activation,
+    AdamWStep,
+    Heads,
+    Kernels,
+    Moments,
+    Rotation,
+    Spans,
+)
 
 
 class TorchKernels(Kernels):
@@ -40,12 +49,24 @@ class TorchKernels(Kernels):
         gate_BTF, up_BTF = h_BTX.chunk(2, dim=-1)
         return F.silu(gate_BTF) * up_BTF
 
-    def attention(self, qkv_BTX: Tensor, heads: Heads, rotation: Rotation | None) -> Tensor:
+    def attention(
+        self, qkv_BTX: Tensor, heads: Heads, rotation: Rotation | None, spans: Spans = CAUSAL
+    ) -> Tensor:
+        if spans.lengths:
+            each = qkv_BTX.flatten(0, 1).split(list(spans.lengths))
+            alone = [self._attention(x_TX[None], heads, rotation, spans.causal)[0] for x_TX in each]
+            return torch.cat(alone).unflatten(0, qkv_BTX.shape[:2])
+        return self._attention(qkv_BTX, heads, rotation, spans.causal)
+
+    def _attention(
+        self, qkv_BTX: Tensor, heads: Heads, rotation: Rotation | None, causal: bool
+    ) -> Tensor:
         q_BNTH, k_BKTH, v_BKTH = split_heads(qkv_BTX, heads)
         if rotation is not None:
+            rotation = Rotation(*(each[: qkv_BTX.shape[1]] for each in rotation))
             q_BNTH, k_BKTH = rotate(q_BNTH, rotation), rotate(k_BKTH, rotation)
         out_BNTH = F.scaled_dot_product_attention(
-            q_BNTH, k_BKTH, v_BKTH, is_causal=True, enable_gqa=heads.query != heads.key_value
+            q_BNTH, k_BKTH, v_BKTH, is_causal=causal, enable_gqa=heads.query != heads.key_value
         )
         return out_BNTH.transpose(1, 2).flatten(2)
 

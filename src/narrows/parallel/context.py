@@ -13,7 +13,8 @@ from torch import Tensor
 
 from narrows.kernels.interface import Rotation
 from narrows.model.attention import Cache, Scores
-from narrows.model.transformer import Block, Transformer
+from narrows.model.block import Block
+from narrows.model.transformer import Transformer
 from narrows.parallel.collectives import exchanged
 from narrows.parallel.mesh import Axis
 from narrows.parallel.ring import ring

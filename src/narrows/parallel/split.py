@@ -16,8 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from narrows.kernels.interface import Kernels
+from narrows.model.block import Wrapper
 from narrows.model.initial import first_value
-from narrows.model.transformer import Transformer, Wrapper
+from narrows.model.transformer import Transformer
 from narrows.model.weights import Packing
 from narrows.parallel import context, data, expert, pipeline, stages, tensor, vocabulary
 from narrows.parallel.collectives import add_up

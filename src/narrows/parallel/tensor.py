@@ -14,7 +14,8 @@ from torch import Tensor
 
 from narrows.kernels.interface import Heads
 from narrows.model.attention import Cache, LatentWeights, Place
-from narrows.model.transformer import Block, Transformer
+from narrows.model.block import Block
+from narrows.model.transformer import Transformer
 from narrows.parallel.collectives import copied, gathered, scattered, sliced, summed
 from narrows.parallel.mesh import Axis
 from narrows.parallel.parts import Part, Range

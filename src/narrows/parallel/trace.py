@@ -22,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
 from narrows.kernels.load import load
-from narrows.model.transformer import Wrapper
+from narrows.model.block import Wrapper
 from narrows.parallel import data, expert
 from narrows.parallel.counting import AxisOf, Counting, Counts, axes, traffic
 from narrows.parallel.mesh import ranks_of

@@ -91,11 +91,11 @@ def _design(job: Job, machine: Machine, text: Text, start: Start | None) -> Desi
     model, habits = resolve(job.model, text.vocabulary, context)
     why.update(habits)
     if job.train.steps is not None:
-        batch = _batch_for_steps(job, context, why)
+        batch = _batch_for_steps(job, text, context, why)
         tokens = float(job.train.steps * batch * context)
     else:
         tokens = _tokens(job, machine, model, limits, text, why)
-        batch = _batch(job, context, tokens, why)
+        batch = _batch(job, text, context, tokens, why)
     return Design(
         model=model, batch=batch, tokens=tokens, limits=limits, steps=job.train.steps, why=why
     )
@@ -109,11 +109,8 @@ def _tuned(
         raise BadInput("the data are not prepared", hint="narrows train job.toml prepares them")
     epochs = tuning.epochs_of(job, text, why)
     tokens = epochs * float(text.tokens_train or _STEPS_UNKNOWN * model.context)
-    batch = job.train.batch_sequences
-    if batch is None and job.train.batch_tokens is None:
-        batch = tuning.batch_of(job, text, model.context, tokens, why)
-    batch = batch or _batch(job, model.context, tokens, why)
-    if limits is None or limits.seconds is None:
+    batch = _batch(job, text, model.context, tokens, why)
+    if job.train.steps is None and (limits is None or limits.seconds is None):
         why["train.steps"] = why["train.epochs"]
     return Design(
         model=model, batch=batch, tokens=tokens, limits=limits, steps=job.train.steps, why=why,
@@ -170,9 +167,9 @@ def _dialled(
     steps = job.train.steps
     if limits is None:
         assert steps is not None
-        tokens = float(steps * _batch_for_steps(job, context, why) * context)
+        tokens = float(steps * _batch_for_steps(job, text, context, why) * context)
         limits = dial.Allowance(seconds=None, tokens=tokens, binding=Tokens(tokens).text())
-    guess = _batch(job, context, _tokens_guess(machine, limits), {})
+    guess = _batch(job, text, context, _tokens_guess(machine, limits), {})
     known = dial.Known(
         vocabulary=text.vocabulary, context=context, batch=guess, unique_tokens=text.tokens_train
     )
@@ -183,9 +180,9 @@ def _dialled(
         why["budget"] = "; ".join([*([why["budget"]] if "budget" in why else []), chosen.twice])
     why.update(resolve(job.model, text.vocabulary, context, width=model.width)[1])
     if steps is None:
-        batch = _batch(job, context, chosen.tokens, why)
+        batch = _batch(job, text, context, chosen.tokens, why)
     else:
-        batch = _batch_for_steps(job, context, why)
+        batch = _batch_for_steps(job, text, context, why)
     return Design(
         model=model, batch=batch, tokens=chosen.tokens, limits=limits, steps=steps, why=why
     )
@@ -201,7 +198,7 @@ def _tokens(
         if limits.seconds is None:
             return most
         guess = dial.flop_guess(machine, limits.seconds) / model.flop_per_token
-        batch = _batch(job, model.context, guess, {})
+        batch = _batch(job, text, model.context, guess, {})
         rate = dial.tokens_per_second((model,), job.layout, machine, batch=batch)
         if not rate.any():
             return most if most < float("inf") else guess
@@ -220,15 +217,21 @@ def _tokens(
     return tokens
 
 
-def _batch(job: Job, context: int, tokens: float, why: dict[str, str]) -> int:
+def _batch(
+    job: Job, text: Text, context: int, tokens: float, why: dict[str, str]
+) -> int:  # fmt: skip
+    if job.train.batch_sequences is None and job.train.batch_tokens is None:
+        rows = tuning.batch_of(job, text, context, tokens, why)
+        if rows is not None:
+            return rows
     multiple = (job.layout.micro_batch or 1) * (job.layout.processes or job.layout.batches)
     return recipe.batch_sequences(job.train, context, tokens, why, multiple=multiple)
 
 
-def _batch_for_steps(job: Job, context: int, why: dict[str, str]) -> int:
+def _batch_for_steps(job: Job, text: Text, context: int, why: dict[str, str]) -> int:
     """The law asks for the tokens of the whole training, which the batch decides."""
     steps = job.train.steps or 1
-    return _batch(job, context, steps * scaling.batch_tokens_of_steps(steps), why)
+    return _batch(job, text, context, steps * scaling.batch_tokens_of_steps(steps), why)
 
 
 def _tokens_guess(machine: Machine, limits: dial.Allowance) -> float:

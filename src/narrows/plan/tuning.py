@@ -140,8 +140,9 @@ def batch_of(job: Job, text: Text, context: int, tokens: float, why: dict[str, s
     if examples is None or not text.tokens_train:
         return None
     mean = text.tokens_train / max(1, examples.rows_train)
-    most = max(1, int(tokens / context / _STEPS_LEAST))
-    batch = min(most, max(1, round(_EXAMPLES * mean / context)))
+    batch = max(1, round(_EXAMPLES * mean / context))
+    if job.train.steps is None:
+        batch = min(batch, max(1, int(tokens / context / _STEPS_LEAST)))
     multiple = (job.layout.micro_batch or 1) * (job.layout.processes or job.layout.batches)
     batch = -(-batch // multiple) * multiple
     why["train.batch_sequences"] = (

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from narrows.kernels.loss import Head, Teacher, distillation, token_losses, weighted_cross_entropy
+from narrows.kernels.loss import (
+    Head,
+    Targets,
+    Teacher,
+    distillation,
+    token_losses,
+    weighted_cross_entropy,
+)
 from narrows.model.transformer import Transformer
 from narrows.parallel.running import Loss, Objective, Rows, Tokens
 from narrows.spec import objective as wanted
@@ -148,7 +155,7 @@ class Preferred:
             pull_P = self.beta * (-self.beta * margins_P).sigmoid()
             weights_M = spread(torch.stack([pull_P, -pull_P], dim=1).flatten(), rows)
             pulled = weighted_cross_entropy(
-                x_MD, head_of(model), targets_M, weights_M, kernels=model.kernels,
+                x_MD, head_of(model), Targets(targets_M, weights_M), kernels=model.kernels,
                 chunk=loss.chunk, scale=loss.scale,
             )  # fmt: skip
             told = -F.logsigmoid(self.beta * margins_P).sum() * loss.scale

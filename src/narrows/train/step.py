@@ -15,8 +15,8 @@ from narrows.adapt.apply import apply
 from narrows.data.batch import Batch
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load
+from narrows.model.block import Wrapper
 from narrows.model.dropout import Draws
-from narrows.model.transformer import Wrapper
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import ranks_of
 from narrows.parallel.running import Beside, Rows, nothing

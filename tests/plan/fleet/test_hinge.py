@@ -24,10 +24,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from narrows.kernels.load import load
+from narrows.model.block import Block
 from narrows.model.initial import initialise
 from narrows.model.positions import mask
 from narrows.model.presets import presets
-from narrows.model.transformer import Block, Transformer
+from narrows.model.transformer import Transformer
 from narrows.plan.fleet import constants
 from narrows.plan.fleet.memory import kept_bytes
 from narrows.plan.fleet.spreads import Spreads

@@ -1,130 +1,23 @@
-// Causal attention on a fused projection, forward and backward, in bf16 with fp32 sums.
+// Attention on a fused projection, causal or not, forward and backward, in bf16 with fp32 sums.
 //
-// A task is one head of one sequence. Scores are computed transposed (rows are keys, lanes are
-// queries), so that the softmax needs no sum across lanes; the recurrence is FlashAttention-2's
-// (arXiv:2307.08691). Rotary positions turn queries and keys while they are copied into place.
+// Rows are documents one behind the other. A task is one head of one document. Scores are computed
+// transposed (rows are keys, lanes are queries), so that the softmax needs no sum across lanes; the
+// recurrence is FlashAttention-2's (arXiv:2307.08691). Rotary positions turn queries and keys while
+// they are copied into place.
 #include <cmath>
-#include <cstdlib>
 
-#include "simd.h"
+#include "rows.h"
 
 namespace {
 
-constexpr int BLOCK = 64;
-
-struct Shape {
-  int64_t sequences, positions, heads, kv_heads, width;  // B T N K H
-  int64_t padded, head;                                  // T up to BLOCK, H up to 32
-  int64_t columns() const { return (heads + 2 * kv_heads) * width; }
-};
-
-// Scratch that a thread keeps between calls: pages stay warm.
-class Scratch {
- public:
-  void* take(size_t bytes) {
-    bytes = (bytes + 63) & ~(size_t)63;
-    char* at = base_ + used_;
-    used_ += bytes;
-    return at;
-  }
-  void reserve(size_t bytes) {
-    used_ = 0;
-    if (bytes <= size_) return;
-    free(base_);
-    base_ = (char*)aligned_alloc(64, (bytes + 4095) & ~(size_t)4095);
-    size_ = bytes;
-  }
-  ~Scratch() { free(base_); }
-
- private:
-  char* base_ = nullptr;
-  size_t size_ = 0, used_ = 0;
-};
-thread_local Scratch scratch;
-
-template <class T>
-T* take(size_t count) {
-  return (T*)scratch.take(count * sizeof(T));
-}
-
-// Copy T rows of H columns into zero-padded rows, turned by the angle of their position.
-void copy_rows(const bf16* in, int64_t stride, const Shape& s, const float* cos, const float* sin,
-               bf16* out) {
-  const int64_t half = s.width / 2;
-  if (s.head != s.width) memset(out, 0, s.padded * s.head * 2);
-  for (int64_t t = 0; t < s.positions; t++, in += stride, out += s.head) {
-    if (!cos) {
-      memcpy(out, in, s.width * 2);
-      continue;
-    }
-    for (int64_t h = 0; h < half; h += 16) {
-      __mmask16 mask = tail(half - h);
-      __m512 a = load_bf16(in + h, mask), b = load_bf16(in + half + h, mask);
-      __m512 c = _mm512_maskz_loadu_ps(mask, cos + t * half + h);
-      __m512 n = _mm512_maskz_loadu_ps(mask, sin + t * half + h);
-      store_bf16(out + h, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, n)), mask);
-      store_bf16(out + half + h, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, n)), mask);
-    }
-  }
-  memset(out, 0, (s.padded - s.positions) * s.head * 2);
-}
-
-// Write one row of fp32 gradients as bf16, turned back by the angle of its position.
-void store_row(const float* in, const Shape& s, const float* cos, const float* sin, int64_t t,
-               bf16* out) {
-  const int64_t half = s.width / 2;
-  if (!cos) {
-    for (int64_t h = 0; h < s.width; h += 16) {
-      __mmask16 mask = tail(s.width - h);
-      store_bf16(out + h, _mm512_maskz_loadu_ps(mask, in + h), mask);
-    }
-    return;
-  }
-  for (int64_t h = 0; h < half; h += 16) {
-    __mmask16 mask = tail(half - h);
-    __m512 a = _mm512_maskz_loadu_ps(mask, in + h), b = _mm512_maskz_loadu_ps(mask, in + half + h);
-    __m512 c = _mm512_maskz_loadu_ps(mask, cos + t * half + h);
-    __m512 n = _mm512_maskz_loadu_ps(mask, sin + t * half + h);
-    store_bf16(out + h, _mm512_fmadd_ps(a, c, _mm512_mul_ps(b, n)), mask);
-    store_bf16(out + half + h, _mm512_fmsub_ps(b, c, _mm512_mul_ps(a, n)), mask);
-  }
-}
-
-// Blocks of BLOCK rows, each packed as the right operand of X @ rowsᵀ.
-void pack_blocks(const bf16* rows, const Shape& s, bf16* out) {
-  for (int64_t t = 0; t < s.padded; t += BLOCK)
-    pack_columns(rows + t * s.head, s.head, BLOCK, (int)s.head, out + t * s.head, BLOCK);
-}
-
-// out[h][t] = rows[t][h]; `pairs` is room for padded · head values.
-void transpose_rows(const bf16* rows, const Shape& s, bf16* pairs, bf16* out) {
-  pack_rows(rows, s.head, (int)s.padded, (int)s.head, pairs);
-  for (int64_t t = 0; t < s.padded / 2; t += 16)
-    for (int64_t h = 0; h < s.head; h += 16)
-      transpose16((const uint32_t*)pairs + t * s.head + h, s.head,
-                  (uint32_t*)out + h * (s.padded / 2) + t, s.padded / 2);
-}
-
-// C[m × head] (+)= A[m × k] · B[k × head].
-void product_head(const bf16* a, int64_t a_stride, const bf16* b, float* c, int64_t head, int m,
-                  int k) {
-  int64_t h = 0;
-  for (; h + 64 <= head; h += 64)
-    product64<true>(a, a_stride, b + 2 * h, head, c + h, head, m, k);
-  for (; h < head; h += 16)
-    product16<true>(a, a_stride, b + 2 * h, head, c + h, head, m, k);
-}
-
-// Rows of fp32 [head][BLOCK] → [BLOCK][head].
-void transpose_block(const float* in, int64_t head, float* out) {
-  for (int64_t h = 0; h < head; h += 16)
-    for (int64_t q = 0; q < BLOCK; q += 16)
-      transpose16((const uint32_t*)in + h * BLOCK + q, BLOCK, (uint32_t*)out + q * head + h, head);
-}
-
-void mask_diagonal(float* scores) {
-  for (int key = 0; key < BLOCK; key++)
-    for (int query = 0; query < key; query++) scores[key * BLOCK + query] = -INFINITY;
+// Scores of a tile that no query may attend to: of later keys, or of those behind the last.
+void mask_tile(float* scores, const Shape& s, int64_t key, int64_t query) {
+  if (s.causal && key == query)
+    for (int k = 0; k < BLOCK; k++)
+      for (int q = 0; q < k; q++) scores[k * BLOCK + q] = -INFINITY;
+  if (s.causal) return;
+  for (int64_t k = s.positions - key; k < BLOCK; k++)
+    for (int q = 0; q < BLOCK; q++) scores[k * BLOCK + q] = -INFINITY;
 }
 
 struct Softmax {
@@ -182,10 +75,11 @@ void forward_head(const bf16* q, const bf16* k, const bf16* v, const Shape& s, c
       state.sum[w] = _mm512_setzero_ps();
     }
     memset(sums, 0, s.head * BLOCK * 4);
-    for (int64_t key = 0; key <= query; key += BLOCK) {
+    const int64_t last = s.causal ? query : s.padded - BLOCK;
+    for (int64_t key = 0; key <= last; key += BLOCK) {
       product64<false>(keys + key * s.head, s.head, queries + query * s.head, BLOCK, scores, BLOCK,
                        BLOCK, (int)s.head);
-      if (key == query) mask_diagonal(scores);
+      mask_tile(scores, s, key, query);
       softmax_tile(scores, scale, state, packed, sums, s.head);
       product64<true>(values + key, s.padded, packed, BLOCK, sums, BLOCK, (int)s.head, BLOCK);
     }
@@ -251,7 +145,7 @@ struct BackwardTile {
     const int head = (int)s.head;
     product64<false>(keys + key * head, head, queries + query * head, BLOCK, scores, BLOCK, BLOCK,
                      head);
-    if (key == query) mask_diagonal(scores);
+    mask_tile(scores, s, key, query);
     probabilities(query, scale);
     product_head(left, BLOCK, outputs_pairs + query * head, g.dv + key * head, head, BLOCK, BLOCK);
     product64<false>(values + key * head, head, outputs + query * head, BLOCK, products, BLOCK,
@@ -308,7 +202,7 @@ void backward_head(const bf16* q, const bf16* k, const bf16* v, const bf16* out,
   Gradients gradients{dk, dv, dq_transposed};
   const float scale = 1.0f / std::sqrt((float)s.width);
   for (int64_t key = 0; key < s.padded; key += BLOCK)
-    for (int64_t query = key; query < s.padded; query += BLOCK)
+    for (int64_t query = s.causal ? key : 0; query < s.padded; query += BLOCK)
       tile.run(s, key, query, scale, gradients);
   for (int64_t query = 0; query < s.positions; query += BLOCK) {
     transpose_block(dq_transposed + query * s.head, s.head, turned);
@@ -329,64 +223,108 @@ void store_shared(float* sums, const Shape& s, const float* cos, const float* si
   }
 }
 
-Shape shape_of(int64_t sequences, int64_t positions, int64_t heads, int64_t kv_heads,
-               int64_t width) {
-  return {sequences, positions, heads, kv_heads, width, (positions + BLOCK - 1) / BLOCK * BLOCK,
-          (width + 31) / 32 * 32};
+// All documents: where each begins, and behind the last one the end.
+struct Documents {
+  const int64_t* begins;
+  int64_t heads, kv_heads, width;
+  bool causal;
+  Shape shape(int64_t number) const {
+    const int64_t positions = begins[number + 1] - begins[number];
+    return {positions, heads, kv_heads, width, causal, up(positions, BLOCK), up(width, 32)};
+  }
+};
+
+// Documents whose gradients of shared heads are summed at once: as many as share the scratch.
+constexpr int64_t TOGETHER = 1024;
+
+int64_t take_together(const Documents& all, int64_t first, int64_t count) {
+  int64_t padded = 0, stop = first;
+  while (stop < count && (stop == first || padded + all.shape(stop).padded <= TOGETHER))
+    padded += all.shape(stop++).padded;
+  return stop;
 }
 
 }  // namespace
 
 extern "C" {
 
-// qkv [B][T][(N+2K)H] bf16 → out [B][T][N·H] bf16 and lse [B][N][T] fp32. `cos`, `sin`: [T][H/2]
-// fp32, or null for no rotary positions.
+// qkv [M][(N+2K)H] bf16 → out [M][N·H] bf16 and lse, N·T fp32 of each document. `begins`: where
+// each of `documents` begins, and the end. `cos`, `sin`: [T][H/2] fp32, or null for no rotary
+// positions.
 void narrows_attention_forward(const bf16* qkv, const float* cos, const float* sin, bf16* out,
-                               float* lse, int64_t sequences, int64_t positions, int64_t heads,
-                               int64_t kv_heads, int64_t width) {
-  const Shape s = shape_of(sequences, positions, heads, kv_heads, width);
+                               float* lse, const int64_t* begins, int64_t documents, int64_t heads,
+                               int64_t kv_heads, int64_t width, int64_t causal) {
+  const Documents all{begins, heads, kv_heads, width, causal != 0};
   const int64_t group = heads / kv_heads;
 #pragma omp parallel for schedule(dynamic)
-  for (int64_t task = 0; task < sequences * heads; task++) {
-    const int64_t b = task / heads, n = task % heads;
-    const bf16* row = qkv + b * positions * s.columns();
+  for (int64_t task = 0; task < documents * heads; task++) {
+    const int64_t number = task / heads, n = task % heads, at = begins[number];
+    const Shape s = all.shape(number);
+    const bf16* row = qkv + at * s.columns();
     forward_head(row + n * width, row + (heads + n / group) * width,
                  row + (heads + kv_heads + n / group) * width, s, cos, sin,
-                 out + b * positions * heads * width + n * width, lse + task * positions);
+                 out + at * heads * width + n * width, lse + at * heads + n * s.positions);
   }
 }
 
 // Gradient of the above into dqkv. `sums`: fp32 scratch of narrows_attention_scratch values.
 void narrows_attention_backward(const bf16* qkv, const float* cos, const float* sin,
                                 const bf16* out, const bf16* dout, const float* lse, float* sums,
-                                bf16* dqkv, int64_t sequences, int64_t positions, int64_t heads,
-                                int64_t kv_heads, int64_t width) {
-  const Shape s = shape_of(sequences, positions, heads, kv_heads, width);
-  const int64_t group = heads / kv_heads, plane = s.padded * s.head;
-  for (int64_t b = 0; b < sequences; b++) {
-    const bf16* row = qkv + b * positions * s.columns();
-    bf16* drow = dqkv + b * positions * s.columns();
-    const int64_t at = b * positions * heads * width;
+                                bf16* dqkv, const int64_t* begins, int64_t documents, int64_t heads,
+                                int64_t kv_heads, int64_t width, int64_t causal) {
+  const Documents all{begins, heads, kv_heads, width, causal != 0};
+  const int64_t group = heads / kv_heads;
+  for (int64_t first = 0, stop; first < documents; first = stop) {
+    stop = take_together(all, first, documents);
+    const int64_t count = stop - first;
+    // Of documents that are taken together each has its sums behind those before it.
+    auto own = [&](int64_t number) {
+      float* place = sums;
+      for (int64_t d = first; d < number; d++) {
+        const Shape s = all.shape(d);
+        place += heads * 2 * s.padded * s.head;
+      }
+      return place;
+    };
 #pragma omp parallel
     {
 #pragma omp for schedule(dynamic)
-      for (int64_t n = 0; n < heads; n++)
+      for (int64_t task = 0; task < count * heads; task++) {
+        const int64_t number = first + task / heads, n = task % heads, at = begins[number];
+        const Shape s = all.shape(number);
+        const int64_t plane = s.padded * s.head, to = at * heads * width + n * width;
+        const bf16* row = qkv + at * s.columns();
+        float* sum = own(number) + n * 2 * plane;
         backward_head(row + n * width, row + (heads + n / group) * width,
-                      row + (heads + kv_heads + n / group) * width, out + at + n * width,
-                      dout + at + n * width, lse + (b * heads + n) * positions, s, cos, sin,
-                      drow + n * width, sums + n * 2 * plane, sums + n * 2 * plane + plane);
+                      row + (heads + kv_heads + n / group) * width, out + to, dout + to,
+                      lse + at * heads + n * s.positions, s, cos, sin,
+                      dqkv + at * s.columns() + n * width, sum, sum + plane);
+      }
 #pragma omp for schedule(dynamic)
-      for (int64_t k = 0; k < kv_heads; k++) {
-        store_shared(sums, s, cos, sin, k * group, group, drow + (heads + k) * width);
-        store_shared(sums + plane, s, nullptr, nullptr, k * group, group,
+      for (int64_t task = 0; task < count * kv_heads; task++) {
+        const int64_t number = first + task / kv_heads, k = task % kv_heads;
+        const Shape s = all.shape(number);
+        bf16* drow = dqkv + begins[number] * s.columns();
+        float* sum = own(number);
+        store_shared(sum, s, cos, sin, k * group, group, drow + (heads + k) * width);
+        store_shared(sum + s.padded * s.head, s, nullptr, nullptr, k * group, group,
                      drow + (heads + kv_heads + k) * width);
       }
     }
   }
 }
 
-int64_t narrows_attention_scratch(int64_t positions, int64_t heads, int64_t width) {
-  const Shape s = shape_of(1, positions, heads, heads, width);
-  return heads * 2 * s.padded * s.head;
+// How many fp32 values the backward pass needs for its sums.
+int64_t narrows_attention_scratch(const int64_t* begins, int64_t documents, int64_t heads,
+                                  int64_t width) {
+  const Documents all{begins, heads, heads, width, true};
+  int64_t most = 0;
+  for (int64_t first = 0, stop; first < documents; first = stop) {
+    stop = take_together(all, first, documents);
+    int64_t padded = 0;
+    for (int64_t d = first; d < stop; d++) padded += all.shape(d).padded;
+    most = padded > most ? padded : most;
+  }
+  return heads * 2 * most * up(width, 32);
 }
 }

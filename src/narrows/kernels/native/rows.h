@@ -1,0 +1,125 @@
+// Rows of a fused projection on their way into attention's tiles and out of them.
+#pragma once
+#include <cmath>
+#include <cstdlib>
+
+#include "simd.h"
+
+namespace {
+
+constexpr int BLOCK = 64;
+
+struct Shape {
+  int64_t positions, heads, kv_heads, width;  // T N K H
+  bool causal;
+  int64_t padded, head;  // T up to BLOCK, H up to 32
+  int64_t columns() const { return (heads + 2 * kv_heads) * width; }
+};
+
+// Scratch that a thread keeps between calls: pages stay warm.
+class Scratch {
+ public:
+  void* take(size_t bytes) {
+    bytes = (bytes + 63) & ~(size_t)63;
+    char* at = base_ + used_;
+    used_ += bytes;
+    return at;
+  }
+  void reserve(size_t bytes) {
+    used_ = 0;
+    if (bytes <= size_) return;
+    free(base_);
+    base_ = (char*)aligned_alloc(64, (bytes + 4095) & ~(size_t)4095);
+    size_ = bytes;
+  }
+  ~Scratch() { free(base_); }
+
+ private:
+  char* base_ = nullptr;
+  size_t size_ = 0, used_ = 0;
+};
+thread_local Scratch scratch;
+
+template <class T>
+T* take(size_t count) {
+  return (T*)scratch.take(count * sizeof(T));
+}
+
+// Copy T rows of H columns into zero-padded rows, turned by the angle of their position.
+void copy_rows(const bf16* in, int64_t stride, const Shape& s, const float* cos, const float* sin,
+               bf16* out) {
+  const int64_t half = s.width / 2;
+  if (s.head != s.width) memset(out, 0, s.padded * s.head * 2);
+  for (int64_t t = 0; t < s.positions; t++, in += stride, out += s.head) {
+    if (!cos) {
+      memcpy(out, in, s.width * 2);
+      continue;
+    }
+    for (int64_t h = 0; h < half; h += 16) {
+      __mmask16 mask = tail(half - h);
+      __m512 a = load_bf16(in + h, mask), b = load_bf16(in + half + h, mask);
+      __m512 c = _mm512_maskz_loadu_ps(mask, cos + t * half + h);
+      __m512 n = _mm512_maskz_loadu_ps(mask, sin + t * half + h);
+      store_bf16(out + h, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, n)), mask);
+      store_bf16(out + half + h, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, n)), mask);
+    }
+  }
+  memset(out, 0, (s.padded - s.positions) * s.head * 2);
+}
+
+// Write one row of fp32 gradients as bf16, turned back by the angle of its position.
+void store_row(const float* in, const Shape& s, const float* cos, const float* sin, int64_t t,
+               bf16* out) {
+  const int64_t half = s.width / 2;
+  if (!cos) {
+    for (int64_t h = 0; h < s.width; h += 16) {
+      __mmask16 mask = tail(s.width - h);
+      store_bf16(out + h, _mm512_maskz_loadu_ps(mask, in + h), mask);
+    }
+    return;
+  }
+  for (int64_t h = 0; h < half; h += 16) {
+    __mmask16 mask = tail(half - h);
+    __m512 a = _mm512_maskz_loadu_ps(mask, in + h), b = _mm512_maskz_loadu_ps(mask, in + half + h);
+    __m512 c = _mm512_maskz_loadu_ps(mask, cos + t * half + h);
+    __m512 n = _mm512_maskz_loadu_ps(mask, sin + t * half + h);
+    store_bf16(out + h, _mm512_fmadd_ps(a, c, _mm512_mul_ps(b, n)), mask);
+    store_bf16(out + half + h, _mm512_fmsub_ps(b, c, _mm512_mul_ps(a, n)), mask);
+  }
+}
+
+// Blocks of BLOCK rows, each packed as the right operand of X @ rowsᵀ.
+void pack_blocks(const bf16* rows, const Shape& s, bf16* out) {
+  for (int64_t t = 0; t < s.padded; t += BLOCK)
+    pack_columns(rows + t * s.head, s.head, BLOCK, (int)s.head, out + t * s.head, BLOCK);
+}
+
+// out[h][t] = rows[t][h]; `pairs` is room for padded · head values.
+void transpose_rows(const bf16* rows, const Shape& s, bf16* pairs, bf16* out) {
+  pack_rows(rows, s.head, (int)s.padded, (int)s.head, pairs);
+  for (int64_t t = 0; t < s.padded / 2; t += 16)
+    for (int64_t h = 0; h < s.head; h += 16)
+      transpose16((const uint32_t*)pairs + t * s.head + h, s.head,
+                  (uint32_t*)out + h * (s.padded / 2) + t, s.padded / 2);
+}
+
+// C[m × head] (+)= A[m × k] · B[k × head].
+void product_head(const bf16* a, int64_t a_stride, const bf16* b, float* c, int64_t head, int m,
+                  int k) {
+  int64_t h = 0;
+  for (; h + 64 <= head; h += 64)
+    product64<true>(a, a_stride, b + 2 * h, head, c + h, head, m, k);
+  for (; h < head; h += 16)
+    product16<true>(a, a_stride, b + 2 * h, head, c + h, head, m, k);
+}
+
+// Rows of fp32 [head][BLOCK] → [BLOCK][head].
+void transpose_block(const float* in, int64_t head, float* out) {
+  for (int64_t h = 0; h < head; h += 16)
+    for (int64_t q = 0; q < BLOCK; q += 16)
+      transpose16((const uint32_t*)in + h * BLOCK + q, BLOCK, (uint32_t*)out + q * head + h, head);
+}
+
+int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+}  // namespace
