@@ -30,9 +30,14 @@ PRIORS: dict[str, tuple[float, float]] = {
     "PASSES": (8.0, 0.4), "BLOCK": (2e-5, 0.5), "ROUTING": (2e-5, 0.7), "LATENT": (1e-5, 0.7),
     "EAGER": (6e-4, 0.5), "STEP": (1e-3, 0.7), "SEQUENCE": (5e-6, 1.0), "REDUCE": (1e-5, 0.5),
     "REDUCE_RANK": (3e-7, 1.0), "REDUCE_TWICE": (8e-6, 0.5), "JOIN": (1e-3, 0.5),
-    "HANDED": (0.1, 0.7),
+    "HANDED": (0.1, 0.7), "NARROWED": (1e-5, 0.5), "NARROWED_EXPERTS": (3e-5, 0.5),
+    "CROWDED": (0.2, 0.5), "DRAWS": (0.9, 0.1),
     **{f"{engine}.request": (0.02, 0.7) for engine in ("vllm", "trtllm", "sglang")},
+    **{f"{engine}.token": (2e-6, 0.7) for engine in ("vllm", "trtllm", "sglang")},
     **{f"{engine}.step": (5e-4, 0.7) for engine in ("vllm", "trtllm", "sglang")},
+    **{f"{engine}.block": (1e-5, 0.7) for engine in ("vllm", "trtllm", "sglang")},
+    **{f"{engine}.sequence": (1e-5, 0.7) for engine in ("vllm", "trtllm", "sglang")},
+    **{f"{engine}.prompt": (1.0, 0.15) for engine in ("vllm", "trtllm", "sglang")},
     **{f"{engine}.held_back": (4.0, 0.7) for engine in ("vllm", "trtllm", "sglang")},
 }  # fmt: skip
 SIGMA = 0.1
@@ -119,8 +124,8 @@ def log_errors(cases: list[Case]) -> np.ndarray:
     return np.array(found)
 
 
-def fit(cases: list[Case]) -> np.ndarray:
-    """The constants' logarithms."""
+def fit(cases: list[Case], start: np.ndarray | None = None) -> np.ndarray:
+    """The constants' logarithms, from `start` where that is known."""
     centre = np.log([expected for expected, _ in PRIORS.values()])
     width = np.array([wide for _, wide in PRIORS.values()])
 
@@ -130,15 +135,15 @@ def fit(cases: list[Case]) -> np.ndarray:
         weighted = errors / np.sqrt(1.0 + np.minimum(np.abs(errors), 50.0))
         return np.concatenate([weighted, (values - centre) / width])
 
-    return minimize(residuals, centre.copy())
+    return minimize(residuals, centre.copy() if start is None else start)
 
 
 def cross(cases: list[Case]) -> dict[str, dict[str, float]]:
     """Fit without each group in turn, and judge on it."""
-    errors = np.full((len(cases), 2), np.nan)
+    errors, start = np.full((len(cases), 2), np.nan), fit(cases)
     for left_out in sorted({case.group for case in cases}):
         inside = np.array([case.group == left_out for case in cases])
-        apply(fit([case for case in cases if case.group != left_out]))
+        apply(fit([case for case in cases if case.group != left_out], start))
         errors[inside] = log_errors([case for case in cases if case.group == left_out])
         print(f"{left_out:44}{inside.sum():5}  {summary(errors[inside])}", flush=True)
     return summary(errors)

@@ -5,6 +5,7 @@ Only a row's own facts are read: never its outcome, and never the name of its so
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from functools import cache
@@ -25,7 +26,7 @@ from narrows.plan.fleet.passes import (
     prefill_seconds,
     weights_bytes,
 )
-from narrows.plan.fleet.serving import Apart, Load, Served, serve
+from narrows.plan.fleet.serving import Apart, Load, Served, Speculation, serve
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Fleet
@@ -42,6 +43,7 @@ _SAME = {"minimax-m2.5": "minimax-m2", "kimi-k2.5": "kimi-k2", "deepseek-v3.1": 
          "phi-1.5 1.3 b": "phi-1.5"}  # fmt: skip
 
 
+_AT_ONCE = "batch_or_concurrency"
 # What runs a model without a server.
 _LOOPS = ("llama.cpp", "gpt-fast", "litgpt")
 # Load generators draw lengths evenly from 0.8 to 1 of what is told, and send ten times as many
@@ -49,7 +51,13 @@ _LOOPS = ("llama.cpp", "gpt-fast", "litgpt")
 _DRAWN, _ROUNDS = 0.9, 10.0
 # Where a row keeps silent on how many sets of devices decode: requests of a device, beyond how many
 # of a device each attends to its own, and the share of the time that those for prompts are busy.
-_REQUESTS, _OWN, _BUSY = 8.0, 16.0, 1.0
+_REQUESTS, _OWN, _BUSY = 32.0, 16.0, 1.0
+
+
+# Nor does such a row tell whether tokens are guessed, as most do where few requests are on a
+# device, with the block for a second token that their models have (DeepSeek-V3, arXiv:2412.19437,
+# section 5.4.3: 85 to 90 % of those are right).
+_GUESSED = Speculation(accept=0.8, ahead=2)
 
 
 class Question(NamedTuple):
@@ -83,7 +91,7 @@ def asked(row: Row) -> Question:
         compute_bits=None if narrow else 16.0, captured="eager" not in row["engine"],
     )  # fmt: skip
     load = Load(
-        concurrency=_concurrency(row), prompt=prompt, answer=answer,
+        concurrency=_concurrency(row, groups), prompt=prompt, answer=answer,
         rounds=_ROUNDS if served else None,
         engine=_engine(row),
     )  # fmt: skip
@@ -91,6 +99,8 @@ def asked(row: Row) -> Question:
     question = Question(work, replica, load, fleet)
     if "mode=disagg" in notes:
         question = question._replace(load=replace(load, apart=_apart(row, question)))
+        if "workers= " in notes and groups == 1 and spec.experts:
+            question = question._replace(load=replace(question.load, speculation=_GUESSED))
     elif spec.heads % ranks:
         # Experts over more ranks than divide the heads: such servers compute prompts on a set of
         # devices of their own (DeepSeek-V3, arXiv:2412.19437, section 3.4).
@@ -207,12 +217,15 @@ def _ranks(row: Row, spec: ModelSpec) -> tuple[int, int]:
     if decoding and "workers= " not in notes:
         # Each worker's requests by ranks that hold `bs` of them.
         at_once = _told(notes, r"decode: bs=(\d+)") * _decoders(row)
-        together = _told(notes, r"silicon_concurrency=(\d+)")
+        together = _together(row)
         groups = max(1, round(together / at_once)) if at_once else 1
         ranks = decoding * groups
     elif "mode=disagg" in notes:
-        at_once = _told(notes, r"silicon_concurrency=(\d+)") / _decoders(row)
+        at_once = _together(row) / _decoders(row)
         groups = ranks if at_once > _OWN * ranks else 1
+    elif spec.experts and "attn_dp= " in notes:
+        # All ranks' requests by those of one group of them.
+        groups = math.gcd(ranks, max(1, round(_together(row) / (number(row, _AT_ONCE) or 1.0))))
     experts, halves = _told(notes, r"moe_ep=(\d+)"), _told(notes, r"moe_tp=(\d+)")
     # Such tables name k ranks both k-way tensor and k-way expert, and multiply them.
     twice = "attn_dp= " not in notes and 1 < experts == halves and experts**2 == ranks
@@ -239,12 +252,19 @@ def _decoders(row: Row) -> float:
     if told or "mode=disagg" not in notes:
         return max(1, told)
     ranks = max(1, _told(notes, r"decode: bs=\d* workers=\d* tp=(\d+)"))
-    return max(1.0, _told(notes, r"silicon_concurrency=(\d+)") / (_REQUESTS * ranks))
+    return max(1.0, _together(row) / (_REQUESTS * ranks))
 
 
-def _concurrency(row: Row) -> float:
+def _together(row: Row) -> int:
+    """Requests at a time in all; 0 where it is not told."""
+    return _told(row["notes"], r"silicon_concurrency=(\d+)")
+
+
+def _concurrency(row: Row, groups: int) -> float:
     """Requests at a time on one replica of those that decode."""
-    told = number(row, "batch_or_concurrency")
-    if told is not None:
-        return max(1.0, told) * max(1, _told(row["notes"], r"attn_dp=(\d+)"))
-    return max(1.0, _told(row["notes"], r"silicon_concurrency=(\d+)") / _decoders(row))
+    told = number(row, _AT_ONCE)
+    if told is None:
+        return max(1.0, _together(row) / _decoders(row))
+    if "attn_dp= " not in row["notes"]:
+        groups = max(1, _told(row["notes"], r"attn_dp=(\d+)"))
+    return max(1.0, told) * groups

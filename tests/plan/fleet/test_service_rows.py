@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 
-from narrows.plan.fleet import constants
 from narrows.plan.fleet.passes import (
     Prompt,
     Replica,
@@ -13,7 +12,7 @@ from narrows.plan.fleet.passes import (
     touched_bytes,
 )
 from narrows.plan.fleet.service_rows import decode_rows, prefill_rows
-from narrows.plan.fleet.serving import Load, Speculation, serve, step_seconds
+from narrows.plan.fleet.serving import Load, Speculation, host_seconds, serve, step_seconds
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Fleet
 from narrows.spec.ledger import Row
@@ -46,7 +45,8 @@ def test_rows_make_the_passes(work: Work, replica: Replica, fleet: Fleet) -> Non
     )
     found = serve(work, replica, LOAD, fleet)
     assert seconds(decode_rows(work, replica, LOAD, 9.0, fleet)) == pytest.approx(
-        step_seconds(work, replica, LOAD, 9.0, fleet) + constants.ENGINES["vllm"].step, rel=1e-9
+        step_seconds(work, replica, LOAD, 9.0, fleet) + host_seconds(work, replica, LOAD, 9.0),
+        rel=1e-9,
     )
     own = decode_rows(work, replica, LOAD, found.running, fleet)
     assert seconds(own) == pytest.approx(found.decode, rel=1e-3)
@@ -115,7 +115,8 @@ def test_guesses_are_a_row_of_their_own(small: ModelSpec, fleet: Fleet, drafted:
     load = Load(concurrency=4.0, prompt=512.0, answer=64.0, speculation=guess)
     rows = decode_rows(work, Replica(tensor=2), load, 4.0, fleet)
     assert seconds(rows) == pytest.approx(
-        step_seconds(work, Replica(tensor=2), load, 4.0, fleet) + constants.ENGINES["vllm"].step
+        step_seconds(work, Replica(tensor=2), load, 4.0, fleet)
+        + host_seconds(work, Replica(tensor=2), load, 4.0)
     )
     (guesses,) = (row for row in rows if row.operation == "guesses")
     assert guesses.count == 3.0 and guesses.flop > 0.0 and guesses.memory_bytes > 0.0

@@ -89,34 +89,43 @@ COMMUNICATOR_BYTES = 2.0e9
 
 # Serving. Shares of the memory's bandwidth that reading weights, keys and values, and experts reach
 # in whole decode steps.
-SERVING_MEMORY = 0.871
-SERVING_CACHE = 0.539
-SERVING_EXPERTS = 0.959
+SERVING_MEMORY = 0.728
+SERVING_CACHE = 0.629
+SERVING_EXPERTS = 0.846
+# Experts that tokens choose are not all alike: n tokens meet as many as n to this power that choose
+# by chance.
+SERVING_DRAWS = 0.93
 # Products of whole prompts beside those of training; many small ones of experts beside a large one;
 # of what formats of 8 and 4 bits promise over 16, what is kept; one query's scores over a cache.
-SERVING_MATMUL = 1.14
-SERVING_GROUPED = 0.211
-SERVING_EIGHT = 0.922
-SERVING_FOUR = 0.641
-SERVING_SCORES = 0.34
+SERVING_MATMUL = 0.939
+SERVING_GROUPED = 0.325
+SERVING_EIGHT = 1.16
+SERVING_FOUR = 0.909
+SERVING_SCORES = 0.797
 # Values of the width that a block of a prefill reads and writes for a token.
-SERVING_PASSES = 6.9
+SERVING_PASSES = 6.8
 # Seconds to start a block's kernels, what choosing experts and latent attention add, and one by one
-# instead of as a graph; of a step, and of each request in it.
-SERVING_BLOCK = 3.08e-05
-SERVING_ROUTING = 2.7e-05
-SERVING_LATENT = 3.05e-05
-SERVING_EAGER = 0.00131
-SERVING_STEP = 0.000622
-SERVING_SEQUENCE = 8.62e-07
+# instead of as a graph; to bring operands into narrow formats, of all products and of experts; of
+# a step, and of each request in it.
+SERVING_BLOCK = 1e-05
+SERVING_ROUTING = 4.93e-06
+SERVING_LATENT = 4.48e-05
+SERVING_EAGER = 0.00165
+SERVING_NARROWED = 1.57e-05
+SERVING_NARROWED_EXPERTS = 4.49e-05
+SERVING_STEP = 0.000793
+SERVING_SEQUENCE = 4.06e-06
 # Seconds of a reduction that reads all ranks' parts at once, what each rank adds, and what one that
 # scatters and gathers takes more before a byte moves.
-SERVING_REDUCE = 9.19e-06
-SERVING_REDUCE_RANK = 1.29e-07
-SERVING_REDUCE_TWICE = 0.000109
+SERVING_REDUCE = 4.99e-06
+SERVING_REDUCE_RANK = 4.38e-07
+SERVING_REDUCE_TWICE = 4.48e-05
 # Seconds that a step which a prompt joins takes more, and to hand a prompt's keys and values over.
-SERVING_JOIN = 0.00125
-SERVING_HANDED = 0.144
+SERVING_JOIN = 0.00123
+SERVING_HANDED = 0.258
+# What is left of the queue that random arrivals would make where requests follow one another: those
+# whose prompts were computed in turn end in turn, too.
+SERVING_CROWDED = 0.697
 # Of a device's memory, what engines use, and of that their libraries and kernels; tokens of the
 # prompts that they compute in one pass where nothing is decoded (vLLM, gpu_memory_utilization and
 # max_num_batched_tokens, 2025).
@@ -126,20 +135,25 @@ SERVING_BATCHED = 8192.0
 
 
 class Engine(NamedTuple):
-    """Seconds of a request and of a step outside of the model, steps that the first token is held
-    back for, and of an answer's keys and values, the share that is set aside beforehand.
+    """Seconds beside the model's: of receiving a request, of a `token` of its text, of a step, of a
+    block and of a request in it. A prompt's pass in multiples of the common one, steps that the
+    first token is held back for, and what is set aside of an answer's keys and values beforehand.
     """
 
     request: float
+    token: float
     step: float
+    block: float
+    sequence: float
+    prompt: float
     held_back: float
     reserved: float
 
 
 # "bare": a loop without a server.
 ENGINES = {
-    "bare": Engine(0.0, 0.0, 1.0, 1.0),
-    "vllm": Engine(0.00519, 0.000596, 7.8, 0.5),
-    "trtllm": Engine(0.0129, 0.00033, 9.9, 1.0),
-    "sglang": Engine(0.0124, 0.00169, 45.2, 0.5),
+    "bare": Engine(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0),
+    "vllm": Engine(0.00877, 4.76e-06, 0.000261, 1.88e-05, 9.66e-06, 1.1, 4.11, 0.5),
+    "trtllm": Engine(0.0043, 1.23e-06, 0.00044, 3.94e-06, 3.11e-06, 1.0, 10.7, 1.0),
+    "sglang": Engine(0.0101, 2.14e-05, 0.00163, 1.2e-05, 1.94e-05, 1.32, 30.7, 0.5),
 }

@@ -250,7 +250,8 @@ def _matrices(work: Work, replica: Replica, tokens: float) -> list[tuple[float, 
     experts = (0.0, 0.0)
     if spec.experts is not None:
         each = work.layers_experts * _size(work.expert) / ranks
-        missed = (1.0 - spec.experts.chosen / spec.experts.count) ** min(tokens, 1e6)
+        draws = min(tokens, 1e6) ** constants.SERVING_DRAWS
+        missed = (1.0 - spec.experts.chosen / spec.experts.count) ** draws
         touched = spec.experts.count * (1.0 - missed)
         experts = (
             each * touched * replica.weight_bits / 8.0,
@@ -301,18 +302,34 @@ def _summed(parts: list[Part], work: Work, replica: Replica, tokens: Tokens, fle
         read=sum(each.read for each in parts if each.read >= each.compute),
         compute=sum(each.compute for each in parts if each.read < each.compute),
         links=reductions(work, replica, tokens.new, fleet)[0],
-        starts=starts(work, replica, tokens.sequences),
+        starts=starts(work, replica, tokens.sequences, fleet),
     )
 
 
-def starts(work: Work, replica: Replica, sequences: float) -> float:
+def starts(work: Work, replica: Replica, sequences: float, fleet: Fleet) -> float:
     """Seconds to start a pass's kernels, and of the host for the pass and each request in it."""
     found = work.layers * constants.SERVING_BLOCK + work.layers_experts * constants.SERVING_ROUTING
+    found += _narrowing(work, replica, fleet)
     if work.spec.latent is not None:
         found += work.layers * constants.SERVING_LATENT
     if not replica.captured:
         found += work.layers * constants.SERVING_EAGER
-    return found + constants.SERVING_STEP + sequences * constants.SERVING_SEQUENCE
+    own = sequences / replica.attention_data
+    return found + constants.SERVING_STEP + own * constants.SERVING_SEQUENCE
+
+
+def _narrowing(work: Work, replica: Replica, fleet: Fleet) -> float:
+    """Seconds of kernels that bring a block's operands into the format of its products: in 4 bits
+    for each product; of experts, in blocks of 8 bits or where a device lacks 4, as their own
+    kernels in 4 bits begin with it.
+    """
+    if replica.weight_bits >= 16.0:
+        return 0.0
+    if work.spec.experts is None:
+        narrow = replica.weight_bits < 8.0 and replica.compute_bits is None
+        return work.layers * constants.SERVING_NARROWED if narrow else 0.0
+    own = replica.weight_bits < 8.0 and replica.compute_bits is None and "fp4" in fleet.peak
+    return 0.0 if own else work.layers_experts * constants.SERVING_NARROWED_EXPERTS
 
 
 def reductions(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> tuple[float, float]:

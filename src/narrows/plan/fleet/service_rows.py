@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from narrows.plan.fleet import constants, here
+from narrows.plan.fleet import here
 from narrows.plan.fleet.energy import COMPUTING, MOVING, WAITING, watts
 from narrows.plan.fleet.passes import (
     Part,
@@ -17,7 +17,7 @@ from narrows.plan.fleet.passes import (
     seen,
     starts,
 )
-from narrows.plan.fleet.serving import Load, Speculation
+from narrows.plan.fleet.serving import Load, Speculation, host_seconds
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Fleet
 from narrows.spec.ledger import Kind, Phase, Row
@@ -39,8 +39,8 @@ def decode_rows(
     """A step in which `running` requests write; with guesses, these and their check."""
     guess, past = load.speculation, load.prompt + load.answer / 2.0
     each = guess.ahead + 1.0 if guess else 1.0
-    engine = constants.ENGINES[load.engine].step
-    beside = (_row("engine", "decode", "other", engine, watts(fleet, WAITING)),)
+    host = host_seconds(work, replica, load, running)
+    beside = (_row("engine", "decode", "other", host, watts(fleet, WAITING)),)
     machine = here.measured(fleet, work.spec, replica.weight_bits, replica.tensor)
     if machine is not None and guess is None:
         return (*here.decode_rows(work.spec, running, past, machine), *beside)
@@ -68,7 +68,7 @@ def _rows(
     if links > 0.0:
         name = "reductions between ranks"
         yield _row(name, phase, "link", links, waiting, network_bytes=sent, count=2.0 * work.layers)
-    host = starts(work, replica, tokens.sequences)
+    host = starts(work, replica, tokens.sequences, fleet)
     yield _row("starting kernels", phase, "launch", host, waiting)
 
 

@@ -66,7 +66,8 @@ class Load:
 
     The first `shared` tokens of a prompt are kept already; `chunk` of the rest are computed in one
     step, or all. `rounds`: how many requests follow one another, all first ones at once; None:
-    steadily on. `engine` is one of `constants.ENGINES`.
+    steadily on. `random`: they come whenever they like, not as others end. `engine` is one of
+    `constants.ENGINES`.
     """
 
     concurrency: float
@@ -77,6 +78,7 @@ class Load:
     apart: Apart | None = None
     speculation: Speculation | None = None
     rounds: float | None = None
+    random: bool = False
     engine: str = "vllm"
 
     @property
@@ -114,22 +116,26 @@ def serve(work: Work, replica: Replica, load: Load, fleet: Fleet) -> Served:
     customers = min(load.concurrency, max(1.0, room))
     running, engine = customers, constants.ENGINES[load.engine]
     for _ in range(_ROUNDS):
-        decode = step_seconds(work, replica, load, running, fleet) + engine.step
+        decode = step_seconds(work, replica, load, running, fleet)
+        decode += host_seconds(work, replica, load, running)
         service = joined_seconds(work, replica, load, running, fleet)
         per_token = _per_token(decode, service, load, running)
         writing = load.answer * per_token
         # A prompt in chunks takes as many steps.
         taken = service + (load.chunks - 1.0) * decode
-        wait = queue(taken, writing, customers)
+        wait = taken + _crowded(load) * (queue(taken, writing, customers) - taken)
         running = min(customers, max(1.0, customers * writing / (writing + wait)))
-    own = prefill_seconds(
+    own = engine.prompt * prefill_seconds(
         work, load.apart.replica if load.apart else replica,
         Prompt(load.new, cached=load.shared), fleet,
     )  # fmt: skip
-    first = engine.request + wait + max(0.0, own - taken)
+    # One process of an engine receives and tokenizes requests, in turn.
+    host = engine.request + load.prompt * engine.token
+    first = host + wait + max(0.0, own - taken)
     first += constants.SERVING_HANDED if load.apart else engine.held_back * decode
     if load.rounds is not None:
-        first += 0.5 * (customers - 1.0) * service / load.rounds
+        waiting = _burst(load, customers) * service + 0.5 * (customers - 1.0) * host
+        first += waiting / load.rounds
     # What finds no room for its cache waits until another ends (Little, 1961).
     first += (load.concurrency / customers - 1.0) * (writing + wait)
     return Served(
@@ -137,6 +143,12 @@ def serve(work: Work, replica: Replica, load: Load, fleet: Fleet) -> Served:
         service=service, running=running, room=room, weights_bytes=weights_of(work, replica, load),
         cache_bytes=running * _held(work, replica, load) / replica.attention_data,
     )  # fmt: skip
+
+
+def host_seconds(work: Work, replica: Replica, load: Load, running: float) -> float:
+    """What an engine adds to a step of `running` requests; each group schedules its own."""
+    engine, own = constants.ENGINES[load.engine], running / replica.attention_data
+    return engine.step + work.layers * engine.block + own * engine.sequence
 
 
 def step_seconds(work: Work, replica: Replica, load: Load, running: float, fleet: Fleet) -> float:
@@ -153,10 +165,11 @@ def step_seconds(work: Work, replica: Replica, load: Load, running: float, fleet
 def joined_seconds(work: Work, replica: Replica, load: Load, running: float, fleet: Fleet) -> float:
     """What one prompt adds to the steps that it is computed in; apart, to a pass of others."""
     prompt = Prompt(load.new, cached=load.shared, beside=running)
+    slower = constants.ENGINES[load.engine].prompt
     if load.apart is not None:
         among = prompt._replace(beside=constants.SERVING_BATCHED)
-        return prefill_seconds(work, load.apart.replica, among, fleet) / load.apart.sets
-    added = prefill_seconds(work, replica, prompt, fleet)
+        return slower * prefill_seconds(work, load.apart.replica, among, fleet) / load.apart.sets
+    added = slower * prefill_seconds(work, replica, prompt, fleet)
     # Each chunk reads the keys and values of those before it.
     again = 0.5 * (load.chunks - 1.0) * load.new * cache_bytes_per_token(work.spec, replica)
     rate = float(fleet.memory_bandwidth.value) * constants.SERVING_CACHE
@@ -188,6 +201,18 @@ def queue(service: float, thinking: float, customers: float) -> float:
     half = (thinking - service * customers) / 2.0
     rest = service * thinking - service * service * (customers - 1.0) / 2.0
     return math.sqrt(half * half + rest) - half
+
+
+def _crowded(load: Load) -> float:
+    return 1.0 if load.random else constants.SERVING_CROWDED
+
+
+def _burst(load: Load, customers: float) -> float:
+    """Prompts' times that each of so many who come at once waits beyond its own, on average: those
+    of one pass are all done at its end.
+    """
+    together = min(customers, max(1.0, constants.SERVING_BATCHED / load.new))
+    return 0.5 * (customers + together) - 1.0
 
 
 def _per_token(decode: float, service: float, load: Load, running: float) -> float:
