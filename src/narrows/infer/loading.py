@@ -23,6 +23,7 @@ from narrows.infer.decoding import Decoding
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
+from narrows.model.beginning import values_of
 from narrows.model.initial import initialise
 from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
@@ -117,6 +118,12 @@ def _tuned(plan: Plan, model: Transformer, checkpoint: Path) -> Transformer:
     dtype = torch.bfloat16 if plan.layout.precision == "bf16" else torch.float32
     model = model.to(dtype).to_empty(device="cpu")
     initialise(model, plan.seed)
+    if plan.start is not None:
+        first = values_of(plan.start)
+        for name, parameter in model.named_parameters():
+            whole = first(name, parameter.shape)
+            if whole is not None:
+                parameter.data.copy_(whole)
     model = merge(adapted(model, plan.learning, weights(checkpoint)))
     if not _computes_bf16():
         model = model.float()

@@ -15,6 +15,7 @@ from narrows.adapt.apply import apply
 from narrows.data.batch import Batch
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load
+from narrows.model.beginning import values_of
 from narrows.model.block import Wrapper
 from narrows.model.dropout import Draws
 from narrows.parallel.collectives import add_up
@@ -31,7 +32,6 @@ from narrows.train.objectives import objective
 from narrows.train.optimizer import Optimizer
 from narrows.train.outer import Outer
 from narrows.train.schedule import rate_factor
-from narrows.train.start import published
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -192,7 +192,7 @@ def build(plan: Plan, device: torch.device) -> Split:
     dtype, learning = DTYPES[layout.precision], plan.learning
     making = Making(
         load(layout.kernels), _wrapper(layout), device, dtype, plan.exchange, taught,
-        first=None if plan.start is None else published(plan.start),
+        first=None if plan.start is None else values_of(plan.start),
         prepare=None if learning.everything else partial(apply, learning=learning),
     )  # fmt: skip
     ranks = ranks_of(layout, device, plan.exchange)
