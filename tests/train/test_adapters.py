@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,20 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from narrows.infer.loading import load as load_generator
 from narrows.kernels.load import available
-from narrows.spec.adapter import Adapter, Biases, LowRank
+from narrows.kernels.load import load as load_kernels
+from narrows.model.hugging_face import naming
+from narrows.model.initial import first_value
+from narrows.model.opening import opened
+from narrows.model.transformer import Transformer
+from narrows.spec.adapter import Adapter, Biases, LowRank, target_rows
 from narrows.spec.dataset import Dataset
 from narrows.spec.machine import KernelSet
-from narrows.spec.plan import Plan
+from narrows.spec.model import ModelSpec
+from narrows.spec.plan import Plan, Start
 from narrows.spec.record import load, save
 from narrows.train.run import train
 from narrows.train.step import Trainer
@@ -76,6 +83,60 @@ def test_a_run_keeps_what_it_trained_alone_and_answers_as_it_learned(
         expected = trainer.model(tokens_BT)
         torch.testing.assert_close(
             found(tokens_BT).float(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
+        )
+
+
+def published_llama(spec: ModelSpec, folder: Path) -> Start:
+    """A random model as its makers would have written it."""
+    folder.mkdir()
+    config = {
+        "model_type": "llama", "vocab_size": spec.vocabulary, "hidden_size": spec.width,
+        "num_hidden_layers": spec.layers, "intermediate_size": spec.feed_forward_width,
+        "num_attention_heads": spec.heads, "num_key_value_heads": spec.kv_heads,
+        "max_position_embeddings": spec.context, "rms_norm_eps": spec.norm.epsilon,
+        "tie_word_embeddings": spec.tied_embeddings, "head_dim": spec.head_width,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        shapes = {
+            n: p.shape for n, p in Transformer(spec, load_kernels("torch")).named_parameters()
+        }
+    rows = target_rows(spec)
+    held: dict[str, torch.Tensor] = {}
+    for name, shape in shapes.items():
+        whole = first_value(spec, name, shape, 77)
+        pieces = naming("llama", spec).pieces(name, spec)
+        places = list(rows[name.split(".")[-2]].values()) if len(pieces) > 1 else [(0, shape[0])]
+        for piece, (start, stop) in zip(pieces, places, strict=True):
+            held[piece.name] = whole[start:stop].contiguous()
+    save_file(held, folder / "model.safetensors")
+    original = opened(folder)
+    return Start(
+        path=str(folder), family="llama", digest=original.digest(), model=original.spec, words=""
+    )
+
+
+def test_a_run_from_a_published_model_answers_as_that_with_what_it_learned(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = model("llama", vocabulary=dataset.vocabulary)
+    start = published_llama(spec, tmp_path / "base")
+    chosen = tuning(text_plan(dataset, model=start.model, start=start), ADAPTERS["int8"])
+    train(chosen, tmp_path / "run", machine=tiny_machine(), resume=False, talk=silent)
+    trainer = Trainer(chosen, torch.device("cpu"))
+    base = dict(trainer.model.named_parameters())["tokens.weight"]
+    assert torch.equal(base, first_value(spec, "tokens.weight", base.shape, 77))
+    saved = load_file(tmp_path / "run/checkpoints/step-00000012/weights.safetensors")
+    for name, parameter in trainer.split.parameters().items():
+        parameter.data.copy_(saved[name])
+    trainer.model.eval()
+    tokens_BT = torch.arange(16).view(1, 16) % spec.vocabulary
+    found = load_generator(tmp_path / "run", checkpoint="latest").model
+    with torch.no_grad():
+        expected = trainer.model(tokens_BT)
+        # The base is packed by training alone: what is merged is what it stands for.
+        torch.testing.assert_close(
+            found(tokens_BT).float(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
         )
 
 
