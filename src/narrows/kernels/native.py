@@ -221,13 +221,14 @@ class _Attention(torch.autograd.Function):
             "attention_forward", qkv_BTX, cos, sin, out_BTX, lse_BNT, begins, count, *heads,
             spans.causal,
         )  # fmt: skip
-        ctx.save_for_backward(qkv_BTX, out_BTX, lse_BNT, begins)
+        ctx.save_for_backward(qkv_BTX, out_BTX, lse_BNT)
+        ctx.begins = begins
         ctx.heads, ctx.rotation, ctx.causal = heads, rotation, spans.causal
         return out_BTX
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        qkv_BTX, out_BTX, lse_BNT, begins = ctx.saved_tensors
+        (qkv_BTX, out_BTX, lse_BNT), begins = ctx.saved_tensors, ctx.begins
         heads: Heads = ctx.heads
         count = begins.numel() - 1
         cos, sin = ctx.rotation or (None, None)
