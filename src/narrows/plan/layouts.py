@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -161,7 +162,7 @@ class Shapes:
             attended=attended,
         )
 
-    @property
+    @cached_property
     def trained(self) -> Trained:
         """What of the model learns; of several models, in each of their blocks."""
         return Trained(self.specs[0], self.learning)

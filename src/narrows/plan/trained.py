@@ -122,6 +122,8 @@ class Trained:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The blocks in order, those alike in one."""
+        if self.learning.everything:
+            return (self._layer(0, True)[0]._replace(blocks=self.spec.layers),)
         every, flows = [], self.learns("tokens.weight") or self.learns("positions.weight")
         for layer in range(self.spec.layers):
             one, flows = self._layer(layer, flows)
