@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from narrows.adapt.apply import adapted
+from narrows.adapt.merge import merge
 from narrows.data import published, tokenizers
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
@@ -21,6 +23,8 @@ from narrows.infer.decoding import Decoding
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
+from narrows.model.beginning import values_of
+from narrows.model.initial import initialise
 from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
 from narrows.plan.layouts import TrainingPrecision
@@ -111,6 +115,8 @@ def model_of(
     """The plan's model with the checkpoint's weights, on the device that computes here."""
     with torch.device("meta"):
         model = Transformer(plan.model, load_kernels("torch"))
+    if not plan.learning.everything:
+        return _tuned(plan, model, checkpoint)
     try:
         model.load_state_dict(weights(checkpoint), assign=True)
     except RuntimeError as error:
@@ -122,6 +128,23 @@ def model_of(
     if precision is not None:
         model = model.to(_DTYPES[precision])
     elif not _computes_bf16():
+        model = model.float()
+    return _ready(model.to(_device()))
+
+
+def _tuned(plan: Plan, model: Transformer, checkpoint: Path) -> Transformer:
+    """The model that training began with and what it trained of it, made one."""
+    dtype = torch.bfloat16 if plan.layout.precision == "bf16" else torch.float32
+    model = model.to(dtype).to_empty(device="cpu")
+    initialise(model, plan.seed)
+    if plan.start is not None:
+        first = values_of(plan.start)
+        for name, parameter in model.named_parameters():
+            whole = first(name, parameter.shape)
+            if whole is not None:
+                parameter.data.copy_(whole)
+    model = merge(adapted(model, plan.learning, weights(checkpoint)))
+    if not _computes_bf16():
         model = model.float()
     return _ready(model.to(_device()))
 

@@ -13,7 +13,6 @@ from narrows.spec.errors import BadInput
 from narrows.spec.exchange import GradientExchange, LocalSteps
 from narrows.spec.job import OnSpike
 from narrows.spec.layout import Layout
-from narrows.spec.model import ModelSpec
 from narrows.spec.optimizer import Adafactor, AdamW, Muon, Optimizer, Rule, kept, name_of
 
 _ALONE = Layout(
@@ -50,16 +49,18 @@ def state_bytes(share: Share, optimizer: Optimizer) -> float:
 def whole_state_bytes(model: Shapes, optimizer: Optimizer) -> Array:
     """The same of whole models, [models, 1]."""
     if _plain(optimizer):
-        return 8.0 * model.parameters
-    return np.array([[state_bytes(Share.of(spec, _ALONE), optimizer)] for spec in model.specs])
+        return 8.0 * model.parameters_trained
+    shares = (Share.of(spec, _ALONE, learning=model.learning) for spec in model.specs)
+    return np.array([[state_bytes(share, optimizer)] for share in shares])
 
 
-def checkpoint_bytes(spec: ModelSpec, value_bytes: int, optimizer: Optimizer) -> float:
-    """Weights as they are computed with, fp32 masters where those are bf16, what the rule keeps,
-    and the weights that answer where those are others.
+def checkpoint_bytes(model: Shapes, value_bytes: int, optimizer: Optimizer) -> float:
+    """Of what learns of one model: weights as they are computed with, fp32 masters where those are
+    bf16, what the rule keeps, and the weights that answer where those are others.
     """
     own = value_bytes * (2 if optimizer.averages else 1) + (4 if value_bytes < 4 else 0)
-    return spec.parameters * own + float(whole_state_bytes(Shapes.of([spec]), optimizer)[0, 0])
+    learning, state = model.parameters_trained, whole_state_bytes(model, optimizer)
+    return float((learning * own + state)[0, 0])
 
 
 def moved_bytes(optimizer: Optimizer, value_bytes: int) -> float:
@@ -158,7 +159,7 @@ def _shapes(share: Share) -> Iterator[tuple[tuple[int, ...], bool]]:
         ((share.ends,), False, share.shards),
     ):
         for group in groups:
-            for table in group:
+            for table in (each for each in group if each.learns):
                 yield _shape(table, shards), within
 
 

@@ -82,7 +82,7 @@ def make_plan(
     run = _run(job, machine, text, wanted, found, chosen)
     settled = _Settled(wanted=wanted, found=found, chosen=chosen, run=run)
     keep = run.cadence.checkpoints.keep
-    check_disk(machine, wanted.model, settled.layout, run.optimizer, keep)
+    check_disk(machine, wanted.shapes, settled.layout, run.optimizer, keep)
     return _record(job, machine, dataset, settled)
 
 
@@ -128,7 +128,7 @@ def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, c
     pace = recipe.Pace(
         step_seconds=step,
         sequence_seconds=forward / float(layouts.micro_batch[0]),
-        save_bytes=optimizer.checkpoint_bytes(model, layouts.setting.value_bytes, updated),
+        save_bytes=optimizer.checkpoint_bytes(wanted.shapes, layouts.setting.value_bytes, updated),
         validation_sequences=sequences,
         context=model.context,
     )
@@ -150,7 +150,7 @@ def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, c
     return Run(
         steps=steps, batch_sequences=wanted.batch, seconds_start=once, cadence=cadence(steps),
         reads_text=text.tokens_train is not None, gradients=job.train.exchange, said=wanted.said,
-        attended=wanted.attended, optimizer=updated,
+        attended=wanted.attended, optimizer=updated, learning=wanted.learning,
     )  # fmt: skip
 
 
@@ -238,6 +238,8 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         steps=run.steps,
         on_spike=job.train.on_spike,
         exchange=exchange,
+        adapter=wanted.learning.adapter,
+        frozen=wanted.learning.frozen,
         evaluation=run.cadence.evaluation,
         checkpoints=run.cadence.checkpoints,
         data=_data(dataset),

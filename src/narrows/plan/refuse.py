@@ -12,6 +12,7 @@ from narrows.plan.layouts import Layouts, Shapes
 from narrows.plan.optimizer import able, checkpoint_bytes
 from narrows.plan.search import Found, options, search
 from narrows.plan.together import peak_bytes
+from narrows.spec.adapter import Learning
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.exchange import EXACT
 from narrows.spec.job import Job, LayoutIntent
@@ -30,9 +31,8 @@ def refusal(
     """The error for a search in which no candidate fits."""
     least = int(found.peak[0].argmin())
     needed = float(found.peak[0, least])
-    memory = peak_bytes(Shapes.of([model]), found.group_of(least), machine).record(
-        0, int(found.within[least])
-    )
+    shapes = Shapes.of([model], learning=_learning(job))
+    memory = peak_bytes(shapes, found.group_of(least), machine).record(0, int(found.within[least]))
     # Of several processes all count that share a host.
     often = needed / memory.peak
     ranked = [(name, often * value) for name, value in memory.ranked()]
@@ -43,17 +43,19 @@ def refusal(
         f"{machine.device.kind} ({machine.device.name})",
         causes=[", ".join([*largest, f"other {_gigabytes(other)}"])],
         hint=_hint(
-            job, model, _Where(machine, batch_sequences, found.groups[0].optimizer),
+            job, model, _Where(
+                machine, batch_sequences, found.groups[0].optimizer, _learning(job)
+            ),
             float(found.step[0, least]),
         ),
     )  # fmt: skip
 
 
 def check_disk(
-    machine: Machine, model: ModelSpec, layout: Layout, optimizer: Optimizer, keep: int
+    machine: Machine, shapes: Shapes, layout: Layout, optimizer: Optimizer, keep: int
 ) -> None:
     """Raises DoesNotFit where the checkpoints of a run, one of them being written, do not."""
-    one = checkpoint_bytes(model, Layouts.of(layout).setting.value_bytes, optimizer)
+    one = checkpoint_bytes(shapes, Layouts.of(layout).setting.value_bytes, optimizer)
     needed, free = one * (keep + 2), float(machine.disk.free.value)
     if needed > free:
         raise DoesNotFit(
@@ -93,11 +95,12 @@ def _hint(job: Job, model: ModelSpec, where: _Where, step: float) -> str:
 
 
 class _Where(NamedTuple):
-    """On what, with how many sequences a step, and updated by what."""
+    """On what, with how many sequences a step, updated by what, and what learns."""
 
     machine: Machine
     batch: int
     optimizer: Optimizer
+    learning: Learning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +137,16 @@ def _relaxed(intent: LayoutIntent) -> Iterator[tuple[LayoutIntent, str]]:
             yield msgspec.structs.replace(intent, **{name: None}), name
 
 
+def _learning(job: Job) -> Learning:
+    return Learning(adapter=job.train.adapter, frozen=job.train.frozen)
+
+
 def _fastest(model: ModelSpec, intent: LayoutIntent, where: _Where) -> _Fit | None:
     machine = where.machine
+    shapes = Shapes.of([model], learning=where.learning)
     try:
         open_ = options(intent, machine, model, where.batch)
-        found = search(Shapes.of([model]), able(open_, where.optimizer, EXACT, "stop"), machine)
+        found = search(shapes, able(open_, where.optimizer, EXACT, "stop"), machine)
     except BadInput:
         return None
     best = found.best(1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from narrows.spec.adapter import Adapter, check_patterns
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.fleet import SIZES, Exchange, Schedule, Sharding
@@ -150,6 +151,8 @@ class TrainIntent(Record):
     checkpoint_every: int | None = None
     on_spike: OnSpike = "stop"
     exchange: GradientExchange = EXACT
+    adapter: Adapter | None = None
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         at_least(
@@ -169,6 +172,7 @@ class TrainIntent(Record):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < 1.0:
                 raise BadInput(f"train.{name} is {value}", hint="use more than 0 and less than 1")
+        check_patterns(self.frozen)
 
     @property
     def rule(self) -> Rule:

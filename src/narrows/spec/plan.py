@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from narrows.spec.adapter import Adapter, Learning
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.job import OnSpike, Shape
 from narrows.spec.layout import Layout
@@ -119,6 +120,8 @@ class Plan(Record):
     steps: int
     on_spike: OnSpike = "stop"
     exchange: GradientExchange = EXACT
+    adapter: Adapter | None = None
+    frozen: tuple[str, ...] = ()
     evaluation: Evaluation
     checkpoints: Checkpointing
     data: Data | None = None
@@ -136,3 +139,8 @@ class Plan(Record):
     def step_tokens(self) -> int:
         """Tokens of one optimizer step."""
         return self.batch_sequences * self.context
+
+    @property
+    def learning(self) -> Learning:
+        """What of the model is trained."""
+        return Learning(adapter=self.adapter, frozen=self.frozen)

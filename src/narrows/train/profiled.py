@@ -176,6 +176,9 @@ def _product(event: Any, names: list[str], plan: Plan) -> tuple[str, Phase, floa
     if in_loss:
         return "head", "forward" if n == spec.vocabulary else "backward", flop, moved
     found = weights.get((k, n) if backward else (n, k))
+    if found is None and any("_Linear" in name or "_ActivatedLinear" in name for name in names):
+        # What is no matrix of the model's is of low rank, and stands beside one (adapt/low_rank).
+        found = "adapter"
     return found or event.name, "backward" if backward else "forward", flop, moved
 
 

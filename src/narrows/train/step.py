@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from narrows.adapt.apply import apply
 from narrows.data.batch import Batch
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load
+from narrows.model.beginning import values_of
 from narrows.model.block import Wrapper
 from narrows.model.dropout import Draws
 from narrows.parallel.collectives import add_up
@@ -21,6 +24,7 @@ from narrows.parallel.running import Beside, Rows, nothing
 from narrows.parallel.split import Making, Split, split
 from narrows.plan import gradients
 from narrows.plan import optimizer as updates
+from narrows.spec.adapter import LowRank
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import LocalSteps
 from narrows.spec.layout import Layout
@@ -30,7 +34,6 @@ from narrows.train.objectives import objective
 from narrows.train.optimizer import Optimizer
 from narrows.train.outer import Outer
 from narrows.train.schedule import Heard, rate_factor
-from narrows.train.start import published
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -89,13 +92,14 @@ class Trainer:
         """Step `number`, from 0. Equal for equal number, weights and data, on equal hardware."""
         plan, layout = self.plan, self.plan.layout
         first, count = self.split.own(plan.batch_sequences)
+        adapter_dropout = isinstance(plan.adapter, LowRank) and plan.adapter.dropout
         with self.span("data"):
             start = (number + self.skipped) * plan.batch_sequences
             rows = read(batches, start + first, count, self.device)
 
         def seed(index: int) -> None:
             self.sign()
-            if plan.model.dropout:
+            if plan.model.dropout or adapter_dropout:
                 draws = Draws(_mixed(plan.seed, number), index * layout.micro_batch)
                 self.model.draws = draws
 
@@ -209,12 +213,13 @@ def build(plan: Plan, device: torch.device) -> Split:
     if device.type == "cpu":
         torch.set_num_threads(layout.threads)
         keep_pages()
-    dtype, exchange = DTYPES[layout.precision], plan.exchange
-    first = None if plan.start is None else published(plan.start)
+    dtype, learning = DTYPES[layout.precision], plan.learning
     making = Making(
-        load(layout.kernels), _wrapper(layout), device, dtype, exchange, taught, first
+        load(layout.kernels), _wrapper(layout), device, dtype, plan.exchange, taught,
+        first=None if plan.start is None else values_of(plan.start),
+        prepare=None if learning.everything else partial(apply, learning=learning),
     )  # fmt: skip
-    ranks = ranks_of(layout, device, exchange)
+    ranks = ranks_of(layout, device, plan.exchange)
     made = split(plan.model, layout, ranks, making, seed=plan.seed)
     made.model.train()
     return made
