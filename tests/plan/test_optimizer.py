@@ -70,14 +70,15 @@ def test_a_checkpoint_has_the_planned_bytes(
     spec, settings = MODELS["llama"], optimizer(name, bits, ema=ema)
     found = contents(trainer(spec, settings, precision=precision))
     tensors = (*found.weights.values(), *found.optimizer.values(), *found.average.values())
-    planned = checkpoint_bytes(spec, 2 if precision == "bf16" else 4, settings)
+    planned = checkpoint_bytes(Shapes.of([spec]), 2 if precision == "bf16" else 4, settings)
     assert planned == sum(each.nbytes for each in tensors)
 
 
 def test_a_checkpoint_of_the_usual_kind_takes_fourteen_bytes_a_parameter() -> None:
     spec = MODELS["gpt2"]
-    assert checkpoint_bytes(spec, 2, optimizer()) == 14 * spec.parameters
-    assert checkpoint_bytes(spec, 4, optimizer()) == 12 * spec.parameters
+    shapes = Shapes.of([spec])
+    assert checkpoint_bytes(shapes, 2, optimizer()) == 14 * spec.parameters
+    assert checkpoint_bytes(shapes, 4, optimizer()) == 12 * spec.parameters
 
 
 @pytest.mark.parametrize("spread", [

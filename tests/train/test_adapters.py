@@ -60,7 +60,7 @@ def test_little_that_learns_lowers_the_loss(kernels: KernelSet, base: Any) -> No
     assert told[-1] < told[0] - 0.15
     learning = sum(each.numel() for each in trainer.optimizer.parameters.values())
     assert learning < 0.3 * chosen.model.parameters
-    assert trainer.optimizer.moments.keys() == trainer.optimizer.parameters.keys()
+    assert trainer.optimizer.own.keys() == trainer.optimizer.parameters.keys()
 
 
 def test_a_run_keeps_what_it_trained_alone_and_answers_as_it_learned(
