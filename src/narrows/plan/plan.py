@@ -64,7 +64,7 @@ def make_plan(
     Raises BadInput where the job contradicts itself or the data, DoesNotFit where no allowed
     layout fits memory, or the checkpoints the disk.
     """
-    text = known_text(job, dataset)
+    text = known_text(job, dataset, start)
     job = msgspec.structs.replace(job, layout=tuning.layout_of(job))
     wanted = design(job, machine, text, start)
     train = job.train
