@@ -36,7 +36,7 @@ RATES = {"full": 5e-5, "lora": 2e-4}
 OURS: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
     "full": {
         "": ({}, {}),
-        "8 bits kept": ({"state_bits": 8}, {"micro_batch": 1}),
+        "8 bits kept": ({"state_bits": 8}, {"micro_batch": 1, "loss_chunk": 256}),
         "8 bits kept, fused": ({"state_bits": 8, "fused": True}, {"micro_batch": 4}),
         "8 bits kept, recompute": ({"state_bits": 8}, {"micro_batch": 4, "recompute": "full"}),
     },
