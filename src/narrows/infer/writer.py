@@ -14,7 +14,6 @@ from narrows.data import published
 from narrows.infer.generate import ServingPrecision, Writer
 from narrows.infer.loading import PLAN, load, no_writer, refuse_foreign, set_threads
 from narrows.infer.packed import PackedWriter, packs
-from narrows.kernels.allocator import keep_pages
 from narrows.model.opening import opened
 from narrows.spec.errors import BadInput
 
@@ -48,7 +47,6 @@ def load_writer(
         return load(path, talk=talk)
     if not original.spec.writes:
         raise no_writer(path)
-    keep_pages()
     set_threads()
     words = published.words(original.path, original.facts)
     refuse_foreign(path, original.spec, words.tokenizer)
