@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import narrows
-from narrows.plan import gradients, optimizer, recipe, tuning
+from narrows.plan import finetuning, gradients, optimizer, recipe
 from narrows.plan.curves import matmul_peak
 from narrows.plan.design import Design, design
 from narrows.plan.dial import MARGIN, Allowance, start_seconds, usable_seconds, worthwhile_tokens
@@ -65,7 +65,7 @@ def make_plan(
     layout fits memory, or the checkpoints the disk.
     """
     text = known_text(job, dataset, start)
-    job = msgspec.structs.replace(job, layout=tuning.layout_of(job))
+    job = msgspec.structs.replace(job, layout=finetuning.layout_of(job))
     wanted = design(job, machine, text, start)
     train = job.train
     candidates = gradients.able(
@@ -229,7 +229,7 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         seed=job.seed,
         objective=wanted.objective,
         start=wanted.start,
-        model=tuning.whole(model, wanted.start),
+        model=finetuning.whole(model, wanted.start),
         layout=layout,
         optimizer=updated,
         schedule=schedule,
