@@ -128,7 +128,9 @@ def build(
 def _of_folder(path: Path) -> Original:
     if (path / OWN).is_file():
         own = load(Own, path / OWN)
-        return Original(own.family, own.model, OURS, Safetensors(files(path)), path)
+        tensors = Safetensors(files(path))
+        _refuse_larger(own.model, tensors.names(), files(path))
+        return Original(own.family, own.model, OURS, tensors, path)
     if (path / PLAN).is_file():
         raise BadInput(
             f"{path} is a run, whose weights change as it goes on",

@@ -86,8 +86,8 @@ _SHAPE = (
 
 
 class ModelIntent(Record):
-    """What is fixed about the model; the rest follows the kind's habits, or is as it is in the
-    published model to `start` from: a folder, or a GGUF file.
+    """What is fixed about the model; the rest follows the kind's habits, or is as it is in what to
+    `start` from: a published model's folder, a GGUF file, or an earlier run.
     """
 
     start: str | None = None
