@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from narrows.adapt.apply import adapted
-from narrows.adapt.merge import merge
+from narrows.adapt.trained import whole
 from narrows.data import published, tokenizers
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
@@ -23,8 +22,6 @@ from narrows.infer.decoding import Decoding
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
-from narrows.model.beginning import values_of
-from narrows.model.initial import initialise
 from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
 from narrows.plan.layouts import TrainingPrecision
@@ -84,7 +81,7 @@ def load(
         if checkpoint is not None:
             raise BadInput(f"{path} is no run, and has no checkpoints", hint="leave it out")
         generator, what = _published(path, precision)
-    refuse_foreign(path, generator.spec, generator.tokenizer)
+    published.refuse_foreign(generator.tokenizer, generator.spec.vocabulary, path)
     set_threads()
     threads = torch.get_num_threads()
     _warm(generator.model)
@@ -137,10 +134,11 @@ def model_of(
     plan: Plan, checkpoint: Path, precision: TrainingPrecision | None = None
 ) -> Transformer:
     """The plan's model with the checkpoint's weights, on the device that computes here."""
+    if not plan.learning.everything:
+        model = whole(plan, weights(checkpoint))
+        return _ready((model if _computes_bf16() else model.float()).to(_device()))
     with torch.device("meta"):
         model = Transformer(plan.model, load_kernels("torch"))
-    if not plan.learning.everything:
-        return _tuned(plan, model, checkpoint)
     try:
         model.load_state_dict(weights(checkpoint), assign=True)
     except RuntimeError as error:
@@ -152,23 +150,6 @@ def model_of(
     if precision is not None:
         model = model.to(_DTYPES[precision])
     elif not _computes_bf16():
-        model = model.float()
-    return _ready(model.to(_device()))
-
-
-def _tuned(plan: Plan, model: Transformer, checkpoint: Path) -> Transformer:
-    """The model that training began with and what it trained of it, made one."""
-    dtype = torch.bfloat16 if plan.layout.precision == "bf16" else torch.float32
-    model = model.to(dtype).to_empty(device="cpu")
-    initialise(model, plan.seed)
-    if plan.start is not None:
-        first = values_of(plan.start)
-        for name, parameter in model.named_parameters():
-            whole = first(name, parameter.shape)
-            if whole is not None:
-                parameter.data.copy_(whole)
-    model = merge(adapted(model, plan.learning, weights(checkpoint)))
-    if not _computes_bf16():
         model = model.float()
     return _ready(model.to(_device()))
 
@@ -197,13 +178,3 @@ def no_writer(path: Path) -> BadInput:
     """Of a model that does not write."""
     what = f"the model of {path} is no causal decoder, and cannot go on with a text"
     return BadInput(what, hint="give a model that was trained on the next token")
-
-
-def refuse_foreign(path: Path, spec: ModelSpec, tokenizer: Tokenizer) -> None:
-    """A tokenizer of more tokens than the model has."""
-    if tokenizer.vocabulary > spec.vocabulary:
-        raise BadInput(
-            f"the tokenizer of {path} has {tokenizer.vocabulary} tokens, its model "
-            f"{spec.vocabulary}: they do not belong together",
-            hint="copy tokenizer.json from the model's own folder, or the one dataset.json names",
-        )

@@ -126,7 +126,7 @@ def packed(original: Original, *, bits: Bits = 8, talk: Talk = lambda text: None
         query_scale=scale,
         embedding_scale=spec.embedding_scale,
         logit_scale=spec.logit_scale,
-        rotation=angles(spec, torch.device("cpu")),
+        rotation=angles(spec, spec.context, torch.device("cpu")),
         table=table,
         norm_D=reading.values("norm.weight"),
         head=head,

@@ -12,7 +12,7 @@ import torch
 
 from narrows.data import published
 from narrows.infer.generate import ServingPrecision, Writer
-from narrows.infer.loading import PLAN, load, no_writer, refuse_foreign, set_threads
+from narrows.infer.loading import PLAN, load, no_writer, set_threads
 from narrows.infer.packed import PackedWriter, packs
 from narrows.model.opening import opened
 from narrows.spec.errors import BadInput
@@ -49,7 +49,7 @@ def load_writer(
         raise no_writer(path)
     set_threads()
     words = published.words(original.path, original.facts)
-    refuse_foreign(path, original.spec, words.tokenizer)
+    published.refuse_foreign(words.tokenizer, original.spec.vocabulary, path)
     writer = PackedWriter(original, words, 4 if precision == "int4" else 8, talk)
     threads = torch.get_num_threads()
     size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
