@@ -29,6 +29,7 @@ from narrows.hardware.probe import probe
 from narrows.plan.plan import make_plan
 from narrows.spec.dataset import Dataset
 from narrows.spec.job import DataSpec, Job, ModelIntent, TrainIntent
+from narrows.spec.optimizer import AdamW
 from narrows.spec.record import save
 
 HERE = Path(__file__).resolve().parent
@@ -97,7 +98,7 @@ def ours(asked: argparse.Namespace, work: Work, files: dict[str, str], seed: int
         train=TrainIntent(
             steps=asked.steps, batch_sequences=work.batch, learning_rate=RATE, schedule="cosine",
             warmup_steps=min(WARMUP, asked.steps // 2), weight_decay=DECAY, clip=CLIP,
-            beta1=BETAS[0], beta2=BETAS[1],
+            optimizer=AdamW(beta1=BETAS[0], beta2=BETAS[1]),
         ),
     )  # fmt: skip
     path = CACHE / f"quality-plan-{seed}.toml"

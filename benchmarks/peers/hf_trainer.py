@@ -12,7 +12,7 @@ def main() -> None:
     task = Task()
     clock = Clock(task)
     transformers.set_seed(0)
-    model = build(task.work)
+    model = started(task.setting) if "start" in task.setting else build(task.work)
     losses = Losses(clock)
     trainer = transformers.Trainer(
         model=model,
@@ -27,6 +27,26 @@ def main() -> None:
         versions={"transformers": transformers.__version__, "torch": torch.__version__},
         losses=losses.values,
     )
+
+
+def started(setting: dict) -> torch.nn.Module:
+    """A published model from its folder, with PEFT's LoRA where the setting has a rank."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        setting["start"], attn_implementation="sdpa",
+        dtype=torch.bfloat16 if setting.get("weights") == "bf16" else torch.float32,
+    )  # fmt: skip
+    model.config.use_cache = False
+    if "rank" not in setting:
+        return model
+    import peft
+
+    return peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=setting["rank"], lora_alpha=2 * setting["rank"], target_modules="all-linear",
+            lora_dropout=0.0, task_type="CAUSAL_LM",
+        ),
+    )  # fmt: skip
 
 
 def build(work: dict) -> torch.nn.Module:
@@ -57,7 +77,7 @@ def arguments(task: Task) -> transformers.TrainingArguments:
         per_device_train_batch_size=task.micro_batch,
         gradient_accumulation_steps=task.accumulation,
         max_steps=task.warmup + task.measured,
-        learning_rate=1e-4,
+        learning_rate=task.setting.get("learning_rate", 1e-4),
         lr_scheduler_type="constant",
         weight_decay=0.1,
         max_grad_norm=1.0,

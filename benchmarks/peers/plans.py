@@ -5,7 +5,8 @@ from __future__ import annotations
 from peers.works import Work
 
 from narrows.plan.layouts import Layouts, Shapes
-from narrows.plan.operations import Product, step_operations
+from narrows.plan.operation import Product
+from narrows.plan.operations import step_operations
 from narrows.plan.plan import make_plan
 from narrows.spec.job import Job, ModelIntent, TrainIntent
 from narrows.spec.machine import Machine

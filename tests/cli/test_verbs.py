@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -137,6 +138,29 @@ def test_generate_streams_the_prompt_and_what_follows(capsys: Said) -> None:
         ledger = record.from_builtins(Ledger, told[name])
         assert ledger.basis == name and ledger.total.steps == told["tokens"] - 1
         assert ledger.first_token_s > 0 and ledger.per_token_s > 0 and ledger.memory.peak > 0
+
+
+@pytest.mark.parametrize("to", ["tiny-hf", "tiny.gguf"])
+def test_export_writes_what_generate_reads(to: str, capsys: Said) -> None:
+    assert main(["export", "runs/tiny", "--to", to]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("runs/tiny, step 12 → ") and "perplexity" in said.out
+    assert shlex.split(following(said.err))[:3] == ["narrows", "generate", to]
+    assert main(["generate", to, "--prompt", "def ", "--tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("def ")
+    assert main(["export", "runs/tiny", "--to", to]) == 2
+    assert f"--to {to}-2" in capsys.readouterr().err
+    assert main(["export", to, "--to", f"again-{to}", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["difference"] == 0.0 and told["readers"][0] == "narrows"
+    assert told["path"] == f"again-{to}"
+
+
+def test_export_of_what_is_not_there_says_what_is(capsys: Said) -> None:
+    assert main(["export", "runs/tyni", "--to", "x"]) == 2
+    assert "did you mean runs/tiny?" in capsys.readouterr().err
+    assert main(["export", "runs/tiny", "--to", "x.gguf", "--type", "q9"]) == 2
+    assert "known: f32, f16, " in capsys.readouterr().err and not Path("x.gguf").exists()
 
 
 def test_report_writes_the_page_and_the_facts(capsys: Said) -> None:

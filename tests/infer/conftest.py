@@ -17,7 +17,8 @@ from narrows.model.transformer import Transformer
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Ledger, MemoryPeak, Total
 from narrows.spec.model import ModelSpec, gpt2, llama
-from narrows.spec.plan import AdamW, Checkpointing, Evaluation, Plan, Provenance, Schedule
+from narrows.spec.optimizer import Optimizer
+from narrows.spec.plan import Checkpointing, Evaluation, Plan, Provenance, Schedule
 from narrows.spec.record import save
 from narrows.train.checkpoint import Checkpoints, Contents, State
 
@@ -103,9 +104,7 @@ def plan(shape: ModelSpec, precision: str = "fp32") -> Plan:
     )  # fmt: skip
     return Plan(
         name="tiny", seed=0, model=shape, layout=layout,
-        optimizer=AdamW(
-            learning_rate=1e-3, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip=1.0
-        ),
+        optimizer=Optimizer(learning_rate=1e-3),
         schedule=Schedule(shape="constant", warmup_steps=0, decay_steps=0, floor=0.0),
         batch_sequences=1, context=shape.context, steps=1,
         evaluation=Evaluation(every=1, sequences=1), checkpoints=Checkpointing(every=1, keep=2),

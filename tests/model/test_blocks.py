@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from narrows.model.blocks import BLOCKS, unpack
+from narrows.model.blocks import BLOCKS, packed, unpack
 
 gguf = pytest.importorskip("gguf", reason="the gguf package, whose reader is the reference")
 NUMBERS = np.random.default_rng(0)
@@ -37,3 +37,22 @@ def test_sizes_are_the_reference_s() -> None:
         kind = gguf.GGMLQuantizationType(number)
         assert kind.name == block.name
         assert gguf.GGML_QUANT_SIZES[kind] == (block.values, block.size)
+
+
+@pytest.mark.parametrize("number", [n for n, block in BLOCKS.items() if block.pack])
+def test_values_are_packed_as_the_reference_packs_them(number: int) -> None:
+    block = BLOCKS[number]
+    values = NUMBERS.normal(size=(400, block.values)).astype(np.float32)
+    values[0], values[1] = 0.0, 3.0
+    values[2, ::2] = 0.0
+    expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType(number))
+    found = torch.cat(list(packed(torch.from_numpy(values), block)))
+    assert np.array_equal(found.numpy(), expected.flatten())
+
+
+@pytest.mark.parametrize("number", [n for n, block in BLOCKS.items() if block.dtype])
+def test_plain_values_are_rounded_to_the_type(number: int) -> None:
+    block, values = BLOCKS[number], torch.randn(7, 5)
+    found = torch.cat(list(packed(values.t(), block)))
+    assert block.dtype is not None
+    assert found.view(block.dtype).equal(values.t().flatten().to(block.dtype))

@@ -19,72 +19,11 @@ from narrows.model.safetensors import Safetensors, files
 from narrows.model.transformer import Transformer
 from narrows.spec.model import ModelSpec
 
+from .families import CONFIGS, VOCABULARY
+
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-VOCABULARY, T = 96, 40
-SIZES = {
-    "vocab_size": VOCABULARY, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "intermediate_size": 80, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
-    "pad_token_id": 0,
-}  # fmt: skip
-GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
-TINY = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-LATENT = {
-    **SIZES, "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 40,
-    "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 24, "n_routed_experts": 8,
-    "num_experts_per_tok": 3, "moe_intermediate_size": 24, "n_shared_experts": 2,
-    "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2,
-}  # fmt: skip
-
-
-def rope(kind: str, factor: float, theta: float = 10_000.0, **more: Any) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, "factor": factor, **more}}
-
-
-YARN = rope("yarn", 4.0, original_max_position_embeddings=16, beta_fast=8.0, beta_slow=1.0)
-SHARP = rope("yarn", 4.0, original_max_position_embeddings=16, beta_fast=8.0, beta_slow=1.0,
-             mscale=1.0, mscale_all_dim=1.0)  # fmt: skip
-CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("GPT2", {**TINY, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64}),
-    "bert": ("Bert", {**SIZES, "type_vocab_size": 3}),
-    "opt": ("OPT", {**TINY, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-                    "ffn_dim": 80, "max_position_embeddings": 64, "word_embed_proj_dim": 48}),
-    "bloom": ("Bloom", {**TINY, "hidden_size": 48, "n_layer": 3, "n_head": 6, "seq_length": 64}),
-    "t5": ("T5", {**TINY, "d_model": 48, "d_kv": 16, "d_ff": 80, "num_layers": 3, "num_heads": 4,
-                  "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}),
-    "t5 v1.1": ("T5", {**TINY, "d_model": 48, "d_kv": 16, "d_ff": 80, "num_layers": 2,
-                       "num_heads": 4, "feed_forward_proj": "gated-gelu",
-                       "tie_word_embeddings": False}),
-    "llama": ("Llama", GROUPED),
-    "llama stretched": ("Llama", {**GROUPED, **rope("linear", 3.0)}),
-    "llama 3.1": ("Llama", {**GROUPED, **rope(
-        "llama3", 8.0, 500_000.0, low_freq_factor=1.0, high_freq_factor=4.0,
-        original_max_position_embeddings=32)}),
-    "llama yarn": ("Llama", {**GROUPED, **YARN}),
-    "mistral": ("Mistral", {**GROUPED, "sliding_window": 9}),
-    "qwen2": ("Qwen2", {**SIZES, "num_key_value_heads": 2}),
-    "qwen3": ("Qwen3", GROUPED),
-    "gemma2": ("Gemma2", {**GROUPED, "sliding_window": 9, "query_pre_attn_scalar": 24,
-                          "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
-    "gemma3": ("Gemma3", {**GROUPED, "sliding_window": 9, "query_pre_attn_scalar": 24,
-                          "layer_types": ["sliding_attention", "full_attention"] * 2}),
-    "phi": ("Phi", {**SIZES, "partial_rotary_factor": 0.5}),
-    "phi3": ("Phi3", {**SIZES, "num_key_value_heads": 2, "sliding_window": 11}),
-    "olmo": ("Olmo", SIZES),
-    "olmo2": ("Olmo2", {**SIZES, "num_key_value_heads": 2}),
-    "mixtral": ("Mixtral", {**GROUPED, "num_local_experts": 6, "num_experts_per_tok": 2}),
-    "qwen3 of experts": ("Qwen3Moe", {**GROUPED, "num_experts": 6, "num_experts_per_tok": 3,
-                                      "moe_intermediate_size": 24, "norm_topk_prob": True,
-                                      "mlp_only_layers": [0]}),
-    "gpt-oss": ("GptOss", {**GROUPED, **YARN, "num_local_experts": 6, "num_experts_per_tok": 2,
-                           "intermediate_size": 24, "sliding_window": 9,
-                           "layer_types": ["sliding_attention", "full_attention"] * 2}),
-    "deepseek v2": ("DeepseekV2", {**LATENT, "topk_method": "group_limited_greedy",
-                                   "norm_topk_prob": False, "routed_scaling_factor": 2.0}),
-    "deepseek v2 lite": ("DeepseekV2", {**LATENT, "q_lora_rank": None, "n_group": 1,
-                                        "topk_group": 1, "topk_method": "greedy"}),
-    "deepseek v3": ("DeepseekV3", {**LATENT, **SHARP, "norm_topk_prob": True}),
-}  # fmt: skip
+T = 40
 
 # Their part of a block: ours, and its place where ours joins several.
 PARTS = {

@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from narrows.model import gguf
+from narrows.model.blocks import BLOCKS
+from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput
 
 from .files import gguf_bytes, put
@@ -95,3 +97,33 @@ def test_no_damage_is_worse_than_a_refusal(tmp_path: Path, at: int, put_in: byte
             file.read(name, torch.empty(file.shape(name)))
     except BadInput as error:
         assert error.hint
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    facts = {**FACTS, "a.negative": -3, "a.wide": 1 << 40, "a.flags": [True, False], "a.none": [],
+             "a.fractions": [0.5, -1.0], "a.bytes": "\udcff"}  # fmt: skip
+    values = torch.arange(96, dtype=torch.float32).view(3, 32)
+    tensors = [
+        (Outgoing("first", (3, 32), lambda: values), BLOCKS[0]),
+        (Outgoing("second", (3, 32), lambda: values), BLOCKS[8]),
+        (Outgoing("third", (5,), lambda: values[0, :5]), BLOCKS[30]),
+    ]
+    gguf.write(tmp_path / "a.gguf", facts, tensors)
+    file = gguf.opened(tmp_path / "a.gguf")
+    assert file.facts == facts and file.names() == ["first", "second", "third"]
+    first, third = torch.empty(3, 32), torch.empty(5)
+    file.read("first", first)
+    file.read("third", third)
+    assert first.equal(values) and third.equal(values[0, :5])
+
+
+def test_what_is_written_is_what_the_reference_reads(tmp_path: Path) -> None:
+    reference = pytest.importorskip("gguf", reason="the reference reader")
+    facts = {key: value for key, value in FACTS.items() if key != "general.architecture"}
+    facts = {"general.architecture": "llama", **facts, "a.wide": 1 << 40, "a.flags": [True, False]}
+    tensors = [(Outgoing("first", (2, 3), lambda: VALUES.view(2, 3)), BLOCKS[0])]
+    gguf.write(tmp_path / "a.gguf", facts, tensors)
+    found = reference.GGUFReader(tmp_path / "a.gguf")
+    fields = {name: each.contents() for name, each in found.fields.items() if "GGUF" not in name}
+    assert fields == facts
+    assert found.tensors[0].data.tolist() == VALUES.view(2, 3).tolist()

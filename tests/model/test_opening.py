@@ -9,11 +9,15 @@ import torch
 from safetensors.torch import save_file
 
 from narrows.kernels.load import load
+from narrows.model import ggml, gguf
+from narrows.model.blocks import BLOCKS
 from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
+from narrows.model.writing import outgoing
 from narrows.spec.errors import BadInput
 
 from .configs import Config
+from .conftest import built, spec
 from .files import gguf_bytes, put
 
 BERT: Config = {
@@ -92,3 +96,13 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     assert "architecture 'rwkv'" in refused(put(tmp_path / "a.gguf", alien))
     bare = gguf_bytes({"general.architecture": "llama"}, {})
     assert "has no token_embd.weight" in refused(put(tmp_path / "b.gguf", bare))
+
+
+def test_a_link_to_a_model_is_the_model(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    shape = spec()
+    weights = {name: each.detach() for name, each in built(shape).named_parameters()}
+    tensors = outgoing(weights, shape, ggml.NAMINGS["llama"])
+    gguf.write(path, ggml.facts("llama", shape), [(each, BLOCKS[0]) for each in tensors])
+    link.symlink_to(path)
+    assert opened(link).digest() == opened(path).digest()

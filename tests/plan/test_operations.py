@@ -4,12 +4,8 @@ import msgspec
 import pytest
 
 from narrows.plan.layouts import Layouts, Shapes
-from narrows.plan.operations import (
-    Operation,
-    Pointwise,
-    evaluation_operations,
-    step_operations,
-)
+from narrows.plan.operation import Operation, Pointwise
+from narrows.plan.operations import evaluation_operations, step_operations
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec, gpt2, llama
 

@@ -112,11 +112,6 @@ def test_cadences_that_are_asked_for_stand(machine: Machine) -> None:
     )  # fmt: skip
 
 
-def test_a_checkpoint_holds_weights_masters_and_moments() -> None:
-    assert recipe.checkpoint_bytes(MODEL, 2) == 14 * MODEL.parameters
-    assert recipe.checkpoint_bytes(MODEL, 4) == 12 * MODEL.parameters
-
-
 def test_slow_disks_are_written_to_less_often(machine: Machine) -> None:
     slow = dataclasses.replace(PACE, save_bytes=5e9)
     often = recipe.cadence(TrainIntent(), machine, PACE, 10_000).checkpoints.every

@@ -26,8 +26,8 @@ from narrows.spec.machine import (
     Processor,
 )
 from narrows.spec.model import llama
+from narrows.spec.optimizer import Optimizer
 from narrows.spec.plan import (
-    AdamW,
     Alternative,
     Checkpointing,
     Data,
@@ -100,9 +100,7 @@ def plan() -> Plan:
     whole = predicted()
     return Plan(
         name="tempest", seed=7, model=MODEL, layout=LAYOUT,
-        optimizer=AdamW(
-            learning_rate=1.2e-3, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip=1.0
-        ),
+        optimizer=Optimizer(learning_rate=1.2e-3),
         schedule=Schedule(shape="cosine", warmup_steps=15, decay_steps=285, floor=0.1),
         batch_sequences=32, context=256, steps=STEPS,
         evaluation=Evaluation(every=50, sequences=64),

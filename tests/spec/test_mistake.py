@@ -16,8 +16,8 @@ CASES: list[tuple[type[record.Record], Any, str, str | None]] = [
      "did you mean steps?"),
     (Job, {"name": "x", "steps": 3}, "unknown key steps at the top", "did you mean train.steps?"),
     (Job, {"name": "x", "data": {"corpus": "x", "zzz": 1}}, "unknown key zzz in [data]",
-     "known keys in [data]: corpus, tokenizer, vocabulary, validation, text_field, cleaning, "
-     "workers"),
+     "known keys in [data]: corpus, tokenizer, vocabulary, validation, longest, text_field, "
+     "cleaning, workers"),
     (Job, {}, "name is missing", 'add name = "..."'),
     (Job, {"name": "x", "data": {}}, "data.corpus is missing", 'add corpus = "..." to [data]'),
     (Job, {"name": "x", "model": {"positions": {"base": 3}}}, "model.positions.type is missing",

@@ -72,6 +72,10 @@ def valid_leaf(hint: Any) -> st.SearchStrategy[Any]:
             fields["processes"] = st.none()
         if hint.__name__ == "ModelIntent":
             fields["start"] = st.none()
+        if hint.__name__ == "LowRank":
+            fields["targets"] = st.none() | st.just(("query", "down"))
+        if "frozen" in fields:
+            fields["frozen"] = st.just(("embeddings", "layers.0-1"))
         if hint.__name__ == "PowerSGD":
             fields["start_step"] = st.integers(2, 10**6)
         return st.builds(hint, **fields)

@@ -26,7 +26,8 @@ from narrows.spec.machine import (
     Processor,
 )
 from narrows.spec.model import ModelSpec, gpt2, llama
-from narrows.spec.plan import AdamW, Checkpointing, Data, Evaluation, Plan, Provenance, Schedule
+from narrows.spec.optimizer import Optimizer
+from narrows.spec.plan import Checkpointing, Data, Evaluation, Plan, Provenance, Schedule
 from narrows.spec.units import (
     Bytes,
     BytesPerSecond,
@@ -76,9 +77,7 @@ def plan(**changes: object) -> Plan:
     )  # fmt: skip
     values: dict[str, object] = {
         "name": "tiny", "seed": 1, "model": model(), "layout": layout(),
-        "optimizer": AdamW(
-            learning_rate=3e-3, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip=1.0
-        ),
+        "optimizer": Optimizer(learning_rate=3e-3),
         "schedule": Schedule(shape="cosine", warmup_steps=2, decay_steps=8, floor=0.1),
         "batch_sequences": 4, "context": CONTEXT, "steps": 10,
         "evaluation": Evaluation(every=5, sequences=4),

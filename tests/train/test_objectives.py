@@ -88,7 +88,7 @@ def test_padding_packing_and_accumulation_change_nothing() -> None:
 def test_a_class_is_read_from_where_the_pooling_says(pooling: Any) -> None:
     model = made(msgspec.structs.replace(SPEC, classes=3, pooling=pooling))
     rows = rows_of(batch(), CPU)
-    found = float(Classes(pooling).loss(model, rows, Loss(64, 1.0)).detach())
+    found = float(Classes().loss(model, rows, Loss(64, 1.0)).detach())
     take = {"first": lambda x: x[0], "last": lambda x: x[-1], "mean": lambda x: x.mean(0)}[pooling]
     assert model.score is not None
     logits_NC = torch.stack([take(x_TD) for x_TD in alone(model)]) @ model.score.weight.t()
@@ -100,9 +100,7 @@ def test_a_class_is_read_from_where_the_pooling_says(pooling: Any) -> None:
 
 def test_a_number_has_the_squared_error() -> None:
     model = made(msgspec.structs.replace(SPEC, classes=1))
-    found = float(
-        Numbers("last").loss(model, rows_of(batch(((0.5, -1.0), (2.0,))), CPU), Loss(8, 0.5))
-    )
+    found = float(Numbers().loss(model, rows_of(batch(((0.5, -1.0), (2.0,))), CPU), Loss(8, 0.5)))
     assert model.score is not None
     said_N = (torch.stack([x[-1] for x in alone(model)]) @ model.score.weight.t())[:, 0]
     expected = (said_N + model.score.bias - torch.tensor([0.5, -1.0, 2.0])).square().sum() / 2

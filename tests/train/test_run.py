@@ -19,6 +19,7 @@ from narrows.spec.dataset import Dataset
 from narrows.spec.errors import BadInput, Interrupted, RunFailed
 from narrows.spec.ledger import KINDS, Ledger
 from narrows.spec.machine import Machine
+from narrows.spec.optimizer import RULES, Optimizer
 from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
 from narrows.train.lock import locked
@@ -26,6 +27,19 @@ from narrows.train.run import Also, train
 from narrows.train.step import Trainer
 
 from .conftest import layout, tiny_machine, with_text
+
+USUAL = Optimizer(learning_rate=3e-3)
+OPTIMIZERS = [
+    pytest.param(USUAL, id="adamw"),
+    *(
+        pytest.param(
+            Optimizer(rule=rule(), learning_rate=1e-3, ema=None if free else 0.99,
+                      state_bits=32 if free or name == "adafactor" else 8),
+            id=name, marks=pytest.mark.slow,
+        )
+        for name, rule in RULES.items() for free in [name == "schedule_free"]
+    ),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -73,10 +87,11 @@ def test_a_run_leaves_what_the_report_reads(plan: Plan, machine: Machine, tmp_pa
     assert list((run / "tensorboard").iterdir())
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_killed_at_any_moment_a_run_ends_the_same(
-    plan: Plan, machine: Machine, tmp_path: Path
+    optimizer: Optimizer, plan: Plan, machine: Machine, tmp_path: Path
 ) -> None:
-    plan = msgspec.structs.replace(plan, steps=40)
+    plan = msgspec.structs.replace(plan, steps=40, optimizer=optimizer)
     save(plan, tmp_path / "plan.toml")
     save(machine, tmp_path / "machine.toml")
     straight, broken = tmp_path / "straight", tmp_path / "broken"
@@ -89,7 +104,9 @@ def test_killed_at_any_moment_a_run_ends_the_same(
     train(plan, broken, machine=machine, resume=True, talk=silent)
     assert losses(broken) == losses(straight)
     last = "checkpoints/step-00000040"
-    for name in ("weights.safetensors", "optimizer.safetensors"):
+    names = sorted(each.name for each in (straight / last).glob("*.safetensors"))
+    assert len(names) == (3 if optimizer.averages else 2)
+    for name in names:
         expected, found = load_file(straight / last / name), load_file(broken / last / name)
         assert all(torch.equal(found[key], value) for key, value in expected.items())
     events = [line["event"] for line in lines(broken) if "event" in line]

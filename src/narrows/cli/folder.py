@@ -22,10 +22,14 @@ def existing(folder: str) -> Path:
 
 
 def of_model(path: str) -> Path:
-    """A run folder, a published model's folder or a GGUF file; raises BadInput as `existing` does
-    where it is none.
+    """A run folder, a published model's folder or name on the hub, or a GGUF file; raises BadInput
+    as `existing` does where it is none.
     """
+    from narrows.spec.hub import repository
+
     found = Path(path).expanduser()
+    if repository(path):
+        return Path(path)
     if found.suffix == ".gguf" or (found / "config.json").is_file():
         return found
     return existing(path)

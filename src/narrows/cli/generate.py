@@ -6,6 +6,7 @@ import argparse
 import shlex
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from narrows.cli import folder, speak
 
@@ -14,13 +15,15 @@ EXAMPLES = """\
 narrows generate runs/shakespeare --prompt "ROMEO:"
 narrows generate runs/shakespeare --prompt "ROMEO:" --tokens 400 --temperature 0.7 --seed 3
 narrows generate SmolLM2-135M.gguf --prompt "The capital of France is" --temperature 0
+narrows generate runs/reviews --prompt "A fine film."       what a classifier says of it
+narrows generate HuggingFaceTB/SmolLM2-135M-Instruct --prompt "The capital of France is"
 narrows generate runs/shakespeare --prompt "Enter" --top-p 0.9 --stop "JULIET:\""""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("folder", metavar="MODEL", help="a run's folder, a published model's, or "
-                        "a GGUF file")  # fmt: skip
+    parser.add_argument("folder", metavar="MODEL", help="a run's folder, a published model's "
+                        "or its name on the hub, or a GGUF file")  # fmt: skip
     parser.add_argument("--prompt", default="", help="the text to go on from")
     parser.add_argument("--tokens", type=int, default=200, help="at most so many (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
@@ -37,6 +40,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Stream the text, the prompt before it; with --json all at once."""
     path = folder.of_model(chosen.folder)
+    from narrows.infer import classifier
+
+    if classifier.is_one(path):
+        return _classified(path, chosen)
     from narrows.infer.account import Account, told
     from narrows.infer.generate import generate
     from narrows.infer.loading import load
@@ -66,6 +73,20 @@ def run(chosen: argparse.Namespace) -> int:
         speak.answer_json({**answer, "seconds": seconds, "finish": writing.finish, **ledgers})
     if (path / "plan.toml").is_file():
         speak.next_step(f"narrows report {shlex.quote(str(path))}")
+    return 0
+
+
+def _classified(path: Path, chosen: argparse.Namespace) -> int:
+    """What a model that tells classes or a number says of the prompt."""
+    from narrows.infer import classifier
+
+    said = classifier.load(path, chosen.checkpoint).answer(chosen.prompt)
+    if chosen.json:
+        speak.answer_json({"prompt": chosen.prompt, "said": [each._asdict() for each in said]})
+        return 0
+    for each in said:
+        of_class = each.label is not None
+        speak.answer(f"{each.share:6.1%}  {each.label}" if of_class else f"{each.number:.4g}")
     return 0
 
 

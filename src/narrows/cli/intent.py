@@ -93,7 +93,6 @@ def dataset(job: Job, start: Start | None = None) -> Dataset | None:
     """The prepared data of `job`; prepared now where it was not yet."""
     import msgspec
 
-    from narrows.data import examples
     from narrows.data.prepare import known, prepare
     from narrows.spec.objective import OF_EXAMPLES
 
@@ -101,6 +100,8 @@ def dataset(job: Job, start: Start | None = None) -> Dataset | None:
     if data is None:
         return None
     if isinstance(job.train.objective, OF_EXAMPLES):
+        from narrows.data import examples
+
         return examples.prepare(data, job.train.objective, words, talk=speak.talk)
     if words is not None:
         # The model reads no tokens but its own.

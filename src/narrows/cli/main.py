@@ -7,11 +7,27 @@ import os
 import sys
 
 from narrows import __version__
-from narrows.cli import doctor, generate, intent, launch, plan, probe, report, speak, train
+from narrows.cli import (
+    chat,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    intent,
+    launch,
+    plan,
+    probe,
+    report,
+    speak,
+    train,
+    tune,
+)
 from narrows.cli.parser import Parser
 from narrows.spec.errors import BadInput, NarrowsError, RunFailed
 
-VERBS = (probe, doctor, plan, train, launch, generate, report)
+VERBS = (
+    probe, doctor, plan, train, tune, launch, generate, chat, evaluate, export, report,
+)  # fmt: skip
 EXAMPLES = """\
 narrows probe                                       measure this machine, once
 narrows plan --budget 5min --corpus shakespeare     what five minutes here can train

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from narrows.data import streams
-from narrows.spec.errors import BadInput, NarrowsError
+from narrows.spec.errors import NarrowsError
+from narrows.spec.hub import unreachable
 
 
 def texts(name: str, field: str) -> Iterator[str]:
@@ -28,7 +28,9 @@ def texts(name: str, field: str) -> Iterator[str]:
     except (NarrowsError, GeneratorExit):
         raise
     except Exception as error:  # the library and the network raise a dozen kinds
-        raise _unreachable(name, error) from None
+        raise unreachable(
+            f"the dataset hf:{name}", error, hint="give a folder of parquet or jsonl files"
+        ) from None
 
 
 def _text(row: dict[str, object], field: str, name: str) -> str:
@@ -37,16 +39,3 @@ def _text(row: dict[str, object], field: str, name: str) -> str:
         return value or ""
     known = [key for key, inner in row.items() if isinstance(inner, str)]
     raise streams.missing(field, known, f"hf:{name} has no text in the column")
-
-
-def _unreachable(name: str, error: Exception) -> BadInput:
-    causes = [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"]
-    for variable in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HOME"):
-        if os.environ.get(variable):
-            causes.append(f"{variable}={os.environ[variable]}")
-    return BadInput(
-        f"the dataset hf:{name} could not be had from Hugging Face",
-        causes=causes,
-        hint="check the name and the network; a private dataset needs `hf auth login`; "
-        "a mirror is chosen by HF_ENDPOINT; or give a folder of parquet or jsonl files",
-    )

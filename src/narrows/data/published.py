@@ -25,10 +25,13 @@ _ENDINGS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext
 
 
 class Words(NamedTuple):
-    """How a model reads and writes text; without a template it knows no conversation."""
+    """How a model reads and writes text; without a template it knows no conversation. `special`:
+    what its files call some tokens, such as bos_token.
+    """
 
     tokenizer: Tokenizer
-    template: Template | None
+    template: Template | None = None
+    special: Mapping[str, str] = {}
 
 
 def words(path: Path, facts: Mapping[str, Any] | None) -> Words:
@@ -54,20 +57,40 @@ def of_folder(folder: Path) -> Words:
     ends += _listed(_table(folder / "config.json").get("eos_token_id"))
     source = _template(folder, said)
     template = None if source is None else Template(source, special)
-    return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template)
+    return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template, special)
 
 
-def save(words: Words, folder: Path) -> None:
-    """Write what `of_folder` reads: tokenizer.json, and the template and ends beside it."""
-    (folder / FILE).write_text(words.tokenizer.to_json(), encoding="utf-8")
-    tokenizer, template = words.tokenizer, words.template
-    said: dict[str, Any] = dict(template.special) if template else {}
-    said.setdefault("eos_token", tokenizer.text_of(tokenizer.end_of_document))
-    write_atomically(folder / _SETTINGS, json.dumps(said, ensure_ascii=False).encode())
-    ends = {"eos_token_id": sorted(tokenizer.ends)}
-    write_atomically(folder / _GENERATION, json.dumps(ends).encode())
-    if template is not None:
-        (folder / _TEMPLATE).write_text(template.source, encoding="utf-8")
+def save(words: Words, folder: Path, context: int | None = None) -> None:
+    """Write what `of_folder` and transformers read: tokenizer.json, and beside it what its tokens
+    are called, the template, where texts end and, where told, how long they may be.
+    """
+    end = words.tokenizer.text_of(words.tokenizer.end_of_document)
+    said = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **({} if context is None else {"model_max_length": context}),
+        "eos_token": end,
+        **words.special,
+    }
+    contents = {
+        FILE: words.tokenizer.to_json(),
+        _SETTINGS: json.dumps(said, indent=2, ensure_ascii=False),
+        _GENERATION: json.dumps(numbers(words), indent=2),
+        **({_TEMPLATE: words.template.source} if words.template else {}),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content.encode())
+
+
+def numbers(words: Words) -> dict[str, int | list[int]]:
+    """The tokens that generation has to know, by the keys of a config.json."""
+    tokenizer = words.tokenizer
+    ends = [tokenizer.end_of_document, *sorted(tokenizer.ends - {tokenizer.end_of_document})]
+    found = {f"{name}_token_id": tokenizer.number_of(words.special.get(f"{name}_token"))
+             for name in ("bos", "pad")}  # fmt: skip
+    told: dict[str, int | list[int]] = {key: n for key, n in found.items() if n is not None}
+    return {**told, "eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
 def of_facts(facts: Mapping[str, Any], source: str) -> Words:
@@ -84,7 +107,7 @@ def of_facts(facts: Mapping[str, Any], source: str) -> Words:
     ends += _listed(facts.get("tokenizer.ggml.eot_token_id"))
     text = facts.get("tokenizer.chat_template")
     template = Template(text, special) if isinstance(text, str) else None
-    return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template)
+    return Words(Tokenizer(tokenizer, _every(tokenizer, ends)), template, special)
 
 
 def _every(tokenizer: tokenizers.Tokenizer, ends: list[int]) -> list[int]:

@@ -53,6 +53,17 @@ class Tokenizer:
         """The text of `tokens`; an incomplete character at the end reads U+FFFD."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
+    def words(self, text: str) -> list[str]:
+        """What `text` is cut into before anything is joined."""
+        inner = self._tokenizer
+        text = inner.normalizer.normalize_str(text) if inner.normalizer else text
+        cut = inner.pre_tokenizer
+        return [word for word, _ in cut.pre_tokenize_str(text)] if cut else [text]
+
+    def number_of(self, text: str | None) -> int | None:
+        """The token that the vocabulary calls so; None of what it has not, and of None."""
+        return None if text is None else self._tokenizer.token_to_id(text)
+
     def text_of(self, token: int) -> str | None:
         """The one token's text, as it is written in the vocabulary."""
         return self._tokenizer.id_to_token(token)

@@ -40,23 +40,33 @@ def locate(run: Path, name: str | None = None) -> Path:
 
 def weights(checkpoint: Path) -> dict[str, Tensor]:
     """The checkpoint's tensors, put together where several processes wrote them, once their
-    checksums hold; BadInput otherwise.
+    checksums hold; BadInput otherwise. An average of the weights answers before the last of them.
     """
+    found = saved(checkpoint)
+    try:
+        return {name: found.whole(name) for name in found.names()}
+    except BadInput as error:
+        raise BadInput(error.what, hint=_others(checkpoint)) from None
+
+
+def saved(checkpoint: Path) -> Saved:
+    """The same, not read yet."""
     sums = _state(checkpoint).get("sha256", {})
-    names = sorted(name for name in sums if name.startswith("weights")) or ["weights.safetensors"]
+    averages = sorted(name for name in sums if name.startswith("average"))
+    found = averages or sorted(name for name in sums if name.startswith("weights"))
+    names = found or ["weights.safetensors"]
     for name in names:
         path = checkpoint / name
         try:
             with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             raise BadInput(f"{path} does not exist", hint=_others(checkpoint)) from None
-        if found != sums.get(name):
+        if digest != sums.get(name):
             what = f"{path} is damaged: it does not match the checksum in state.json"
             raise BadInput(what, hint=_others(checkpoint))
     try:
-        saved = Saved(checkpoint / name for name in names)
-        return {name: saved.whole(name) for name in saved.names()}
+        return Saved(checkpoint / name for name in names)
     except BadInput as error:
         raise BadInput(error.what, hint=_others(checkpoint)) from None
 

@@ -35,7 +35,7 @@ def generate(
     """
     if tokens < 1:
         raise BadInput(f"tokens is {tokens}", hint="ask for at least 1")
-    found = _tokens_of(prompt, generator)
+    found = tokens_of(prompt, generator)
     return Generation(generator, found, tokens, sampling or Sampling(), stop)
 
 
@@ -100,7 +100,10 @@ class Generation:
         return token
 
 
-def _tokens_of(prompt: str, generator: Generator) -> list[int]:
+def tokens_of(prompt: str, generator: Generator) -> list[int]:
+    """The tokens that a text is gone on from; raises BadInput where it is longer than the context,
+    or of characters that the tokenizer lacks.
+    """
     tokenizer, context = generator.tokenizer, generator.model.spec.context
     text = tokenizer.encode(prompt)
     found = [*tokenizer.begin, *text] or [tokenizer.end_of_document]

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from narrows.adapt.apply import adapted
+from narrows.adapt.merge import merge
 from narrows.data import published, tokenizers
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
@@ -21,14 +23,18 @@ from narrows.infer.decoding import Decoding
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
+from narrows.model.beginning import values_of
+from narrows.model.initial import initialise
 from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
+from narrows.plan.layouts import TrainingPrecision
 from narrows.spec.errors import BadInput
 from narrows.spec.plan import Plan
 from narrows.spec.record import load as load_record
 
 Talk = Callable[[str], None]
 PLAN = "plan.toml"
+_DTYPES: dict[TrainingPrecision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Generator(NamedTuple):
@@ -39,61 +45,78 @@ class Generator(NamedTuple):
     template: Template | None = None
 
 
-def load(path: Path, *, checkpoint: str | None = None, talk: Talk = lambda text: None) -> Generator:
+def load(
+    path: Path, *, checkpoint: str | None = None, precision: TrainingPrecision | None = None,
+    talk: Talk = lambda text: None,
+) -> Generator:  # fmt: skip
     """The model of a run folder, by default its best checkpoint, else its latest; of a published
     model's folder; or of a GGUF file.
 
-    A run's computes in the precision that it was trained in, a published one in bf16; either in
-    fp32, once widened, where the processor has no bf16 unit and would be slow without. Raises
-    BadInput where the path is none of these, has no checkpoint yet, or is damaged.
+    Where no `precision` is asked for, a run's computes in the one that it was trained in, a
+    published one in bf16; either in fp32, once widened, where the processor has no bf16 unit and
+    would be slow without. Raises BadInput where the path is none of these, has no checkpoint yet,
+    or is damaged.
     """
     keep_pages()
     if (path / PLAN).is_file():
-        generator, what = _trained(path, checkpoint)
+        generator, what = _trained(path, checkpoint, precision)
     else:
         if checkpoint is not None:
             raise BadInput(f"{path} is no run, and has no checkpoints", hint="leave it out")
-        generator, what = _published(path)
+        generator, what = _published(path, precision)
     _refuse_foreign(path, *generator[:2])
     if "OMP_NUM_THREADS" not in os.environ:
         here = processor()
         torch.set_num_threads(max(1, here.cores_allowed // here.threads_per_core))
-    precision = "bf16" if generator.model.head_VD.dtype == torch.bfloat16 else "fp32"
+    found = "bf16" if generator.model.head_VD.dtype == torch.bfloat16 else "fp32"
     threads = torch.get_num_threads()
     _warm(generator.model)
-    talk(f"{what}, {precision}, {threads} thread{'s'[: threads > 1]}")
+    talk(f"{what}, {found}, {threads} thread{'s'[: threads > 1]}")
     return generator
 
 
-def _trained(run: Path, checkpoint: str | None) -> tuple[Generator, str]:
+def _trained(
+    run: Path, checkpoint: str | None, precision: TrainingPrecision | None
+) -> tuple[Generator, str]:
     plan = load_record(Plan, run / PLAN)
-    if not plan.model.writes:
+    if not plan.model.writes or plan.model.classes:
         raise _no_writer(run)
+    words, found = words_of(run), locate(run, checkpoint)
+    model = model_of(plan, found, precision)
+    generator = Generator(model, words.tokenizer, words.template)
+    return generator, f"{found} (step {step(found)})"
+
+
+def words_of(run: Path) -> published.Words:
+    """The tokenizer and template that a run was trained with."""
     if not (run / tokenizers.FILE).is_file():
         hint = "copy it from the prepared dataset: dataset.json names the folder"
         raise BadInput(f"{run} has no {tokenizers.FILE}", hint=hint)
-    words = published.of_folder(run)
-    found = locate(run, checkpoint)
-    return Generator(_model(plan, found), *words), f"{found} (step {step(found)})"
+    return published.of_folder(run)
 
 
-def _published(path: Path) -> tuple[Generator, str]:
+def _published(path: Path, precision: TrainingPrecision | None) -> tuple[Generator, str]:
     original = opened(path)
     if not original.spec.writes:
         raise _no_writer(path)
     words = published.words(original.path, original.facts)
-    dtype = torch.bfloat16 if _computes_bf16() else torch.float32
+    dtype = _DTYPES[precision or ("bf16" if _computes_bf16() else "fp32")]
     with torch.device("meta"):
         model = Transformer(original.spec, load_kernels("torch"))
     model = build(original, model, dtype, _device())
     size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
-    return Generator(_ready(model), *words), f"{path}: {original.kind}, {size}"
+    generator = Generator(_ready(model), words.tokenizer, words.template)
+    return generator, f"{path}: {original.kind}, {size}"
 
 
-def _model(plan: Plan, checkpoint: Path) -> Transformer:
+def model_of(
+    plan: Plan, checkpoint: Path, precision: TrainingPrecision | None = None
+) -> Transformer:
     """The plan's model with the checkpoint's weights, on the device that computes here."""
     with torch.device("meta"):
         model = Transformer(plan.model, load_kernels("torch"))
+    if not plan.learning.everything:
+        return _tuned(plan, model, checkpoint)
     try:
         model.load_state_dict(weights(checkpoint), assign=True)
     except RuntimeError as error:
@@ -102,6 +125,25 @@ def _model(plan: Plan, checkpoint: Path) -> Transformer:
             causes=[line.strip() for line in str(error).splitlines()[1:4]],
             hint="was plan.toml changed since? generate from an untouched run folder",
         ) from None
+    if precision is not None:
+        model = model.to(_DTYPES[precision])
+    elif not _computes_bf16():
+        model = model.float()
+    return _ready(model.to(_device()))
+
+
+def _tuned(plan: Plan, model: Transformer, checkpoint: Path) -> Transformer:
+    """The model that training began with and what it trained of it, made one."""
+    dtype = torch.bfloat16 if plan.layout.precision == "bf16" else torch.float32
+    model = model.to(dtype).to_empty(device="cpu")
+    initialise(model, plan.seed)
+    if plan.start is not None:
+        first = values_of(plan.start)
+        for name, parameter in model.named_parameters():
+            whole = first(name, parameter.shape)
+            if whole is not None:
+                parameter.data.copy_(whole)
+    model = merge(adapted(model, plan.learning, weights(checkpoint)))
     if not _computes_bf16():
         model = model.float()
     return _ready(model.to(_device()))

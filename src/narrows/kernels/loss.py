@@ -132,9 +132,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_gradient: bool,
     ) -> Tensor:  # fmt: skip
         total = torch.zeros((), dtype=torch.float32, device=x_MD.device)
-        dx_MD = torch.empty_like(x_MD) if needs_gradient else None
+        dx, dhead, dbias = (needs_gradient and each for each in ctx.needs_input_grad[:3])
+        dx_MD = torch.empty_like(x_MD) if dx else None
         dhead_VD: Tensor | None = None
-        dbias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        dbias_V = None if bias_V is None or not dbias else torch.zeros_like(bias_V).float()
         for first in range(0, x_MD.shape[0], chunk):
             rows = slice(first, first + chunk)
             logits_CV = x_MD[rows] @ head_VD.t()
@@ -150,13 +151,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 losses_C = losses_C * weights_M[rows]
                 logits_CV.mul_(weights_M[rows].unsqueeze(-1).to(logits_CV.dtype))
             total += losses_C.sum()
-            if dx_MD is None:
+            if not needs_gradient:
                 continue
             if slope_CV is not None:
                 logits_CV.mul_(slope_CV)
             if dbias_V is not None:
                 dbias_V += logits_CV.sum(0, dtype=torch.float32)
-            torch.mm(logits_CV, head_VD, out=dx_MD[rows])
+            if dx_MD is not None:
+                torch.mm(logits_CV, head_VD, out=dx_MD[rows])
+            if not dhead:
+                continue
             if dhead_VD is None:
                 dhead_VD = logits_CV.t() @ x_MD[rows]
             else:

@@ -162,17 +162,21 @@ class _AddNorm(torch.autograd.Function):
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTD: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_BTD, weight_ED)
-        ctx.biased = bias_E is not None
+        # The input is for the weight's gradient alone.
+        ctx.save_for_backward(x_BTD if ctx.needs_input_grad[1] else None, weight_ED)
+        ctx.shape = x_BTD.shape
         return torch.nn.functional.linear(x_BTD, weight_ED, bias_E)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, weight_ED = ctx.saved_tensors
         dout_ME = upstream[0].flatten(0, -2).contiguous()
-        dx_BTD = (dout_ME @ weight_ED).view_as(x_BTD)
-        dweight_ED = dout_ME.t() @ x_BTD.flatten(0, -2)
-        return dx_BTD, dweight_ED, column_sum(dout_ME) if ctx.biased else None
+        dx, dweight, dbias = ctx.needs_input_grad
+        return (
+            (dout_ME @ weight_ED).view(ctx.shape) if dx else None,
+            dout_ME.t() @ x_BTD.flatten(0, -2) if dweight else None,
+            column_sum(dout_ME) if dbias else None,
+        )
 
 
 class _ActivatedLinear(torch.autograd.Function):
@@ -182,18 +186,23 @@ class _ActivatedLinear(torch.autograd.Function):
     ) -> Tensor:
         h_BTX = h_BTX.contiguous()
         ctx.save_for_backward(h_BTX, weight_DF)
-        ctx.options = activation, bias_D is not None
+        ctx.activation = activation
         y_BTF = _activate(h_BTX, activation)
         return torch.nn.functional.linear(y_BTF, weight_DF, bias_D)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         h_BTX, weight_DF = ctx.saved_tensors
-        activation, biased = ctx.options
+        dh, dweight, dbias, _ = ctx.needs_input_grad
         dout_MD = upstream[0].flatten(0, -2).contiguous()
-        y_MF, dh_BTX = _activate_backward(h_BTX, dout_MD @ weight_DF, activation)
-        dweight_DF = dout_MD.t() @ y_MF
-        return dh_BTX, dweight_DF, column_sum(dout_MD) if biased else None, None
+        if dh:
+            y_MF, dh_BTX = _activate_backward(h_BTX, dout_MD @ weight_DF, ctx.activation)
+        else:
+            y_MF, dh_BTX = _activate(h_BTX, ctx.activation).flatten(0, -2), None
+        return (
+            dh_BTX, dout_MD.t() @ y_MF if dweight else None,
+            column_sum(dout_MD) if dbias else None, None,
+        )  # fmt: skip
 
 
 class _Attention(torch.autograd.Function):
@@ -212,13 +221,14 @@ class _Attention(torch.autograd.Function):
             "attention_forward", qkv_BTX, cos, sin, out_BTX, lse_BNT, begins, count, *heads,
             spans.causal,
         )  # fmt: skip
-        ctx.save_for_backward(qkv_BTX, out_BTX, lse_BNT, begins)
+        ctx.save_for_backward(qkv_BTX, out_BTX, lse_BNT)
+        ctx.begins = begins
         ctx.heads, ctx.rotation, ctx.causal = heads, rotation, spans.causal
         return out_BTX
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        qkv_BTX, out_BTX, lse_BNT, begins = ctx.saved_tensors
+        (qkv_BTX, out_BTX, lse_BNT), begins = ctx.saved_tensors, ctx.begins
         heads: Heads = ctx.heads
         count = begins.numel() - 1
         cos, sin = ctx.rotation or (None, None)

@@ -105,9 +105,9 @@ class LatentWeights(nn.Module):
         H, latent = self.width, self.latent
         q_BNTX = self._queries(kernels, y_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         plain_BNTH, q_BNTR = q_BNTX.split([H, latent.rope_width], dim=-1)
-        c_BTX = kernels.linear(y_BTD, self.key_value_down.weight, None)
+        c_BTX = self.key_value_down.linear(kernels, y_BTD)
         c_BTC, k_BTR = c_BTX.split([latent.kv_rank, latent.rope_width], dim=-1)
-        kv_BTX = kernels.linear(self.key_value_norm.alone(c_BTC), self.key_value_up.weight, None)
+        kv_BTX = self.key_value_up.linear(kernels, self.key_value_norm.alone(c_BTC))
         kv_BNTX = kv_BTX.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k_BNTH, v_BNTH = kv_BNTX.split([H, latent.value_width], dim=-1)
         q_BNTR, k_B1TR = turned(q_BNTR, rotation), turned(k_BTR.unsqueeze(1), rotation)
@@ -118,10 +118,10 @@ class LatentWeights(nn.Module):
 
     def _queries(self, kernels: Kernels, y_BTD: Tensor) -> Tensor:
         if self.query is not None:
-            return kernels.linear(y_BTD, self.query.weight, None)
+            return self.query.linear(kernels, y_BTD)
         assert self.query_down and self.query_norm and self.query_up
-        c_BTC = kernels.linear(y_BTD, self.query_down.weight, None)
-        return kernels.linear(self.query_norm.alone(c_BTC), self.query_up.weight, None)
+        c_BTC = self.query_down.linear(kernels, y_BTD)
+        return self.query_up.linear(kernels, self.query_norm.alone(c_BTC))
 
 
 class Crossing(nn.Module):
@@ -139,13 +139,13 @@ class Crossing(nn.Module):
     def forward(self, kernels: Kernels, y_BTD: Tensor, encoded_BSD: Tensor) -> Tensor:
         """What is to be added to the stream [B,T,D]."""
         N, K, H = self.heads
-        q_BTX = kernels.linear(y_BTD, self.query.weight, self.query.bias)
-        kv_BSX = kernels.linear(encoded_BSD, self.key_value.weight, self.key_value.bias)
+        q_BTX = self.query.linear(kernels, y_BTD)
+        kv_BSX = self.key_value.linear(kernels, encoded_BSD)
         q_BNTH = q_BTX.unflatten(-1, (N, H)).transpose(1, 2)
         k_BKSH, v_BKSH = kv_BSX.unflatten(-1, (2 * K, H)).transpose(1, 2).chunk(2, dim=1)
         out_BNTH = attend(q_BNTH, Cache(k_BKSH, v_BKSH), self.scores)
         out_BTX = out_BNTH.transpose(1, 2).flatten(2)
-        return kernels.linear(out_BTX, self.out.weight, self.out.bias)
+        return self.out.linear(kernels, out_BTX)
 
 
 def grouped(

@@ -124,8 +124,8 @@ class Block(nn.Module):
 
     def _attention(self, y_BTD: Tensor, place: Place, cache: Cache | None) -> Tensor:
         qkv_BTX = y_BTD
-        if isinstance(self.qkv, Weights):
-            qkv_BTX = self.kernels.linear(y_BTD, self.qkv.weight, self.qkv.bias)
+        if not isinstance(self.qkv, LatentWeights):
+            qkv_BTX = self.qkv.linear(self.kernels, y_BTD)
         if place.apart and self.fused and all(own.mask_TS is None for own in place.apart):
             spans = Spans(self.scores.causal, place.lengths)
             y_BTX = self.kernels.attention(qkv_BTX, self.heads, place.rotation, spans)
@@ -139,7 +139,7 @@ class Block(nn.Module):
             y_BTX = torch.cat(given).unflatten(0, y_BTD.shape[:2])
         else:
             y_BTX = self._attended(qkv_BTX, place, cache)
-        return self.kernels.linear(y_BTX, self.out.weight, self.out.bias)
+        return self.out.linear(self.kernels, y_BTX)
 
     def _attended(self, qkv_BTX: Tensor, place: Place, cache: Cache | None) -> Tensor:
         """Weighted values of all heads [B,T,N·H], of queries, keys and values in one, or of what
@@ -165,5 +165,5 @@ class Block(nn.Module):
             given_BTD: Tensor = self.experts(self.kernels, y_BTD)
             return given_BTD
         assert self.up is not None and self.down is not None
-        h_BTX = self.kernels.linear(y_BTD, self.up.weight, self.up.bias)
+        h_BTX = self.up.linear(self.kernels, y_BTD)
         return activated_linear(self.kernels, h_BTX, self.down, self.spec.feed_forward)

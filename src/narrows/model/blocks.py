@@ -7,7 +7,7 @@ packed themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ _ROWS = 1 << 14
 
 class Block(NamedTuple):
     """A type: `values` numbers in `size` bytes, numbers of `dtype` where they are not packed;
-    `unpack` makes [n, size] bytes [n, values] fp32.
+    `unpack` makes [n, size] bytes [n, values] fp32, and `pack` the bytes again where we can.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Block(NamedTuple):
     size: int
     unpack: Callable[[Tensor], Tensor]
     dtype: torch.dtype | None = None
+    pack: Callable[[Tensor], Tensor] | None = None
 
     def bytes_of(self, values: int) -> int:
         """Bytes that so many values take, whole blocks of them."""
@@ -43,6 +44,17 @@ def unpack(packed: memoryview, block: Block, into: Tensor) -> None:
     for start in range(0, len(packed_n), _ROWS):
         rows = slice(start, start + _ROWS)
         values_n[rows].copy_(block.unpack(packed_n[rows]))
+
+
+def packed(values: Tensor, block: Block) -> Iterator[Tensor]:
+    """The bytes of values of any shape, a part of the whole each."""
+    if block.dtype is not None:
+        yield values.to(block.dtype).contiguous().view(-1).view(torch.uint8)
+        return
+    assert block.pack is not None, f"{block.name} is read alone"
+    values_n = values.contiguous().view(-1, block.values)
+    for start in range(0, len(values_n), _ROWS):
+        yield block.pack(values_n[start : start + _ROWS].float()).flatten()
 
 
 def _plain(name: str, dtype: torch.dtype) -> Block:
@@ -70,6 +82,29 @@ def _q5_1(block: Tensor) -> Tensor:
 
 def _q8_0(block: Tensor) -> Tensor:
     return _halves(block, 0, 1) * block[:, 2:].contiguous().view(torch.int8).float()
+
+
+def _to_q4_0(values: Tensor) -> Tensor:
+    extreme = values.gather(1, values.abs().argmax(1, keepdim=True))
+    scale = extreme / -8.0
+    # In fp64, as products and sums that are rounded once come out.
+    steps = (values.double() * _inverse(scale).double() + 8.5).trunc().clamp(0, 15)
+    return torch.cat([_to_halves(scale), _to_nibbles(steps)], 1)
+
+
+def _to_q4_1(values: Tensor) -> Tensor:
+    least = values.amin(1, keepdim=True)
+    scale = (values.amax(1, keepdim=True) - least) / 15.0
+    steps = ((values - least) * _inverse(scale) + 0.5).trunc().clamp(0, 15)
+    return torch.cat([_to_halves(torch.cat([scale, least], 1)), _to_nibbles(steps)], 1)
+
+
+def _to_q8_0(values: Tensor) -> Tensor:
+    scale = values.abs().amax(1, keepdim=True) / 127.0
+    steps = values * _inverse(scale)
+    # Halves go away from zero.
+    steps = (steps.abs() + 0.5).floor() * steps.sign()
+    return torch.cat([_to_halves(scale), steps.to(torch.int8).view(torch.uint8)], 1)
 
 
 def _q4_k(block: Tensor) -> Tensor:
@@ -102,9 +137,22 @@ def _halves(block: Tensor, at: int, count: int) -> Tensor:
     return block[:, at : at + 2 * count].contiguous().view(torch.float16).float()
 
 
+def _to_halves(numbers: Tensor) -> Tensor:
+    return numbers.half().view(torch.uint8)
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0.0, 0.0, 1.0 / scale)
+
+
 def _nibbles(bytes_n: Tensor) -> Tensor:
     """Lower halves of all bytes, then the upper ones."""
     return torch.cat([bytes_n & 15, bytes_n >> 4], 1).float()
+
+
+def _to_nibbles(steps: Tensor) -> Tensor:
+    lower, upper = steps.to(torch.uint8).chunk(2, 1)
+    return lower | upper << 4
 
 
 def _bits(bytes_n: Tensor) -> Tensor:
@@ -124,11 +172,11 @@ def _scales(block: Tensor) -> tuple[Tensor, Tensor]:
 BLOCKS: dict[int, Block] = {
     0: _plain("F32", torch.float32),
     1: _plain("F16", torch.float16),
-    2: Block("Q4_0", 32, 18, _q4_0),
-    3: Block("Q4_1", 32, 20, _q4_1),
+    2: Block("Q4_0", 32, 18, _q4_0, pack=_to_q4_0),
+    3: Block("Q4_1", 32, 20, _q4_1, pack=_to_q4_1),
     6: Block("Q5_0", 32, 22, _q5_0),
     7: Block("Q5_1", 32, 24, _q5_1),
-    8: Block("Q8_0", 32, 34, _q8_0),
+    8: Block("Q8_0", 32, 34, _q8_0, pack=_to_q8_0),
     12: Block("Q4_K", 256, 144, _q4_k),
     13: Block("Q5_K", 256, 176, _q5_k),
     14: Block("Q6_K", 256, 210, _q6_k),

@@ -23,8 +23,8 @@ from narrows.spec.model import (
 def activated_linear(kernels: Kernels, h_BTX: Tensor, down: Weights, kind: FeedForward) -> Tensor:
     """act(h) Wᵀ + b."""
     if (fused := _fused(kind)) is not None:
-        return kernels.activated_linear(h_BTX, down.weight, down.bias, fused)
-    return kernels.linear(activated(kernels, h_BTX, kind), down.weight, down.bias)
+        return down.activated(kernels, h_BTX, fused)
+    return down.linear(kernels, activated(kernels, h_BTX, kind))
 
 
 def activated(kernels: Kernels, h_BTX: Tensor, kind: FeedForward) -> Tensor:
@@ -104,7 +104,7 @@ class Routed(nn.Module):
         out_BTD = (y_BTCD * weights_BTC.unsqueeze(-1)).sum(dim=2)
         if self.shared_up is None or self.shared_down is None:
             return out_BTD
-        h_BTX = kernels.linear(x_BTD, self.shared_up.weight, None)
+        h_BTX = self.shared_up.linear(kernels, x_BTD)
         return out_BTD + activated_linear(kernels, h_BTX, self.shared_down, self.kind)
 
     def choice(self, kernels: Kernels, x_MD: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,19 +5,23 @@ Keys and names: github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
+from narrows.model.describing import means
 from narrows.model.gguf import GGUF
 from narrows.model.naming import AS_IS, Lay, Naming
-from narrows.model.positions import slowed
+from narrows.model.positions import slowed, turned_width
 from narrows.model.settings import Settings
 from narrows.model.shapes import Shape
+from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput, nearest
-from narrows.spec.model import Banded, ModelSpec, Rotary
+from narrows.spec.model import Banded, LayerNorm, Linear, ModelSpec, Rotary, Scaling, Yarn
 
 _ARCHITECTURE = "general.architecture"
 _KINDS = {
@@ -39,16 +43,19 @@ _KEYS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }  # fmt: skip
 _LARGEST = {"gemma2": 46, "gemma3_text": 62}
-"""The layers of those that scale queries by width over heads, as llama.cpp tells them."""
+"""The layers of those that scale queries by width over heads and not by a head's width, as
+llama.cpp tells them."""
 _TABLE, _ROPE = "token_embd.weight", "rope_freqs.weight"
 
 
-def settings(file: GGUF) -> tuple[str, Settings]:
-    """The family by transformers' name, and the keys of its config.json as far as the file tells.
+def settings(
+    facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path | str
+) -> tuple[str, Settings]:
+    """The family by transformers' name, and the keys of its config.json as far as the facts and
+    the tensors of the file at `path` tell.
 
     Raises BadInput where the architecture is not known.
     """
-    path, facts = file.file.path, file.facts
     theirs = facts.get(_ARCHITECTURE)
     if theirs not in _KINDS:
         guess = nearest(str(theirs), _KINDS)
@@ -60,15 +67,17 @@ def settings(file: GGUF) -> tuple[str, Settings]:
     kind = "mixtral" if theirs == "llama" and f"{theirs}.expert_count" in facts else _KINDS[theirs]
     said = {ours: _short(facts[key]) for name, ours in _KEYS.items()
             if (key := f"{theirs}.{name}") in facts}  # fmt: skip
-    if _TABLE not in file.tensors:
+    if _TABLE not in shapes:
         raise BadInput(f"{path} has no {_TABLE}", hint="take a file of a whole model")
-    said["vocab_size"] = file.tensors[_TABLE].shape[0]
-    said["tie_word_embeddings"] = "output.weight" not in file.tensors
+    said["vocab_size"] = shapes[_TABLE][0]
+    said["tie_word_embeddings"] = "output.weight" not in shapes
     if kind == "gpt2":
         said |= {"n_embd": said.get("hidden_size"), "n_head": said.get("num_attention_heads")}
         said = {name: value for name, value in said.items() if not name.startswith("num_key")}
     if kind == "qwen3_moe":
         said["norm_topk_prob"] = True
+    if kind in _LARGEST and "head_dim" in said:
+        said["query_pre_attn_scalar"] = said["head_dim"]
     if said.get("num_hidden_layers") == _LARGEST.get(kind):
         said["query_pre_attn_scalar"] = said["hidden_size"] // said["num_attention_heads"]
     said |= _scaling(facts, theirs)
@@ -84,19 +93,97 @@ def stretched(shape: Shape, file: GGUF) -> Shape:
     found_H = torch.empty(file.shape(_ROPE))
     file.read(_ROPE, found_H)
     positions: Rotary = shape["positions"]
-    scaling = Banded(factor=float(found_H.max()), low=1.0, high=4.0, positions=8192)
-    half = found_H.numel()
-    frequencies_H = positions.base ** -(torch.arange(half) / half)
-    expected_H = frequencies_H / slowed(frequencies_H, positions.base, scaling)
-    if not torch.allclose(found_H, expected_H, rtol=1e-2):
+    scaling = Banded(factor=float(found_H.max()))
+    positions = msgspec.structs.replace(positions, scaling=scaling)
+    if not torch.allclose(found_H, _factors(positions, found_H.numel()), rtol=1e-2):
         raise BadInput(
             f"{file.file.path} turns positions by factors that narrows does not know ({_ROPE})",
             hint="take the model's Hugging Face folder, whose config.json tells them",
         )
-    return {**shape, "positions": msgspec.structs.replace(positions, scaling=scaling)}
+    return {**shape, "positions": positions}
 
 
-def _scaling(facts: dict[str, Any], theirs: str) -> dict[str, Any]:
+def kind_of(spec: ModelSpec, first: str | None = None) -> str:
+    """The family, `first` before others, whose architecture computes what the spec says; raises
+    BadInput where llama.cpp has none.
+    """
+    shapes = {_TABLE: (spec.vocabulary, spec.width)}
+    if not spec.tied_embeddings:
+        shapes["output.weight"] = shapes[_TABLE]
+
+    def then(shape: Shape) -> Shape:
+        positions, own = shape["positions"], spec.positions
+        if not isinstance(positions, Rotary) or not isinstance(own, Rotary) or not factors(spec):
+            return shape
+        return {**shape, "positions": msgspec.structs.replace(positions, scaling=own.scaling)}
+
+    for kind in dict.fromkeys((first, *NAMINGS)):
+        # llama.cpp reads a window of Phi 3 and attends to all: no place for others' windows.
+        if kind in NAMINGS and not (kind == "phi3" != first and spec.window):
+            read = settings(facts(kind, spec), shapes, "the file")
+            if read[0] == kind and means(spec, *read, then=then):
+                return kind
+    raise BadInput(
+        "no architecture of GGUF files that narrows knows computes this model",
+        causes=[f"known: {', '.join(NAMINGS)}"],
+        hint="export a Hugging Face folder: --to FOLDER",
+    )
+
+
+def facts(kind: str, spec: ModelSpec) -> dict[str, Any]:
+    """What a file of the family says of a model: `settings` the other way round."""
+    theirs = "llama" if kind == "mixtral" else {ours: name for name, ours in _KINDS.items()}[kind]
+    norm = "layer_norm" if isinstance(spec.norm, LayerNorm) else "layer_norm_rms"
+    experts, positions = spec.experts, spec.positions
+    said: dict[str, Any] = {
+        "vocab_size": spec.vocabulary,
+        "context_length": spec.context,
+        "embedding_length": spec.width,
+        "block_count": spec.layers,
+        "feed_forward_length": spec.feed_forward_width,
+        "attention.head_count": spec.heads,
+        "attention.head_count_kv": spec.kv_heads,
+        f"attention.{norm}_epsilon": spec.norm.epsilon,
+        "attention.sliding_window": spec.window.size if spec.window else None,
+        "attn_logit_softcapping": spec.score_cap,
+        "final_logit_softcapping": spec.logit_cap,
+    }
+    if isinstance(positions, Rotary):
+        said |= {"rope.dimension_count": turned_width(spec), "rope.freq_base": positions.base}
+        said |= dict.fromkeys(("attention.key_length", "attention.value_length"), spec.head_width)
+        said |= _stretching(positions.scaling)
+    if experts is not None:
+        said |= {"expert_count": experts.count, "expert_used_count": experts.chosen}
+        said |= {} if kind == "mixtral" else {"expert_feed_forward_length": experts.width}
+    given = {f"{theirs}.{key}": value for key, value in said.items() if value is not None}
+    return {_ARCHITECTURE: theirs, **given}
+
+
+def factors(spec: ModelSpec) -> list[Outgoing]:
+    """By what Llama 3's rotations are slowed, which the file has as a tensor; none for others."""
+    positions = spec.positions
+    if not isinstance(positions, Rotary) or not isinstance(positions.scaling, Banded):
+        return []
+    half = turned_width(spec) // 2
+    return [Outgoing(_ROPE, (half,), lambda: _factors(positions, half))]
+
+
+def _factors(positions: Rotary, half: int) -> Tensor:
+    frequencies_H = positions.base ** -(torch.arange(half) / half)
+    return frequencies_H / slowed(frequencies_H, positions.base, positions.scaling)
+
+
+def _stretching(scaling: Scaling | None) -> dict[str, Any]:
+    match scaling:
+        case Linear(factor=factor):
+            return {"rope.scaling.type": "linear", "rope.scaling.factor": factor}
+        case Yarn(factor=factor, positions=own):
+            return {"rope.scaling.type": "yarn", "rope.scaling.factor": factor,
+                    "rope.scaling.original_context_length": own}  # fmt: skip
+    return {}
+
+
+def _scaling(facts: Mapping[str, Any], theirs: str) -> dict[str, Any]:
     kind = facts.get(f"{theirs}.rope.scaling.type", "none")
     if kind == "none":
         return {}

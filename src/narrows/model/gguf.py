@@ -1,6 +1,7 @@
-"""A GGUF file: its header read and checked, its tensors as views of the file.
+"""A GGUF file: its header read and checked, its tensors as views of the file; and written.
 
     opened(path) → GGUF;   GGUF.facts: what the header says;   GGUF.tensors: where each tensor lies
+    write(path, facts, tensors)
 
 Layout of the format: github.com/ggml-org/ggml, docs/gguf.md. Nothing that the header claims is
 believed before it is held against the size of the file.
@@ -9,27 +10,31 @@ believed before it is held against the size of the file.
 from __future__ import annotations
 
 import math
+import os
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
-from narrows.model.blocks import BLOCKS, Block, unpack
+from narrows.model.blocks import BLOCKS, Block, packed, unpack
 from narrows.model.mapped import DAMAGED, Mapped
+from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32
 _DIMENSIONS_MOST = 8
-_STRING, _ARRAY = 8, 9
+_I32, _STRING, _ARRAY = 5, 8, 9
 _SCALARS: dict[int, struct.Struct] = {
     0: struct.Struct("<B"), 1: struct.Struct("<b"), 2: struct.Struct("<H"), 3: struct.Struct("<h"),
     4: struct.Struct("<I"), 5: struct.Struct("<i"), 6: struct.Struct("<f"), 7: struct.Struct("<?"),
     10: struct.Struct("<Q"), 11: struct.Struct("<q"), 12: struct.Struct("<d"),
 }  # fmt: skip
 _U32, _U64 = _SCALARS[4], _SCALARS[10]
+_NUMBERS = {block.name: number for number, block in BLOCKS.items()}
 
 
 class Lying(NamedTuple):
@@ -76,6 +81,63 @@ class GGUF(NamedTuple):
 def opened(path: Path | str) -> GGUF:
     """Read the header; raises BadInput where it is none, is cut short or contradicts itself."""
     return _Header(Mapped(Path(path))).read()
+
+
+def write(path: Path, facts: Mapping[str, Any], tensors: Sequence[tuple[Outgoing, Block]]) -> None:
+    """Write a file of these facts and tensors, each packed as its block says, one at a time."""
+    header = _MAGIC + struct.pack("<IQQ", _VERSIONS[-1], len(tensors), len(facts))
+    header += b"".join(_string(key) + _fact(value) for key, value in facts.items())
+    at = 0
+    for each, block in tensors:
+        sizes = [_U64.pack(size) for size in reversed(each.shape)]
+        header += _string(each.name) + _U32.pack(len(sizes)) + b"".join(sizes)
+        header += _U32.pack(_NUMBERS[block.name]) + _U64.pack(at)
+        at += _padded(block.bytes_of(math.prod(each.shape)))
+    with path.open("wb") as file:
+        file.write(header + bytes(_padded(len(header)) - len(header)))
+        for each, block in tensors:
+            values = each.take()
+            assert tuple(values.shape) == each.shape, each.name
+            for part in packed(values, block):
+                file.write(part.numpy().data)
+            file.write(bytes(-file.tell() % _ALIGNMENT))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _fact(value: Any) -> bytes:
+    """A value with its type before it; whole numbers in lists are signed, as llama.cpp's are."""
+    if not isinstance(value, list):
+        return _U32.pack(_kind(value)) + _bare(_kind(value), value)
+    kind = _kind(value[0]) if value and type(value[0]) is not int else _I32
+    body = b"".join(_bare(kind, each) for each in value)
+    return struct.pack("<IIQ", _ARRAY, kind, len(value)) + body
+
+
+def _kind(value: Any) -> int:
+    match value:
+        case str():
+            return _STRING
+        case bool():
+            return 7
+        case float():
+            return 6
+    if value < 0:
+        return _I32 if value >= -(1 << 31) else 11
+    return 4 if value < 1 << 32 else 10
+
+
+def _bare(kind: int, value: Any) -> bytes:
+    return _string(value) if kind == _STRING else _SCALARS[kind].pack(value)
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode("utf-8", errors="surrogateescape")
+    return _U64.pack(len(raw)) + raw
 
 
 class _Header:

@@ -99,7 +99,8 @@ LLAMA = Naming(
         "down": ("mlp.down_proj",),
     },
     before=("model.language_model.", "language_model.model.", "language_model.", "model."),
-    passed_over=(*_NO_WEIGHTS, *_OTHERS),
+    passed_over=_NO_WEIGHTS,
+    left_out=_OTHERS,
 )
 _GPT2 = Naming(
     block="transformer.h.{}",
@@ -131,7 +132,8 @@ _BERT = Naming(
         "norm_feed_forward": ("output.LayerNorm",),
     },
     before=("bert.",),
-    passed_over=(*_NO_WEIGHTS, r"^cls\."),
+    passed_over=_NO_WEIGHTS,
+    left_out=(r"^cls\.",),
 )  # fmt: skip
 _OPT = Naming(
     block="model.decoder.layers.{}",

@@ -45,7 +45,7 @@ class Naming:
     ending. `within`: the same of a block, whose names begin with `block`; `encoder` and `encoding`
     of an encoder beside. `{e}` stands for the number of an expert. `lays`, by our name, are of all
     pieces in turn. Names may lack what a family's whole models put before (`before`). What matches
-    `passed_over` is no weight, or nothing that we have.
+    `passed_over` is no weight; what matches `left_out` is one, of a part that we do not have.
     """
 
     block: str
@@ -56,6 +56,7 @@ class Naming:
     lays: dict[str, tuple[Lay, ...]] = field(default_factory=dict)
     before: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def pieces(self, name: str, spec: ModelSpec) -> tuple[Piece, ...]:
         """Theirs for ours, in the order of our rows; empty where the family has no such thing."""
@@ -89,7 +90,11 @@ class Naming:
 
     def passes(self, name: str) -> bool:
         """Whether theirs is no weight of ours."""
-        return any(re.search(each, name) for each in self.passed_over)
+        return any(re.search(each, name) for each in self.passed_over) or self.leaves(name)
+
+    def leaves(self, name: str) -> bool:
+        """Whether theirs is a weight that we have no place for."""
+        return any(re.search(each, name) for each in self.left_out)
 
     def but(self, **changes: object) -> Naming:
         """The same with tables added to."""

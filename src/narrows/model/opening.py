@@ -17,6 +17,7 @@ import torch
 from narrows.model import ggml, gguf, hugging_face
 from narrows.model.configuration import family, shaped
 from narrows.model.gguf import GGUF
+from narrows.model.hub import fetched
 from narrows.model.mapped import Tensors
 from narrows.model.naming import Naming
 from narrows.model.reading import fill
@@ -24,6 +25,7 @@ from narrows.model.safetensors import Safetensors, files
 from narrows.model.settings import Settings
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
+from narrows.spec.hub import repository
 from narrows.spec.model import ModelSpec
 
 CONFIG = "config.json"
@@ -58,7 +60,8 @@ class Original(NamedTuple):
         ]  # fmt: skip
         said = hashlib.sha256()
         for path in paths:
-            said.update(f"{path.name} {path.stat().st_size}\0".encode())
+            # A link to a file, such as the hub's cache has, is the file.
+            said.update(f"{path.resolve().name} {path.stat().st_size}\0".encode())
             with path.open("rb") as file:
                 said.update(file.read(_ENDS_BYTES))
                 file.seek(-min(_ENDS_BYTES, path.stat().st_size), os.SEEK_END)
@@ -71,19 +74,21 @@ class Original(NamedTuple):
 
 
 def opened(path: Path | str) -> Original:
-    """The model in a GGUF file, or in a folder with a config.json and safetensors. Nothing of its
-    weights is read yet.
+    """The model in a GGUF file, in a folder with a config.json and safetensors, or of that name on
+    the Hugging Face hub, "owner/name". Nothing of its weights is read yet.
 
-    Raises BadInput where it is neither, is damaged, or is a model that narrows does not know.
+    Raises BadInput where it is none, is damaged, or is a model that narrows does not know.
     """
-    path = Path(path).expanduser()
+    name = repository(path)
+    path = fetched(name) if name else Path(path).expanduser()
     if path.is_dir():
         return _of_folder(path)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         what = f"{path} is a pickle, which can run any code when it is read"
         raise BadInput(what, hint="take the model's safetensors or GGUF")
     file = gguf.opened(path)
-    kind, config = ggml.settings(file)
+    shapes = {name: file.shape(name) for name in file.names()}
+    kind, config = ggml.settings(file.facts, shapes, file.file.path)
     spec = shaped(kind, config, then=lambda shape: ggml.stretched(shape, file))
     return Original(kind, spec, ggml.NAMINGS[kind], file, file)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import final
 
@@ -53,6 +53,23 @@ class Reader:
         self.into(name, whole, write=False)
         self.into(name, whole)
         return whole
+
+
+@final
+class Unread(Mapping[str, Tensor]):
+    """Parameters of those shapes, each read in fp32 when it is asked for."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], reader: Reader) -> None:
+        self._shapes, self._reader = shapes, reader
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._reader.read(name, self._shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def _found(

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from narrows.model.mapped import DAMAGED, Mapped
+from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput
 from narrows.spec.record import read as read_record
 
@@ -29,6 +32,8 @@ _TYPES = {
     "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+SHARD_BYTES = 5_000_000_000
+"""What transformers and the hub put in one file at most, unless one tensor is larger."""
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -104,6 +109,58 @@ def files(folder: Path) -> list[Path]:
         if not path.is_file():
             raise BadInput(f"{path}, which {INDEX} names, is missing", hint="fetch it again")
     return found
+
+
+def write(
+    folder: Path, tensors: Sequence[Outgoing], dtype: torch.dtype, *, most: int = SHARD_BYTES
+) -> None:
+    """Write the tensors to a folder in that type, one at a time: as one file, or as shards of at
+    most so many bytes, and an index of them.
+    """
+    shards = _shards(tensors, dtype, most)
+    names = [FILE]
+    if len(shards) > 1:
+        names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+        places = {each.name: name for name, shard in zip(names, shards, strict=True)
+                  for each in shard}  # fmt: skip
+        total = sum(math.prod(each.shape) for each in tensors) * dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for name, shard in zip(names, shards, strict=True):
+        _write(folder / name, shard, dtype)
+
+
+def _shards(tensors: Sequence[Outgoing], dtype: torch.dtype, most: int) -> list[list[Outgoing]]:
+    shards: list[list[Outgoing]] = [[]]
+    filled = 0
+    for each in tensors:
+        size = math.prod(each.shape) * dtype.itemsize
+        if shards[-1] and filled + size > most:
+            shards.append([])
+            filled = 0
+        shards[-1].append(each)
+        filled += size
+    return shards
+
+
+def _write(path: Path, tensors: Sequence[Outgoing], dtype: torch.dtype) -> None:
+    kind = next(name for name, each in _TYPES.items() if each == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for each in tensors:
+        end = at + math.prod(each.shape) * dtype.itemsize
+        header[each.name] = {"dtype": kind, "shape": each.shape, "data_offsets": [at, end]}
+        at = end
+    told = json.dumps(header, separators=(",", ":")).encode()
+    told += b" " * (-len(told) % 8)
+    with path.open("wb") as file:
+        file.write(len(told).to_bytes(8, "little") + told)
+        for each in tensors:
+            values = each.take().to(dtype).contiguous()
+            assert tuple(values.shape) == each.shape, each.name
+            file.write(values.view(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _tensors(file: Mapped) -> dict[str, _Lying]:

@@ -147,6 +147,19 @@ class Transformer(nn.Module):
         assert self.pooler is not None
         return F.linear(hidden_BTD[:, 0], self.pooler.weight, self.pooler.bias).tanh()
 
+    def summary(self, x_SD: Tensor) -> Tensor:
+        """What stands for a document of these last hidden states, by the spec's pooling [D]."""
+        if self.spec.pooling == "mean":
+            return x_SD.mean(0)
+        return x_SD[0 if self.spec.pooling == "first" else -1]
+
+    def scores(self, x_ND: Tensor) -> Tensor:
+        """Of summaries of documents, a number for each class [N,C], fp32."""
+        assert self.score is not None
+        if self.pooler is not None:
+            x_ND = F.linear(x_ND, self.pooler.weight, self.pooler.bias).tanh()
+        return F.linear(x_ND, self.score.weight, self.score.bias).float()
+
     def caches(self, sequences: int, positions: int) -> list[Cache]:
         """Empty caches for every block."""
         spec, like = self.spec, self.tokens.weight

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from narrows.kernels.interface import Kernels
+from narrows.kernels.interface import Activation, Kernels
 from narrows.spec.model import LayerNorm, ModelSpec, Norm, RMSNorm
 
 
@@ -39,9 +40,27 @@ class Weights(nn.Module):
         self.weight = nn.Parameter(torch.empty(*several, rows, columns))
         self.bias = nn.Parameter(torch.empty(*several, rows)) if biased else None
 
+    def linear(self, kernels: Kernels, x_BTX: Tensor) -> Tensor:
+        """The product x Wᵀ + b."""
+        return kernels.linear(x_BTX, self.weight, self.bias)
+
+    def activated(self, kernels: Kernels, h_BTX: Tensor, activation: Activation) -> Tensor:
+        """The product act(h) Wᵀ + b."""
+        return kernels.activated_linear(h_BTX, self.weight, self.bias, activation)
+
     def rows(self, index: Tensor) -> Tensor:
         """Of a table, those at `index` [...] → [..., columns]."""
         return F.embedding(index, self.weight)
+
+
+class Packing(NamedTuple):
+    """A matrix of `shape` that a model keeps as other parameters: their names, and what makes their
+    values of it.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    pack: Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class NormWeights(nn.Module):

@@ -9,7 +9,8 @@ with the last alone (`optimizer`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -28,9 +29,13 @@ from narrows.spec.exchange import Bf16, GradientExchange, PowerSGD
 from narrows.spec.layout import Layout
 
 
-def apply(model: Transformer, ranks: Ranks, layout: Layout, exchange: GradientExchange) -> None:
-    """Shard every block, its experts by themselves, and what is left; but not what PowerSGD adds
-    up: torch's hook for it is not one of fully_shard.
+def apply(
+    model: Transformer, ranks: Ranks, layout: Layout, exchange: GradientExchange,
+    whole: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Shard every block, its experts by themselves, and what is left; but not the `whole` ones,
+    which never change, and not what PowerSGD adds up: torch's hook for it is not one of
+    fully_shard.
     """
     if ranks.shared_mesh is None or isinstance(exchange, PowerSGD):
         return
@@ -45,12 +50,14 @@ def apply(model: Transformer, ranks: Ranks, layout: Layout, exchange: GradientEx
     reshard = layout.sharding == "parameters" and layout.reshard and not apart
     reduced = torch.bfloat16 if isinstance(exchange, Bf16) else torch.float32
     policy = MixedPrecisionPolicy(reduce_dtype=reduced)
+    left = {each for name, each in model.named_parameters() if name in whole}
+    shard = partial(_shard, policy=policy, left=left)
     for block in model.blocks.children():
         routed = getattr(block, "experts", None)
         if routed is not None:
-            _shard(routed.each, ranks.expert_mesh, policy, reshard=reshard)
-        _shard(block, ranks.shared_mesh, policy, reshard=reshard)
-    _shard(model, ranks.shared_mesh, policy, reshard=False)
+            shard(routed.each, ranks.expert_mesh, reshard=reshard)
+        shard(block, ranks.shared_mesh, reshard=reshard)
+    shard(model, ranks.shared_mesh, reshard=False)
     if layout.pipeline > 1:
         _fetch_within_pieces(model, several=layout.interleave > 1)
     if reshard and dist.get_backend() == "gloo":
@@ -162,9 +169,12 @@ def _each(layout: Layout) -> bool:
 
 
 def _shard(
-    module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, *, reshard: bool
-) -> None:
-    sharded = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    module: nn.Module, mesh: DeviceMesh, *, policy: MixedPrecisionPolicy,
+    left: set[nn.Parameter], reshard: bool,
+) -> None:  # fmt: skip
+    sharded = fully_shard(
+        module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, ignored_params=left
+    )
     # Losses are divided by the tokens of the whole step already.
     sharded.set_gradient_divide_factor(1.0)
     sharded.set_force_sum_reduction_for_comms(True)

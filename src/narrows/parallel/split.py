@@ -19,24 +19,28 @@ from narrows.kernels.interface import Kernels
 from narrows.model.block import Wrapper
 from narrows.model.initial import first_value
 from narrows.model.transformer import Transformer
+from narrows.model.weights import Packing
 from narrows.parallel import context, data, expert, pipeline, stages, tensor, vocabulary
 from narrows.parallel.collectives import add_up
 from narrows.parallel.compressed import Compressed, compressed
 from narrows.parallel.mesh import Axis, Ranks
 from narrows.parallel.parts import Part
 from narrows.parallel.running import Beside, InTurn, Loss, Objective, Rows, Runner, Tokens
+from narrows.spec.errors import BadInput
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec
 from narrows.spec.pieces import even
 
 First = Callable[[str, Sequence[int]], Tensor | None]
+Prepare = Callable[[Transformer], dict[str, Packing]]
 
 
 class Making(NamedTuple):
     """How a model is made: its kernels, what wraps its blocks, where and of what type it is, how
     its gradients are exchanged, and what it is taught by. What a parameter is at first is `first`'s
-    to say, by its name and whole shape, of all but those of which it says None.
+    to say, by its name and whole shape, of all but those of which it says None. Before it is cut
+    `prepare` changes it: freezes some of it, sets parameters beside, keeps some in fewer bits.
     """
 
     kernels: Kernels
@@ -46,6 +50,7 @@ class Making(NamedTuple):
     exchange: GradientExchange = EXACT
     objective: Objective = Tokens()
     first: First | None = None
+    prepare: Prepare | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,7 @@ class Split:
     several ranks have alike, one owns it: it counts in norms and is written by that rank alone.
     `partial` have gradients that tensor ranks add up, `copied` such as the first and the last rank
     of a pipeline do. The `runner` takes micro-batches through what is there of the model.
+    What is `frozen` has no gradients.
     Gradients that are `compressed` are no part of the backward pass: `complete` adds them up.
     """
 
@@ -67,10 +73,12 @@ class Split:
     runner: Runner
     objective: Objective
     compressed: Compressed | None = None
+    frozen: frozenset[str] = frozenset()
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """By name."""
-        return dict(self.model.named_parameters())
+        """Those that learn, by name."""
+        named = self.model.named_parameters()
+        return {name: each for name, each in named if name not in self.frozen}
 
     def own(self, batch: int) -> tuple[int, int]:
         """Of a batch of sequences, the first that this process reads and how many."""
@@ -145,6 +153,7 @@ def split(
     """
     with torch.device("meta"):
         model = Transformer(spec, making.kernels, wrap=making.wrap).to(making.dtype)
+    prepared = _prepare(model, layout, making)
     parts = {name: Part.whole(p.shape) for name, p in model.named_parameters()}
     pieces = stages.own_pieces(spec, layout, ranks.pipeline.rank)
     copied = stages.cut(spec, parts, pieces)
@@ -157,11 +166,12 @@ def split(
     vocabulary.apply(model, ranks.tensor, sequence=sequence)
     context.apply(model, ranks.context, layout)
     expert.apply(model, ranks, layout)
-    data.apply(model, ranks, layout, making.exchange)
-    parts = _sharded(parts, ranks)
+    whole = prepared.frozen if layout.sharding != "parameters" else frozenset[str]()
+    data.apply(model, ranks, layout, making.exchange, whole)
+    parts = _sharded(parts, ranks, whole)
     if seed is not None:
         model.to_empty(device=making.device)
-        _fill(model, parts, seed, making.first)
+        _fill(model, parts, prepared, _first(model.spec, seed, making.first))
     owned = {name for name in parts if _owns(name, alike.every, ranks)}
     # The first rank of a pipeline owns what the last has a copy of.
     owned -= copied if ranks.pipeline.rank else set()
@@ -171,21 +181,64 @@ def split(
     return Split(
         model=model, ranks=ranks, layout=layout, parts=parts, partial=frozenset(alike.partial),
         owned=frozenset(owned), copied=frozenset(copied), runner=runner,
-        objective=making.objective,
+        objective=making.objective, frozen=prepared.frozen,
         compressed=compressed(making.exchange, ranks.shared_mesh),
     )  # fmt: skip
 
 
+class _Prepared(NamedTuple):
+    """What a model is after it was prepared: what it keeps in fewer bits, what does not learn, and
+    what the plain model has not.
+    """
+
+    packed: dict[str, Packing] = {}
+    frozen: frozenset[str] = frozenset()
+    added: frozenset[str] = frozenset()
+
+
+def _prepare(model: Transformer, layout: Layout, making: Making) -> _Prepared:
+    if making.prepare is None:
+        return _Prepared()
+    for name in ("tensor", "pipeline", "context", "expert"):
+        if getattr(layout, name) > 1:
+            raise BadInput(
+                f"a model that is partly frozen cannot be divided by layout.{name} = "
+                f"{getattr(layout, name)}",
+                hint=f"--set layout.{name}=1, with layout.data and layout.sharding instead",
+            )
+    before = {name: each.requires_grad for name, each in model.named_parameters()}
+    packed = making.prepare(model)
+    after = {name: each.requires_grad for name, each in model.named_parameters()}
+    frozen = {name for name, learns in after.items() if not learns and before.get(name, True)}
+    return _Prepared(packed, frozenset(frozen), frozenset(after.keys() - before.keys()))
+
+
 @torch.no_grad()
 def _fill(
-    model: Transformer, parts: dict[str, Part], seed: int, first: First | None
+    model: Transformer, parts: dict[str, Part], prepared: _Prepared,
+    first: Callable[[str, Sequence[int], bool], Tensor],
 ) -> None:  # fmt: skip
-    for name, parameter in model.named_parameters():
-        shape = parts[name].shape
-        whole = None if first is None else first(name, shape)
-        if whole is None:
-            whole = first_value(model.spec, name, shape, seed)
-        local(parameter).copy_(parts[name].of(whole))
+    own = {name: local(each) for name, each in model.named_parameters()}
+    packed = {name for each in prepared.packed.values() for name in each.names}
+    for name in own.keys() - packed:
+        whole = first(name, parts[name].shape, name in prepared.added)
+        own[name].copy_(parts[name].of(whole))
+    for plain, each in prepared.packed.items():
+        whole = first(plain, each.shape, False)
+        for name, values in zip(each.names, each.pack(whole), strict=True):
+            own[name].copy_(parts[name].of(values))
+
+
+def _first(
+    spec: ModelSpec, seed: int, first: First | None
+) -> Callable[[str, Sequence[int], bool], Tensor]:
+    """What a parameter is at first; what was `added` nobody but the seed knows."""
+
+    def value(name: str, shape: Sequence[int], added: bool) -> Tensor:
+        whole = None if first is None or added else first(name, shape)
+        return first_value(spec, name, shape, seed) if whole is None else whole
+
+    return value
 
 
 def local(parameter: Tensor) -> Tensor:
@@ -206,12 +259,12 @@ def _cut_parameters(model: nn.Module, parts: dict[str, Part]) -> None:
         setattr(model.get_submodule(owner), kind, cut)
 
 
-def _sharded(parts: dict[str, Part], ranks: Ranks) -> dict[str, Part]:
-    """What fully_shard leaves of each part: a piece of its first dimension."""
+def _sharded(parts: dict[str, Part], ranks: Ranks, whole: frozenset[str]) -> dict[str, Part]:
+    """What fully_shard leaves of each part but the `whole` ones: a piece of its first dimension."""
     found = {}
     for name, part in parts.items():
         mesh = _mesh(name, ranks)
-        if mesh is None:
+        if mesh is None or name in whole:
             found[name] = part
             continue
         shards = mesh["shards"] if mesh.ndim > 1 else mesh

@@ -11,7 +11,7 @@ import numpy as np
 from narrows.plan.cost import operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes, TrainingPrecision
-from narrows.plan.operations import Operation
+from narrows.plan.operation import Operation
 from narrows.plan.passes import Pass, block_operations, pass_operations
 from narrows.plan.power import bill, energy_basis, watts
 from narrows.spec.ledger import Ledger, MemoryPeak, Phase, Row, Total

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from narrows.plan import gradients, processes
+from narrows.plan import gradients, optimizer, processes
 from narrows.plan.network import Network
 from narrows.plan.predict import Run, predict
 from narrows.plan.recipe import Cadence
@@ -44,6 +44,7 @@ def changed(plan: Plan, machine: Machine, assignments: Sequence[str]) -> Plan:
     if train:
         plan = msgspec.structs.replace(plan, on_spike=on_spike)
         gradients.check(plan.exchange, on_spike, plan.evaluation, plan.checkpoints)
+        optimizer.check(plan.optimizer, plan.layout, plan.exchange, on_spike)
     return relaid(plan, _laid_out(plan, intent), machine)
 
 
@@ -52,6 +53,7 @@ def relaid(plan: Plan, layout: Layout, machine: Machine) -> Plan:
     where its ranks cannot exchange gradients as the plan does.
     """
     gradients.islands(plan.exchange, layout)
+    optimizer.check(plan.optimizer, layout, plan.exchange, plan.on_spike)
     if layout == plan.layout:
         return plan
     why = {key: reason for key, reason in plan.why.items() if key != "network"}
@@ -101,6 +103,6 @@ def _predicted(plan: Plan, machine: Machine) -> Ledger:
     run = Run(
         steps=plan.steps, batch_sequences=plan.batch_sequences, cadence=cadence,
         seconds_start=before.seconds_start, reads_text=plan.data is not None,
-        gradients=plan.exchange,
+        gradients=plan.exchange, optimizer=plan.optimizer,
     )  # fmt: skip
     return predict(plan.model, plan.layout, machine, run)

@@ -8,7 +8,7 @@ import numpy as np
 
 from narrows.plan.gradients import exchanged, islands
 from narrows.plan.layouts import Layouts
-from narrows.plan.operations import Operation, kernel
+from narrows.plan.operation import Operation, kernel
 from narrows.plan.share import Share
 from narrows.spec.exchange import PowerSGD
 
@@ -35,10 +35,16 @@ def _sharded(share: Share, layouts: Layouts) -> Iterator[Operation]:
     layout, value, m = share.layout, layouts.setting.value_bytes, layouts.accumulation
     dropped, each = layout.sharding == "parameters", layout.sharding in ("gradients", "parameters")
     once = np.ones((1, m.size))
-    whole, kept = float(share.whole) * once, float(share.kept) * once
+    whole, kept = float(share.passing) * once, _kept(share) * once
     gathers = (m if dropped else 1.0) * (2.0 if dropped and layout.reshard else 1.0) * once
     scatters = (m if each else 1.0) * once
     moved = 2.0 * value * (whole + kept)
     yield kernel("gathered", ("forward", "pointwise"), whole, gathers, moved)
-    moved = (value + 4.0) * (whole + kept)
+    whole = float(share.whole) * once
+    moved = (value + 4.0) * (whole + float(share.kept))
     yield kernel("scattered", ("backward", "pointwise"), whole, scatters, moved)
+
+
+def _kept(share: Share) -> float:
+    """Of what passes, this process's own."""
+    return float(share.kept if share.passing == share.whole else share.passing / share.shards)

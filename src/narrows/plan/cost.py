@@ -14,7 +14,7 @@ import numpy as np
 
 from narrows.plan.curves import Curves
 from narrows.plan.layouts import Array, Layouts, Shapes
-from narrows.plan.operations import (
+from narrows.plan.operation import (
     CachedAttention,
     CausalAttention,
     Launch,
@@ -23,10 +23,8 @@ from narrows.plan.operations import (
     Product,
     StreamedProduct,
     Transfer,
-    block_operations,
-    evaluation_operations,
-    step_operations,
 )
+from narrows.plan.operations import block_operations, evaluation_operations, step_operations
 from narrows.spec.machine import BlockPoint, Machine
 from narrows.spec.model import ModelSpec, gpt2, llama
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from narrows.plan.layouts import Array, Setting, TrainingPrecision
-from narrows.plan.operations import CachedAttention, Direction
+from narrows.plan.operation import CachedAttention, Direction
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import (
     AttentionCurve,

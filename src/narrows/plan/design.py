@@ -11,6 +11,7 @@ from narrows.plan import dial, recipe, scaling, tuning
 from narrows.plan.family import is_sized, resolve
 from narrows.plan.layouts import Shapes
 from narrows.plan.text import Text, check_context
+from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.errors import BadInput
 from narrows.spec.job import Budget, Job, TrainIntent
 from narrows.spec.machine import Machine
@@ -46,6 +47,7 @@ class Design:
     said: float = 1.0
     attended: float | None = None
     start: Start | None = None
+    learning: Learning = EVERYTHING
 
     @property
     def step_tokens(self) -> int:
@@ -55,18 +57,23 @@ class Design:
     @property
     def shapes(self) -> Shapes:
         """What is computed."""
-        return Shapes.of([self.model], said=self.said, attended=self.attended)
+        return Shapes.of(
+            [self.model], said=self.said, attended=self.attended, learning=self.learning
+        )
 
     def intent(self, train: TrainIntent) -> TrainIntent:
         """The training's, with the habits of tuning where it starts from a model."""
-        return train if self.start is None else tuning.intent_of(train, self.model, self.why)
+        if self.start is None and self.learning.adapter is None:
+            return train
+        return tuning.intent_of(train, self.model, self.why)
 
 
 def design(job: Job, machine: Machine, text: Text, start: Start | None = None) -> Design:
     """Raises BadInput where the job contradicts itself, DoesNotFit where no size fits a budget."""
     found = _design(job, machine, text, start)
+    model = tuning.shaped(found.model, job, text)
     return replace(
-        found, model=tuning.shaped(found.model, job, text), start=start,
+        found, model=model, start=start, learning=tuning.learning_of(job, model, found.why),
         objective=tuning.objective_of(job, text), said=tuning.said(job, text),
         attended=text.examples.attended if text.examples else None,
     )  # fmt: skip

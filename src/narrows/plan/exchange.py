@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from narrows.plan.gradients import gradient_bytes, islands
 from narrows.plan.share import Group, Share
+from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.exchange import EXACT, Bf16, GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Phase
@@ -56,12 +57,13 @@ def sent(kind: Collective, message: float, ranks: int) -> float:
 
 
 def exchange(
-    spec: ModelSpec, layout: Layout, rank: int = 0, gradients: GradientExchange = EXACT
-) -> tuple[Message, ...]:
+    spec: ModelSpec, layout: Layout, rank: int = 0, gradients: GradientExchange = EXACT,
+    learning: Learning = EVERYTHING,
+) -> tuple[Message, ...]:  # fmt: skip
     """All that process `rank` of the layout tells others in one optimizer step, on average."""
     if layout.processes == 1:
         return ()
-    telling = _Telling(Share.of(spec, layout, rank), gradients)
+    telling = _Telling(Share.of(spec, layout, rank, learning), gradients)
     parts = (
         telling.parameters, telling.regions, telling.loss_rows, telling.keys, telling.experts,
         telling.stages, telling.completing, telling.votes, telling.meetings,
@@ -119,23 +121,27 @@ class _Telling:
             return
         if isinstance(self.gradients, PowerSGD):
             # What is not compressed, and both factors (parallel/compressed.py).
-            tables = (table for group in (*share.blocks, share.ends) for table in group)
+            groups = (*share.blocks, share.ends)
+            tables = (table for group in groups for table in group if table.learns)
             moved = gradient_bytes(self.gradients, [(t.rows, t.columns) for t in tables]) / 3.0
             yield Message("all_reduce", "data", "optimizer", share.copies, moved, 3.0)
             return
-        groups: list[tuple[Group, int, int, bool]] = [
-            *((each, share.shards, share.copies, False) for each in share.blocks),
+        gathers: list[tuple[Group, int, int, bool]] = [
+            *(
+                (each, share.shards, share.copies, at < share.still)
+                for at, each in enumerate(share.blocks)
+            ),
             *((each, share.expert_shards, share.expert_copies, False) for each in share.experts),
             (share.ends, share.shards, share.copies, True),
         ]
-        for group, shards, copies, outside in groups:
+        for group, shards, copies, outside in gathers:
             yield from self._group(group, (shards, copies), outside=outside)
 
     def _group(self, group: Group, among: tuple[int, int], *, outside: bool) -> Iterator[Message]:
         (shards, copies), layout = among, self.layout
         width = _BF16 if isinstance(self.gradients, Bf16) else _FP32
         m = float(layout.accumulation)
-        padded = sum(table.padded(shards) for table in group)
+        padded = sum(table.padded(shards) for table in group if table.learns)
         # Weights' gradients, taken apart from the input's, are those of parameters still gathered.
         apart = layout.pipeline > 1 and layout.schedule == "zero_bubble"
         each = layout.sharding in ("gradients", "parameters") and not apart
@@ -145,7 +151,7 @@ class _Telling:
             # Each piece's backward pass drops them.
             forward *= len(self.share.pieces)
         backward = m if dropped and layout.reshard and not outside else 0.0
-        gathered = padded / shards * self.value
+        gathered = sum(t.padded(shards) * (t.packed or self.value) for t in group) / shards
         yield Message("all_gather", "data", "forward", shards, gathered, forward)
         # The next block's, asked for before this one goes backward, are there when it is done.
         yield Message("all_gather", "data", "backward", shards, gathered, backward)

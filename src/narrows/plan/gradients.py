@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from narrows.plan.layouts import Layouts
-from narrows.plan.operations import Operation, kernel
+from narrows.plan.operation import Operation, kernel
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import Bf16, GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.job import OnSpike, TrainIntent

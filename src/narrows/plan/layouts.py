@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from narrows.plan.trained import Trained
+from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.machine import KernelSet
 from narrows.spec.model import LayerNorm, Learned, ModelSpec, Rotary
+from narrows.spec.optimizer import USUAL, Optimizer
 
 Array = npt.NDArray[np.float64]
 TrainingPrecision = Literal["fp32", "bf16"]
@@ -39,7 +43,7 @@ class Setting:
 class Layouts:
     """Candidate layouts with one setting; every array has shape [layouts]. Of several processes
     they are all `spread` as that layout is, tell each other `gradients` so, and the arrays are
-    those of one process.
+    those of one process. `optimizer` is what uses the gradients.
     """
 
     setting: Setting
@@ -50,9 +54,12 @@ class Layouts:
     loss_chunk: Array
     spread: Layout | None = None
     gradients: GradientExchange = EXACT
+    optimizer: Optimizer = USUAL
 
     @classmethod
-    def of(cls, layout: Layout, gradients: GradientExchange = EXACT) -> Layouts:
+    def of(
+        cls, layout: Layout, gradients: GradientExchange = EXACT, optimizer: Optimizer = USUAL
+    ) -> Layouts:
         """A single layout as an array of one."""
         return cls(
             setting=Setting(
@@ -65,6 +72,7 @@ class Layouts:
             loss_chunk=np.array([float(layout.loss_chunk)]),
             spread=layout if layout.processes > 1 else None,
             gradients=gradients,
+            optimizer=optimizer,
         )
 
     def layout(self, index: int) -> Layout:
@@ -89,7 +97,8 @@ class Layouts:
 class Shapes:
     """Models of one kind; every array has shape [models, 1] and broadcasts against layouts. Norms
     and what else is not divided see a `sequence`-th part of the tokens; logits are made of a `said`
-    part of them. Tokens attend within documents of `attended` tokens, where rows hold several.
+    part of them. Tokens attend within documents of `attended` tokens, where rows hold several. Of
+    all models the same is `learning`, of their parameters as many as `parameters_trained`.
     """
 
     specs: tuple[ModelSpec, ...]
@@ -112,15 +121,19 @@ class Shapes:
     biases: bool
     centred: bool
     dropout: bool
+    parameters_trained: Array
     sequence: float = 1.0
     said: float = 1.0
     attended: float | None = None
+    learning: Learning = EVERYTHING
 
     @classmethod
     def of(
-        cls, models: Sequence[ModelSpec], *, said: float = 1.0, attended: float | None = None
-    ) -> Shapes:
-        """Stack models that differ in sizes only."""
+        cls, models: Sequence[ModelSpec], *, said: float = 1.0, attended: float | None = None,
+        learning: Learning = EVERYTHING,
+    ) -> Shapes:  # fmt: skip
+        """Stack models that differ in sizes only; but for one all of them learns."""
+        assert learning.everything or len(models) == 1
 
         def column(name: str) -> Array:
             return np.array([[float(getattr(model, name))] for model in models])
@@ -142,10 +155,19 @@ class Shapes:
             rotary=isinstance(first.positions, Rotary),
             learned=isinstance(first.positions, Learned),
             gated=first.gated,
-            tied=first.tied_embeddings,
+            tied=first.tied_embeddings and not first.classes,
             biases=first.biases,
             centred=isinstance(first.norm, LayerNorm),
             dropout=first.dropout > 0,
+            parameters_trained=column("parameters")
+            if learning.everything
+            else np.array([[float(Trained(models[0], learning).parameters_trained)]]),
+            learning=learning,
             said=0.0 if first.classes else said,
             attended=attended,
         )
+
+    @cached_property
+    def trained(self) -> Trained:
+        """What of the model learns; of several models, in each of their blocks."""
+        return Trained(self.specs[0], self.learning)

@@ -12,6 +12,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes
+from narrows.plan.optimizer import whole_state_bytes
+from narrows.plan.trained import Layer
+from narrows.spec.adapter import LowRank
 from narrows.spec.ledger import MemoryPeak
 
 # What torch takes once it computes: thread pools, oneDNN's primitives and their code; and what its
@@ -39,17 +42,20 @@ Moment = dict[str, Array]
 @dataclass(frozen=True, kw_only=True)
 class Held:
     """What one of several processes has of a model: parameters that it computes with, and those of
-    them that it keeps. Where the `copied` whole stands beside its own piece, and where not so many
-    are `gathered` at once. Gradients are a `late` sum in fp32 of the whole, or soon of the piece.
-    So many micro-batches are in `flight` at once.
+    them that it keeps, with so many bytes of `state`. Where the `copied` whole stands beside its
+    own piece, and where not so many are `gathered` at once. Gradients are a `late` sum in fp32 of
+    the whole, or soon of the piece. So many micro-batches are in `flight` at once. Beside all this
+    are the bytes of what is frozen.
     """
 
     whole: float
     kept: float
+    state: float
     copied: bool
     gathered: float
     late: bool
     flight: Array
+    frozen_bytes: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,7 @@ def memory_bytes(
     value = layouts.setting.value_bytes
     tokens = layouts.micro_batch * model.context
     nothing = 0.0 * (tokens * model.layers)
-    parameters = model.parameters + nothing
+    learned = model.parameters_trained + nothing
     moments = _moments(model, layouts, held)
     totals = np.stack([np.asarray(sum(list(moment.values()), nothing)) for moment in moments])
     worst = totals.argmax(axis=0)
@@ -99,90 +105,156 @@ def memory_bytes(
         for kind in moments[0]
     }
     at_peak["workspace"] = at_peak["workspace"] + worn * _holes(model, layouts)
-    weights = parameters
-    if held is not None:
-        parameters = held.kept + nothing
-        weights = parameters + held.gathered + (held.whole if held.copied else 0.0)
+    weights = value * (model.parameters + nothing)
+    if not model.learning.everything:
+        weights = model.trained.weight_bytes(value) + nothing
+    if held is None:
+        state = whole_state_bytes(model, layouts.optimizer)
+    else:
+        state = np.asarray(held.state)
+        learned = held.kept + nothing
+        weights = learned + held.gathered + (held.whole if held.copied else 0.0)
+        weights = value * weights + held.frozen_bytes
     return MemoryBytes(
-        weights=value * weights,
-        masters=_FP32 * parameters if value < _FP32 else nothing,
-        optimizer=2 * _FP32 * parameters,
+        weights=weights,
+        masters=_FP32 * learned if value < _FP32 else nothing,
+        optimizer=state + nothing,
         runtime=nothing + RUNTIME_BYTES + COMPILER_BYTES * layouts.setting.compile,
         **at_peak,
     )
 
 
-def saved_bytes(model: Shapes, setting: Setting) -> Array:
-    """Bytes of a block that wait for its backward pass, per token; the hinge test counts them."""
+def saved_bytes(model: Shapes, setting: Setting, layer: Layer | None = None) -> Array:
+    """Bytes of a block that wait for its backward pass, per token; the hinge test counts them. Of a
+    kind of block that a model has, else of its first.
+    """
+    own = layer or model.trained.layers[0]
     value, stream = setting.value_bytes, model.width * setting.value_bytes
     piece = stream / model.sequence
     activation = model.feed_forward_width * value
     out = model.heads * model.head_width * value
+    norms, attends = own.first_norm + own.second_norm, own.qkv.flows
+    native = setting.kernels == "native"
+    kept_again = own.down.keeps and not (native and own.activates_again)
+    whole_native = native and own.down.low == 0
     saved: dict[str, Array | float] = {
-        "norms, inputs of qkv and up": 2 * stream,
-        "queries, keys and values": model.qkv_width * value,
-        "attention's output, input of out": out,
-        "log of the softmax's sums": model.heads * _FP32,
-        "up's output": model.up_width * value,
+        "norms, inputs of qkv and up": (own.qkv.keeps + own.up.keeps) * stream,
+        "queries, keys and values": attends * model.qkv_width * value,
+        "attention's output, input of out": (attends or own.out.keeps) * out,
+        "log of the softmax's sums": attends * model.heads * _FP32,
+        "up's output": (own.down.reads or own.down.keeps) * model.up_width * value,
     }
-    if setting.kernels == "native":
-        saved["the stream before both norms, and its statistics"] = 2 * (piece + 2 * _FP32)
+    if native:
+        saved["the stream before both norms, and its statistics"] = norms * (piece + 2 * _FP32)
+    elif model.centred:
+        saved["the stream before both norms, and its statistics"] = norms * (piece + 2 * value)
     else:
+        # torch spells RMSNorm in fp32: the stream, for the weight's gradient its norm, and one
+        # number a row.
+        streams = (1 + own.norm_weights) * model.width / model.sequence
+        saved["the stream and its norm in fp32, twice"] = norms * _FP32 * (streams + 1)
+    if kept_again and not whole_native:
         saved["the activation, input of down"] = activation
-        if model.centred:
-            saved["the stream before both norms, and its statistics"] = 2 * (piece + 2 * value)
-        else:
-            # torch spells RMSNorm in fp32: the stream and its norm, and one number a row.
-            saved["the stream and its norm in fp32, twice"] = (
-                2 * _FP32 * (2 * model.width / model.sequence + 1)
-            )
-        if model.gated:
-            saved["silu of the gate"] = activation
-        if model.rotary:
-            turned = (model.heads + model.kv_heads) * model.head_width * value
-            saved["turned queries and keys, and the output in their order"] = turned + out
+    if not native and own.down.reads and model.gated:
+        saved["silu of the gate"] = activation
+    if not native and attends and model.rotary:
+        turned = (model.heads + model.kv_heads) * model.head_width * value
+        ordered = out * own.out.keeps
+        saved["turned queries and keys, and the output in their order"] = turned + ordered
     if model.dropout:
-        saved["masks of two dropouts, a byte a value"] = 2 * model.width
+        saved["masks of two dropouts, a byte a value"] = 2 * own.flows * model.width
+    saved |= _saved_beside(model, value, own)
     return np.asarray(sum(saved.values()))
+
+
+def _saved_beside(model: Shapes, value: int, layer: Layer) -> dict[str, Array | float]:
+    """What low-rank products keep: what lies between A and B, where rows have lengths the product
+    before them, and of dropout what is left and a byte a value.
+    """
+    adapter = layer.adapter
+    if adapter is None:
+        return {}
+    out, forward = model.heads * model.head_width, model.feed_forward_width
+    sizes = (
+        (layer.qkv, model.width, model.qkv_width), (layer.out, out, model.width),
+        (layer.up, model.width, model.up_width), (layer.down, forward, model.width),
+    )  # fmt: skip
+    saved: dict[str, Array | float] = {}
+    for matrix, columns, rows in sizes:
+        if matrix.low:
+            saved["between A and B"] = saved.get("between A and B", 0.0) + matrix.low * value
+            if layer.lengths:
+                saved["before lengths"] = saved.get("before lengths", 0.0) + rows * value
+            if adapter.dropout:
+                more = columns * (value + 1)
+                saved["dropped"] = saved.get("dropped", 0.0) + more
+    return saved
+
+
+def _saved(model: Shapes, layouts: Layouts) -> tuple[Array, Array]:
+    """What all blocks keep of a micro-batch, but for how often it is in flight; and the most that
+    one does.
+    """
+    tokens, setting = layouts.micro_batch * model.context, layouts.setting
+    if model.learning.everything:
+        one = tokens * saved_bytes(model, setting)
+        return one * model.layers, one
+    each = [tokens * saved_bytes(model, setting, layer) for layer in model.trained.layers]
+    often = [layer.blocks for layer in model.trained.layers]
+    whole = sum(one * count for one, count in zip(each, often, strict=True))
+    return np.asarray(whole), np.max(each, axis=0)
 
 
 def _holes(model: Shapes, layouts: Layouts) -> Array:
     """Bytes that the heap holds and nobody uses."""
-    tokens = layouts.micro_batch * model.context
-    block = tokens * saved_bytes(model, layouts.setting)
+    block = _saved(model, layouts)[1]
     again = np.where(
         layouts.recompute > 0, np.minimum(HOLES_RECOMPUTE, model.layers - 1) * block, 0.0
     )
-    return HOLES_GRADIENTS * layouts.setting.value_bytes * model.parameters + again
+    gradients = _largest(model) if layouts.optimizer.fused else model.parameters_trained
+    return HOLES_GRADIENTS * layouts.setting.value_bytes * gradients + again
+
+
+def _largest(model: Shapes) -> Array:
+    """Values of the largest parameter."""
+    rows = np.maximum(np.maximum(model.vocabulary, model.up_width), model.qkv_width)
+    return np.asarray(rows * model.width)
 
 
 def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment, Moment, Moment]:
     value = layouts.setting.value_bytes
     tokens = layouts.micro_batch * model.context
     stream = tokens * model.width * value
-    block = tokens * saved_bytes(model, layouts.setting)
+    every, block = _saved(model, layouts)
     again = np.where(layouts.recompute > 0, block, 0.0)
     kept = np.where(layouts.recompute > 0, 2 * stream, block)
+    flowing = np.where(layouts.recompute > 0, 2 * stream * _flowing(model), every)
     # Tokens and targets; the last stream, which the final norm keeps, and the loss's gradient.
     ends = tokens * 2 * _TOKEN + 2 * stream
-    table = model.vocabulary * model.width * value
-    summed, own, layers = model.parameters, model.parameters, model.layers
+    # The head's gradient, which a few classes have next to nothing of.
+    learns = bool(model.said) and (model.trained.head or model.trained.table)
+    table = model.vocabulary * model.width * value * learns
+    summed = own = model.parameters_trained
+    flight = np.ones_like(layouts.micro_batch)
     if held is not None:
-        summed = own = np.full_like(layers, held.kept)
+        summed = own = np.full_like(model.layers, held.kept)
         if held.late:
-            summed = np.full_like(layers, held.whole)
-        layers = layers * held.flight
+            summed = np.full_like(model.layers, held.whole)
+        flight = held.flight
+    if layouts.optimizer.fused:
+        # Each gradient is used and freed where it is made.
+        own = _largest(model)
     buffer = np.where(layouts.accumulation > 1, _FP32 * summed, 0.0)
-    working = tokens * _working_bytes(model, layouts.setting)
+    working = tokens * _working_bytes(model, layouts.setting) + value * _unpacked(model)
     loss = {
         "gradients": buffer + table,
-        "activations": kept * layers + ends,
+        "activations": flowing * flight + ends,
         "logits": _logits_bytes(model, layouts),
         "workspace": stream,
     }
     last_block = {
         "gradients": buffer + table,
-        "activations": kept * layers + ends + again,
+        "activations": flowing * flight + ends + again,
         "logits": 0 * tokens,
         "workspace": working,
     }
@@ -195,6 +267,13 @@ def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment
     return loss, last_block, end
 
 
+def _flowing(model: Shapes) -> Array:
+    """Blocks that are passed backward."""
+    if model.learning.everything:
+        return model.layers
+    return np.full((1, 1), float(sum(e.blocks for e in model.trained.layers if e.flows)))
+
+
 def _working_bytes(model: Shapes, setting: Setting) -> Array:
     """Bytes alive beside the saved ones in a block's backward pass, per token: two gradients of
     the stream, and the widest of the gradients inside. Native kernels make the activation again;
@@ -204,6 +283,15 @@ def _working_bytes(model: Shapes, setting: Setting) -> Array:
     forward = (1 + again) * model.feed_forward_width + (model.up_width if model.gated else 0)
     attention = model.qkv_width + model.heads * model.head_width
     return (2 * model.width + np.maximum(forward, attention)) * setting.value_bytes
+
+
+def _unpacked(model: Shapes) -> Array:
+    """Values of the largest matrix that is made whole for a product."""
+    adapter = model.learning.adapter
+    if not isinstance(adapter, LowRank) or adapter.base is None:
+        return 0.0 * model.width
+    widest = np.maximum(model.qkv_width, np.maximum(model.up_width, model.feed_forward_width))
+    return np.asarray(model.width * widest)
 
 
 def _logits_bytes(model: Shapes, layouts: Layouts) -> Array:

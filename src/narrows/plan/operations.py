@@ -8,113 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
+from narrows.plan import low_rank
 from narrows.plan.layouts import Array, Layouts, Shapes
-from narrows.spec.ledger import Kind, Phase
-from narrows.spec.machine import Direction as ProductDirection
-
-Direction = Literal["forward", "backward"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Product:
-    """A matrix product (m,k) @ (k,n), its operands lying in memory as `direction` has them."""
-
-    m: Array
-    n: Array
-    k: Array
-    direction: ProductDirection
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamedProduct:
-    """A forward product of few rows, whose weights are among `working_set` bytes read in turn."""
-
-    m: Array
-    n: Array
-    k: Array
-    working_set: Array
-
-
-@dataclass(frozen=True, kw_only=True)
-class CausalAttention:
-    """Attention of `rows` = B·N heads over `positions`, never writing the scores to memory."""
-
-    rows: Array
-    positions: Array
-    head_width: Array
-    direction: Direction
-
-
-@dataclass(frozen=True, kw_only=True)
-class CachedAttention:
-    """Attention of `queries` new positions of `sequences` to `keys`, theirs included."""
-
-    sequences: Array
-    kv_heads: Array
-    group: Array
-    head_width: Array
-    queries: Array
-    keys: Array
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pointwise:
-    """A memory-bound operation of `kernels.interface.OPERATIONS` on `elements`."""
-
-    operation: str
-    elements: Array
-    direction: Direction
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """Work of the host alone: finding and starting an operation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """Bytes read from storage."""
-
-
-Work = Product | StreamedProduct | CausalAttention | CachedAttention | Pointwise | Launch | Transfer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operation:
-    """`count` calls a step, each of `flop` and `memory_bytes`, arrays [models, layouts].
-
-    What is `in_block` is what a layout may compile or recompute.
-    """
-
-    name: str
-    phase: Phase
-    kind: Kind
-    count: Array
-    flop: Array
-    memory_bytes: Array
-    work: Work
-    in_block: bool = False
-
-
-# Values moved per element, forward and backward, by kernels that read every operand and write every
-# result once. norm adds to the stream first: it reads x and delta and writes their sum and its
-# norm; gelu's and swiglu's backward make the activation again beside the gradient.
-VALUES_MOVED: dict[str, tuple[float, float]] = {
-    "norm": (4, 4),
-    "gelu": (2, 4),
-    "swiglu": (3, 6),
-    "rotary": (6, 6),
-    "dropout": (2, 2),
-    "embedding": (2, 2),
-    "positions": (2, 1),
-    "column_sum": (1, 0),
-    "bias": (2, 0),
-    "cross_entropy": (2, 0),
-}
+from narrows.plan.operation import (
+    CausalAttention,
+    Direction,
+    Operation,
+    Product,
+    Transfer,
+    host,
+    kernel,
+    pointwise,
+    product,
+)
+from narrows.plan.optimizer import moved_bytes, orthogonalized
+from narrows.plan.trained import Layer, Matrix
 
 
 def step_operations(
@@ -142,86 +53,113 @@ def evaluation_operations(model: Shapes, layouts: Layouts) -> tuple[Operation, .
 def _embedding(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     tokens = layouts.micro_batch * model.context
     count = layouts.accumulation + 0 * tokens
-    stream = tokens * model.width
-    yield from pointwise("embedding", stream, count, layouts)
+    stream, trained = tokens * model.width, model.trained
+    table, positions = trained.table, trained.learns("positions.weight")
+    yield from pointwise("embedding", stream, count, layouts, back=table)
     if model.learned:
-        yield from pointwise("positions", stream, count, layouts)
+        yield from pointwise("positions", stream, count, layouts, back=positions)
     if model.dropout:
-        yield from pointwise("dropout", stream, count, layouts)
+        yield from pointwise("dropout", stream, count, layouts, back=table or positions)
+    if not table:
+        return
     # The table's gradient is dense: filled with zeros and, where tied, added to the head's.
-    table = model.vocabulary * model.width + 0 * tokens
-    moved = table * layouts.setting.value_bytes * (4 if model.tied else 1)
-    yield kernel("embedding_gradient", ("backward", "pointwise"), table, count, moved)
+    values = model.vocabulary * model.width + 0 * tokens
+    moved = values * layouts.setting.value_bytes * (4 if model.tied else 1)
+    yield kernel("embedding_gradient", ("backward", "pointwise"), values, count, moved)
 
 
-def block_operations(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
-    """One block's operations, forward and backward, once; the host's work beside them included."""
+def block_operations(
+    model: Shapes, layouts: Layouts, layer: Layer | None = None
+) -> Iterator[Operation]:
+    """One block's operations, forward and backward, once; the host's work beside them included. Of
+    a kind of block that a model has, else of its first.
+    """
+    layer = layer or model.trained.layers[0]
     once = np.ones_like(layouts.micro_batch * model.context)
-    calls = once * _HOST_CALLS_BLOCK
+    calls = once * (_HOST_CALLS_BLOCK + low_rank.HOST_CALLS * layer.adapted)
     if model.attended is not None:
         calls = calls + _HOST_CALLS_DOCUMENT * layouts.micro_batch * model.context / model.attended
-    for each in (*_block(model, layouts, once), host(calls)):
+    for each in (*_block(model, layouts, once, layer), host(calls)):
         yield replace(each, in_block=True)
 
 
 def _blocks(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
-    count = model.layers * layouts.accumulation
-    for each in block_operations(model, layouts):
-        operation = replace(each, count=each.count * count)
-        yield operation
-        if operation.phase == "forward" and layouts.recompute.any():
-            yield _again(operation, operation.count * layouts.recompute)
+    for layer in model.trained.layers:
+        often = model.layers if model.learning.everything else float(layer.blocks)
+        count = often * layouts.accumulation
+        for each in block_operations(model, layouts, layer):
+            operation = replace(each, count=each.count * count)
+            yield operation
+            if operation.phase == "forward" and layer.flows and layouts.recompute.any():
+                yield _again(operation, operation.count * layouts.recompute)
 
 
-def _block(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operation]:
+def _block(model: Shapes, layouts: Layouts, count: Array, layer: Layer) -> Iterator[Operation]:
     tokens = layouts.micro_batch * model.context
     stream = tokens * model.width
     heads_width = model.heads * model.head_width
     forward_width = model.feed_forward_width
-    norm = list(pointwise("norm", stream / model.sequence, count, layouts))
-    yield from norm
-    yield from _linear("qkv", (tokens, model.qkv_width, model.width), count, model, layouts)
+    own = _Own(model, layouts, count, layer)
+    qkv, activated = layer.qkv.flows, layer.down.reads
+    norm = stream / model.sequence
+    yield from pointwise("norm", norm, count, layouts, back=layer.first_norm)
+    yield from _linear("qkv", (tokens, model.qkv_width, model.width), own)
     if model.rotary and layouts.setting.kernels == "torch":
         # Native attention turns queries and keys as it reads them.
         turned = (model.heads + model.kv_heads) * model.head_width
-        yield from pointwise("rotary", tokens * turned, count, layouts)
-    yield from _attention(model, layouts, count)
-    yield from _linear("out", (tokens, model.width, heads_width), count, model, layouts)
-    yield from norm
-    yield from _linear("up", (tokens, model.up_width, model.width), count, model, layouts)
+        yield from pointwise("rotary", tokens * turned, count, layouts, back=qkv)
+    for each in _attention(model, layouts, count):
+        if qkv or each.phase == "forward":
+            yield each
+    yield from _linear("out", (tokens, model.width, heads_width), own)
+    yield from pointwise("norm", norm, count, layouts, back=layer.second_norm)
+    yield from _linear("up", (tokens, model.up_width, model.width), own)
     activation = "swiglu" if model.gated else "gelu"
-    yield from pointwise(activation, tokens * forward_width, count, layouts)
-    yield from _linear("down", (tokens, model.width, forward_width), count, model, layouts)
+    yield from pointwise(activation, tokens * forward_width, count, layouts, back=activated)
+    if activated and layer.activates_again and layouts.setting.kernels == "native":
+        again = next(pointwise(activation, tokens * forward_width, count, layouts))
+        yield replace(again, phase="backward")
+    yield from _linear("down", (tokens, model.width, forward_width), own)
     if model.dropout:
-        yield from pointwise("dropout", stream / model.sequence, 2 * count, layouts)
+        yield from pointwise("dropout", norm, 2 * count, layouts, back=layer.flows)
 
 
 def _head(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     """The loss takes its gradient on the way forward, a chunk of positions at a time."""
     tokens = layouts.micro_batch * model.context
     count = layouts.accumulation + 0 * tokens
-    yield from pointwise("norm", tokens * model.width / model.sequence, count, layouts)
+    norm, trained = tokens * model.width / model.sequence, model.trained
+    yield from pointwise("norm", norm, count, layouts, back=trained.hidden)
     if not model.said:
         # A few numbers of each document, beside the blocks nothing.
         return
     said = tokens * model.said
     chunks = np.ceil(said / layouts.loss_chunk)
     rows = said / chunks
-    yield from _product("head", (rows, model.vocabulary, model.width), count * chunks, layouts)
+    sizes = rows, model.vocabulary, model.width
+    learns = Matrix(weight=trained.head, bias=False, low=0, reads=trained.hidden)
+    yield from product("head", sizes, count * chunks, layouts, learns)
     losses = pointwise("cross_entropy", rows * model.vocabulary, count * chunks, layouts)
     yield replace(next(losses), kind="loss")
 
 
 def _optimizer(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     value = layouts.setting.value_bytes
-    elements = model.parameters + 0 * layouts.micro_batch
+    elements = model.parameters_trained + 0 * layouts.micro_batch
     once = np.ones_like(elements)
     several = np.where(layouts.accumulation > 1, 1.0, 0.0) * once
     gradient = elements * np.where(layouts.accumulation > 1, 4.0, value)
     yield kernel("squared_norm", ("optimizer", "optimizer"), elements, once, gradient)
-    # Reads gradient, master and two moments; writes master, moments and, in bf16, the weight.
-    moved = gradient + elements * (24 + (2 if value == 2 else 0))
-    yield kernel("adamw", ("optimizer", "optimizer"), elements, once, moved)
+    optimizer = layouts.optimizer
+    moved = gradient + elements * moved_bytes(optimizer, value)
+    yield kernel(optimizer.operation, ("optimizer", "optimizer"), elements, once, moved)
+    for m, n, k, times in orthogonalized(model, optimizer.rule):
+        yield Operation(
+            name=optimizer.operation, phase="optimizer", kind="optimizer",
+            count=once * model.layers * times, flop=2.0 * m * n * k,
+            memory_bytes=(m * k + k * n + m * n) * layouts.setting.value_bytes,
+            work=Product(m=m, n=n, k=k, direction="forward"),
+        )  # fmt: skip
     # Into an fp32 buffer once a micro-batch: reads the gradient, reads and writes the sum.
     often = layouts.accumulation * several
     yield kernel("accumulate", ("optimizer", "optimizer"), elements, often, elements * (value + 8))
@@ -239,14 +177,6 @@ def _besides(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     yield host(count * chunks * _HOST_CALLS_CHUNK)
 
 
-def host(calls: Array) -> Operation:
-    """Calls that find and start work and compute nothing."""
-    return Operation(
-        name="host", phase="other", kind="launch", count=calls, flop=0 * calls,
-        memory_bytes=0 * calls, work=Launch(),
-    )  # fmt: skip
-
-
 # A token is stored in 2 bytes and handed to the model as int64.
 _TOKEN_BYTES = 2 + 8
 # Calls of torch that no curve holds (views, autograd's own nodes), forward and backward: in a
@@ -257,40 +187,29 @@ _HOST_CALLS_DOCUMENT = 6
 _HOST_CALLS_CHUNK = 12
 
 
-def _linear(
-    name: str, sizes: tuple[Array, Array, Array], count: Array, model: Shapes, layouts: Layouts
-) -> Iterator[Operation]:
+@dataclass(frozen=True)
+class _Own:
+    """What a block's products have in common."""
+
+    model: Shapes
+    layouts: Layouts
+    count: Array
+    layer: Layer
+
+
+def _linear(name: str, sizes: tuple[Array, Array, Array], own: _Own) -> Iterator[Operation]:
     """A product; where there is a bias, laid out for the product to add to, and the sum over rows
-    that is its gradient.
+    that is its gradient; and what an adapter adds.
     """
-    yield from _product(name, sizes, count, layouts)
-    if model.biases:
-        m, n, _ = sizes
+    matrix: Matrix = getattr(own.layer, name)
+    (m, n, _), count, layouts = sizes, own.count, own.layouts
+    yield from product(name, sizes, count, layouts, matrix)
+    if own.model.biases:
         yield next(pointwise("bias", m * n, count, layouts))
-        yield replace(next(pointwise("column_sum", m * n, count, layouts)), phase="backward")
-
-
-def _product(
-    name: str, sizes: tuple[Array, Array, Array], count: Array, layouts: Layouts
-) -> Iterator[Operation]:
-    """y_mn = x_mk @ w_kn forward; dx = dy @ wᵀ and dw = xᵀ @ dy backward."""
-    m, n, k = sizes
-    yield _matmul(name, "forward", (m, n, k), count, layouts)
-    yield _matmul(name, "dgrad", (m, k, n), count, layouts)
-    yield _matmul(name, "wgrad", (n, k, m), count, layouts)
-
-
-def _matmul(
-    name: str, direction: ProductDirection, sizes: tuple[Array, Array, Array], count: Array,
-    layouts: Layouts,
-) -> Operation:  # fmt: skip
-    m, n, k = sizes
-    moved = (m * k + k * n + m * n) * layouts.setting.value_bytes
-    return Operation(
-        name=name, phase="forward" if direction == "forward" else "backward", kind="gemm",
-        count=count, flop=2.0 * m * n * k, memory_bytes=moved,
-        work=Product(m=m, n=n, k=k, direction=direction),
-    )  # fmt: skip
+        if matrix.bias:
+            yield replace(next(pointwise("column_sum", m * n, count, layouts)), phase="backward")
+    if own.layer.adapter is not None:
+        yield from low_rank.operations(sizes, matrix, own.layer.adapter, count, layouts)
 
 
 def _attention(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operation]:
@@ -321,30 +240,6 @@ def _attention(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operat
                 head_width=model.head_width + 0 * rows, direction=direction,
             ),
         )  # fmt: skip
-
-
-def pointwise(
-    operation: str, elements: Array, count: Array, layouts: Layouts
-) -> Iterator[Operation]:
-    """A memory-bound operation, forward and backward."""
-    directions: tuple[Direction, Direction] = ("forward", "backward")
-    for direction, values in zip(directions, VALUES_MOVED[operation], strict=True):
-        yield Operation(
-            name=operation, phase=direction, kind="pointwise", count=count, flop=0 * elements,
-            memory_bytes=values * elements * layouts.setting.value_bytes,
-            work=Pointwise(operation=operation, elements=elements, direction=direction),
-        )  # fmt: skip
-
-
-def kernel(
-    operation: str, place: tuple[Phase, Kind], elements: Array, count: Array, moved: Array
-) -> Operation:
-    """A memory-bound operation that moves so many bytes."""
-    return Operation(
-        name=operation, phase=place[0], kind=place[1], count=count, flop=0 * elements,
-        memory_bytes=moved,
-        work=Pointwise(operation=operation, elements=elements, direction="forward"),
-    )  # fmt: skip
 
 
 def _again(operation: Operation, count: Array) -> Operation:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes
-from narrows.plan.operations import (
+from narrows.plan.operation import (
     CachedAttention,
     Operation,
     Pointwise,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import narrows
-from narrows.plan import gradients, recipe, tuning
+from narrows.plan import gradients, optimizer, recipe, tuning
 from narrows.plan.curves import matmul_peak
 from narrows.plan.design import Design, design
 from narrows.plan.dial import MARGIN, Allowance, start_seconds, usable_seconds, worthwhile_tokens
@@ -64,19 +64,25 @@ def make_plan(
     Raises BadInput where the job contradicts itself or the data, DoesNotFit where no allowed
     layout fits memory, or the checkpoints the disk.
     """
-    text = known_text(job, dataset)
+    text = known_text(job, dataset, start)
     job = msgspec.structs.replace(job, layout=tuning.layout_of(job))
     wanted = design(job, machine, text, start)
+    train = job.train
     candidates = gradients.able(
-        options(job.layout, machine, wanted.model, wanted.batch), job.train.exchange
+        options(job.layout, machine, wanted.model, wanted.batch), train.exchange
     )
+    # Its rate waits for the number of steps; what it keeps and moves does not.
+    intent, step_tokens = wanted.intent(train), float(wanted.step_tokens)
+    updated = recipe.optimizer(intent, wanted.model, wanted.tokens, step_tokens, {})
+    candidates = optimizer.able(candidates, updated, train.exchange, train.on_spike)
     found = search(wanted.shapes, candidates, machine)
     chosen = _choose(wanted, found, machine)
     if chosen is None:
         raise refusal(job, machine, wanted.model, wanted.batch, found)
     run = _run(job, machine, text, wanted, found, chosen)
     settled = _Settled(wanted=wanted, found=found, chosen=chosen, run=run)
-    check_disk(machine, wanted.model, settled.layout, run.cadence.checkpoints.keep)
+    keep = run.cadence.checkpoints.keep
+    check_disk(machine, wanted.shapes, settled.layout, run.optimizer, keep)
     return _record(job, machine, dataset, settled)
 
 
@@ -109,7 +115,8 @@ def _best(
 def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, chosen: int) -> Run:
     """How many steps, and when to evaluate and save."""
     model = wanted.model
-    layouts = Layouts.of(found.layout(chosen), job.train.exchange)
+    updated = found.group_of(chosen).optimizer
+    layouts = Layouts.of(found.layout(chosen), job.train.exchange, updated)
     step = float(found.step[0, chosen])
     once = start_seconds(machine) + float(found.once[0, chosen])
     forward = float(evaluation_seconds(wanted.shapes, layouts, machine)[0, 0])
@@ -121,7 +128,7 @@ def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, c
     pace = recipe.Pace(
         step_seconds=step,
         sequence_seconds=forward / float(layouts.micro_batch[0]),
-        save_bytes=recipe.checkpoint_bytes(model, layouts.setting.value_bytes),
+        save_bytes=optimizer.checkpoint_bytes(wanted.shapes, layouts.setting.value_bytes, updated),
         validation_sequences=sequences,
         context=model.context,
     )
@@ -143,7 +150,7 @@ def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, c
     return Run(
         steps=steps, batch_sequences=wanted.batch, seconds_start=once, cadence=cadence(steps),
         reads_text=text.tokens_train is not None, gradients=job.train.exchange, said=wanted.said,
-        attended=wanted.attended,
+        attended=wanted.attended, optimizer=updated, learning=wanted.learning,
     )  # fmt: skip
 
 
@@ -206,7 +213,7 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
     wanted, run, layout = settled.wanted, settled.run, settled.layout
     model, why = wanted.model, wanted.why
     tokens = float(run.steps * wanted.step_tokens)
-    optimizer = recipe.optimizer(
+    updated = recipe.optimizer(
         wanted.intent(job.train), model, tokens, float(wanted.step_tokens), why
     )  # fmt: skip
     schedule = recipe.schedule(job.train, model, run.steps, wanted.step_tokens, why)
@@ -214,7 +221,7 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
     gradients.check(exchange, job.train.on_spike, run.cadence.evaluation, run.cadence.checkpoints)
     why.update(_layout_whys(job, machine, settled))
     ledger = predict(model, layout, machine, run)
-    layouts = Layouts.of(layout, exchange)
+    layouts = Layouts.of(layout, exchange, updated)
     saving = doubling(wanted.shapes, layouts, machine, _seconds_with_more_memory(settled))
     besides = ledger.total.seconds - ledger.total.seconds_training
     return Plan(
@@ -224,13 +231,15 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         start=wanted.start,
         model=tuning.whole(model, wanted.start),
         layout=layout,
-        optimizer=optimizer,
+        optimizer=updated,
         schedule=schedule,
         batch_sequences=wanted.batch,
         context=model.context,
         steps=run.steps,
         on_spike=job.train.on_spike,
         exchange=exchange,
+        adapter=wanted.learning.adapter,
+        frozen=wanted.learning.frozen,
         evaluation=run.cadence.evaluation,
         checkpoints=run.cadence.checkpoints,
         data=_data(dataset),

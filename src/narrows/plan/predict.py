@@ -11,15 +11,18 @@ from narrows.plan.cost import AS_IS, Scales, block_factor, operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
 from narrows.plan.layouts import Layouts, Shapes
 from narrows.plan.memory import RUN_BYTES
-from narrows.plan.operations import Operation, step_operations
+from narrows.plan.operation import Operation
+from narrows.plan.operations import step_operations
 from narrows.plan.power import bill, energy_basis, watts
 from narrows.plan.recipe import Cadence
 from narrows.plan.together import Step, peak_bytes, step
+from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row, Total
 from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
+from narrows.spec.optimizer import USUAL, Optimizer
 
 _LEAST_IDLE = 1e-9
 
@@ -27,8 +30,8 @@ _LEAST_IDLE = 1e-9
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What of a run is known besides its step: steps, batch and what else takes time, memory where
-    it reads a text, how gradients are exchanged, the share of the tokens that are to
-    be said, and how long the documents are that they stand in.
+    it reads a text, how gradients are exchanged and what uses them, the share of the tokens that
+    are to be said, how long the documents are that they stand in, and what learns.
     """
 
     steps: int
@@ -37,14 +40,18 @@ class Run:
     cadence: Cadence
     reads_text: bool = False
     gradients: GradientExchange = EXACT
+    optimizer: Optimizer = USUAL
     said: float = 1.0
     attended: float | None = None
+    learning: Learning = EVERYTHING
 
 
 def predict(model: ModelSpec, layout: Layout, machine: Machine, run: Run) -> Ledger:
     """Rows by operation and phase, the memory peak and the whole run."""
-    shapes = Shapes.of([model], said=run.said, attended=run.attended)
-    layouts = Layouts.of(layout, run.gradients)
+    shapes = Shapes.of(
+        [model], said=run.said, attended=run.attended, learning=run.learning
+    )  # fmt: skip
+    layouts = Layouts.of(layout, run.gradients, run.optimizer)
     if layout.processes > 1:
         rows = _several(step(shapes, layouts, machine), layout, machine)
     else:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from narrows.plan import scaling
 from narrows.plan.gradients import due
 from narrows.spec.errors import BadInput
-from narrows.spec.job import TrainIntent
+from narrows.spec.job import Shape, TrainIntent
 from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
-from narrows.spec.plan import AdamW, Checkpointing, Evaluation, Schedule
+from narrows.spec.optimizer import SGD, Adagrad, Adam, Optimizer, ScheduleFree, name_of
+from narrows.spec.plan import Checkpointing, Evaluation, Schedule
 from narrows.spec.units import Tokens
 
 Whys = dict[str, str]
@@ -18,10 +19,19 @@ Whys = dict[str, str]
 # The law was fitted above 60M parameters. Followed down to 1M it asks for 0.02; measured there, on
 # 7M tokens of plays, 0.004 beats 0.002 and 0.008.
 _LEARNING_RATE_MOST = 4e-3
-_EPSILON = 1e-8
+# Peak rates over AdamW's: of the one or two that were tried with each rule on a model of 1M, over
+# 200 steps (LOG.md), the better; Muon's steps are made as long as AdamW's (arXiv:2502.16982).
+OVER_ADAMW = {
+    "adamw": 1.0, "adam": 1.0, "muon": 1.0, "schedule_free": 1.0, "lion": 0.2, "adagrad": 3.0,
+    "adafactor": 25.0, "sgd": 100.0,
+}  # fmt: skip
+_CLIP, _WEIGHT_DECAY = 1.0, 0.1
+# For a rule that has none of its own: AdamW's.
+_BETA2 = 0.95
 # Final learning rate over the peak: a tenth (Hoffmann et al. 2022, appendix B); linear to zero
 # (Bergsma et al. 2025, arXiv:2502.15938).
-_FLOOR = {"cosine": 0.1, "wsd": 0.0, "linear": 0.0, "constant": 1.0}
+# What a plateau shrinks the rate to at last is a choice.
+_FLOOR = {"cosine": 0.1, "wsd": 0.0, "linear": 0.0, "constant": 1.0, "plateau": 0.01}
 # Share of the steps in which WSD decays (Hägele et al. 2024, arXiv:2405.18392).
 _WSD_DECAY = 0.2
 _WARMUP_MOST = 0.1
@@ -102,22 +112,35 @@ def batch_sequences(
 
 def optimizer(
     intent: TrainIntent, model: ModelSpec, tokens: float, step_tokens: float, why: Whys
-) -> AdamW:
-    """AdamW with the intent's numbers, the learning rate by the law where it is absent."""
+) -> Optimizer:
+    """The intent's rule and numbers, the learning rate by the law where it is absent."""
+    rule = intent.rule
     rate = intent.learning_rate
     if rate is None:
         law = scaling.learning_rate(model.parameters - model.embedding_parameters, tokens)
         # Adam's rate goes with the root of the batch (Malladi et al. 2022, arXiv:2205.10287).
         ratio = (step_tokens / scaling.batch_tokens(tokens)) ** 0.5
-        rate = float(f"{min(law * ratio, _LEARNING_RATE_MOST):.3g}")
+        over = OVER_ADAMW[name_of(rule)]
+        held = min(law * ratio, _LEARNING_RATE_MOST)
+        rate = float(f"{over * held:.3g}")
         why["optimizer.learning_rate"] = (
             f"the law for this size and {Tokens(tokens).text()} gives {law:.2g} (arXiv:2503.04715)"
             f", times {ratio:.2g} for this batch (arXiv:2205.10287)"
-            + (f", held at {rate:g}" if law * ratio > _LEARNING_RATE_MOST else "")
-        )
-    return AdamW(
-        learning_rate=rate, beta1=intent.beta1, beta2=intent.beta2, epsilon=_EPSILON,
-        weight_decay=intent.weight_decay, clip=intent.clip,
+            + (f", held at {held:g}" if law * ratio > _LEARNING_RATE_MOST else "")
+            + (f", times {over:g} for {name_of(rule)}, tried on a small model"
+               if over != 1.0 else "")
+        )  # fmt: skip
+    decay = intent.weight_decay
+    if decay is None:
+        # Where it is a part of the gradient, the rule divides it again: none is the habit there.
+        decay = 0.0 if isinstance(rule, (Adam, Adagrad, SGD)) else _WEIGHT_DECAY
+    clip = intent.clip
+    if clip is None:
+        clip = 0.0 if intent.fused else _CLIP
+    return Optimizer(
+        rule=rule, learning_rate=rate, weight_decay=decay, decayed=intent.decayed,
+        undecayed=intent.undecayed, clip=clip, ema=intent.ema, state_bits=intent.state_bits,
+        fused=intent.fused,
     )  # fmt: skip
 
 
@@ -125,9 +148,10 @@ def schedule(
     intent: TrainIntent, model: ModelSpec, steps: int, step_tokens: int, why: Whys
 ) -> Schedule:
     """Warm-up and decay. `decay_steps` counts the steps in which the rate falls."""
+    shape = _shape(intent)
     warmup = intent.warmup_steps
     if warmup is None:
-        settled = round(2 / (1 - intent.beta2))
+        settled = round(2 / (1 - getattr(intent.rule, "beta2", _BETA2)))
         by_size = round(model.parameters / step_tokens)
         most = max(1, int(steps * _WARMUP_MOST))
         warmup = min(max(settled, by_size), most)
@@ -142,18 +166,33 @@ def schedule(
             hint=f"--set train.warmup_steps={max(1, steps // 20)}",
         )
     remaining = max(1, steps - warmup)
-    decay = {"constant": 0, "wsd": max(1, round(steps * _WSD_DECAY))}.get(
-        intent.schedule, remaining
+    decay = {"constant": 0, "plateau": 0, "wsd": max(1, round(steps * _WSD_DECAY))}.get(
+        shape, remaining
     )
+    plateau = shape == "plateau"
     return Schedule(
-        shape=intent.schedule, warmup_steps=warmup, decay_steps=min(decay, remaining),
-        floor=_FLOOR[intent.schedule],
+        shape=shape, warmup_steps=warmup, decay_steps=min(decay, remaining), floor=_FLOOR[shape],
+        cycles=intent.cycles, patience=intent.patience if plateau else 0,
+        shrink=intent.shrink if plateau else 1.0,
     )  # fmt: skip
 
 
-def checkpoint_bytes(model: ModelSpec, value_bytes: int) -> float:
-    """Weights as they are computed with, and fp32 masters where those are bf16, and two moments."""
-    return model.parameters * (value_bytes + (4 if value_bytes < 4 else 0) + 8)
+def _shape(intent: TrainIntent) -> Shape:
+    """As asked for, else a cosine; what averages its steps keeps its rate."""
+    free = isinstance(intent.rule, ScheduleFree)
+    shape = intent.schedule or ("constant" if free else "cosine")
+    if free and shape != "constant":
+        raise BadInput(
+            f"schedule_free takes the place of a schedule, and train.schedule is {shape}",
+            hint="leave train.schedule out",
+        )
+    if intent.cycles > 1 and shape != "cosine":
+        raise BadInput(
+            f"train.cycles is {intent.cycles}, and train.schedule is {shape}: cosines come in "
+            "cycles",
+            hint="--set train.schedule=cosine, or leave train.cycles out",
+        )
+    return shape
 
 
 def cadence(intent: TrainIntent, machine: Machine, pace: Pace, steps: int) -> Cadence:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
 from narrows.plan.layouts import Layouts, Shapes
-from narrows.plan.recipe import checkpoint_bytes
+from narrows.plan.optimizer import able, checkpoint_bytes
 from narrows.plan.search import Found, options, search
 from narrows.plan.together import peak_bytes
+from narrows.spec.adapter import Learning
 from narrows.spec.errors import BadInput, DoesNotFit
+from narrows.spec.exchange import EXACT
 from narrows.spec.job import Job, LayoutIntent
 from narrows.spec.layout import Layout
 from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
+from narrows.spec.optimizer import Optimizer
 
 _PINNABLE = ("recompute", "micro_batch", "loss_chunk", "precision", "kernels", "compile")
 _CONTEXT_LEAST = 64
@@ -27,9 +31,8 @@ def refusal(
     """The error for a search in which no candidate fits."""
     least = int(found.peak[0].argmin())
     needed = float(found.peak[0, least])
-    memory = peak_bytes(Shapes.of([model]), found.group_of(least), machine).record(
-        0, int(found.within[least])
-    )
+    shapes = Shapes.of([model], learning=_learning(job))
+    memory = peak_bytes(shapes, found.group_of(least), machine).record(0, int(found.within[least]))
     # Of several processes all count that share a host.
     often = needed / memory.peak
     ranked = [(name, often * value) for name, value in memory.ranked()]
@@ -39,13 +42,20 @@ def refusal(
         f"the job does not fit: {_gigabytes(needed)} needed, {_gigabytes(found.limit)} free on "
         f"{machine.device.kind} ({machine.device.name})",
         causes=[", ".join([*largest, f"other {_gigabytes(other)}"])],
-        hint=_hint(job, machine, model, batch_sequences, float(found.step[0, least])),
-    )
+        hint=_hint(
+            job, model, _Where(
+                machine, batch_sequences, found.groups[0].optimizer, _learning(job)
+            ),
+            float(found.step[0, least]),
+        ),
+    )  # fmt: skip
 
 
-def check_disk(machine: Machine, model: ModelSpec, layout: Layout, keep: int) -> None:
+def check_disk(
+    machine: Machine, shapes: Shapes, layout: Layout, optimizer: Optimizer, keep: int
+) -> None:
     """Raises DoesNotFit where the checkpoints of a run, one of them being written, do not."""
-    one = checkpoint_bytes(model, Layouts.of(layout).setting.value_bytes)
+    one = checkpoint_bytes(shapes, Layouts.of(layout).setting.value_bytes, optimizer)
     needed, free = one * (keep + 2), float(machine.disk.free.value)
     if needed > free:
         raise DoesNotFit(
@@ -56,27 +66,41 @@ def check_disk(machine: Machine, model: ModelSpec, layout: Layout, keep: int) ->
         )
 
 
-def _hint(job: Job, machine: Machine, model: ModelSpec, batch: int, step: float) -> str:
-    """The fastest single change of the layout that fits; else a shorter context, else fewer
-    layers, each with what the layout must be then.
+def _hint(job: Job, model: ModelSpec, where: _Where, step: float) -> str:
+    """The fastest single change of the layout that fits; else the optimizer's state in 8 bits; else
+    a shorter context, else fewer layers, each with what the layout must be then.
     """
     offers: list[tuple[float, float, str]] = []
     for intent, name in _relaxed(job.layout):
-        fit = _fastest(model, intent, machine, batch)
+        fit = _fastest(model, intent, where)
         if fit is not None:
             offers.append((fit.step, fit.peak, _sets(fit.layout, [name])))
     if offers:
         seconds, peak, change = min(offers)
         slower = f", {seconds / step:.1f}x the step time"
         return f"narrows plan job.toml {change}   ({_gigabytes(peak)}{slower})"
+    if where.optimizer.state_bits == 32:
+        narrow = msgspec.structs.replace(where.optimizer, state_bits=8)
+        fit = _fastest(model, job.layout, where._replace(optimizer=narrow))
+        if fit is not None:
+            return f"narrows plan job.toml --set train.state_bits=8   ({_gigabytes(fit.peak)})"
     pinned = [name for _, name in _relaxed(job.layout)]
     for intent, names in ((job.layout, []), (LayoutIntent(), pinned)):
-        for change, smaller in _smaller(model, intent, machine, batch):
-            fit = _fastest(smaller, intent, machine, batch)
+        for change, smaller in _smaller(model, intent, where):
+            fit = _fastest(smaller, intent, where)
             if fit is not None:
                 changes = " ".join([change, _sets(fit.layout, names)]).strip()
                 return f"narrows plan job.toml {changes}   ({_gigabytes(fit.peak)})"
     return "a smaller model.width, or a machine with more memory"
+
+
+class _Where(NamedTuple):
+    """On what, with how many sequences a step, updated by what, and what learns."""
+
+    machine: Machine
+    batch: int
+    optimizer: Optimizer
+    learning: Learning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +111,7 @@ class _Fit:
 
 
 def _smaller(
-    model: ModelSpec, intent: LayoutIntent, machine: Machine, batch: int
+    model: ModelSpec, intent: LayoutIntent, where: _Where
 ) -> Iterator[tuple[str, ModelSpec]]:
     """Ever shorter contexts, then the most layers that fit: memory grows with both."""
     context = model.context // 2
@@ -98,7 +122,7 @@ def _smaller(
     while low <= high:
         layers = (low + high) // 2
         thinner = msgspec.structs.replace(model, layers=layers)
-        if _fastest(thinner, intent, machine, batch) is None:
+        if _fastest(thinner, intent, where) is None:
             high = layers - 1
         else:
             most, low = layers, layers + 1
@@ -113,9 +137,16 @@ def _relaxed(intent: LayoutIntent) -> Iterator[tuple[LayoutIntent, str]]:
             yield msgspec.structs.replace(intent, **{name: None}), name
 
 
-def _fastest(model: ModelSpec, intent: LayoutIntent, machine: Machine, batch: int) -> _Fit | None:
+def _learning(job: Job) -> Learning:
+    return Learning(adapter=job.train.adapter, frozen=job.train.frozen)
+
+
+def _fastest(model: ModelSpec, intent: LayoutIntent, where: _Where) -> _Fit | None:
+    machine = where.machine
+    shapes = Shapes.of([model], learning=where.learning)
     try:
-        found = search(Shapes.of([model]), options(intent, machine, model, batch), machine)
+        open_ = options(intent, machine, model, where.batch)
+        found = search(shapes, able(open_, where.optimizer, EXACT, "stop"), machine)
     except BadInput:
         return None
     best = found.best(1.0)

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from narrows.plan.explain import described
-from narrows.plan.words import model_line
+from narrows.plan.trained import Trained
+from narrows.plan.words import count, model_line, optimizer_line
+from narrows.spec.adapter import LowRank
 from narrows.spec.exchange import Bf16, GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.ledger import Ledger
 from narrows.spec.plan import Plan
@@ -36,15 +38,31 @@ def _what(plan: Plan) -> Iterator[str]:
     yield from _row(
         "training",
         f"{plan.steps} steps of {plan.batch_sequences} x {plan.context} tokens = "
-        f"{Tokens(tokens).text()}{epochs}; AdamW at {optimizer.learning_rate:g}, "
+        f"{Tokens(tokens).text()}{epochs}; {optimizer_line(optimizer)}, "
         f"{schedule.warmup_steps} steps of warm-up, {schedule.shape}{_exchanged(plan.exchange)}",
     )
+    if not plan.learning.everything:
+        yield from _row("what learns", _learning(plan))
     yield from _row("layout", f"{described(plan.layout)}, {plan.layout.threads} threads")
     yield from _row(
         "along the way",
         f"evaluation of {plan.evaluation.sequences} sequences each {plan.evaluation.every} steps, "
         f"checkpoint each {plan.checkpoints.every}",
     )
+
+
+def _learning(plan: Plan) -> str:
+    parameters, adapter = Trained(plan.model, plan.learning).parameters, plan.adapter
+    learned = sum(each.size for each in parameters if each.learns)
+    what = f"{count(learned)} of {count(sum(each.size for each in parameters))} parameters"
+    if isinstance(adapter, LowRank):
+        what += (
+            f": {adapter.rule} of rank {adapter.ranks} beside {', '.join(adapter.targets or ())}"
+        )
+        what += f"; frozen matrices in {adapter.base}" if adapter.base else ""
+    elif adapter is not None:
+        what += ": biases"
+    return what + (f"; frozen: {', '.join(plan.frozen)}" if plan.frozen else "")
 
 
 def _exchanged(exchange: GradientExchange) -> str:

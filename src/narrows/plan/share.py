@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from narrows.plan.fleet.work import Matrix, Work
+from narrows.plan.trained import Trained
+from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.layout import Layout
 from narrows.spec.model import Learned, ModelSpec
 from narrows.spec.pieces import Piece, even, pieces, rank_of
@@ -14,12 +16,15 @@ from narrows.spec.pieces import Piece, even, pieces, rank_of
 
 class Table(NamedTuple):
     """A parameter as this process computes with it. Of those that all tensor ranks have alike,
-    `partial` are the ones whose gradients they add up.
+    `partial` are the ones whose gradients they add up. Of a frozen one in fewer bits a value takes
+    `packed` bytes.
     """
 
     rows: int
     columns: int
     partial: bool = False
+    learns: bool = True
+    packed: float | None = None
 
     @property
     def size(self) -> int:
@@ -62,7 +67,8 @@ class Place(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Share:
     """The pieces of the model that one process has; `blocks` without their experts, which are
-    groups of their own, and `ends`, the tables and norms outside of blocks.
+    groups of their own, and `ends`, the tables and norms outside of blocks. `apart` are those that
+    never change and are kept whole; through the first `still` blocks no gradient goes back.
     """
 
     spec: ModelSpec
@@ -72,15 +78,27 @@ class Share:
     blocks: tuple[Group, ...]
     experts: tuple[Group, ...]
     ends: Group
+    apart: Group = ()
+    still: int = 0
 
     @classmethod
-    def of(cls, spec: ModelSpec, layout: Layout, rank: int = 0) -> Share:
+    def of(
+        cls, spec: ModelSpec, layout: Layout, rank: int = 0, learning: Learning = EVERYTHING
+    ) -> Share:
         """Of process `rank` of the layout."""
         place = Place.of(rank, layout)
         own = tuple(
             piece for piece in pieces(spec.layers, layout)
             if rank_of(piece.number, layout) == place.pipeline
         )  # fmt: skip
+        if not learning.everything:
+            trained = Trained(spec, learning)
+            blocks, ends, apart = _tuned(trained, layout)
+            still = sum(layer.blocks for layer in trained.layers if not layer.flows)
+            return cls(
+                spec=spec, layout=layout, place=place, pieces=own, blocks=blocks, experts=(),
+                ends=ends, apart=apart, still=still,
+            )  # fmt: skip
         making = _Making(spec, layout, place.tensor, Work.of(spec, spec.context))
         layers = [layer for piece in own for layer in range(piece.start, piece.stop)]
         return cls(
@@ -134,16 +152,30 @@ class Share:
         return self.shards * self.copies > 1 or experts > 1
 
     @property
-    def whole(self) -> int:
-        """Parameters that it computes with."""
+    def passing(self) -> int:
+        """Parameters that are gathered, where any are."""
         groups = (*self.blocks, *self.experts, self.ends)
         return sum(table.size for group in groups for table in group)
+
+    @property
+    def whole(self) -> int:
+        """Parameters that it computes with and that learn."""
+        groups = (*self.blocks, *self.experts, self.ends)
+        return sum(table.size for group in groups for table in group if table.learns)
+
+    def frozen_bytes(self, value_bytes: int) -> float:
+        """What it keeps of those that do not."""
+        shards = self.shards
+        groups = (*self.blocks, self.ends)
+        pieces = (t for group in groups for t in group if not t.learns)
+        sharded = sum(t.padded(shards) / shards * (t.packed or value_bytes) for t in pieces)
+        return sharded + sum(table.size * (table.packed or value_bytes) for table in self.apart)
 
     @property
     def kept(self) -> int:
         """Parameters of which it keeps masters and moments."""
         common = sum(table.padded(self.shards) for group in (*self.blocks, self.ends)
-                     for table in group) // self.shards  # fmt: skip
+                     for table in group if table.learns) // self.shards  # fmt: skip
         own = sum(table.padded(self.expert_shards) for group in self.experts
                   for table in group) // self.expert_shards  # fmt: skip
         return common + own
@@ -164,6 +196,25 @@ class Share:
             return 0
         shard = self.place.data * self.layout.context + self.place.context
         return self.ends[0].shard(self.shards, shard if self.shards > 1 else 0)
+
+
+def _tuned(trained: Trained, layout: Layout) -> tuple[tuple[Group, ...], Group, Group]:
+    """Tables of each block and outside of blocks, and those that are kept apart: all that is
+    frozen, but where parameters are sharded.
+    """
+    blocks: list[list[Table]] = [[] for _ in range(trained.spec.layers)]
+    ends: list[Table] = []
+    apart: list[Table] = []
+    for each in trained.parameters:
+        table = Table(each.rows, each.columns, False, each.learns, each.packed)
+        place = each.name.split(".")
+        if not each.learns and layout.sharding != "parameters":
+            apart.append(table)
+        elif place[0] == "blocks":
+            blocks[int(place[1])].append(table)
+        else:
+            ends.append(table)
+    return tuple(tuple(block) for block in blocks), tuple(ends), tuple(apart)
 
 
 @dataclass(frozen=True)

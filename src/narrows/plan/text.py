@@ -8,6 +8,7 @@ from narrows.spec.dataset import Dataset, Examples
 from narrows.spec.errors import BadInput
 from narrows.spec.job import Job
 from narrows.spec.objective import Masked
+from narrows.spec.plan import Start
 
 # GPT-2's tokenizer (Radford et al. 2019).
 _GPT2_VOCABULARY = 50257
@@ -31,7 +32,7 @@ class Text:
         return self.examples.learned_train / self.tokens_train
 
 
-def known_text(job: Job, dataset: Dataset | None) -> Text:
+def known_text(job: Job, dataset: Dataset | None, start: Start | None = None) -> Text:
     """Raises BadInput where the vocabulary is not known or too small for the dataset."""
     wanted = job.model.vocabulary
     if dataset is not None:
@@ -48,7 +49,8 @@ def known_text(job: Job, dataset: Dataset | None) -> Text:
             tokens_validation=dataset.tokens_validation,
             examples=dataset.examples,
         )
-    vocabulary = wanted or _vocabulary_to_be(job)
+    known = None if start is None else start.model.vocabulary
+    vocabulary = wanted or known or _vocabulary_to_be(job)
     return Text(vocabulary=vocabulary, tokens_train=None, tokens_validation=None)
 
 

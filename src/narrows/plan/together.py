@@ -22,8 +22,11 @@ from narrows.plan.gradients import kept_bytes
 from narrows.plan.layouts import Array, Layouts, Shapes
 from narrows.plan.memory import Held, MemoryBytes, memory_bytes
 from narrows.plan.network import Network
-from narrows.plan.operations import Operation, step_operations
-from narrows.plan.share import Share
+from narrows.plan.operation import Operation
+from narrows.plan.operations import step_operations
+from narrows.plan.optimizer import state_bytes
+from narrows.plan.share import Group, Share
+from narrows.spec.adapter import Learning
 from narrows.spec.fleet import Spread
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Phase
@@ -203,7 +206,10 @@ def usual_threads(layout: Layout, machine: Machine) -> int:
 def _shares(model: Shapes, spread: Layout) -> list[Share]:
     """Of the first process of each stage."""
     each = spread.processes // spread.pipeline
-    return [Share.of(model.specs[0], spread, stage * each) for stage in range(spread.pipeline)]
+    return [
+        Share.of(model.specs[0], spread, stage * each, model.learning)
+        for stage in range(spread.pipeline)
+    ]
 
 
 def _stage(
@@ -223,7 +229,7 @@ def _stage(
         return row
 
     forward, m = seconds("forward"), layouts.accumulation
-    told = _told(share, layouts, network)
+    told = _told(share, layouts, network, model.learning)
     often, once = (np.array(each) for each in zip(*map(_summed, told), strict=True))
     # Keys go around while queries meet those that are there.
     meeting = (each for each in operations if each.kind == "attention")
@@ -254,6 +260,7 @@ def _cut(
         kv_heads=model.kv_heads / t, feed_forward_width=model.feed_forward_width / t,
         qkv_width=model.qkv_width / t, up_width=model.up_width / t,
         vocabulary=model.vocabulary / t, parameters=np.full((1, 1), float(share.kept)),
+        parameters_trained=np.full((1, 1), float(share.kept)),
         sequence=t if layout.sequence_parallel else 1.0,
     )  # fmt: skip
     # A part of each sequence costs its part of the scores: as if there were fewer of them.
@@ -272,7 +279,9 @@ def _slower(layouts: Layouts, network: Network, machine: Machine) -> Array:
     return np.asarray(count / network.together * usual / layouts.threads)
 
 
-def _told(share: Share, layouts: Layouts, network: Network) -> tuple[tuple[Told, ...], ...]:
+def _told(
+    share: Share, layouts: Layouts, network: Network, learning: Learning
+) -> tuple[tuple[Told, ...], ...]:
     """Of each layout. Many differ in nothing that is told: loss chunks, which only ranks that have
     parts of the vocabulary talk about.
     """
@@ -286,7 +295,7 @@ def _told(share: Share, layouts: Layouts, network: Network) -> tuple[tuple[Told,
         if key not in known:
             known[key] = tuple(
                 _taken(each, layout, network)
-                for each in exchange(share.spec, layout, rank, layouts.gradients)
+                for each in exchange(share.spec, layout, rank, layouts.gradients, learning)
             )
         found.append(known[key])
     return tuple(found)
@@ -342,16 +351,25 @@ def _held(share: Share, layouts: Layouts) -> Held:
     dropped = layout.sharding == "parameters"
     gathered = 0.0
     if share.grouped and dropped:
-        groups = sorted(sum(table.size for table in group) for group in share.blocks)
-        gathered = float(sum(groups[-2:]) + sum(table.size for table in share.ends))
+        # In values of the layout's precision, however the frozen ones are kept.
+        size = layouts.setting.value_bytes
+        groups = sorted(_gathered(group, size) for group in share.blocks)
+        gathered = sum(groups[-2:]) + _gathered(share.ends, size)
         if not layout.reshard:
-            gathered = float(share.whole)
+            gathered = sum(groups) + _gathered(share.ends, size)
+    value = layouts.setting.value_bytes
     return Held(
+        frozen_bytes=share.frozen_bytes(value),
         whole=float(share.whole), kept=float(share.kept),
+        state=state_bytes(share, layouts.optimizer),
         copied=share.grouped and not dropped, gathered=gathered,
         late=share.grouped and layout.sharding in ("none", "optimizer"),
         flight=_flight(share, m),
     )  # fmt: skip
+
+
+def _gathered(group: Group, value_bytes: int) -> float:
+    return sum(table.size * (table.packed or value_bytes) for table in group) / value_bytes
 
 
 def _flight(share: Share, m: Array) -> Array:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+from narrows.plan.recipe import OVER_ADAMW
 from narrows.plan.text import Text
+from narrows.spec.adapter import Biases, Learning, LowRank
 from narrows.spec.errors import BadInput
 from narrows.spec.job import Job, LayoutIntent, TrainIntent
 from narrows.spec.model import ModelSpec
@@ -21,6 +23,7 @@ from narrows.spec.objective import (
     Objective,
     Regress,
 )
+from narrows.spec.optimizer import name_of
 from narrows.spec.plan import Start
 
 _EPOCHS = {True: 3.0, False: 1.0}
@@ -28,6 +31,7 @@ _EPOCHS = {True: 3.0, False: 1.0}
 _EXAMPLES = 32
 _STEPS_LEAST = 50
 _RATE, _RATE_LARGE, _LARGE = 5e-5, 2e-5, 1e9
+_RATE_LOW_RANK, _RATE_BIASES = 2e-4, 1e-3
 _CONTEXT, _CONTEXT_SHORT = 1024, 512
 _ROUND = 64
 
@@ -98,14 +102,14 @@ def layout_of(job: Job) -> LayoutIntent:
     another.
     """
     asked, layout = job.train.objective, job.layout
-    if isinstance(asked, NextToken | Masked):
+    learning = Learning(adapter=job.train.adapter, frozen=job.train.frozen)
+    if isinstance(asked, NextToken | Masked) and learning.everything:
         return layout
-    name = _named(asked)
+    name = f"the objective {_named(asked)} is" if learning.everything else "an adapter or a rest is"
     for axis in ("tensor", "pipeline", "context"):
         if (getattr(layout, axis) or 1) > 1:
             raise BadInput(
-                f"layout.{axis} is {getattr(layout, axis)}, and the objective {name} is taught to "
-                "whole models",
+                f"layout.{axis} is {getattr(layout, axis)}, and {name} taught to whole models",
                 hint=f"leave out layout.{axis}; layout.data and layout.sharding spread it",
             )
     changes: dict[str, object] = {"tensor": 1, "pipeline": 1, "context": 1}
@@ -150,14 +154,44 @@ def batch_of(job: Job, text: Text, context: int, tokens: float, why: dict[str, s
     return batch
 
 
+def learning_of(job: Job, model: ModelSpec, why: dict[str, str]) -> Learning:
+    """What of the model is trained; raises BadInput where the model has not what the job names."""
+    adapter = job.train.adapter
+    if isinstance(adapter, LowRank):
+        asked, adapter = adapter, adapter.settled(model)
+        if asked.rank is None:
+            why["adapter.rank"] = "the habit; ranks of 4 and 64 learn about as much"
+            why["adapter.rank"] += " (arXiv:2106.09685, table 6)"
+        if asked.alpha is None:
+            why["adapter.alpha"] = "twice the rank, the habit"
+        if asked.targets is None:
+            why["adapter.targets"] = "all matrices: fewer fall behind (arXiv:2305.14314, figure 2)"
+        if asked.rule == "rslora":
+            why["adapter.rule"] = "alpha over the rank's root (arXiv:2312.03732)"
+        if asked.rule == "dora":
+            why["adapter.rule"] = "rows have lengths of their own (arXiv:2402.09353)"
+    learning = Learning(adapter=adapter, frozen=job.train.frozen)
+    learning.check(model)
+    return learning
+
+
 def intent_of(train: TrainIntent, model: ModelSpec, why: dict[str, str]) -> TrainIntent:
-    """The intent with the learning rate that tuning a published model takes."""
+    """The intent with the learning rate that tuning a published model takes, or an adapter."""
     if train.learning_rate is not None:
         return train
+    if isinstance(train.adapter, LowRank):
+        reason = "the habit of low-rank adapters (arXiv:2106.09685, arXiv:2305.14314)"
+        why["optimizer.learning_rate"] = reason
+        return msgspec.structs.replace(train, learning_rate=_RATE_LOW_RANK)
+    if isinstance(train.adapter, Biases):
+        reason = "biases alone take larger steps than all weights do (arXiv:2106.10199)"
+        why["optimizer.learning_rate"] = reason
+        return msgspec.structs.replace(train, learning_rate=_RATE_BIASES)
     rate = _RATE_LARGE if model.parameters >= _LARGE else _RATE
     why["optimizer.learning_rate"] = "the habit of tuning a model of this size" + (
         " (arXiv:1810.04805, appendix A.3)" if rate == _RATE else " (Alpaca, Taori et al. 2023)"
     )
+    rate = float(f"{rate * OVER_ADAMW[name_of(train.rule)]:.3g}")
     return msgspec.structs.replace(train, learning_rate=rate)
 
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from narrows.spec.model import ModelSpec
+from narrows.spec.optimizer import Optimizer, name_of
+
+_OPTIMIZERS = {
+    "adamw": "AdamW", "adam": "Adam", "adagrad": "Adagrad", "sgd": "SGD", "adafactor": "Adafactor",
+    "lion": "Lion", "muon": "Muon", "schedule_free": "schedule-free AdamW",
+}  # fmt: skip
 
 
 def model_line(model: ModelSpec) -> str:
@@ -16,6 +22,18 @@ def model_line(model: ModelSpec) -> str:
         f"{heads}, feed-forward {model.feed_forward_width} ({kind}), "
         f"vocabulary {model.vocabulary}, context {model.context}"
     )
+
+
+def optimizer_line(optimizer: Optimizer) -> str:
+    """Its rule and rate, and what of it is not usual: AdamW at 0.004, states in 8 bits."""
+    said = f"{_OPTIMIZERS[name_of(optimizer.rule)]} at {optimizer.learning_rate:g}"
+    if optimizer.state_bits < 32:
+        said += f", states in {optimizer.state_bits} bits"
+    if optimizer.fused:
+        said += ", within the backward pass"
+    if optimizer.ema is not None:
+        said += f", weights averaged by {optimizer.ema:g}"
+    return said
 
 
 def count(value: float) -> str:

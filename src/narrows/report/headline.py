@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import PurePath
 
 from narrows.report.choices import family
-from narrows.report.numbers import compact, duration, significant
+from narrows.report.numbers import compact, duration, share, significant
 from narrows.report.run import Run
 from narrows.report.words import Phrase, same
 
@@ -73,6 +74,20 @@ def state(run: Run) -> tuple[Phrase, bool]:
 def outcome(run: Run) -> Phrase:
     """The loss that was reached, on held-out text where that was measured."""
     best = run.best
+    if best is not None and math.isfinite(best.accuracy):
+        return Phrase(
+            "Of examples it had not seen it gets {share} right, at step {step}, where the loss is "
+            "{loss}.",
+            "在未见过的样本上，第 {step} 步答对 {share}，损失为 {loss}。",
+        ).filled(
+            share=share(best.accuracy), loss=significant(best.validation_loss, 4),
+            step=f"{best.step:,}",
+        )  # fmt: skip
+    if best is not None and not math.isfinite(best.bits_per_byte):
+        return Phrase(
+            "On examples it had not seen it reaches a loss of {loss}, at step {step}.",
+            "在未见过的样本上，第 {step} 步的损失为 {loss}。",
+        ).filled(loss=significant(best.validation_loss, 4), step=f"{best.step:,}")
     if best is not None:
         return Phrase(
             "On text it had not seen it reaches a loss of {loss} nats a token, "

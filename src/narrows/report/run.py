@@ -45,6 +45,7 @@ class Evaluated(Record):
     tokens: float = NAN
     validation_loss: float = NAN
     bits_per_byte: float = NAN
+    accuracy: float = NAN
 
 
 class Event(Record):

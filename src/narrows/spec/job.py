@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from narrows.spec.adapter import Adapter, check_patterns
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import EXACT, GradientExchange
 from narrows.spec.fleet import SIZES, Exchange, Schedule, Sharding
 from narrows.spec.model import FeedForward, Norm, Positions
 from narrows.spec.objective import NextToken, Objective, Pooling
+from narrows.spec.optimizer import RULES, AdamW, Decayed, Rule, RuleName, StateBits
 from narrows.spec.record import Record, at_least
 from narrows.spec.units import Dollars, Joules, Quantity, Seconds, Tokens
 
@@ -18,6 +20,8 @@ OnSpike = Literal["stop", "skip", "rollback"]
 or the newest checkpoint, from which training goes on with the data that follows.
 """
 
+Shape = Literal["cosine", "wsd", "linear", "constant", "plateau"]
+"""How the learning rate goes on after the warm-up."""
 
 _ABSENT = ", or leave it out"
 
@@ -129,22 +133,31 @@ class TrainIntent(Record):
     batch_tokens: Tokens | None = None
     batch_sequences: int | None = None
     learning_rate: float | None = None
-    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    schedule: Shape | None = None
+    cycles: int = 1
+    patience: int = 2
+    shrink: float = 0.5
     warmup_steps: int | None = None
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.95
+    optimizer: RuleName | Rule = AdamW()
+    weight_decay: float | None = None
+    decayed: Decayed = "matrices"
+    undecayed: tuple[str, ...] = ()
+    clip: float | None = None
+    ema: float | None = None
+    state_bits: StateBits = 32
+    fused: bool = False
     evaluate_every: int | None = None
     evaluate_sequences: int | None = None
     checkpoint_every: int | None = None
     on_spike: OnSpike = "stop"
     exchange: GradientExchange = EXACT
+    adapter: Adapter | None = None
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         at_least(
             1, self, "train", "steps", "batch_tokens", "batch_sequences", "evaluate_every",
-            "evaluate_sequences", "checkpoint_every",
+            "evaluate_sequences", "checkpoint_every", "cycles", "patience",
             otherwise=_ABSENT,
         )  # fmt: skip
         if self.epochs is not None and not 0.0 < self.epochs <= 1e6:
@@ -155,9 +168,17 @@ class TrainIntent(Record):
         for name in ("warmup_steps", "weight_decay", "clip"):
             if (getattr(self, name) or 0) < 0:
                 raise BadInput(f"train.{name} is {getattr(self, name)}", hint="use 0 or more")
-        for name in ("beta1", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise BadInput(f"train.{name} is {getattr(self, name)}", hint="use 0 to below 1")
+        for name in ("ema", "shrink"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < 1.0:
+                raise BadInput(f"train.{name} is {value}", hint="use more than 0 and less than 1")
+        check_patterns(self.frozen)
+
+    @property
+    def rule(self) -> Rule:
+        """The optimizer's; a name alone means its usual numbers."""
+        asked = self.optimizer
+        return RULES[asked]() if isinstance(asked, str) else asked
 
 
 class LayoutIntent(Record):

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from typing import Literal
 
+from narrows.spec.adapter import Adapter, Learning
 from narrows.spec.exchange import EXACT, GradientExchange
-from narrows.spec.job import OnSpike
+from narrows.spec.job import OnSpike, Shape
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Ledger
 from narrows.spec.model import ModelSpec
 from narrows.spec.objective import NextToken, Objective
+from narrows.spec.optimizer import Optimizer
 from narrows.spec.record import Record
 
 
-class AdamW(Record, tag="adamw", tag_field="type"):
-    """Adam with decoupled weight decay on matrices only (arXiv:1711.05101)."""
-
-    learning_rate: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    clip: float
-
-
 class Schedule(Record):
-    """Learning rate over steps: linear warm-up, then the shape, down to `floor` of the peak."""
+    """Learning rate over steps: linear warm-up, then the shape, down to `floor` of the peak.
 
-    shape: Literal["cosine", "wsd", "linear", "constant"]
+    `cycles` cosines follow each other. A plateau is `patience` evaluations that found no lower
+    loss: the rate then shrinks to `shrink` of what it was. A sweep rises from the floor to the
+    peak.
+    """
+
+    shape: Shape | Literal["sweep"]
     warmup_steps: int
     decay_steps: int
     floor: float
+    cycles: int = 1
+    patience: int = 0
+    shrink: float = 1.0
 
 
 class Evaluation(Record):
@@ -114,13 +113,15 @@ class Plan(Record):
     start: Start | None = None
     model: ModelSpec
     layout: Layout
-    optimizer: AdamW
+    optimizer: Optimizer
     schedule: Schedule
     batch_sequences: int
     context: int
     steps: int
     on_spike: OnSpike = "stop"
     exchange: GradientExchange = EXACT
+    adapter: Adapter | None = None
+    frozen: tuple[str, ...] = ()
     evaluation: Evaluation
     checkpoints: Checkpointing
     data: Data | None = None
@@ -138,3 +139,8 @@ class Plan(Record):
     def step_tokens(self) -> int:
         """Tokens of one optimizer step."""
         return self.batch_sequences * self.context
+
+    @property
+    def learning(self) -> Learning:
+        """What of the model is trained."""
+        return Learning(adapter=self.adapter, frozen=self.frozen)

@@ -109,12 +109,13 @@ class Account:
         plan, joules = self.plan, self.power.joules()
         drawn, self._joules = joules - self._joules, joules
         tokens_per_s = plan.step_tokens / self._last_s
+        noise = {} if result.noise_tokens is None else {"noise_tokens": result.noise_tokens}
         return {
             "step": step, "tokens": float(step * plan.step_tokens), "loss": result.loss,
             "learning_rate": result.learning_rate, "gradient_norm": result.gradient_norm,
             "seconds": self._last_s, "tokens_per_s": tokens_per_s, "mfu": self._mfu(tokens_per_s),
             "memory_bytes": self.memory.now(), "watts": drawn / self._last_s,
-            "elapsed_s": self.elapsed(),
+            "elapsed_s": self.elapsed(), **noise,
         }  # fmt: skip
 
     def ledger(self, trainer: Trainer, step: int) -> Ledger:

@@ -1,6 +1,7 @@
 """Checkpoints: written beside training, whole or not at all, checksummed.
 
-A checkpoint is a folder `step-00000100` with weights.safetensors, optimizer.safetensors and
+A checkpoint is a folder `step-00000100` with weights.safetensors, optimizer.safetensors, where
+other weights than those in training answer also average.safetensors, and
 state.json, which names their checksums; of several processes each writes files of its own, and the
 first one closes the folder when all are there. It is written under another name and renamed at the
 end. The writer reads the very tensors that training uses: nothing is copied, and the optimizer's
@@ -28,10 +29,17 @@ from narrows.parallel.parts import Part
 from narrows.parallel.saved import described
 from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.record import Record, digest, load, save, write_atomically
+from narrows.train.kept import SCALES
+from narrows.train.schedule import Heard
 
-_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+_TYPES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+    torch.uint8: "U8",
+}  # fmt: skip
 _STATE = "state.json"
-_STATES = ("first", "second", "master", "outer", "error")
+_STATES = (
+    "first", "second", "rows", "columns", "anchor", "mass", "average", "master", "outer", "error",
+)  # fmt: skip
 _OTHERS_SECONDS = 600.0
 """How long the first process waits for the files of the others."""
 
@@ -39,7 +47,7 @@ _OTHERS_SECONDS = 600.0
 class State(Record):
     """What a checkpoint holds: `step` steps are done; sha256 by file name, its own among them. The
     data of `skipped` steps was left out, `recent` are the last losses, `spikes` those that were
-    pardoned of late.
+    pardoned of late; `heard` is a plateau's, `noise` the gradients'.
     """
 
     step: int
@@ -49,15 +57,20 @@ class State(Record):
     skipped: int = 0
     recent: tuple[float, ...] = ()
     spikes: int = 0
+    heard: Heard = Heard()
+    noise: tuple[float, ...] = ()
     sha256: dict[str, str]
 
 
 class Contents(NamedTuple):
-    """What one process has to save: tensors by name, and which part of the whole each is."""
+    """What one process has to save: tensors by name, and which part of the whole each is, by its
+    own name or its parameter's.
+    """
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     parts: dict[str, Part]
+    average: dict[str, Tensor] = {}
 
 
 class Checkpoints:
@@ -158,9 +171,13 @@ class Checkpoints:
         """This process's files; the checksums of all that are known then."""
         place = "" if self.ranks == 1 else f"-{self.rank:05d}-of-{self.ranks:05d}"
         sums = {}
-        for kind, tensors in (("weights", contents.weights), ("optimizer", contents.optimizer)):
+        kinds = {"weights": contents.weights, "optimizer": contents.optimizer}
+        if contents.average:
+            kinds["average"] = contents.average
+        for kind, tensors in kinds.items():
             name = f"{kind}{place}.safetensors"
-            parts = {key: contents.parts[base(key)] for key in tensors} if place else {}
+            known = contents.parts
+            parts = {k: known.get(k) or known[base(k)] for k in tensors} if place else {}
             sums[name] = write_tensors(partial / name, tensors, parts)
         if self.ranks == 1:
             return sums
@@ -198,7 +215,7 @@ def _name(step: int) -> str:
 def base(name: str) -> str:
     """The parameter that a tensor of an optimizer's state belongs to; a weight's own name."""
     kind, _, rest = name.partition(".")
-    return rest if kind.partition("@")[0] in _STATES else name
+    return rest if kind.partition("@")[0].removesuffix(SCALES) in _STATES else name
 
 
 def files(path: Path, kind: str) -> list[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from narrows.parallel.split import local
 from narrows.spec.ledger import MemoryPeak
 from narrows.train.step import Trainer
 
@@ -16,12 +17,15 @@ def memory_peak(trainer: Trainer, peak: float) -> MemoryPeak:
     are the least.
     """
     optimizer = trainer.optimizer
-    weights = sum(p.numel() * p.element_size() for p in optimizer.parameters.values())
+    weights = sum(local(p).nbytes for p in trainer.model.parameters())
+    learning = sum(p.nbytes for p in optimizer.parameters.values())
     state = optimizer.state()
-    masters = sum(t.numel() * 4 for name, t in state.items() if name.startswith("master."))
-    moments = sum(t.numel() * 4 for name, t in state.items() if not name.startswith("master."))
+    masters = sum(t.nbytes for name, t in state.items() if name.startswith("master."))
+    moments = sum(t.nbytes for name, t in state.items() if not name.startswith("master."))
     moments += sum(t.numel() * 4 for t in _exchanged(trainer))
-    gradients = sum(t.numel() * 4 for t in optimizer.sums.values()) or weights
+    gradients = sum(t.numel() * 4 for t in optimizer.sums.values()) or learning
+    if trainer.plan.optimizer.fused:
+        gradients = max(p.nbytes for p in optimizer.parameters.values())
     known = float(weights + masters + moments + gradients)
     peak = max(peak, known)
     return MemoryPeak(

@@ -35,9 +35,9 @@ def objective(plan: Plan, device: torch.device) -> Objective:
     _check(plan)
     match asked:
         case wanted.Classify():
-            return Classes(plan.model.pooling)
+            return Classes()
         case wanted.Regress():
-            return Numbers(plan.model.pooling)
+            return Numbers()
         case wanted.Distil():
             return Taught(teacher(asked.teacher, plan, device), asked.temperature, asked.share)
         case wanted.Prefer():
@@ -49,8 +49,7 @@ def objective(plan: Plan, device: torch.device) -> Objective:
 class Classes:
     """The cross entropy of each document's class."""
 
-    def __init__(self, pooling: wanted.Pooling) -> None:
-        self.pooling = pooling
+    def __init__(self) -> None:
         self._right = 0
 
     def count(self, rows: Rows) -> int:
@@ -59,7 +58,7 @@ class Classes:
 
     def loss(self, model: Transformer, rows: Rows, loss: Loss) -> Tensor:
         """As Objective says."""
-        return _of_each(model, rows, partial(self._loss, rows, loss.scale), self.pooling)
+        return _of_each(model, rows, partial(self._loss, rows, loss.scale))
 
     def _loss(self, rows: Rows, scale: float, scores_NC: Tensor) -> Tensor:
         classes_N = values_of(rows, scores_NC).long()
@@ -72,10 +71,8 @@ class Classes:
         return self._right
 
 
-class Numbers(NamedTuple):
+class Numbers:
     """The squared error of each document's number."""
-
-    pooling: wanted.Pooling
 
     def count(self, rows: Rows) -> int:
         """Documents."""
@@ -83,7 +80,7 @@ class Numbers(NamedTuple):
 
     def loss(self, model: Transformer, rows: Rows, loss: Loss) -> Tensor:
         """As Objective says."""
-        return _of_each(model, rows, partial(self._loss, rows, loss.scale), self.pooling)
+        return _of_each(model, rows, partial(self._loss, rows, loss.scale))
 
     def _loss(self, rows: Rows, scale: float, scores_N1: Tensor) -> Tensor:
         return (scores_N1[:, 0] - values_of(rows, scores_N1)).square().sum() * scale
@@ -186,11 +183,6 @@ def log_probabilities(model: Transformer, rows: Rows, chunk: int) -> Tensor:
     return -totals(model.judged(rows.inputs_BT, rows.documents, judge), rows)
 
 
-def scores(model: Transformer, rows: Rows) -> Tensor:
-    """Of each document a number for each class [N,C], fp32."""
-    return _of_each(model, rows, lambda scores_NC: scores_NC, model.spec.pooling)
-
-
 def head_of(model: Transformer) -> Head:
     """What makes a model's logits."""
     return Head(model.head_VD, model.head_bias, model.spec.logit_cap)
@@ -226,25 +218,21 @@ def _owners(rows: Rows) -> list[int]:
     return owners
 
 
-def _of_each(
-    model: Transformer, rows: Rows, judge: Callable[[Tensor], Tensor], pooling: wanted.Pooling
-) -> Tensor:
-    def pooled(x_BTD: Tensor) -> Tensor:
-        assert model.score is not None
-        x_ND = torch.stack(list(_pooled(x_BTD, rows, pooling)))
-        if model.pooler is not None:
-            x_ND = F.linear(x_ND, model.pooler.weight, model.pooler.bias).tanh()
-        return judge(F.linear(x_ND, model.score.weight, model.score.bias).float())
+def _of_each(model: Transformer, rows: Rows, judge: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `judge` makes of the scores of all documents [N,C]."""
 
-    return model.judged(rows.inputs_BT, rows.documents, pooled)
+    def scored(x_BTD: Tensor) -> Tensor:
+        return judge(model.scores(torch.stack(list(_summaries(model, x_BTD, rows)))))
+
+    return model.judged(rows.inputs_BT, rows.documents, scored)
 
 
-def _pooled(x_BTD: Tensor, rows: Rows, pooling: wanted.Pooling) -> Iterator[Tensor]:
-    """What stands for each document [D]."""
+def _summaries(model: Transformer, x_BTD: Tensor, rows: Rows) -> Iterator[Tensor]:
+    """Of each document, what stands for it [D]."""
     assert rows.documents is not None and rows.values is not None
     for x_TD, sizes, values in zip(x_BTD, rows.documents, rows.values, strict=True):
         for x_SD in x_TD.split(list(sizes))[: len(values)]:
-            yield x_SD.mean(0) if pooling == "mean" else x_SD[0 if pooling == "first" else -1]
+            yield model.summary(x_SD)
 
 
 def _check(plan: Plan) -> None:

@@ -1,33 +1,49 @@
-"""AdamW over a model's parameters: fp32 masters and moments beside bf16 weights."""
+"""An optimizer over a model's parameters: fp32 masters beside bf16 weights, and a rule's states."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
-from narrows.kernels.interface import AdamWStep, Kernels, Moments
+from narrows.kernels.interface import Kernels
 from narrows.parallel.split import Split, local
-from narrows.spec.plan import AdamW
+from narrows.spec.optimizer import Optimizer as Settings
+from narrows.spec.optimizer import ScheduleFree, kept
+from narrows.train.kept import State
+from narrows.train.rules import Parameter, Step, averaged, update
+
+_SOON = 10.0
+"""An average of few steps forgets sooner: it keeps at most (1 + t) / (10 + t) of itself."""
 
 
 class Optimizer:
     """Accumulates gradients over micro-batches, clips by their norm, and steps.
 
-    It has what this process has of each parameter; the norm is that of all. Matrices decay, vectors
-    don't. With one micro-batch a step the gradient is used where autograd left it; with more it is
-    summed in fp32.
+    It has what this process has of each parameter; the norm is that of all. With one micro-batch a
+    step the gradient is used where autograd left it; with more it is summed in fp32. Fused, each
+    parameter is stepped in the backward pass that follows `begin`, and its gradient freed.
+    `squares` are those of the micro-batches' own gradients, where it is `watching` them.
     """
 
-    def __init__(self, split: Split, settings: AdamW) -> None:
+    def __init__(self, split: Split, settings: Settings) -> None:
         self.split, self.settings = split, settings
         self.kernels: Kernels = split.model.kernels
         self.held = split.parameters()
         self.parameters = {name: local(parameter) for name, parameter in self.held.items()}
-        self.moments = {name: _moments(each) for name, each in self.parameters.items()}
+        self.own = {name: _own(name, each, settings) for name, each in self.parameters.items()}
         self.sums: dict[str, Tensor] = {}
+        self.watching, self.squares = False, 0.0
+        self.span: Callable[[], AbstractContextManager[object]] = nullcontext
+        self._within: Step | None = None
+        self._norm_squared = 0.0
+        if settings.fused:
+            for name, parameter in self.held.items():
+                parameter.register_post_accumulate_grad_hook(self._hook(name))
 
     def accumulate(self) -> None:
         """Move every parameter's gradient into its fp32 sum."""
@@ -36,42 +52,63 @@ class Optimizer:
                 continue
             if name not in self.sums:
                 self.sums[name] = torch.zeros_like(self.parameters[name], dtype=torch.float32)
-            self.kernels.accumulate_(self.sums[name], local(parameter.grad))
+            gradient = local(parameter.grad)
+            if self.watching:
+                self.squares += self.kernels.squared_norm(gradient)
+            self.kernels.accumulate_(self.sums[name], gradient)
             parameter.grad = None
+
+    def begin(self, count: int, factor: float) -> None:
+        """Before the backward pass: fused, it takes the `count`-th step at `factor` of the peak
+        rate.
+        """
+        self.squares = 0.0
+        if self.settings.fused:
+            self._within = self._step(count, factor, 1.0)
+            self._norm_squared = 0.0
 
     def step(
         self, count: int, factor: float, accept: Callable[[float], bool] = math.isfinite
     ) -> float:
         """One update, the `count`-th from 1, at `factor` of the peak rate; returns the gradient's
-        norm before clipping. A norm that is not accepted changes nothing.
+        norm before clipping. A norm that is not accepted changes nothing; fused, it comes too late
+        for that.
         """
+        if self._within is not None:
+            self._within, norm = None, self._norm_squared**0.5
+            if accept(norm):
+                self._average(count)
+            return norm
         gradients = dict(self._gradients())
         self.split.complete(gradients)
         owned = [each for name, each in gradients.items() if name in self.split.owned]
         norm = self.split.total(sum(self.kernels.squared_norm(each) for each in owned)) ** 0.5
-        s = self.settings
         taken = accept(norm)
         self.split.settle(taken)
         if taken:
-            scale = min(1.0, s.clip / (norm + 1e-6)) if s.clip else 1.0
+            clip = self.settings.clip
+            step = self._step(count, factor, min(1.0, clip / (norm + 1e-6)) if clip else 1.0)
             for name, gradient in gradients.items():
-                decay = s.weight_decay if gradient.ndim >= 2 else 0.0
-                step = AdamWStep(
-                    s.learning_rate * factor, decay, s.beta1, s.beta2, s.epsilon, count, scale
-                )
                 self._update(name, gradient, step)
+            self._average(count)
         self._clear()
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """Masters (where the weights are not fp32 themselves) and moments by name."""
+        """Masters (where the weights are not fp32 themselves) and what the rule keeps, by kind and
+        name.
+        """
         named = {}
-        for name, moments in self.moments.items():
-            if moments.master.data_ptr() != self.parameters[name].data_ptr():
-                named[f"master.{name}"] = moments.master
-            named[f"first.{name}"] = moments.first
-            named[f"second.{name}"] = moments.second
+        for name, own in self.own.items():
+            if own.weight is not None:
+                named[f"master.{name}"] = own.master
+            for state in own.states.values():
+                named |= {f"{kind}.{name}": each for kind, each in state.tensors().items()}
         return named
+
+    def kinds(self) -> set[str]:
+        """Of what the rule keeps."""
+        return {kind for own in self.own.values() for kind in own.states}
 
     def load(self, read: Callable[[str], Tensor]) -> None:
         """Take back what `state` gave, each tensor as `read` by its name; the weights follow their
@@ -83,13 +120,45 @@ class Optimizer:
 
     def masters(self) -> dict[str, Tensor]:
         """The weights in fp32, by name."""
-        return {name: moments.master for name, moments in self.moments.items()}
+        return {name: own.master for name, own in self.own.items()}
 
     @torch.no_grad()
     def follow_masters(self) -> None:
         """Weights that are not fp32 themselves become what their masters are."""
-        for name, moments in self.moments.items():
-            self.parameters[name].copy_(moments.master)
+        for name, own in self.own.items():
+            self.parameters[name].copy_(own.master)
+
+    def averages(self) -> dict[str, Tensor]:
+        """The weights that answer, as they are computed with, where those are not in training."""
+        if not self.settings.averages:
+            return {}
+        return {
+            name: self._averaged(own).to(self.parameters[name].dtype)
+            for name, own in self.own.items()
+        }
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Within, the model has the weights that answer; behind, those in training, bit for bit."""
+        if not self.settings.averages:
+            yield
+            return
+        with torch.no_grad():
+            before = {n: own.master.clone() for n, own in self.own.items() if own.weight is None}
+            for name, own in self.own.items():
+                self.parameters[name].copy_(self._averaged(own))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, own in self.own.items():
+                    self.parameters[name].copy_(before.get(name, own.master))
+
+    def _averaged(self, own: Parameter) -> Tensor:
+        rule = self.settings.rule
+        if isinstance(rule, ScheduleFree):
+            return averaged(rule, own)
+        return own.states["average"].values
 
     def _gradients(self) -> Iterable[tuple[str, Tensor]]:
         for name, parameter in self.held.items():
@@ -98,11 +167,44 @@ class Optimizer:
             elif parameter.grad is not None:
                 yield name, local(parameter.grad)
 
+    def _step(self, count: int, factor: float, scale: float) -> Step:
+        rate, decay = self.settings.learning_rate * factor, self.settings.weight_decay
+        return Step(rate, decay, count, scale)
+
+    def _update(self, name: str, gradient: Tensor, step: Step) -> None:
+        if not self._decays(name, gradient):
+            step = step._replace(decay=0.0)
+        update(self.settings.rule, self.kernels, self.own[name], gradient, step)
+
+    def _decays(self, name: str, gradient: Tensor) -> bool:
+        s = self.settings
+        if any(fnmatchcase(name, pattern) for pattern in s.undecayed):
+            return False
+        return s.decayed == "all" or gradient.ndim >= 2
+
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
+        """Steps the parameter once its gradient is there; one that is no number changes nothing."""
+
+        def stepped(parameter: Tensor) -> None:
+            if self._within is None or parameter.grad is None:
+                return
+            gradient, parameter.grad = local(parameter.grad), None
+            with self.span():
+                squared = self.kernels.squared_norm(gradient)
+                self._norm_squared += squared
+                if math.isfinite(squared):
+                    self._update(name, gradient, self._within)
+
+        return stepped
+
     @torch.no_grad()
-    def _update(self, name: str, gradient: Tensor, step: AdamWStep) -> None:
-        parameter, moments = self.parameters[name], self.moments[name]
-        shared = moments.master.data_ptr() == parameter.data_ptr()
-        self.kernels.adamw_(moments, gradient, None if shared else parameter, step)
+    def _average(self, count: int) -> None:
+        keeps = self.settings.ema
+        if keeps is None:
+            return
+        keeps = min(keeps, (1.0 + count) / (_SOON + count))
+        for own in self.own.values():
+            own.states["average"].values.lerp_(own.master, 1.0 - keeps)
 
     def _clear(self) -> None:
         for parameter in self.held.values():
@@ -111,7 +213,10 @@ class Optimizer:
             total.zero_()
 
 
-def _moments(like: Tensor) -> Moments:
-    master = like if like.dtype == torch.float32 else like.to(torch.float32)
-    zeros = torch.zeros_like(master)
-    return Moments(master, zeros, torch.zeros_like(master))
+def _own(name: str, weight: Tensor, settings: Settings) -> Parameter:
+    wide = weight.dtype == torch.float32
+    master = weight if wide else weight.to(torch.float32)
+    within = name.startswith("blocks.")
+    found = kept(settings, tuple(master.shape), within=within)
+    states = {each.kind: State(each, master) for each in found}
+    return Parameter(master, None if wide else weight, states, within)

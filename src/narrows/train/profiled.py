@@ -25,7 +25,7 @@ _SPANS: dict[str, tuple[str, Phase, Kind]] = {
     "narrows::backward": ("host", "other", "launch"),
     "narrows::step": ("host", "other", "launch"),
     "narrows::data": ("batch", "data", "data"),
-    "narrows::optimizer": ("adamw", "optimizer", "optimizer"),
+    "narrows::optimizer": ("optimizer", "optimizer", "optimizer"),
     "narrows::accumulate": ("accumulate", "optimizer", "optimizer"),
 }
 _LINKS = {
@@ -141,7 +141,7 @@ def _names(event: Any) -> list[str]:
 def _row(event: Any, plan: Plan) -> Row:
     names = _names(event)
     flop = moved = 0.0
-    if event.name in _PRODUCTS:
+    if event.name in _PRODUCTS and "narrows::optimizer" not in names:
         operation, phase, flop, moved = _product(event, names, plan)
         kind: Kind = "gemm"
     else:
@@ -176,11 +176,17 @@ def _product(event: Any, names: list[str], plan: Plan) -> tuple[str, Phase, floa
     if in_loss:
         return "head", "forward" if n == spec.vocabulary else "backward", flop, moved
     found = weights.get((k, n) if backward else (n, k))
+    if found is None and any("_Linear" in name or "_ActivatedLinear" in name for name in names):
+        # What is no matrix of the model's is of low rank, and stands beside one (adapt/low_rank).
+        found = "adapter"
     return found or event.name, "backward" if backward else "forward", flop, moved
 
 
 def _place(names: list[str], plan: Plan) -> tuple[str, Phase, Kind]:
     name = names[0]
+    if "narrows::optimizer" in names and name not in _LINKS:
+        # Within a backward pass, too, where the step is fused into it.
+        return plan.optimizer.operation, "optimizer", "optimizer"
     if name in _SPANS:
         return _SPANS[name]
     if name in _LINKS:

@@ -34,8 +34,10 @@ from narrows.train.group import joined, speaks
 from narrows.train.health import LossWatch, non_finite
 from narrows.train.lock import disk_errors, locked
 from narrows.train.metrics import Metrics, NoMetrics, ProgressLine
+from narrows.train.noise import NoiseScale
 from narrows.train.pulse import Pulse, alive
 from narrows.train.reference import refer
+from narrows.train.schedule import listened
 from narrows.train.signals import StopRequest
 from narrows.train.state import contents, newest, restore
 from narrows.train.step import StepResult, Trainer, all_finite, evaluate, read
@@ -46,10 +48,13 @@ _LEAVES = 0.25
 
 
 class Also(NamedTuple):
-    """What a run keeps beside its losses: text that it writes, and what processes do when."""
+    """What a run keeps beside its losses: text that it writes, and what processes do when; and who
+    hears of a validation loss after so many steps.
+    """
 
     sample: Sampler | None = None
     timeline: bool = False
+    evaluated: Callable[[int, float], None] | None = None
 
 
 _NOTHING = Also()
@@ -81,7 +86,7 @@ def train(
             first = max(session.step, min(session.step + WARM, plan.steps - STEPS))
             session.recorder = Recorder(session.trainer, run, first)
         with StopRequest() as stop:
-            return session.loop(stop, also.sample)
+            return session.loop(stop, also)
 
 
 class _Session:
@@ -159,10 +164,11 @@ class _Session:
         """Go on from a checkpoint; what was written of later steps goes."""
         restore(self.trainer, path, self.talk)
         self.step, self.trainer.skipped = state.step, state.skipped
+        self.trainer.heard, self.trainer.noise = state.heard, NoiseScale(state.noise)
         first = self.trainer.ranks.first
         self.metrics = Metrics(self.run, self.step) if first else NoMetrics()
 
-    def loop(self, stop: StopRequest, sample: Sampler | None) -> Ledger:
+    def loop(self, stop: StopRequest, also: Also) -> Ledger:
         """Every step that is left."""
         plan = self.plan
         line = ProgressLine(plan.steps if self.trainer.ranks.first else None)
@@ -176,10 +182,12 @@ class _Session:
                 validation = None
                 if done or self.step % plan.evaluation.every == 0:
                     validation = self._evaluate()
+                    if also.evaluated is not None:
+                        also.evaluated(self.step, validation)
                 # Asked once a step, so that what ends the loop has been saved.
                 stopping = self._stopping(stop)
                 if done or stopping or self.step % plan.checkpoints.every == 0:
-                    self._save(validation, sample)
+                    self._save(validation, also.sample)
             self.pulse.beat(self.step, "ending")
             self.checkpoints.wait()
             line.end()
@@ -300,7 +308,9 @@ class _Session:
         self.pulse.beat(self.step, "evaluating")
         with self.account.timing_evaluation():
             count = self.plan.evaluation.sequences
-            loss, right = evaluate(self.trainer, self.validation, count)
+            with self.trainer.optimizer.answering():
+                loss, right = evaluate(self.trainer, self.validation, count)
+        self.trainer.heard = listened(self.plan.schedule, self.trainer.heard, loss)
         told = {} if right is None else {"accuracy": right}
         assert self.plan.data is not None
         if isinstance(self.plan.objective, NextToken | Distil):
@@ -318,7 +328,8 @@ class _Session:
             step=self.step, tokens=float(self.step * self.plan.step_tokens),
             elapsed_s=self.account.elapsed(), validation_loss=validation,
             skipped=self.trainer.skipped, recent=tuple(self.watch.recent),
-            spikes=self.watch.spikes, sha256={},
+            spikes=self.watch.spikes, heard=self.trainer.heard,
+            noise=self.trainer.noise.known(), sha256={},
         )  # fmt: skip
         self.pulse.beat(self.step, "saving")
         with self.account.timing_wait():
@@ -327,7 +338,8 @@ class _Session:
                 self.checkpoints.wait()
         # One process alone cannot compute what all have parts of.
         if sample is not None and self.plan.layout.processes == 1:
-            _keep_sample(self.run, self.step, sample, self.trainer.model)
+            with self.trainer.optimizer.answering():
+                _keep_sample(self.run, self.step, sample, self.trainer.model)
         self._ledger()
 
     def _ledger(self) -> Ledger:

@@ -1,25 +1,17 @@
-"""What training starts from, and who teaches: published models, read into what a plan makes.
-
-Each parameter is read by itself, in the type that it has, so that no process ever has the whole
-model beside its own part.
-"""
+"""What training starts from, and who teaches: published models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from narrows.data import tokenizers
 from narrows.data.published import save
 from narrows.data.published import words as published_words
 from narrows.kernels.load import load
 from narrows.model.opening import Original, build, opened
-from narrows.model.reading import Reader
 from narrows.model.transformer import Transformer
-from narrows.parallel.split import First
 from narrows.spec.errors import BadInput
 from narrows.spec.home import narrows_home
 from narrows.spec.model import ModelSpec
@@ -43,27 +35,6 @@ def started(path: Path) -> Start:
     )  # fmt: skip
 
 
-def published(start: Start) -> First:
-    """Of each parameter, what the model to start from has of it; of a head for classes, nothing.
-
-    Raises BadInput where the files changed since the plan was made.
-    """
-    original = opened(start.path)
-    if original.digest() != start.digest:
-        raise BadInput(
-            f"{start.path} changed since the plan was made",
-            hint="plan again: narrows plan job.toml -o plan.toml",
-        )
-    reader = Reader(_names(original.spec), original.spec, original.naming, original.tensors)
-
-    def first(name: str, shape: Sequence[int]) -> Tensor | None:
-        if name.startswith("score."):
-            return None
-        return reader.read(name, tuple(shape))
-
-    return first
-
-
 def teacher(path: str, plan: Plan, device: torch.device) -> Transformer:
     """A published model that another learns from: whole, and never changed.
 
@@ -75,12 +46,6 @@ def teacher(path: str, plan: Plan, device: torch.device) -> Transformer:
         model = Transformer(original.spec, load("torch"))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[plan.layout.precision]
     return build(original, model, dtype, device).eval().requires_grad_(False)
-
-
-def _names(spec: ModelSpec) -> list[str]:
-    with torch.device("meta"):
-        model = Transformer(spec, load("torch"))
-    return [name for name, _ in model.named_parameters()]
 
 
 def _same_tokens(original: Original, path: str | Path, spec: ModelSpec) -> None:

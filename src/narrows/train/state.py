@@ -1,7 +1,7 @@
 """What of a trainer a checkpoint keeps, and the way back, whatever layout wrote it.
 
-What ranks keep apart from each other has theirs in its name: `first@1.NAME` are AdamW's moments of
-the second island, `error@1.NAME` is what the second rank left out of its gradients.
+What ranks keep apart from each other has theirs in its name: `first@1.NAME` is a moment of the
+second island, `error@1.NAME` is what the second rank left out of its gradients.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from narrows.train.outer import Outer
 from narrows.train.step import Trainer
 
 Talk = Callable[[str], None]
-_APART = ("first", "second", "error")
+_ALIKE_STATES = ("master", "outer")
 _ALIKE = "powersgd."
 
 
@@ -33,7 +33,10 @@ def contents(trainer: Trainer) -> Contents:
     if trainer.outer is not None and not island:
         momentum = trainer.outer.momentum
         states |= {f"outer.{n}": t for n, t in momentum.items() if n in split.owned}
-    parts = split.parts
+    others = _of_other_shape(states, split.parts)
+    # What all shards have alike, the one with the first values writes.
+    states = {n: t for n, t in states.items() if n not in others or _first(split.parts[base(n)])}
+    parts = split.parts | others
     if split.compressed is not None:
         mine = split.compressed.own()
         states |= {_of(f"error.{n}", split.compressed.rank): t for n, t in mine.items()}
@@ -41,7 +44,9 @@ def contents(trainer: Trainer) -> Contents:
             alike = {_ALIKE + n: t for n, t in split.compressed.alike().items()}
             states |= alike
             parts = parts | {n: Part.whole(t.shape) for n, t in alike.items()}
-    return Contents(weights=weights, optimizer=states, parts=parts)
+    average = {} if island else optimizer.averages()
+    average = {n: t for n, t in average.items() if n in split.owned}
+    return Contents(weights=weights, optimizer=states, parts=parts, average=average)
 
 
 @torch.no_grad()
@@ -53,15 +58,19 @@ def restore(trainer: Trainer, checkpoint: Path, talk: Talk) -> None:
     weights, states = Saved(files(checkpoint, "weights")), Saved(files(checkpoint, "optimizer"))
     for name, own in optimizer.parameters.items():
         own.copy_(weights.read(name, parts[name]))
-    islands, there = trainer.ranks.islands, _ranks(states.names(), "first")
+    islands = trainer.ranks.islands
+    there = max((_ranks(states.names(), kind) for kind in optimizer.kinds()), default=islands.size)
     if islands.size != there:
         talk(
-            f"warning: {there} islands saved this, and {islands.size} go on: each with AdamW's "
-            f"moments of one of the first {min(there, islands.size)}"
+            f"warning: {there} islands saved this, and {islands.size} go on: each with the "
+            f"optimizer's state of one of the first {min(there, islands.size)}"
         )
     island = islands.rank % there
+    others = _of_other_shape(optimizer.state(), parts)
     optimizer.load(
-        lambda name: states.read(_of(name, island) if _apart(name) else name, parts[base(name)])
+        lambda name: states.read(
+            _of(name, island) if _apart(name) else name, others.get(name) or parts[base(name)]
+        )
     )
     if trainer.outer is not None:
         _restore_outer(trainer.outer, states, parts)
@@ -105,6 +114,16 @@ def _restore_compressed(
     compressed.load(own, alike)
 
 
+def _of_other_shape(states: dict[str, Tensor], parts: dict[str, Part]) -> dict[str, Part]:
+    """States that have not their parameter's shape, of which each process has the whole."""
+    found = {n: tuple(t.shape) for n, t in states.items() if base(n) in parts}
+    return {n: Part.whole(s) for n, s in found.items() if s != parts[base(n)].local_shape}
+
+
+def _first(part: Part) -> bool:
+    return all(ranges and ranges[0][0] == 0 for ranges in part.ranges)
+
+
 def _of(name: str, rank: int) -> str:
     """The name of what one of several ranks keeps apart; the first has none in it."""
     kind, _, rest = name.partition(".")
@@ -112,7 +131,7 @@ def _of(name: str, rank: int) -> str:
 
 
 def _apart(name: str) -> bool:
-    return name.partition(".")[0] in _APART
+    return name.partition(".")[0] not in _ALIKE_STATES
 
 
 def _ranks(names: Iterable[str], kind: str) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from narrows.adapt.apply import apply
 from narrows.data.batch import Batch
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load
+from narrows.model.beginning import values_of
 from narrows.model.block import Wrapper
 from narrows.model.dropout import Draws
 from narrows.parallel.collectives import add_up
@@ -20,15 +23,17 @@ from narrows.parallel.mesh import ranks_of
 from narrows.parallel.running import Beside, Rows, nothing
 from narrows.parallel.split import Making, Split, split
 from narrows.plan import gradients
+from narrows.plan import optimizer as updates
+from narrows.spec.adapter import LowRank
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import LocalSteps
 from narrows.spec.layout import Layout
 from narrows.spec.plan import Plan
+from narrows.train.noise import EVERY, NoiseScale
 from narrows.train.objectives import objective
 from narrows.train.optimizer import Optimizer
 from narrows.train.outer import Outer
-from narrows.train.schedule import rate_factor
-from narrows.train.start import published
+from narrows.train.schedule import Heard, rate_factor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -44,13 +49,15 @@ class Batches(Protocol):
 
 class StepResult(NamedTuple):
     """Mean loss over the step's counted tokens, and the gradient's norm before clipping. Not
-    `taken`, nothing was changed by it.
+    `taken`, nothing was changed by it. `noise_tokens` is the gradient's noise scale, where it is
+    known.
     """
 
     loss: float
     gradient_norm: float
     learning_rate: float
     taken: bool
+    noise_tokens: float | None = None
 
 
 class Trainer:
@@ -65,6 +72,7 @@ class Trainer:
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self.plan, self.device = plan, device
         gradients.check(plan.exchange, plan.on_spike, plan.evaluation, plan.checkpoints)
+        updates.check(plan.optimizer, plan.layout, plan.exchange, plan.on_spike)
         self.split = build(plan, device)
         self.model, self.ranks = self.split.model, self.split.ranks
         self.optimizer = Optimizer(self.split, plan.optimizer)
@@ -73,6 +81,8 @@ class Trainer:
             masters = self.optimizer.masters()
             self.outer = Outer(plan.exchange, self.ranks.islands, masters)
         self.span: Callable[[str], AbstractContextManager[object]] = no_span
+        self.optimizer.span = lambda: self.span("optimizer")
+        self.heard, self.noise = Heard(), NoiseScale()
         self.accept: Callable[[float, float], bool] = all_finite
         self.sign: Callable[[], None] = nothing
         self.settle: Callable[[], None] = nothing
@@ -82,13 +92,14 @@ class Trainer:
         """Step `number`, from 0. Equal for equal number, weights and data, on equal hardware."""
         plan, layout = self.plan, self.plan.layout
         first, count = self.split.own(plan.batch_sequences)
+        adapter_dropout = isinstance(plan.adapter, LowRank) and plan.adapter.dropout
         with self.span("data"):
             start = (number + self.skipped) * plan.batch_sequences
             rows = read(batches, start + first, count, self.device)
 
         def seed(index: int) -> None:
             self.sign()
-            if plan.model.dropout:
+            if plan.model.dropout or adapter_dropout:
                 draws = Draws(_mixed(plan.seed, number), index * layout.micro_batch)
                 self.model.draws = draws
 
@@ -97,6 +108,11 @@ class Trainer:
                 with self.span("accumulate"):
                     self.optimizer.accumulate()
 
+        factor = rate_factor(plan.schedule, number, plan.steps, self.heard)
+        self.optimizer.watching = layout.accumulation > 1 and number % EVERY == 0
+        if plan.optimizer.fused:
+            self.settle()
+        self.optimizer.begin(number + 1, factor)
         beside = Beside(before=seed, after=accumulate, span=self.span)
         loss = float(self.split.run(rows, layout.loss_chunk, beside))
         taken = False
@@ -106,14 +122,26 @@ class Trainer:
             taken = self.accept(loss, norm)
             return taken
 
-        self.settle()
+        if not plan.optimizer.fused:
+            self.settle()
         with self.span("optimizer"):
-            factor = rate_factor(plan.schedule, number, plan.steps)
             norm = self.optimizer.step(number + 1, factor, accept)
             if self.outer is not None and self.meets(number + 1):
                 self.outer.meet()
                 self.optimizer.follow_masters()
-        return StepResult(loss, norm, plan.optimizer.learning_rate * factor, taken)
+        if taken and self.optimizer.watching:
+            self._listen(norm)
+        rate = plan.optimizer.learning_rate * factor
+        return StepResult(loss, norm, rate, taken, self.noise.tokens)
+
+    def _listen(self, norm: float) -> None:
+        """To one process's micro-batches and their sum, which each is a share of."""
+        layout = self.plan.layout
+        if layout.processes > 1:
+            return
+        tokens = float(layout.micro_batch * self.plan.context)
+        mean = layout.accumulation * self.optimizer.squares
+        self.noise.seen((tokens, mean), (tokens * layout.accumulation, norm**2))
 
     def meets(self, step: int) -> bool:
         """Whether all processes have the same model after `step` steps."""
@@ -185,12 +213,13 @@ def build(plan: Plan, device: torch.device) -> Split:
     if device.type == "cpu":
         torch.set_num_threads(layout.threads)
         keep_pages()
-    dtype, exchange = DTYPES[layout.precision], plan.exchange
-    first = None if plan.start is None else published(plan.start)
+    dtype, learning = DTYPES[layout.precision], plan.learning
     making = Making(
-        load(layout.kernels), _wrapper(layout), device, dtype, exchange, taught, first
+        load(layout.kernels), _wrapper(layout), device, dtype, plan.exchange, taught,
+        first=None if plan.start is None else values_of(plan.start),
+        prepare=None if learning.everything else partial(apply, learning=learning),
     )  # fmt: skip
-    ranks = ranks_of(layout, device, exchange)
+    ranks = ranks_of(layout, device, plan.exchange)
     made = split(plan.model, layout, ranks, making, seed=plan.seed)
     made.model.train()
     return made

@@ -1,0 +1,1 @@
+"""Model → model: low-rank products beside frozen matrices, those in fewer bits, merging."""

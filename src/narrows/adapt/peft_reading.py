@@ -1,0 +1,211 @@
+"""Adapters out of PEFT's format (see peft) onto a model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor
+
+from narrows.adapt.apply import Adapted, apply
+from narrows.adapt.peft import BEFORE, CONFIG, WEIGHTS, Module, modules, rows_of, sizes
+from narrows.model.hugging_face import TRANSPOSED
+from narrows.model.naming import Naming
+from narrows.model.safetensors import Safetensors
+from narrows.model.transformer import Transformer
+from narrows.spec.adapter import Base, Learning, LowRank, Rule, inner_width
+from narrows.spec.errors import BadInput
+from narrows.spec.model import ModelSpec
+from narrows.spec.record import read
+
+_KINDS = {
+    ".lora_A.weight": "A", ".lora_A.default.weight": "A", ".lora_B.weight": "B",
+    ".lora_B.default.weight": "B", ".lora_magnitude_vector": "length",
+    ".lora_magnitude_vector.weight": "length", ".lora_magnitude_vector.default.weight": "length",
+}  # fmt: skip
+_UNKNOWN = (
+    "modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication",
+    "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config",
+)  # fmt: skip
+"""What changes what is computed, and has no place here."""
+
+
+class _Theirs(NamedTuple):
+    """A module of theirs, its tensors by kind as ours lie, and what B A is multiplied by."""
+
+    module: Module
+    tensors: dict[str, Tensor]
+    scale: float
+
+
+def load_adapter(
+    model: Transformer, folder: Path, naming: Naming, *, base: Base | None = None
+) -> Learning:
+    """Put an adapter from a folder on a model that has memory and its weights; returns what learns
+    of it then. `base`: frozen matrices in fewer bits.
+
+    Raises BadInput, before anything is changed, where it is another kind of adapter, or was made
+    for another model.
+    """
+    told = _Told.of(folder)
+    found = _found(told, model.spec, naming)
+    scale, rank = found[0].scale, max(each.tensors["A"].shape[0] for each in found)
+    targets = {target for each in found for target in each.module.rows}
+    missing = set(range(model.spec.layers)) - {each.module.layer for each in found}
+    alpha = scale * (rank**0.5 if told.rule == "rslora" else rank)
+    adapter = LowRank(
+        rank=rank, alpha=alpha, rule=told.rule, targets=tuple(sorted(targets)),
+        dropout=told.dropout, base=base,
+    ).settled(model.spec)  # fmt: skip
+    frozen = tuple(f"layers.{layer}" for layer in sorted(missing))
+    learning = Learning(adapter=adapter, frozen=frozen)
+    apply(model, learning)
+    for each in found:
+        own = getattr(model.blocks[each.module.layer], each.module.matrix)
+        _take(own, each, each.scale / scale)
+    return learning
+
+
+@torch.no_grad()
+def _take(own: Adapted, theirs: _Theirs, factor: float) -> None:
+    """Write a module of theirs to its targets of ours."""
+    low, (start, _), tensors = own.low, theirs.module.span, theirs.tensors
+    assert low is not None
+    R, count = own.adapter.ranks, tensors["A"].shape[0]
+    a_RD, b_XR = dict(zip(own.targets, low.a_PD.split(R), strict=True)), rows_of(own)
+    lengths = {}
+    if own.length is not None:
+        lengths = dict(zip(own.targets, own.length.weight.split(sizes(own)), strict=True))
+        norm_E = torch.linalg.vector_norm(own.frozen.whole(torch.float32).float(), dim=1)
+    for target, (first, last) in theirs.module.rows.items():
+        a_RD[target].zero_()
+        a_RD[target][:count] = tensors["A"]
+        b_XR[target].zero_()
+        b_XR[target][:, :count] = factor * tensors["B"][first - start : last - start]
+        if lengths:
+            length = tensors["length"][first - start : last - start] / norm_E[first:last]
+            lengths[target].copy_(length)
+
+
+def _found(told: _Told, spec: ModelSpec, naming: Naming) -> list[_Theirs]:
+    """All modules that the folder has tensors of."""
+    known = {naming.plain(each.name): each for each in modules(spec, naming)}
+    source = Safetensors([told.folder / WEIGHTS])
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in source.names():
+        stem, kind = _parsed(name)
+        place = naming.plain(stem)
+        if place not in known:
+            what = f"{told.folder} adapts {stem}, which is no matrix of the model's blocks"
+            raise BadInput(what, hint="take an adapter that was made for this model")
+        into = torch.empty(source.shape(name), dtype=torch.float32)
+        source.read(name, into)
+        found.setdefault(place, {})[kind] = into
+    if not found:
+        raise BadInput(f"{told.folder / WEIGHTS} is empty", hint="take another adapter")
+    return [_checked(known[place], each, spec, told) for place, each in found.items()]
+
+
+def _checked(
+    module: Module, tensors: dict[str, Tensor], spec: ModelSpec, told: _Told
+) -> _Theirs:  # fmt: skip
+    (start, stop), rank = module.span, _matching(told.ranks, module.name, told.rank)
+    shapes: dict[str, tuple[int, ...]] = {
+        "A": (rank, inner_width(spec, module.matrix)), "B": (stop - start, rank)
+    }  # fmt: skip
+    if told.rule == "dora":
+        shapes["length"] = (stop - start,)
+    own: dict[str, Tensor] = {}
+    for kind, shape in shapes.items():
+        if kind not in tensors:
+            what = f"{told.folder / WEIGHTS} lacks the {kind} of {module.name}"
+            raise BadInput(what, hint="fetch it again")
+        # Lengths of convolutions are a row.
+        found = tensors[kind].flatten() if kind == "length" else tensors[kind]
+        if tuple(found.shape) != shape:
+            raise BadInput(
+                f"{told.folder} has the {kind} of {module.name} as {list(found.shape)}, and this "
+                f"model with rank {rank} takes {list(shape)}",
+                hint="take an adapter that was made for this model",
+            )
+        as_is = kind == "A" or module.lay is TRANSPOSED
+        own[kind] = found if as_is else module.lay.ours(found, spec)
+    alpha = _matching(told.alphas, module.name, told.alpha)
+    return _Theirs(module, own, float(alpha / (rank**0.5 if told.root else rank)))
+
+
+def _parsed(name: str) -> tuple[str, str]:
+    """The module that a tensor is of, and its kind."""
+    for ending, kind in _KINDS.items():
+        if name.endswith(ending):
+            return name.removeprefix(BEFORE).removesuffix(ending), kind
+    raise BadInput(
+        f"{name} is no part of a low-rank adapter that narrows knows",
+        hint="merge it with PEFT, and take the merged model",
+    )
+
+
+def _matching(pattern: dict[str, Any], name: str, otherwise: Any) -> Any:
+    """What a pattern says of a module, as PEFT matches it: by the end of its name."""
+    for key, value in pattern.items():
+        if re.fullmatch(rf"(.*\.)?({key})", name):
+            return value
+    return otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What a config says of all modules and of some."""
+
+    folder: Path
+    rank: int
+    alpha: float
+    rule: Rule
+    dropout: float
+    root: bool
+    ranks: dict[str, int]
+    alphas: dict[str, float]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Told:
+        """Raises BadInput where it is no LoRA's, or of a kind that computes otherwise."""
+        place = folder / CONFIG
+        config = read(place)
+        if not (folder / WEIGHTS).is_file():
+            raise BadInput(f"{folder} has no {WEIGHTS}", hint="take an adapter in safetensors")
+        if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+            kind = config.get("peft_type") if isinstance(config, dict) else None
+            what = f"{place} is of a {kind or 'nameless'} adapter, which narrows does not read"
+            raise BadInput(what, hint="take a LoRA, rsLoRA or DoRA")
+        wrong = [key for key in _UNKNOWN if config.get(key)]
+        if config.get("bias", "none") != "none":
+            wrong.append("bias")
+        if wrong:
+            what = f"{place} has {wrong[0]} = {config[wrong[0]]}, which narrows does not read"
+            raise BadInput(what, hint="merge it with PEFT, and take the merged model")
+        try:
+            table = msgspec.convert(config, _Config)
+        except msgspec.ValidationError as error:
+            raise BadInput(f"{place}: {error}", hint="was it written by PEFT?") from None
+        root = table.use_rslora
+        rule: Rule = "dora" if table.use_dora else ("rslora" if root else "lora")
+        return cls(
+            folder=folder, rank=table.r, alpha=table.lora_alpha, rule=rule, root=root,
+            dropout=table.lora_dropout, ranks=table.rank_pattern, alphas=table.alpha_pattern,
+        )  # fmt: skip
+
+
+class _Config(msgspec.Struct):
+    """What of adapter_config.json matters here."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}

@@ -1,0 +1,186 @@
+"""Answers to rows: written and held against what was expected, or the likeliest of choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from narrows.evaluate import classification, overlap
+from narrows.evaluate.assessment import Found, Item, Kind, Manner, Rows, metrics
+from narrows.evaluate.documents import begin
+from narrows.evaluate.likelihood import Reader, Reading
+from narrows.evaluate.progress import Progress, Talk
+from narrows.evaluate.questions import Question, questions
+from narrows.evaluate.writing import Manuscript, Prompt, write
+from narrows.infer.generate import tokens_of
+from narrows.infer.loading import Generator
+from narrows.spec.errors import BadInput
+
+KINDS = (
+    Kind(name="exact match", form="mean", better="higher"),
+    Kind(name="relaxed match", form="mean", better="higher"),
+    Kind(name="BLEU", form="bleu", better="higher"),
+    Kind(name="chrF", form="chrf", better="higher"),
+    Kind(name="ROUGE-1", form="mean", better="higher"),
+    Kind(name="ROUGE-2", form="mean", better="higher"),
+    Kind(name="ROUGE-L", form="mean", better="higher"),
+    Kind(name="accuracy", form="mean", better="higher"),
+    Kind(name="accuracy by length", form="mean", better="higher"),
+    Kind(name="macro F1", form="f1_macro", better="higher"),
+    Kind(name="Brier score", form="mean", better="lower"),
+    Kind(name="calibration error", form="calibration", better="lower"),
+)
+_ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+Sums = dict[str, tuple[float, ...]]
+
+
+def answer(generator: Generator, data: Rows, manner: Manner, talk: Talk) -> Found:
+    """Every row answered; raises BadInput, before any is, where one cannot be asked."""
+    asked, sha256 = questions(Path(data.file).expanduser(), manner.limit)
+    choosing = [row for row in asked if row.choices]
+    writing = [row for row in asked if not row.choices]
+    prompts = {row.number: _prompt(generator, row) for row in asked}
+    readings = {
+        row.number: [
+            _reading(generator, row, prompts[row.number], choice, manner) for choice in row.choices
+        ]
+        for row in choosing
+    }
+    context = manner.context or generator.model.spec.context
+    _refuse_long(asked, prompts, readings, manner.tokens, context)
+    items, notes = list[Item](), list[str]()
+    tokens = sum(len(each.tokens) for row in readings.values() for each in row)
+    if choosing:
+        items += _chosen(generator, choosing, readings, manner, talk)
+    if writing:
+        written, count, cut = _written(generator, writing, prompts, manner, talk)
+        items, tokens = items + written, tokens + count
+        notes.append(f"BLEU finds words by sacrebleu's {cut}")
+    items.sort(key=lambda item: item.number)
+    found = metrics(KINDS, tuple(items), manner.seed)
+    return Found(tuple(items), found, sha256, tokens, notes=tuple(notes))
+
+
+def _prompt(generator: Generator, row: Question) -> list[int]:
+    """The tokens before the answer, a conversation by the model's own template."""
+    try:
+        if row.prompt is not None:
+            return tokens_of(row.prompt, generator)
+        if generator.template is None:
+            raise BadInput(
+                "there are messages, and the model has no chat template",
+                hint="give prompts, or a model that was tuned to converse",
+            )
+        return generator.tokenizer.encode(generator.template.render(row.messages), special=True)
+    except BadInput as error:
+        raise BadInput(f"{row.place}: {error.what}", hint=error.hint) from None
+
+
+def _reading(
+    generator: Generator, row: Question, prompt: Sequence[int], choice: str, manner: Manner
+) -> Reading:
+    """The prompt with the choice behind it. Both are cut into tokens as one text, white space at
+    the end of the prompt with the choice, as the harness does.
+    """
+    tokenizer = generator.tokenizer
+    if row.prompt is None:
+        return Reading([*prompt, *tokenizer.encode(choice)], len(prompt))
+    kept = row.prompt.rstrip()
+    seam = row.prompt[len(kept) :] or ("" if choice[:1].isspace() else manner.joint)
+    if not kept:
+        before = begin(generator)
+        return Reading([*before, *tokenizer.encode(seam + choice)], len(before))
+    before = [*tokenizer.begin, *tokenizer.encode(kept)]
+    whole = [*tokenizer.begin, *tokenizer.encode(kept + seam + choice)]
+    return Reading(whole, min(len(before), len(whole) - 1))
+
+
+def _refuse_long(
+    asked: Sequence[Question], prompts: Mapping[int, Sequence[int]],
+    readings: Mapping[int, Sequence[Reading]], tokens: int, context: int,
+) -> None:  # fmt: skip
+    """Raises BadInput for the first row that the model cannot read whole with its answer."""
+    for row in asked:
+        if row.choices:
+            needed, what = max(len(each.tokens) for each in readings[row.number]) - 1, "a choice"
+        else:
+            needed, what = len(prompts[row.number]) + tokens, f"{tokens} tokens of answer"
+        if needed > context:
+            raise BadInput(
+                f"{row.place} is too long: {needed} tokens with {what}, and the model reads "
+                f"{context}",
+                hint="shorten the row, or the answer (--tokens); nothing is cut in silence",
+            )
+
+
+def _chosen(
+    generator: Generator, asked: Sequence[Question], readings: Mapping[int, Sequence[Reading]],
+    manner: Manner, talk: Talk,
+) -> list[Item]:  # fmt: skip
+    """Each row's choices by their likelihood."""
+    progress = Progress(talk, "choices", sum(len(row.choices) for row in asked))
+    reader = Reader(generator.model, manner.batch)
+    found = reader.read(
+        [each for row in asked for each in readings[row.number]],
+        lambda done: progress.add(len(done)),
+    )
+    alike = len({frozenset(row.choices) for row in asked}) == 1
+    items, start = [], 0
+    for row in asked:
+        nats_C = np.array([each.nats for each in found[start : start + len(row.choices)]])
+        items.append(_item_of_choice(row, nats_C, alike))
+        start += len(row.choices)
+    return items
+
+
+def _item_of_choice(row: Question, nats_C: np.ndarray, alike: bool) -> Item:
+    lengths_C = np.array([len(choice) for choice in row.choices])
+    label = np.array([row.choices.index(row.answer)])
+    likeliest = int(nats_C.argmin())
+    odds_C = np.exp(nats_C.min() - nats_C)
+    odds_1C = (odds_C / odds_C.sum())[None]
+    right = float(likeliest == label[0])
+    bins = classification.binned(odds_1C.max(-1), np.array([right]))[0]
+    added: Sums = {
+        "accuracy": (right, 1.0),
+        "accuracy by length": (float((nats_C / lengths_C).argmin() == label[0]), 1.0),
+        "Brier score": (float(classification.brier_of_rows(label, odds_1C)[0]), 1.0),
+        "calibration error": tuple(map(float, bins)),
+    }
+    if alike:
+        names = sorted(row.choices)
+        truth = np.array([names.index(row.answer)])
+        said = np.array([names.index(row.choices[likeliest])])
+        pairs_CC = classification.confusion(truth, said, len(names))
+        added["macro F1"] = tuple(map(float, pairs_CC.ravel()))
+    return Item(number=row.number, sums=added, answer=row.choices[likeliest])
+
+
+def _written(
+    generator: Generator, asked: Sequence[Question], prompts: Mapping[int, Sequence[int]],
+    manner: Manner, talk: Talk,
+) -> tuple[list[Item], int, overlap.Cut]:  # fmt: skip
+    """Items, how many tokens were read and written, and how BLEU finds words."""
+    how = Manuscript(manner.tokens, manner.sampling, manner.stop, manner.batch)
+    given = [Prompt(prompts[row.number], row.number) for row in asked]
+    found = write(generator, given, how, Progress(talk, "answers", len(given)))
+    cut = overlap.cut_for([row.answer for row in asked])
+    items = [
+        Item(number=row.number, sums=_overlaps(row.answer, each.text, cut), answer=each.text)
+        for row, each in zip(asked, found, strict=True)
+    ]
+    tokens = sum(len(each.tokens) for each in given) + sum(each.tokens for each in found)
+    return items, tokens, cut
+
+
+def _overlaps(expected: str, text: str, cut: overlap.Cut) -> Sums:
+    parts = overlap.rouge(expected, text)
+    return {
+        "exact match": (float(overlap.exact(expected, text)), 1.0),
+        "relaxed match": (float(overlap.relaxed(expected, text)), 1.0),
+        "BLEU": tuple(overlap.bleu_sums(expected, text.strip(), cut)),
+        "chrF": tuple(overlap.chrf_sums(expected, text.strip())),
+        **{_ROUGE[name]: (share, 1.0) for name, share in parts.items()},
+    }

@@ -1,0 +1,95 @@
+"""How likely a model finds tokens, many sequences at once.
+
+A causal model is read with padding behind each sequence, which nothing before it attends to: so a
+batch changes no number but by rounding (tests hold 1 and 8 to 1e-5 in fp32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from narrows.model.transformer import Transformer
+
+_LOGITS_MAX = 1 << 24
+"""Logits that exist at once: 64 MB of fp32."""
+
+
+class Reading(NamedTuple):
+    """Tokens of which those from `first` on are asked for, each behind all before it."""
+
+    tokens: Sequence[int]
+    first: int
+
+
+class Likelihood(NamedTuple):
+    """The negative logarithm of what the tokens asked for are given, in nats; whether each of them
+    was the likeliest.
+    """
+
+    nats: float
+    greedy: bool
+
+
+@final
+class Reader:
+    """Reads with one model, `batch` sequences at a time; `context` is how many tokens it takes."""
+
+    def __init__(self, model: Transformer, batch: int, context: int | None = None) -> None:
+        self.model = model
+        self.batch = batch if pads_exactly(model) else 1
+        self.context = context or model.spec.context
+
+    @torch.inference_mode()
+    def read(
+        self, readings: Sequence[Reading], done: Callable[[Sequence[Reading]], object] = len
+    ) -> list[Likelihood]:
+        """One for each, in their order. A reading is one token longer than the model reads; `done`
+        is told of those that were read together.
+        """
+        longest_first = sorted(range(len(readings)), key=lambda i: -len(readings[i].tokens))
+        found: dict[int, Likelihood] = {}
+        for start in range(0, len(longest_first), self.batch):
+            places = longest_first[start : start + self.batch]
+            together = [readings[i] for i in places]
+            found |= zip(places, self._together(together), strict=True)
+            done(together)
+        return [found[i] for i in range(len(readings))]
+
+    def _together(self, readings: Sequence[Reading]) -> list[Likelihood]:
+        device = self.model.head_VD.device
+        longest = len(readings[0].tokens) - 1
+        assert all(0 < each.first < len(each.tokens) for each in readings)
+        assert longest <= self.model.spec.context
+        rows = [[*each.tokens[:-1], *[0] * (longest + 1 - len(each.tokens))] for each in readings]
+        hidden_BTD = self.model.hidden(torch.tensor(rows, device=device))
+        asked = [each.tokens[each.first :] for each in readings]
+        hidden_MD = torch.cat([
+            hidden_BTD[b, each.first - 1 : len(each.tokens) - 1] for b, each in enumerate(readings)
+        ])  # fmt: skip
+        targets_M = torch.tensor([token for tokens in asked for token in tokens], device=device)
+        nats_M, greedy_M = self._scored(hidden_MD, targets_M)
+        counts = [len(tokens) for tokens in asked]
+        parts = zip(nats_M.split(counts), greedy_M.split(counts), strict=True)
+        return [Likelihood(float(nats.sum()), bool(greedy.all())) for nats, greedy in parts]
+
+    def _scored(self, hidden_MD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Nats of each target [M] fp64, and whether it is the likeliest."""
+        chunk = max(1, _LOGITS_MAX // self.model.spec.vocabulary)
+        nats, greedy = [], []
+        for x_CD, targets_C in zip(hidden_MD.split(chunk), targets_M.split(chunk), strict=True):
+            logits_CV = self.model.logits(x_CD).float()
+            right_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
+            nats.append((logits_CV.logsumexp(-1) - right_C).double())
+            greedy.append(logits_CV.argmax(-1) == targets_C)
+        return torch.cat(nats), torch.cat(greedy)
+
+
+def pads_exactly(model: Transformer) -> bool:
+    """Whether tokens behind a sequence leave it as it is: experts of a limited capacity have more
+    room in a longer one.
+    """
+    return model.spec.experts is None or model.spec.experts.capacity is None

@@ -1,0 +1,79 @@
+"""An assessment as lines to read: each metric with what chance leaves open, then what differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from narrows.evaluate.assessment import Assessment, Comparison, Data, Difference, Rows, Tasks, Texts
+from narrows.spec.units import Bytes, Seconds
+
+_SHOWN = 12
+"""Answers that are shown; all of them are in the file that --out names."""
+
+
+def told(assessment: Assessment) -> str:
+    """Everything but the single items."""
+    lines = [_headline(assessment), *(f"  {note}" for note in assessment.notes), ""]
+    width = max(len(metric.name) for metric in assessment.metrics)
+    for metric in assessment.metrics:
+        around = "" if metric.low is None else f"   {metric.low:.4g} to {metric.high:.4g}"
+        lines.append(f"{metric.name:{width}}  {metric.value:10.4f}{around}")
+    for comparison in assessment.comparisons:
+        lines += ["", *_compared(comparison, width)]
+    return "\n".join(lines)
+
+
+def answers(assessment: Assessment) -> str:
+    """The first answers that were written or chosen, one a line."""
+    said = [each for each in assessment.items if each.answer is not None][:_SHOWN]
+    return "\n".join(f"row {each.number}: {' '.join((each.answer or '').split())}" for each in said)
+
+
+def _headline(assessment: Assessment) -> str:
+    where = f" ({assessment.checkpoint})" if assessment.checkpoint else ""
+    size = "" if assessment.bytes is None else f", {Bytes(assessment.bytes).text()}"
+    rate = assessment.tokens / max(assessment.seconds, 1e-9)
+    return (
+        f"{assessment.model}{where} on {_name(assessment.data)}: {len(assessment.items):,} "
+        f"{_unit(assessment.data)}, {assessment.tokens:,} tokens{size}, {assessment.precision}, "
+        f"{Seconds(assessment.seconds).text()}, {rate:,.0f} tokens/s"
+    )
+
+
+def _compared(comparison: Comparison, width: int) -> list[str]:
+    named = f" ({comparison.checkpoint})" if comparison.checkpoint else ""
+    lines = [f"against {comparison.against}{named}"]
+    for each in comparison.differences:
+        lines.append(
+            f"{each.metric:{width}}  {each.value:+10.4f}{_around(each)}   {_verdict(each)}"
+        )
+    lines += [f"{name} is not compared: {why}" for name, why in comparison.left_out.items()]
+    return lines
+
+
+def _around(each: Difference) -> str:
+    return "" if each.low is None else f"   {each.low:+.4g} to {each.high:+.4g}"
+
+
+def _verdict(each: Difference) -> str:
+    if each.low is None:
+        return "too few items to tell it from chance"
+    if each.verdict == "undecided":
+        return "no difference beyond chance"
+    return f"{each.verdict}: 95 of 100 drawings of items agree on the side"
+
+
+def _name(data: Data) -> str:
+    match data:
+        case Texts():
+            return data.corpus
+        case Rows():
+            return Path(data.file).name
+        case Tasks():
+            return data.task
+
+
+def _unit(data: Data) -> str:
+    return (
+        "documents" if isinstance(data, Texts) else "rows" if isinstance(data, Rows) else "samples"
+    )

@@ -1,0 +1,38 @@
+"""Conversations: messages as the model's own template renders them, and what it says to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from narrows.data.template import Message
+from narrows.infer.generate import Generation
+from narrows.infer.loading import Generator
+from narrows.infer.sampling import Sampling
+from narrows.spec.errors import BadInput
+
+
+def answer(
+    generator: Generator, messages: Sequence[Message], *, tokens: int = 512,
+    sampling: Sampling | None = None, stop: Sequence[str] = (),
+) -> Generation:  # fmt: skip
+    """At most `tokens` tokens that answer the messages, which are written as they were in training.
+
+    Raises BadInput where the model has no chat template, or the conversation is longer than its
+    context.
+    """
+    if generator.template is None:
+        raise BadInput(
+            "the model has no chat template: it goes on with texts, and knows no conversation",
+            hint="narrows generate MODEL --prompt TEXT, or take an instruction-tuned model",
+        )
+    if tokens < 1:
+        raise BadInput(f"tokens is {tokens}", hint="ask for at least 1")
+    text = generator.template.render(messages, answer=True)
+    found = generator.tokenizer.encode(text, special=True)
+    context = generator.model.spec.context
+    if len(found) > context:
+        raise BadInput(
+            f"the conversation is {len(found)} tokens long, the model reads {context}",
+            hint="begin a new one",
+        )
+    return Generation(generator, found, tokens, sampling or Sampling(), stop)

@@ -1,0 +1,204 @@
+"""The config.json that a ModelSpec is: `families` the other way round.
+
+    config(spec, kind) → the keys of transformers' class of the family
+
+Keys are written as plainly as they come, then read back by the family's own reader. Only where that
+gives the very same spec does the class compute the same; so no rule has to be told twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from narrows.model.configuration import shaped
+from narrows.model.settings import Settings
+from narrows.model.shapes import Shape
+from narrows.spec.errors import BadInput
+from narrows.spec.model import (
+    GELU,
+    Banded,
+    GeGLU,
+    LayerNorm,
+    Linear,
+    ModelSpec,
+    ReLU,
+    Rotary,
+    Scaling,
+    Softmax,
+    SquaredReLU,
+    SwiGLU,
+    Yarn,
+)
+
+CLASSES = {
+    "llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM", "mistral": "MistralForCausalLM", "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM", "olmo": "OlmoForCausalLM", "olmo2": "Olmo2ForCausalLM",
+    "phi": "PhiForCausalLM", "phi3": "Phi3ForCausalLM", "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM", "bert": "BertModel",
+}  # fmt: skip
+"""transformers' class of a family; of several that compute the same the first is taken."""
+_ACTIVATIONS = {
+    SwiGLU(): "silu", GeGLU(): "gelu_pytorch_tanh", GELU(exact=True): "gelu", GELU(): "gelu_new",
+    ReLU(): "relu", SquaredReLU(): "relu2",
+}  # fmt: skip
+_Keys = dict[str, Any]
+
+
+def kind_of(spec: ModelSpec, first: str | None = None) -> str:
+    """The family, `first` before others, whose class computes what the spec says; raises BadInput
+    where transformers has none.
+    """
+    for kind in dict.fromkeys((first, *CLASSES)):
+        if kind in CLASSES and means(spec, kind, Settings(config(spec, kind), "config.json")):
+            return kind
+    raise BadInput(
+        "no class of transformers that narrows knows computes this model",
+        causes=[f"known: {', '.join(CLASSES.values())}"],
+        hint="train with the habits of model.kind: no other norm, feed-forward or positions",
+    )
+
+
+def means(
+    spec: ModelSpec, kind: str, settings: Settings, *,
+    then: Callable[[Shape], Shape] = lambda shape: shape,
+) -> bool:  # fmt: skip
+    """Whether settings of the family say just what the spec does, dropout aside, and a pooler,
+    which files have or have not.
+    """
+    window = spec.window if spec.window and spec.window.size < spec.context else None
+    spec = msgspec.structs.replace(spec, window=window)
+    try:
+        found = shaped(kind, settings, then=then)
+    except BadInput:
+        return False
+    return msgspec.structs.replace(found, dropout=spec.dropout, pooler=spec.pooler) == spec
+
+
+def config(spec: ModelSpec, kind: str) -> _Keys:
+    """The keys of the family's config.json, as near to the spec as they come."""
+    return {"architectures": [CLASSES[kind]], "model_type": kind, **_keys(spec, kind)}
+
+
+def _keys(spec: ModelSpec, kind: str) -> _Keys:
+    if kind == "gpt2":
+        return _gpt2(spec)
+    keys = {**_sizes(spec), **_rotations(spec), **_window(spec, kind)}
+    norm = "layer_norm_eps" if isinstance(spec.norm, LayerNorm) else "rms_norm_eps"
+    keys |= {norm: spec.norm.epsilon, "hidden_act": _ACTIVATIONS.get(spec.feed_forward)}
+    match kind:
+        case "llama":
+            keys |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.biases)
+        case "bert":
+            keys |= {"type_vocab_size": spec.token_types, "position_embedding_type": "absolute"}
+        case "phi" if isinstance(spec.positions, Rotary):
+            keys |= {"partial_rotary_factor": spec.positions.share}
+        case "gemma2" | "gemma3_text":
+            keys |= _gemma(spec, keys.pop("hidden_act"))
+        case "mixtral" | "qwen3_moe":
+            keys |= _experts(spec, kind)
+    return keys
+
+
+def _sizes(spec: ModelSpec) -> _Keys:
+    return {
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_width,
+        "intermediate_size": spec.feed_forward_width,
+        "vocab_size": spec.vocabulary,
+        "max_position_embeddings": spec.context,
+        "tie_word_embeddings": spec.tied_embeddings,
+    }
+
+
+def _gpt2(spec: ModelSpec) -> _Keys:
+    return {
+        "n_embd": spec.width,
+        "n_layer": spec.layers,
+        "n_head": spec.heads,
+        "n_inner": spec.feed_forward_width,
+        "n_positions": spec.context,
+        "vocab_size": spec.vocabulary,
+        "activation_function": _ACTIVATIONS.get(spec.feed_forward),
+        "layer_norm_epsilon": spec.norm.epsilon,
+        "tie_word_embeddings": spec.tied_embeddings,
+    }
+
+
+def _rotations(spec: ModelSpec) -> _Keys:
+    """In the spelling that versions of transformers before 5 know, too."""
+    if not isinstance(spec.positions, Rotary):
+        return {}
+    return {"rope_theta": spec.positions.base, "rope_scaling": _scaling(spec.positions.scaling)}
+
+
+def _scaling(scaling: Scaling | None) -> _Keys | None:
+    match scaling:
+        case None:
+            return None
+        case Linear(factor=factor):
+            return {"rope_type": "linear", "factor": factor}
+        case Banded(factor=factor, low=low, high=high, positions=own):
+            return {
+                "rope_type": "llama3", "factor": factor, "low_freq_factor": low,
+                "high_freq_factor": high, "original_max_position_embeddings": own,
+            }  # fmt: skip
+        case Yarn(factor=factor, low=low, high=high, positions=own):
+            return {
+                "rope_type": "yarn", "factor": factor, "beta_slow": low, "beta_fast": high,
+                "original_max_position_embeddings": own, "truncate": scaling.whole_pairs,
+                "attention_factor": scaling.growth,
+            }  # fmt: skip
+
+
+def _window(spec: ModelSpec, kind: str) -> _Keys:
+    size = spec.window.size if spec.window else None
+    if kind not in ("mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"):
+        return {}
+    asked = {"use_sliding_window": size is not None} if kind.startswith("qwen") else {}
+    return {"sliding_window": size, **asked, **({"layer_types": _kinds(spec)} if asked else {})}
+
+
+def _kinds(spec: ModelSpec) -> list[str]:
+    """Of attention, layer by layer."""
+    sizes = [spec.window_of(layer) for layer in range(spec.layers)]
+    return ["full_attention" if size is None else "sliding_attention" for size in sizes]
+
+
+def _gemma(spec: ModelSpec, activation: str | None) -> _Keys:
+    scale = spec.query_scale or spec.head_width**-0.5
+    scalar = float(f"{scale**-2:.12g}")
+    keys: _Keys = {
+        "hidden_activation": activation,
+        "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
+        "attn_logit_softcapping": spec.score_cap,
+        "final_logit_softcapping": spec.logit_cap,
+        "sliding_window": spec.window.size if spec.window else spec.context,
+        "layer_types": _kinds(spec),
+    }
+    if isinstance(spec.positions, Rotary) and spec.positions.window_base is not None:
+        keys["rope_local_base_freq"] = spec.positions.window_base
+    return keys
+
+
+def _experts(spec: ModelSpec, kind: str) -> _Keys:
+    experts = spec.experts
+    if experts is None:
+        return {}
+    count = {"num_experts_per_tok": experts.chosen}
+    if kind == "mixtral":
+        return {"num_local_experts": experts.count, **count}
+    return {
+        **count,
+        "num_experts": experts.count,
+        "moe_intermediate_size": experts.width,
+        "norm_topk_prob": isinstance(experts.gate, Softmax) and experts.gate.normalised,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(range(experts.dense_layers)),
+    }

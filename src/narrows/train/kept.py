@@ -1,0 +1,116 @@
+"""What a rule keeps of a parameter between steps: in fp32, in bf16, or in 8 bits by blocks.
+
+In 8 bits a value is one of 256 fractions of the largest in its block of 256, close together near
+nought and evenly spread above (arXiv:2110.02861); a state that is never negative has a set of its
+own. A rule sees fp32 in any case: what is kept in fewer bits is opened, a piece at a time, and
+closed behind the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from narrows.spec.optimizer import BLOCK, Kept
+
+_NEVER_NEGATIVE = ("second",)
+_DECADES = 7
+_DTYPES = {32: torch.float32, 16: torch.bfloat16, 8: torch.uint8}
+SCALES = "_scales"
+"""Behind the kind of a state in 8 bits: the name of its blocks' largest values."""
+
+
+class State:
+    """One tensor that a rule keeps, nought at first; an anchor or an average begins with the
+    master.
+    """
+
+    def __init__(self, what: Kept, master: Tensor) -> None:
+        self.kind, self.bits = what.kind, what.bits
+        device = master.device
+        self.values = torch.zeros(what.shape, dtype=_DTYPES[what.bits], device=device)
+        self.scales: Tensor | None = None
+        if what.bits == 8:
+            self.scales = torch.zeros(what.scales, device=device)
+            self.values.fill_(_NOUGHT[self.signed])
+        if what.kind in ("anchor", "average"):
+            self.values.copy_(master)
+
+    @property
+    def signed(self) -> bool:
+        """Whether its values may be negative."""
+        return self.kind not in _NEVER_NEGATIVE
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By kind, as a checkpoint keeps them."""
+        scales = {} if self.scales is None else {self.kind + SCALES: self.scales}
+        return {self.kind: self.values, **scales}
+
+    @contextmanager
+    def opened(self, start: int, stop: int) -> Iterator[Tensor]:
+        """The flat values from `start`, which begins a block, to `stop`, in fp32; what is changed
+        in place is kept.
+        """
+        piece = self.values.view(-1)[start:stop]
+        if self.bits == 32:
+            yield piece
+            return
+        if self.bits == 16:
+            wide = piece.to(torch.float32)
+            yield wide
+            piece.copy_(wide)
+            return
+        assert self.scales is not None
+        scales = self.scales[start // BLOCK : -(-stop // BLOCK)]
+        wide = decoded(piece, scales, signed=self.signed)
+        yield wide
+        piece.copy_(encoded(wide, scales, signed=self.signed))
+
+
+def decoded(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
+    """The fp32 values of flat codes, whose blocks' largest are `scales`."""
+    levels = _levels(signed).to(codes.device)
+    shares = levels.index_select(0, codes.to(torch.int32))
+    return _in_blocks(shares).mul_(scales.unsqueeze(-1)).view(-1)[: codes.numel()]
+
+
+def encoded(values: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
+    """The codes nearest to flat values; `scales` receives each block's largest."""
+    blocks = _in_blocks(values)
+    torch.amax(blocks.abs(), dim=1, out=scales)
+    shares = blocks / scales.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1)
+    levels = _levels(signed).to(values.device)
+    between = (levels[1:] + levels[:-1]) / 2
+    codes = torch.bucketize(shares, between, out_int32=True)
+    return codes.view(-1)[: values.numel()].to(torch.uint8)
+
+
+def _in_blocks(values: Tensor) -> Tensor:
+    """[blocks, BLOCK], the last filled up with noughts."""
+    lacking = -values.numel() % BLOCK
+    if lacking:
+        values = torch.cat([values, values.new_zeros(lacking)])
+    return values.view(-1, BLOCK)
+
+
+@cache
+def _levels(signed: bool) -> Tensor:
+    """The 256 shares of a block's largest value that codes stand for, in rising order: of each
+    decade below one twice as many as of the one before it, evenly spread; nought, and one.
+    """
+    levels = [0.0, 1.0]
+    for place in range(_DECADES):
+        count = 2 ** (place + 1 - signed)
+        edges = torch.linspace(0.1, 1.0, count + 1, dtype=torch.float64)
+        decade = (edges[1:] + edges[:-1]) / 2 * 10.0 ** (place + 1 - _DECADES)
+        levels += decade.tolist()
+        if signed:
+            levels += (-decade).tolist()
+    return torch.tensor(sorted(levels), dtype=torch.float32)
+
+
+_NOUGHT = {signed: int((_levels(signed) == 0.0).nonzero()) for signed in (False, True)}

@@ -1,0 +1,90 @@
+"""Conversations, and models that say one thing of a text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from narrows.data.template import Template
+from narrows.data.tokenizers import Tokenizer
+from narrows.data.training import character
+from narrows.infer.chat import answer
+from narrows.infer.classifier import Classifier, is_one
+from narrows.infer.loading import Generator
+from narrows.infer.sampling import Sampling
+from narrows.kernels.load import load as kernels
+from narrows.model.initial import initialise
+from narrows.model.transformer import Transformer
+from narrows.spec.errors import BadInput
+from narrows.spec.model import llama
+
+TEMPLATE = Template(
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}",
+    {},
+)
+SPEC = llama(layers=1, width=32, heads=2, vocabulary=30, context=64)
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def tokenizer() -> Tokenizer:
+    return Tokenizer(character(Counter("abcdefghijklmnopqrstuvwxyz:;"), 30))
+
+
+def model(**changes: object) -> Transformer:
+    made = Transformer(msgspec.structs.replace(SPEC, **changes), kernels("torch"))
+    initialise(made, 0)
+    return made.eval().requires_grad_(False)
+
+
+def test_a_conversation_is_read_as_the_template_renders_it() -> None:
+    generator = Generator(model(), tokenizer(), TEMPLATE)
+    writing = answer(generator, MESSAGES, tokens=5, sampling=Sampling(temperature=0.0))
+    assert writing.prompt == tuple(generator.tokenizer.encode("u:hello;a:"))
+    said = "".join(writing)
+    assert writing.tokens <= 5
+    longer = [*MESSAGES, {"role": "assistant", "content": said}, *MESSAGES]
+    assert answer(generator, longer, tokens=1).prompt[: len(writing.prompt)] == writing.prompt
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "tokens", "what"),
+    [
+        (None, MESSAGES, 4, "no chat template"),
+        (TEMPLATE, [{"role": "user", "content": "x" * 80}], 4, "tokens long"),
+        (TEMPLATE, MESSAGES, 0, "tokens is 0"),
+        (TEMPLATE, [{"role": "owl", "content": "hoot"}], 4, "has the role"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(
+    template: Template | None, messages: list[dict[str, str]], tokens: int, what: str
+) -> None:
+    with pytest.raises(BadInput, match=what) as caught:
+        answer(Generator(model(), tokenizer(), template), messages, tokens=tokens)
+    assert caught.value.hint
+
+
+def test_a_classifier_says_every_class_and_how_likely() -> None:
+    made = model(classes=3, pooling="mean", causal=False)
+    said = Classifier(made, tokenizer(), ("a", "b", "c")).answer("hello")
+    shares = [each.share or 0.0 for each in said]
+    assert sum(shares) == pytest.approx(1.0)
+    assert shares == sorted(shares, reverse=True)
+    ids = torch.tensor([[*tokenizer().encode("hello"), tokenizer().end_of_document]])
+    expected = made.scores(made.hidden(ids)[0].mean(0)[None])[0].softmax(0)
+    assert shares[0] == pytest.approx(float(expected.max()), rel=1e-5)
+    with pytest.raises(BadInput, match="tokens long"):
+        Classifier(made, tokenizer(), ("a", "b", "c")).answer("x" * 100)
+
+
+def test_a_number_has_no_class() -> None:
+    (said,) = Classifier(model(classes=1), tokenizer(), ()).answer("hello")
+    assert said.label is None and said.number is not None
+
+
+def test_a_folder_without_a_plan_is_no_classifier(tmp_path: Path) -> None:
+    assert not is_one(tmp_path)

