@@ -31,7 +31,7 @@ def main(wheel: Path, folder: Path) -> None:
 
 
 def _translated(catalogue: bytes) -> dict[str, str]:
-    there: dict[Any, str] = gettext.GNUTranslations(io.BytesIO(catalogue))._catalog  # type: ignore[attr-defined]
+    there: dict[Any, str] = vars(gettext.GNUTranslations(io.BytesIO(catalogue)))["_catalog"]
     found = {}
     for key, chinese in there.items():
         if isinstance(key, str) and key:

@@ -1,6 +1,6 @@
 """Conversations about narrows, of what its verbs say of themselves.
 
-    python examples/data/conversations.py rows
+python examples/data/conversations.py rows
 """
 
 from __future__ import annotations

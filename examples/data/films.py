@@ -25,7 +25,9 @@ def main(archive: Path, folder: Path) -> None:
         folder / "films-value",
         ((text, {"text": text, "value": round(value, 4)}) for text, value in rated.items()),
     )
-    signs = {text: "positive" if value > 0 else "negative" for text, value in rated.items() if value}
+    signs = {
+        text: "positive" if value > 0 else "negative" for text, value in rated.items() if value
+    }
     write(folder / "films", ((text, {"text": text, "label": sign}) for text, sign in signs.items()))
 
 

@@ -33,7 +33,7 @@ def write(folder: Path, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
         splits["validation" if held else "train"].append(json.dumps(row, ensure_ascii=False))
     for name, lines in splits.items():
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"{len(lines):,} rows in {folder / name}.jsonl", file=sys.stderr)
+        sys.stderr.write(f"{len(lines):,} rows in {folder / name}.jsonl\n")
 
 
 def _member(archive: bytes, ending: str) -> bytes:
