@@ -32,7 +32,7 @@ class LossWatch:
 
     def accepts(self, loss: float, gradient_norm: float) -> bool:
         """Not where the loss jumped: over the recent median by half of it and by ten times the
-        usual scatter; of few values over twice the highest, too.
+        usual scatter; of few values over four times the highest, too.
         """
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             return False
@@ -41,7 +41,7 @@ class LossWatch:
         usual = median(self.recent)
         scatter = median(abs(value - usual) for value in self.recent)
         most = usual + max(0.5 * usual, 10.0 * scatter)
-        return loss <= (max(most, 2.0 * max(self.recent)) if self._few else most)
+        return loss <= (max(most, 4.0 * max(self.recent)) if self._few else most)
 
     def took(self, loss: float) -> None:
         """A step of this loss was taken."""
