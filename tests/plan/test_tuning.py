@@ -106,8 +106,9 @@ def test_whole_models_are_taught() -> None:
         for axis in ("tensor", "pipeline", "context"):
             with pytest.raises(BadInput, match=f"layout.{axis} is 2, and the objective"):
                 tuning.layout_of(job(objective, layout={axis: 2}))
-        found = tuning.layout_of(job(objective, layout={"processes": 2}))
-        assert (found.tensor, found.pipeline, found.context) == (1, 1, 1)
+        for layout in ({}, {"processes": 2}):
+            found = tuning.layout_of(job(objective, layout=layout))
+            assert (found.tensor, found.pipeline, found.context) == (1, 1, 1)
     with pytest.raises(BadInput, match="compiled blocks are made for one cut"):
         tuning.layout_of(job(Chat(), layout={"compile": True}))
     assert tuning.layout_of(job(Chat())).compile is False

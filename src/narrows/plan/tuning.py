@@ -113,8 +113,6 @@ def layout_of(job: Job) -> LayoutIntent:
                 hint=f"leave out layout.{axis}; layout.data and layout.sharding spread it",
             )
     changes: dict[str, object] = {"tensor": 1, "pipeline": 1, "context": 1}
-    if layout.processes is None and layout.given == 1:
-        changes = {}
     if isinstance(asked, OF_EXAMPLES):
         if layout.compile:
             raise BadInput(
