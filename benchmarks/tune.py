@@ -33,6 +33,16 @@ from narrows.train.start import started
 
 CONTEXT, BATCH, RANK = 1024, 4, 16
 RATES = {"full": 5e-5, "lora": 2e-4}
+OURS: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
+    "full": {
+        "": ({}, {}),
+        "8 bits kept": ({"state_bits": 8}, {"micro_batch": 1, "loss_chunk": 256}),
+        "8 bits kept, fused": ({"state_bits": 8, "fused": True}, {"micro_batch": 4}),
+        "8 bits kept, recompute": ({"state_bits": 8}, {"micro_batch": 4, "recompute": "full"}),
+    },
+    "lora": {"": ({}, {})},
+}
+"""What [train] and [layout] say of each of our contestants; the rest is the plan's choice."""
 
 
 def main() -> None:
@@ -49,15 +59,15 @@ def main() -> None:
     python_of("peft", talk=say)
     answer: dict[str, object] = {"machine": machine.name, "commit": commit()}
     for way in asked.ways:
-        plan = plan_of(folder, way, machine)
-        path = CACHE / f"plan-tune-{way}.toml"
-        save(plan, path)
-        ours = Contestant(
-            name=f"narrows {way}", peer="narrows", script="ours.py", setting={"plan": str(path)}
-        )
-        scores = [Score(each) for each in (ours, *peers_of(folder, way))]
-        run(scores, tokens, asked.turns, Turn(warmup=2, measured=asked.measured, seconds_most=120))
-        answer[way] = compared([score for score in scores if score.step_seconds], plan)
+        plans = {name: plan_of(folder, way, name, machine) for name in OURS[way]}
+        ours = [Score(contestant(way, name, plan)) for name, plan in plans.items()]
+        peers = [Score(each) for each in peers_of(folder, way)]
+        turn = Turn(warmup=2, measured=asked.measured, seconds_most=120)
+        run(ours, peers, tokens, asked.turns, turn)
+        peers = [score for score in peers if score.step_seconds]
+        answer[way] = [
+            compared(score, plan, peers) for score, plan in zip(ours, plans.values(), strict=True)
+        ]
     print(json.dumps(answer))
 
 
@@ -88,20 +98,29 @@ def write_tokens(folder: Path) -> Path:
     return path
 
 
-def plan_of(folder: Path, way: str, machine: Machine) -> Plan:
-    """Our layout, by the plan's own search."""
+def plan_of(folder: Path, way: str, name: str, machine: Machine) -> Plan:
+    """Our layout, by the plan's own search where the contestant leaves it open."""
+    said, layout = OURS[way][name]
     train: dict[str, object] = {
         "steps": 100_000, "batch_sequences": BATCH, "learning_rate": RATES[way],
-        "schedule": "constant", "warmup_steps": 0,
+        "schedule": "constant", "warmup_steps": 0, **said,
     }  # fmt: skip
     if way == "lora":
         train["adapter"] = {"type": "lora", "rank": RANK, "alpha": 2 * RANK}
     job = {
         "name": f"tune-{way}", "model": {"start": str(folder), "context": CONTEXT}, "train": train,
-        "layout": {"processes": 1},
+        "layout": {"processes": 1, **layout},
     }  # fmt: skip
     wanted = from_builtins(Job, job)
     return make_plan(wanted, machine, None, started(folder))
+
+
+def contestant(way: str, name: str, plan: Plan) -> Contestant:
+    """Ours, with its plan written down."""
+    label = f"narrows {way}" + (f", {name}" if name else "")
+    path = CACHE / f"plan-tune-{label.removeprefix('narrows ').replace(', ', '-')}.toml"
+    save(plan, path)
+    return Contestant(name=label, peer="narrows", script="ours.py", setting={"plan": str(path)})
 
 
 def peers_of(folder: Path, way: str) -> list[Contestant]:
@@ -127,15 +146,14 @@ def peers_of(folder: Path, way: str) -> list[Contestant]:
     return found
 
 
-def run(scores: list[Score], tokens: Path, turns: int, turn: Turn) -> None:
+def run(ours: list[Score], peers: list[Score], tokens: Path, turns: int, turn: Turn) -> None:
     """All in turn; after the first, ours and the peers within a tenth of their best."""
     threads = len(os.sched_getaffinity(0))
     work = {"batch": BATCH, "context": CONTEXT}
     for number in range(turns):
-        ran = [score.seconds for score in scores[1:] if score.step_seconds]
-        best = min(ran, default=0.0)
-        for score in scores:
-            hopeful = score is scores[0] or (score.step_seconds and score.seconds < 1.1 * best)
+        best = min((score.seconds for score in peers if score.step_seconds), default=0.0)
+        for score in (*ours, *peers):
+            hopeful = score in ours or (score.step_seconds and score.seconds < 1.1 * best)
             if number and not hopeful:
                 continue
             done = take_turn(score.contestant, work, tokens, turn, threads=threads, talk=say)
@@ -145,20 +163,21 @@ def run(scores: list[Score], tokens: Path, turns: int, turn: Turn) -> None:
                 say(f"turn {number + 1}  {score.contestant.label:<60} {rate:8.0f} tokens/s")
 
 
-def compared(scores: list[Score], plan: Plan) -> dict[str, object]:
-    """The table, and ours beside the quickest and the leanest peer and beside what was planned."""
-    for score in scores:
+def compared(ours: Score, plan: Plan, peers: list[Score]) -> dict[str, object]:
+    """A line each, and ours beside the quickest and the leanest peer and what was planned."""
+    for score in (ours, *peers):
         losses = " ".join(f"{loss:.3f}" for loss in score.last["losses"])
         print(f"{score.contestant.label:<60} {BATCH * CONTEXT / score.seconds:7.0f} tokens/s "
               f"{score.memory_bytes_peak / 1e6:7.0f} MB  losses {losses}")  # fmt: skip
-    ours, *peers = scores
     quickest = min(peers, key=lambda each: each.seconds)
     leanest = min(peers, key=lambda each: each.memory_bytes_peak)
     last = min(len(ours.last["losses"]), len(quickest.last["losses"])) - 1
     apart = ours.last["losses"][last] / quickest.last["losses"][last] - 1.0
     predicted = plan.predicted
     return {
+        "ours": ours.contestant.label,
         "tokens_per_s": round(BATCH * CONTEXT / ours.seconds, 1),
+        "memory_mb": round(ours.memory_bytes_peak / 1e6),
         "best_peer": quickest.contestant.label,
         "speed_ratio": round(quickest.seconds / ours.seconds, 3),
         "memory_ratio": round(ours.memory_bytes_peak / quickest.memory_bytes_peak, 3),

@@ -78,6 +78,7 @@ def arguments(task: Task) -> transformers.TrainingArguments:
         gradient_accumulation_steps=task.accumulation,
         max_steps=task.warmup + task.measured,
         learning_rate=task.setting.get("learning_rate", 1e-4),
+        train_sampling_strategy="sequential",
         lr_scheduler_type="constant",
         weight_decay=0.1,
         max_grad_norm=1.0,

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from narrows.kernels.interface import AdamWStep, Heads, Kernels, Moments, Rotation, Spans
+from narrows.kernels.interface import AdamWStep, Code, Heads, Kernels, Moments, Rotation, Spans
+from narrows.spec.optimizer import BLOCK
 
 from .conftest import ROUNDING, error, normal
 
@@ -270,6 +271,23 @@ def test_adamw(count: int, precision: torch.dtype, native: Kernels, reference: K
     for found, expected in zip(*both, strict=True):
         torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-7)
     assert torch.equal(weights[0], both[0].master.bfloat16())
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("count", [1, 17, 255, 256, 257, 5000])
+def test_codes(count: int, signed: bool, native: Kernels, reference: Kernels) -> None:
+    levels = torch.linspace(-1.0 if signed else 0.0, 1.0, 256)
+    code = Code(levels, (levels[1:] + levels[:-1]) / 2)
+    values = normal(count, seed=count) if signed else normal(count, seed=count).square()
+    values[: count // 2] = 0.0
+    scales = [torch.zeros(-(-count // BLOCK)) for _ in range(2)]
+    codes = [
+        kernels.encoded(values, each, code)
+        for kernels, each in zip((native, reference), scales, strict=True)
+    ]
+    assert torch.equal(*codes) and torch.equal(*scales)
+    back = [kernels.decoded(codes[0], scales[0], code) for kernels in (native, reference)]
+    assert torch.equal(*back)
 
 
 @pytest.mark.parametrize("count", [1, 17, 5000])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from narrows.kernels.reference import TorchKernels
 from narrows.spec.optimizer import BLOCK, Kept
-from narrows.train.kept import State, decoded, encoded
+from narrows.train.kept import State, code
 
 
 def there_and_back(values: torch.Tensor, *, signed: bool) -> torch.Tensor:
     scales = torch.zeros(-(-values.numel() // BLOCK))
-    codes = encoded(values, scales, signed=signed)
+    meant = code(signed, values.device)
+    codes = TorchKernels().encoded(values, scales, meant)
     assert codes.dtype == torch.uint8
-    return decoded(codes, scales, signed=signed)
+    return TorchKernels().decoded(codes, scales, meant)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -50,7 +52,7 @@ def test_nought_and_the_largest_stay_what_they_are() -> None:
 @pytest.mark.parametrize("bits", [32, 16, 8])
 @pytest.mark.parametrize("kind", ["first", "second"])
 def test_a_state_is_nought_at_first_and_keeps_what_was_changed(kind: str, bits: int) -> None:
-    state = State(Kept(kind, (70, 100), bits), torch.ones(70, 100))  # type: ignore[arg-type]
+    state = State(Kept(kind, (70, 100), bits), torch.ones(70, 100), TorchKernels())  # type: ignore[arg-type]
     with state.opened(0, 7000) as values:
         assert torch.equal(values, torch.zeros(7000))
     with state.opened(512, 1024) as values:
@@ -63,5 +65,5 @@ def test_a_state_is_nought_at_first_and_keeps_what_was_changed(kind: str, bits: 
 
 def test_an_average_begins_with_the_weights() -> None:
     master = torch.randn(4, 5)
-    state = State(Kept("average", (4, 5)), master)
+    state = State(Kept("average", (4, 5)), master, TorchKernels())
     assert torch.equal(state.values, master) and state.values is not master

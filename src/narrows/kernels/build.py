@@ -14,7 +14,7 @@ from pathlib import Path
 from narrows.spec.errors import RunFailed
 from narrows.spec.home import narrows_home
 
-SOURCES = ("attention.cpp", "pointwise.cpp")
+SOURCES = ("attention.cpp", "coded.cpp", "pointwise.cpp")
 HEADERS = ("rows.h", "simd.h")
 FLAGS = (
     "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fast",

@@ -72,6 +72,13 @@ class Moments(NamedTuple):
     second: Tensor
 
 
+class Code(NamedTuple):
+    """What codes stand for: 256 ascending `levels`, and the 255 `bounds` half way between them."""
+
+    levels: Tensor
+    bounds: Tensor
+
+
 class Kernels(ABC):
     """A set of kernels. Differentiable where the model trains through them."""
 
@@ -119,6 +126,16 @@ class Kernels(ABC):
         self, moments: Moments, gradient: Tensor, weight: Tensor | None, step: AdamWStep
     ) -> None:
         """Update master and moments in place; `weight` receives the rounded master."""
+
+    @abstractmethod
+    def decoded(self, codes: Tensor, scales: Tensor, code: Code) -> Tensor:
+        """The flat fp32 values of codes: the level of each, times its block's scale."""
+
+    @abstractmethod
+    def encoded(self, values: Tensor, scales: Tensor, code: Code) -> Tensor:
+        """The codes of the levels nearest to flat values as shares of the largest in their block
+        of BLOCK; `scales` receives these.
+        """
 
     @abstractmethod
     def accumulate_(self, sum_: Tensor, gradient: Tensor) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from narrows.kernels.interface import (
     CAUSAL,
     Activation,
     AdamWStep,
+    Code,
     Heads,
     Kernels,
     Moments,
@@ -40,10 +41,22 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "swiglu_backward": ([_P] * 4 + [_I, _I], None),
     "cross_entropy": ([_P] * 3 + [_F, _I, _I], None),
     "column_sum": ([_P, _P, _I, _I], None),
+    "decode": ([_P] * 4 + [_I], None),
+    "encode": ([_P] * 4 + [_I], None),
     "accumulate": ([_P, _P, _I], None),
     "squared_norm": ([_P, _B, _P, _I], ctypes.c_double),
     "adamw": ([_P] * 4 + [_B, _P, _I, _P], None),
 }
+
+
+class Normed(NamedTuple):
+    """What a norm's output is made of: the product behind it keeps this, which is there anyway."""
+
+    x_BTD: Tensor
+    weight_D: Tensor
+    bias_D: Tensor | None
+    epsilon: float
+    centre: bool
 
 
 class NativeKernels(Kernels):
@@ -55,15 +68,16 @@ class NativeKernels(Kernels):
         self, x_BTD: Tensor, delta_BTD: Tensor | None, weight_D: Tensor, bias_D: Tensor | None,
         *, epsilon: float, centre: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        sum_BTD, out_BTD = x_BTD, None
         if delta_BTD is None:
-            return x_BTD, _Norm.apply(x_BTD, weight_D, bias_D, epsilon, centre)
-        out: tuple[Tensor, Tensor] = _AddNorm.apply(
-            x_BTD, delta_BTD, weight_D, bias_D, epsilon, centre
-        )
-        return out
+            out_BTD = _Norm.apply(x_BTD, weight_D, bias_D, epsilon, centre)
+        else:
+            sum_BTD, out_BTD = _AddNorm.apply(x_BTD, delta_BTD, weight_D, bias_D, epsilon, centre)
+        out_BTD.normed = Normed(sum_BTD, weight_D, bias_D, epsilon, centre)
+        return sum_BTD, out_BTD
 
     def linear(self, x_BTD: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
-        out: Tensor = _Linear.apply(x_BTD, weight_ED, bias_E)
+        out: Tensor = _Linear.apply(x_BTD, weight_ED, bias_E, getattr(x_BTD, "normed", None))
         return out
 
     def activated_linear(
@@ -98,6 +112,16 @@ class NativeKernels(Kernels):
         numbers = (ctypes.c_float * 8)(*step[:5], correction1, correction2, step.scale)
         half = gradient.dtype == torch.bfloat16
         _call("adamw", *moments, gradient, half, weight, gradient.numel(), ctypes.byref(numbers))
+
+    def decoded(self, codes: Tensor, scales: Tensor, code: Code) -> Tensor:
+        values = torch.empty(codes.numel(), dtype=torch.float32)
+        _call("decode", codes, scales, code.levels, values, codes.numel())
+        return values
+
+    def encoded(self, values: Tensor, scales: Tensor, code: Code) -> Tensor:
+        codes = torch.empty(values.numel(), dtype=torch.uint8)
+        _call("encode", values, code.bounds, codes, scales, values.numel())
+        return codes
 
     def accumulate_(self, sum_: Tensor, gradient: Tensor) -> None:
         _call("accumulate", sum_, gradient, gradient.numel())
@@ -161,22 +185,30 @@ class _AddNorm(torch.autograd.Function):
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_BTD: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
-        # The input is for the weight's gradient alone.
-        ctx.save_for_backward(x_BTD if ctx.needs_input_grad[1] else None, weight_ED)
+    def forward(
+        ctx: Any, x_BTD: Tensor, weight_ED: Tensor, bias_E: Tensor | None, normed: Normed | None
+    ) -> Tensor:
+        # The input is for the weight's gradient alone; a norm is computed again for it.
+        kept: tuple[Tensor | None, ...] = (x_BTD, None, None) if normed is None else normed[:3]
+        ctx.options = None if normed is None else normed[3:]
+        if not ctx.needs_input_grad[1]:
+            kept = (None, None, None)
+        ctx.save_for_backward(weight_ED, *kept)
         ctx.shape = x_BTD.shape
         return torch.nn.functional.linear(x_BTD, weight_ED, bias_E)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x_BTD, weight_ED = ctx.saved_tensors
+        weight_ED, x_BTD, norm_D, norm_bias_D = ctx.saved_tensors
         dout_ME = upstream[0].flatten(0, -2).contiguous()
-        dx, dweight, dbias = ctx.needs_input_grad
+        dx, dweight, dbias, _ = ctx.needs_input_grad
+        if dweight and ctx.options is not None:
+            x_BTD = _norm_forward(x_BTD.contiguous(), None, norm_D, norm_bias_D, ctx.options)[1]
         return (
             (dout_ME @ weight_ED).view(ctx.shape) if dx else None,
             dout_ME.t() @ x_BTD.flatten(0, -2) if dweight else None,
-            column_sum(dout_ME) if dbias else None,
-        )
+            column_sum(dout_ME) if dbias else None, None,
+        )  # fmt: skip
 
 
 class _ActivatedLinear(torch.autograd.Function):

@@ -11,12 +11,14 @@ from narrows.kernels.interface import (
     CAUSAL,
     Activation,
     AdamWStep,
+    Code,
     Heads,
     Kernels,
     Moments,
     Rotation,
     Spans,
 )
+from narrows.spec.optimizer import BLOCK
 
 
 class TorchKernels(Kernels):
@@ -98,11 +100,30 @@ class TorchKernels(Kernels):
         if weight is not None:
             weight.copy_(master)
 
+    def decoded(self, codes: Tensor, scales: Tensor, code: Code) -> Tensor:
+        shares = code.levels.index_select(0, codes.to(torch.int32))
+        return _in_blocks(shares).mul_(scales.unsqueeze(-1)).view(-1)[: codes.numel()]
+
+    def encoded(self, values: Tensor, scales: Tensor, code: Code) -> Tensor:
+        blocks = _in_blocks(values)
+        torch.amax(blocks.abs(), dim=1, out=scales)
+        shares = blocks / scales.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1)
+        codes = torch.bucketize(shares, code.bounds, out_int32=True)
+        return codes.view(-1)[: values.numel()].to(torch.uint8)
+
     def accumulate_(self, sum_: Tensor, gradient: Tensor) -> None:
         sum_.add_(gradient)
 
     def squared_norm(self, gradient: Tensor) -> float:
         return float(torch.linalg.vector_norm(gradient, dtype=torch.float32)) ** 2
+
+
+def _in_blocks(values: Tensor) -> Tensor:
+    """[blocks, BLOCK], the last filled up with noughts."""
+    lacking = -values.numel() % BLOCK
+    if lacking:
+        values = torch.cat([values, values.new_zeros(lacking)])
+    return values.view(-1, BLOCK)
 
 
 def split_heads(qkv_BTX: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:

@@ -137,8 +137,13 @@ def saved_bytes(model: Shapes, setting: Setting, layer: Layer | None = None) -> 
     native = setting.kernels == "native"
     kept_again = own.down.keeps and not (native and own.activates_again)
     whole_native = native and own.down.low == 0
+    # Native products keep what the norm before them keeps as well, and compute it again.
+    inputs = sum(
+        matrix.keeps and not (native and norm and matrix.low == 0)
+        for matrix, norm in ((own.qkv, own.first_norm), (own.up, own.second_norm))
+    )
     saved: dict[str, Array | float] = {
-        "norms, inputs of qkv and up": (own.qkv.keeps + own.up.keeps) * stream,
+        "norms, inputs of qkv and up": inputs * stream,
         "queries, keys and values": attends * model.qkv_width * value,
         "attention's output, input of out": (attends or own.out.keeps) * out,
         "log of the softmax's sums": attends * model.heads * _FP32,
@@ -244,6 +249,9 @@ def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment
     if layouts.optimizer.fused:
         # Each gradient is used and freed where it is made.
         own = _largest(model)
+    elif held is None:
+        # Of one process alone, a micro-batch's gradient joins the sum where it is made.
+        own = np.where(layouts.accumulation > 1, _largest(model), own)
     buffer = np.where(layouts.accumulation > 1, _FP32 * summed, 0.0)
     working = tokens * _working_bytes(model, layouts.setting) + value * _unpacked(model)
     loss = {

@@ -15,6 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from narrows.kernels.interface import Code, Kernels
 from narrows.spec.optimizer import BLOCK, Kept
 
 _NEVER_NEGATIVE = ("second",)
@@ -29,8 +30,9 @@ class State:
     master.
     """
 
-    def __init__(self, what: Kept, master: Tensor) -> None:
+    def __init__(self, what: Kept, master: Tensor, kernels: Kernels) -> None:
         self.kind, self.bits = what.kind, what.bits
+        self._kernels = kernels
         device = master.device
         self.values = torch.zeros(what.shape, dtype=_DTYPES[what.bits], device=device)
         self.scales: Tensor | None = None
@@ -66,35 +68,17 @@ class State:
             return
         assert self.scales is not None
         scales = self.scales[start // BLOCK : -(-stop // BLOCK)]
-        wide = decoded(piece, scales, signed=self.signed)
+        meant = code(self.signed, piece.device)
+        wide = self._kernels.decoded(piece, scales, meant)
         yield wide
-        piece.copy_(encoded(wide, scales, signed=self.signed))
+        piece.copy_(self._kernels.encoded(wide, scales, meant))
 
 
-def decoded(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
-    """The fp32 values of flat codes, whose blocks' largest are `scales`."""
-    levels = _levels(signed).to(codes.device)
-    shares = levels.index_select(0, codes.to(torch.int32))
-    return _in_blocks(shares).mul_(scales.unsqueeze(-1)).view(-1)[: codes.numel()]
-
-
-def encoded(values: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
-    """The codes nearest to flat values; `scales` receives each block's largest."""
-    blocks = _in_blocks(values)
-    torch.amax(blocks.abs(), dim=1, out=scales)
-    shares = blocks / scales.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1)
-    levels = _levels(signed).to(values.device)
-    between = (levels[1:] + levels[:-1]) / 2
-    codes = torch.bucketize(shares, between, out_int32=True)
-    return codes.view(-1)[: values.numel()].to(torch.uint8)
-
-
-def _in_blocks(values: Tensor) -> Tensor:
-    """[blocks, BLOCK], the last filled up with noughts."""
-    lacking = -values.numel() % BLOCK
-    if lacking:
-        values = torch.cat([values, values.new_zeros(lacking)])
-    return values.view(-1, BLOCK)
+@cache
+def code(signed: bool, device: torch.device) -> Code:
+    """The one of states that may be negative, or of the others."""
+    levels = _levels(signed).to(device)
+    return Code(levels, (levels[1:] + levels[:-1]) / 2)
 
 
 @cache

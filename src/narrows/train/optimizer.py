@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,28 +36,27 @@ class Optimizer:
         self.kernels: Kernels = split.model.kernels
         self.held = split.parameters()
         self.parameters = {name: local(parameter) for name, parameter in self.held.items()}
-        self.own = {name: _own(name, each, settings) for name, each in self.parameters.items()}
+        self.own = {
+            name: _own(name, each, settings, self.kernels) for name, each in self.parameters.items()
+        }
         self.sums: dict[str, Tensor] = {}
+        # Of several processes, gradients are summed behind what they tell each other.
+        summing = split.layout.accumulation > 1 and split.layout.processes == 1
+        self._room = _room(self.parameters) if summing else {}
         self.watching, self.squares = False, 0.0
-        self.span: Callable[[], AbstractContextManager[object]] = nullcontext
+        self.span: Callable[[str], AbstractContextManager[object]] = nullcontext
         self._within: Step | None = None
         self._norm_squared = 0.0
-        if settings.fused:
+        if settings.fused or summing:
+            taken = self._stepped if settings.fused else self._summed
             for name, parameter in self.held.items():
-                parameter.register_post_accumulate_grad_hook(self._hook(name))
+                parameter.register_post_accumulate_grad_hook(partial(taken, name))
 
     def accumulate(self) -> None:
         """Move every parameter's gradient into its fp32 sum."""
         for name, parameter in self.held.items():
-            if parameter.grad is None:
-                continue
-            if name not in self.sums:
-                self.sums[name] = torch.zeros_like(self.parameters[name], dtype=torch.float32)
-            gradient = local(parameter.grad)
-            if self.watching:
-                self.squares += self.kernels.squared_norm(gradient)
-            self.kernels.accumulate_(self.sums[name], gradient)
-            parameter.grad = None
+            if parameter.grad is not None:
+                self._sum(name, parameter)
 
     def begin(self, count: int, factor: float) -> None:
         """Before the backward pass: fused, it takes the `count`-th step at `factor` of the peak
@@ -182,20 +182,36 @@ class Optimizer:
             return False
         return s.decayed == "all" or gradient.ndim >= 2
 
-    def _hook(self, name: str) -> Callable[[Tensor], None]:
-        """Steps the parameter once its gradient is there; one that is no number changes nothing."""
+    def _stepped(self, name: str, parameter: Tensor) -> None:
+        """Its gradient is there: step it, unless that is no number."""
+        if self._within is None or parameter.grad is None:
+            return
+        gradient, parameter.grad = local(parameter.grad), None
+        with self.span("optimizer"):
+            squared = self.kernels.squared_norm(gradient)
+            self._norm_squared += squared
+            if math.isfinite(squared):
+                self._update(name, gradient, self._within)
 
-        def stepped(parameter: Tensor) -> None:
-            if self._within is None or parameter.grad is None:
-                return
-            gradient, parameter.grad = local(parameter.grad), None
-            with self.span():
-                squared = self.kernels.squared_norm(gradient)
-                self._norm_squared += squared
-                if math.isfinite(squared):
-                    self._update(name, gradient, self._within)
+    def _summed(self, name: str, parameter: Tensor) -> None:
+        """Its gradient is there: sum it while caches have it, and free it."""
+        if parameter.grad is not None:
+            with self.span("accumulate"):
+                self._sum(name, parameter)
 
-        return stepped
+    def _sum(self, name: str, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        if name not in self.sums:
+            room = self._room.get(name)
+            self.sums[name] = (
+                torch.zeros_like(self.parameters[name], dtype=torch.float32)
+                if room is None else room.zero_()
+            )  # fmt: skip
+        gradient = local(parameter.grad)
+        if self.watching:
+            self.squares += self.kernels.squared_norm(gradient)
+        self.kernels.accumulate_(self.sums[name], gradient)
+        parameter.grad = None
 
     @torch.no_grad()
     def _average(self, count: int) -> None:
@@ -213,10 +229,23 @@ class Optimizer:
             total.zero_()
 
 
-def _own(name: str, weight: Tensor, settings: Settings) -> Parameter:
+def _room(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A place for each one's sum, all in one piece: taken one by one in a backward pass, they would
+    lie among the activations and leave holes between them.
+    """
+    sizes = [each.numel() for each in parameters.values()]
+    device = next(iter(parameters.values())).device
+    pieces = torch.empty(sum(sizes), device=device).split(sizes)
+    return {
+        name: piece.view(each.shape)
+        for (name, each), piece in zip(parameters.items(), pieces, strict=True)
+    }
+
+
+def _own(name: str, weight: Tensor, settings: Settings, kernels: Kernels) -> Parameter:
     wide = weight.dtype == torch.float32
     master = weight if wide else weight.to(torch.float32)
     within = name.startswith("blocks.")
     found = kept(settings, tuple(master.shape), within=within)
-    states = {each.kind: State(each, master) for each in found}
+    states = {each.kind: State(each, master, kernels) for each in found}
     return Parameter(master, None if wide else weight, states, within)

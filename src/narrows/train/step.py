@@ -81,7 +81,7 @@ class Trainer:
             masters = self.optimizer.masters()
             self.outer = Outer(plan.exchange, self.ranks.islands, masters)
         self.span: Callable[[str], AbstractContextManager[object]] = no_span
-        self.optimizer.span = lambda: self.span("optimizer")
+        self.optimizer.span = lambda name: self.span(name)
         self.heard, self.noise = Heard(), NoiseScale()
         self.accept: Callable[[float, float], bool] = all_finite
         self.sign: Callable[[], None] = nothing

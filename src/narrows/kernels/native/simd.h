@@ -27,6 +27,16 @@ static inline void store_float(float* p, __m512 x, All) { _mm512_storeu_ps(p, x)
 static inline void store_float(float* p, __m512 x, __mmask16 mask) {
   _mm512_mask_storeu_ps(p, mask, x);
 }
+static inline __m128i load_bytes(const uint8_t* p, All) {
+  return _mm_loadu_si128((const __m128i*)p);
+}
+static inline __m128i load_bytes(const uint8_t* p, __mmask16 mask) {
+  return _mm_maskz_loadu_epi8(mask, p);
+}
+static inline void store_bytes(uint8_t* p, __m128i x, All) { _mm_storeu_si128((__m128i*)p, x); }
+static inline void store_bytes(uint8_t* p, __m128i x, __mmask16 mask) {
+  _mm_mask_storeu_epi8(p, mask, x);
+}
 static inline __m512 kept(__m512 x, All) { return x; }
 static inline __m512 kept(__m512 x, __mmask16 mask) { return _mm512_maskz_mov_ps(mask, x); }
 static inline void store_bf16(bf16* p, __m512 x) {
