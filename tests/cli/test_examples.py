@@ -73,7 +73,7 @@ def catalogues(place: Path) -> list[str]:
 SCRIPTS: dict[str, tuple[Callable[[Path], list[str]], dict[str, int]]] = {
     "reviews": (reviews, {"reviews": 120, "reviews-by-row": 124}),
     "films": (films, {"films": 53, "films-value": 60}),
-    "catalogues": (catalogues, {"translation": 60}),
+    "catalogues": (catalogues, {"translation": 60, "translation-asked": 60}),
     "conversations": (lambda place: ["rows"], {"conversations": 7 * len(VERBS)}),
 }
 
