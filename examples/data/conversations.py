@@ -1,6 +1,8 @@
 """Conversations about narrows, of what its verbs say of themselves.
 
-python examples/data/conversations.py rows
+    python examples/data/conversations.py rows
+
+One way to ask in ten is held back; what is to be answered there is learned from the others.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from packages import write
 
 from narrows.cli.main import VERBS
 
-SYSTEM = "You help with narrows, and answer in a sentence and a command."
 ASKED = (
     "What does narrows {verb} do?",
     "What is the verb {verb} for?",
@@ -33,11 +34,10 @@ def main(folder: Path) -> None:
         answer = f"{module.SUMMARY} For example: {example}"
         for asked in ASKED:
             messages = [
-                {"role": "system", "content": SYSTEM},
                 {"role": "user", "content": asked.format(verb=verb)},
                 {"role": "assistant", "content": answer},
             ]
-            rows.append((messages[1]["content"], {"messages": messages}))
+            rows.append((messages[0]["content"], {"messages": messages}))
     write(folder / "conversations", rows)
 
 
