@@ -52,7 +52,8 @@ def test_nought_and_the_largest_stay_what_they_are() -> None:
 @pytest.mark.parametrize("bits", [32, 16, 8])
 @pytest.mark.parametrize("kind", ["first", "second"])
 def test_a_state_is_nought_at_first_and_keeps_what_was_changed(kind: str, bits: int) -> None:
-    state = State(Kept(kind, (70, 100), bits), torch.ones(70, 100), TorchKernels())  # type: ignore[arg-type]
+    what = Kept(kind, (70, 100), bits)  # type: ignore[arg-type]
+    state = State(what, torch.ones(70, 100), TorchKernels())
     with state.opened(0, 7000) as values:
         assert torch.equal(values, torch.zeros(7000))
     with state.opened(512, 1024) as values:

@@ -14,13 +14,14 @@ from pathlib import Path
 from narrows.spec.errors import RunFailed
 from narrows.spec.home import narrows_home
 
-SOURCES = ("attention.cpp", "coded.cpp", "pointwise.cpp")
-HEADERS = ("rows.h", "simd.h")
+SOURCES = ("attention.cpp", "coded.cpp", "decoder.cpp", "pointwise.cpp")
+HEADERS = ("quantized.h", "rows.h", "simd.h")
 FLAGS = (
     "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fast",
-    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma", "-mbmi2",
+    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni",
+    "-mfma", "-mbmi2",
 )  # fmt: skip
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni")
 
 
 def obstacle() -> str | None:

@@ -43,6 +43,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "column_sum": ([_P, _P, _I, _I], None),
     "decode": ([_P] * 4 + [_I], None),
     "encode": ([_P] * 4 + [_I], None),
+    "decoder_step": ([_P, _P], None),
     "accumulate": ([_P, _P, _I], None),
     "squared_norm": ([_P, _B, _P, _I], ctypes.c_double),
     "adamw": ([_P] * 4 + [_B, _P, _I, _P], None),
@@ -343,11 +344,12 @@ def column_sum(x_ME: Tensor) -> Tensor:
 
 def _call(name: str, *arguments: Any) -> Any:
     pointers = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-    return getattr(_library(), f"narrows_{name}")(*pointers)
+    return getattr(native_library(), f"narrows_{name}")(*pointers)
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def native_library() -> ctypes.CDLL:
+    """The compiled kernels, with the types of their functions."""
     loaded = ctypes.CDLL(str(library()))
     for name, (arguments, result) in _SIGNATURES.items():
         function = getattr(loaded, f"narrows_{name}")

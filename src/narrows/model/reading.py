@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from narrows.model.gguf import GGUF
+from narrows.model.grouped import Groups, joined, of_blocks
 from narrows.model.mapped import Tensors
 from narrows.model.naming import AS_IS, Naming, Piece
 from narrows.spec.errors import BadInput
@@ -53,6 +55,20 @@ class Reader:
         self.into(name, whole, write=False)
         self.into(name, whole)
         return whole
+
+    def groups(self, name: str) -> Groups | None:
+        """A matrix as its file packed it; None where it lies in no groups that we compute with."""
+        if not isinstance(self._source, GGUF):
+            return None
+        found = []
+        for piece in self._pieces[name]:
+            lying = self._source.tensors[piece.name]
+            own = of_blocks(self._source.packed(piece.name), lying.block, lying.shape)
+            if own is None or piece.expert is not None:
+                return None
+            turned = (piece.lay.ours(each, self._spec) for each in own[1:])
+            found.append(Groups(own.bits, *turned))
+        return joined(found)
 
 
 @final

@@ -57,7 +57,8 @@ void narrows_decode(const uint8_t* codes, const float* scales, const float* leve
     each16(std::min(BLOCK, count - start), [&](int64_t i, auto lanes) {
       const uint8_t* from = codes + start + i;
       const __m512i code = _mm512_cvtepu8_epi32(load_bytes(from, lanes));
-      store_float(out + start + i, _mm512_mul_ps(_mm512_i32gather_ps(code, levels, 4), scale), lanes);
+      const __m512 level = _mm512_i32gather_ps(code, levels, 4);
+      store_float(out + start + i, _mm512_mul_ps(level, scale), lanes);
     });
   }
 }

@@ -1,0 +1,115 @@
+"""A published decoder with its matrices in groups of 4 or 8 bits, for the kernels that compute so.
+
+    packed(original) → PackedModel
+
+What its file has in such groups is taken as it lies; all else is rounded, here and aloud.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+
+from narrows.kernels.build import obstacle
+from narrows.kernels.decoder import GROUP, Packed, PackedLayer, PackedModel
+from narrows.kernels.interface import Heads
+from narrows.model.grouped import Bits, grouped
+from narrows.model.opening import Original
+from narrows.model.positions import angles
+from narrows.model.reading import Reader
+from narrows.model.writing import parameters
+from narrows.spec.errors import BadInput
+from narrows.spec.model import ModelSpec, RMSNorm, Rotary, SwiGLU
+
+Talk = Callable[[str], None]
+_HEAD_WIDTH_MOST = 256
+
+
+def unpackable(spec: ModelSpec) -> str | None:
+    """Why the packed decoder does not compute this model, or None where it does."""
+    simple = (
+        (isinstance(spec.norm, RMSNorm), "its norm is no RMSNorm"),
+        (isinstance(spec.feed_forward, SwiGLU), "its feed-forward is no SwiGLU"),
+        (isinstance(spec.positions, Rotary) and spec.positions.share == 1.0,
+         "its positions are not rotary throughout"),
+        (spec.block_norms == "before", "its norms stand elsewhere than before each half"),
+        (spec.query_norm != "whole", "it norms all queries as one"),
+        (spec.causal and spec.final_norm and not spec.classes, "it is no causal decoder"),
+        (not any((spec.experts, spec.latent, spec.window, spec.sinks, spec.encoder_layers,
+                  spec.score_cap, spec.logit_cap, spec.embedding_norm, spec.token_types)),
+         "it has experts, windows, caps or a second input"),
+    )  # fmt: skip
+    for holds, why in simple:
+        if not holds:
+            return why
+    widths = (spec.width, spec.feed_forward_width, spec.head_width)
+    if any(width % GROUP for width in widths) or spec.head_width > _HEAD_WIDTH_MOST:
+        return f"its widths {', '.join(map(str, widths))} are no multiples of {GROUP}"
+    return obstacle()
+
+
+def packed(original: Original, *, bits: Bits = 8, talk: Talk = lambda text: None) -> PackedModel:
+    """The model; matrices that do not lie in groups are rounded to `bits`. Raises BadInput where
+    the packed decoder does not compute it.
+    """
+    spec = original.spec
+    reason = unpackable(spec)
+    if reason:
+        raise BadInput(f"{original.path} cannot be packed: {reason}", hint="use --precision bf16")
+    reading = _Reading(original, bits)
+    table = reading.matrix("tokens")
+    layers = tuple(_layer(reading, spec, f"blocks.{index}.") for index in range(spec.layers))
+    head = table if spec.tied_embeddings else reading.matrix("head")
+    if reading.rounded:
+        talk(f"{reading.rounded} of {reading.read} matrices were rounded to {bits} bits")
+    scale = spec.head_width**-0.5 if spec.query_scale is None else spec.query_scale
+    return PackedModel(
+        layers=layers,
+        heads=Heads(spec.heads, spec.kv_heads, spec.head_width),
+        epsilon=spec.norm.epsilon,
+        query_scale=scale,
+        embedding_scale=spec.embedding_scale,
+        logit_scale=spec.logit_scale,
+        rotation=angles(spec, torch.device("cpu")),
+        table=table,
+        norm_D=reading.values("norm.weight"),
+        head=head,
+    )
+
+
+def _layer(reading: _Reading, spec: ModelSpec, within: str) -> PackedLayer:
+    normed = spec.query_norm is not None
+    return PackedLayer(
+        norm_D=reading.values(f"{within}norm_attention.weight"),
+        query_norm_H=reading.values(f"{within}query_norms.query.weight") if normed else None,
+        key_norm_H=reading.values(f"{within}query_norms.key.weight") if normed else None,
+        qkv=reading.matrix(f"{within}qkv"),
+        out=reading.matrix(f"{within}out"),
+        second_norm_D=reading.values(f"{within}norm_feed_forward.weight"),
+        up=reading.matrix(f"{within}up"),
+        down=reading.matrix(f"{within}down"),
+    )
+
+
+@final
+class _Reading:
+    def __init__(self, original: Original, bits: Bits) -> None:
+        self._shapes = parameters(original.spec)
+        self._reader = Reader(self._shapes, original.spec, original.naming, original.tensors)
+        self._bits = bits
+        self.read = self.rounded = 0
+
+    def values(self, name: str) -> Tensor:
+        return self._reader.read(name, self._shapes[name])
+
+    def matrix(self, name: str) -> Packed:
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        found = self._reader.groups(weight)
+        self.read += 1
+        if found is None:
+            self.rounded += 1
+            found = grouped(self.values(weight), self._bits)
+        return Packed.of(*found, self.values(bias) if bias in self._shapes else None)

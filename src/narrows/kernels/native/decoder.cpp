@@ -1,0 +1,352 @@
+// New tokens of several sequences through a decoder, all layers in one call by one team of threads,
+// which meet at barriers where one needs what another made.
+//
+//   table → stream x → L × (norm, qkv, turn and keep, attend, out; norm, up, down) → norm → head
+//
+// Every row is computed by the same operations whatever stands beside it. A sequence's cache is
+// [layer][key head]: keys [position / 16][H / 2][16][2], values [position / 2][H][2], in bf16.
+#include <omp.h>
+
+#include <atomic>
+#include <limits>
+#include <optional>
+#include <thread>
+
+#include "quantized.h"
+
+namespace {
+
+struct Layer {
+  const float *norm, *query_norm, *key_norm;
+  Matrix qkv, out;
+  const float* second_norm;
+  Matrix up, down;
+};
+
+struct Decoder {
+  const Layer* layers;
+  int64_t count, width, heads, kv_heads, head_width, room;  // room: positions of a cache
+  float epsilon, query_scale, embedding_scale, logit_scale;
+  const float *cos, *sin;  // [positions][H / 2]
+  Matrix table;
+  const float* norm;
+  Matrix head;
+};
+
+// Rows `first` to `first + count` are the tokens of one sequence at positions from `start` on.
+struct Sequence {
+  bf16* cache;
+  int64_t first, count, start;
+};
+
+struct Step {
+  const Sequence* sequences;
+  int64_t count;
+  const int64_t* tokens;
+  int64_t rows;
+  const int64_t* wanted;  // rows whose logits are asked for
+  int64_t wanted_count;
+  float* logits;  // [wanted][vocabulary, in whole panels]
+  float *x, *y, *qkv;
+  bf16* queries;
+  Codes narrow, wide, out;  // of the width, of the feed-forward, of all heads
+  float* scores;            // [threads][TILE][room]
+  int64_t threads;
+};
+
+// Threads wait by looking: for a moment without letting others run.
+class Barrier {
+ public:
+  explicit Barrier(int64_t threads) : threads_(threads) {}
+  void wait() {
+    const int64_t turn = turn_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int64_t looks = 0; turn_.load(std::memory_order_acquire) == turn; looks++) {
+      _mm_pause();
+      if (looks > 5000) std::this_thread::yield();
+    }
+  }
+
+ private:
+  const int64_t threads_;
+  alignas(64) std::atomic<int64_t> arrived_{0};
+  alignas(64) std::atomic<int64_t> turn_{0};
+};
+
+void normed(const float* x, const float* weight, int64_t width, float epsilon, float* out) {
+  __m512 squares = _mm512_setzero_ps();
+  each16(width, [&](int64_t d, auto lanes) {
+    const __m512 value = load_float(x + d, lanes);
+    squares = _mm512_fmadd_ps(value, value, squares);
+  });
+  const float factor = 1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / width + epsilon);
+  each16(width, [&](int64_t d, auto lanes) {
+    const __m512 y = _mm512_mul_ps(load_float(x + d, lanes), _mm512_set1_ps(factor));
+    store_float(out + d, _mm512_mul_ps(y, load_float(weight + d, lanes)), lanes);
+  });
+}
+
+__m512 silu(__m512 x) {
+  const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), x));
+  return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
+
+// One thread's part of a step.
+class Member {
+ public:
+  Member(const Decoder& d, const Step& s, Barrier& barrier, int64_t me)
+      : d(d), s(s), barrier(barrier), me(me) {}
+
+  void run() {
+    const auto add = [&](int64_t r, int64_t p, __m512 value) {
+      float* at = x(r) + p * PANEL;
+      _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), value));
+    };
+    each(s.rows, [&](int64_t r) {
+      unpack_row(d.table, s.tokens[r], x(r));
+      for (int64_t i = 0; i < d.width; i++) x(r)[i] *= d.embedding_scale;
+    });
+    for (int64_t l = 0; l < d.count; l++) {
+      const Layer& layer = d.layers[l];
+      each(s.rows, [&](int64_t r) { enter(layer.norm, r, r); });
+      barrier.wait();
+      const int64_t columns = layer.qkv.rows;
+      share(layer.qkv, s.narrow, s.rows, [&](int64_t r, int64_t p, __m512 value) {
+        _mm512_storeu_ps(s.qkv + r * columns + p * PANEL, value);
+      });
+      barrier.wait();
+      each(s.count * (d.heads + 2 * d.kv_heads), [&](int64_t i) { place(layer, l, i); });
+      barrier.wait();
+      attend(l);
+      barrier.wait();
+      share(layer.out, s.out, s.rows, add);
+      barrier.wait();
+      each(s.rows, [&](int64_t r) { enter(layer.second_norm, r, r); });
+      barrier.wait();
+      feed_forward(layer.up);
+      barrier.wait();
+      share(layer.down, s.wide, s.rows, add);
+      barrier.wait();
+    }
+    each(s.wanted_count, [&](int64_t i) { enter(d.norm, s.wanted[i], i); });
+    barrier.wait();
+    const int64_t columns = d.head.count() * PANEL;
+    share(d.head, s.narrow, s.wanted_count, [&](int64_t r, int64_t p, __m512 value) {
+      value = _mm512_mul_ps(value, _mm512_set1_ps(d.logit_scale));
+      _mm512_storeu_ps(s.logits + r * columns + p * PANEL, value);
+    });
+  }
+
+ private:
+  float* x(int64_t r) const { return s.x + r * d.width; }
+
+  template <class F>
+  void each(int64_t count, F f) const {
+    const int64_t end = count * (me + 1) / s.threads;
+    for (int64_t i = count * me / s.threads; i < end; i++) f(i);
+  }
+
+  template <class F>
+  void share(const Matrix& w, const Codes& codes, int64_t rows, F emit) const {
+    const int64_t panels = w.count();
+    product(w, codes, rows, panels * me / s.threads, panels * (me + 1) / s.threads, emit);
+  }
+
+  void enter(const float* weight, int64_t from, int64_t to) const {
+    float* y = s.y + to * d.width;
+    normed(x(from), weight, d.width, d.epsilon, y);
+    s.narrow.set(to, y);
+  }
+
+  // silu(gate) · up, thirty-two columns at a time.
+  void feed_forward(const Matrix& up) const {
+    const int64_t panels = up.count() / 2, groups = panels / 2;
+    for (int64_t g = groups * me / s.threads; g < groups * (me + 1) / s.threads; g++)
+      for (int64_t first = 0; first < s.rows; first += TILE) {
+        const int64_t some = std::min(TILE, s.rows - first);
+        __m512 gate[2][TILE], value[2][TILE];
+        for (int64_t i = 0; i < 2; i++) {
+          tile(up, 2 * g + i, s.narrow, first, some, gate[i]);
+          tile(up, panels + 2 * g + i, s.narrow, first, some, value[i]);
+        }
+        for (int64_t m = 0; m < some; m++) {
+          __m512 y[2];
+          for (int64_t i = 0; i < 2; i++) {
+            if (up.bias) {
+              const float* bias = up.bias + (2 * g + i) * PANEL;
+              gate[i][m] = _mm512_add_ps(gate[i][m], _mm512_loadu_ps(bias));
+              value[i][m] = _mm512_add_ps(value[i][m], _mm512_loadu_ps(bias + panels * PANEL));
+            }
+            y[i] = _mm512_mul_ps(silu(gate[i][m]), value[i][m]);
+          }
+          s.wide.set(first + m, g, y[0], y[1]);
+        }
+      }
+  }
+
+  bf16* keys(bf16* cache, int64_t layer, int64_t head) const {
+    return cache + (layer * d.kv_heads + head) * 2 * d.room * d.head_width;
+  }
+  bf16* values(bf16* cache, int64_t layer, int64_t head) const {
+    return keys(cache, layer, head) + d.room * d.head_width;
+  }
+
+  // Of one sequence and one head of [queries | keys | values]: turned by position, and kept.
+  void place(const Layer& layer, int64_t l, int64_t item) const {
+    const int64_t each = d.heads + 2 * d.kv_heads, H = d.head_width;
+    const Sequence& own = s.sequences[item / each];
+    const int64_t head = item % each;
+    const bool query = head < d.heads, key = !query && head < d.heads + d.kv_heads;
+    const float* weight = query ? layer.query_norm : layer.key_norm;
+    for (int64_t i = 0; i < own.count; i++) {
+      const int64_t row = own.first + i, position = own.start + i;
+      float* from = s.qkv + row * layer.qkv.rows + head * H;
+      if (!query && !key) {
+        bf16* to = values(own.cache, l, head - d.heads - d.kv_heads);
+        to += position / 2 * 2 * H + position % 2;
+        for (int64_t h = 0; h < H; h++) to[2 * h] = to_bf16(from[h]);
+        continue;
+      }
+      if (weight) normed(from, weight, H, d.epsilon, from);
+      turn(from, position);
+      if (query) {
+        bf16* to = s.queries + (row * d.heads + head) * H;
+        for (int64_t h = 0; h < H; h++) to[h] = to_bf16(from[h] * d.query_scale);
+      } else {
+        bf16* to = keys(own.cache, l, head - d.heads);
+        to += position / 16 * 16 * H + position % 16 * 2;
+        for (int64_t h = 0; h < H; h++) to[h / 2 * 32 + h % 2] = to_bf16(from[h]);
+      }
+    }
+  }
+
+  void turn(float* head, int64_t position) const {
+    const int64_t half = d.head_width / 2;
+    const float *cos = d.cos + position * half, *sin = d.sin + position * half;
+    each16(half, [&](int64_t h, auto lanes) {
+      const __m512 a = load_float(head + h, lanes), b = load_float(head + half + h, lanes);
+      const __m512 c = load_float(cos + h, lanes), n = load_float(sin + h, lanes);
+      store_float(head + h, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, n)), lanes);
+      store_float(head + half + h, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, n)), lanes);
+    });
+  }
+
+  // All queries of a sequence that share a key head, some at a time; items go round the team.
+  void attend(int64_t l) const {
+    const int64_t group = d.heads / d.kv_heads;
+    const int64_t some = s.rows * d.heads >= 8 * TILE * s.threads ? TILE : 1;
+    int64_t item = 0;
+    for (int64_t i = 0; i < s.count; i++)
+      for (int64_t head = 0; head < d.kv_heads; head++)
+        for (int64_t q = 0; q < s.sequences[i].count * group; q += some, item++)
+          if (item % s.threads == me) {
+            const int64_t count = std::min(some, s.sequences[i].count * group - q);
+            if (count == 1)
+              attended<1>(s.sequences[i], l, head, q, count);
+            else if (count <= 4)
+              attended<4>(s.sequences[i], l, head, q, count);
+            else
+              attended<TILE>(s.sequences[i], l, head, q, count);
+          }
+  }
+
+  template <int T>
+  void attended(const Sequence& own, int64_t l, int64_t head, int64_t first, int64_t count) const {
+    const int64_t group = d.heads / d.kv_heads, H = d.head_width;
+    const bf16* query[T];
+    int64_t last[T];
+    for (int t = 0; t < T; t++) {
+      const int64_t q = first + std::min<int64_t>(t, count - 1), row = own.first + q / group;
+      query[t] = s.queries + (row * d.heads + head * group + q % group) * H;
+      last[t] = own.start + q / group;
+    }
+    const int64_t blocks = last[T - 1] / 16 + 1;
+    float* scores = s.scores + me * TILE * d.room;
+    __m512 most[T], total[T];
+    const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    for (int t = 0; t < T; t++) most[t] = never;
+    const bf16* key = keys(own.cache, l, head);
+    for (int64_t b = 0; b < blocks; b++, key += 16 * H) {
+      __m512 sum[T];
+      for (int t = 0; t < T; t++) sum[t] = _mm512_setzero_ps();
+      for (int64_t h = 0; h < H; h += 2) {
+        const __m512i pair = _mm512_loadu_si512(key + 16 * h);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], query[t] + h, pair);
+      }
+      for (int t = 0; t < T; t++) {
+        const int64_t seen = last[t] + 1 - 16 * b;
+        if (seen < 16) sum[t] = _mm512_mask_mov_ps(never, seen <= 0 ? 0 : tail(seen), sum[t]);
+        most[t] = _mm512_max_ps(most[t], sum[t]);
+        _mm512_storeu_ps(scores + t * d.room + 16 * b, sum[t]);
+      }
+    }
+    for (int t = 0; t < T; t++) {
+      const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most[t]));
+      total[t] = _mm512_setzero_ps();
+      float* own_scores = scores + t * d.room;
+      for (int64_t b = 0; b < blocks; b++) {
+        const __m512 score = _mm512_loadu_ps(own_scores + 16 * b);
+        const __mmask16 there = _mm512_cmp_ps_mask(score, never, _CMP_NEQ_OQ);
+        const __m512 share = _mm512_maskz_mov_ps(there, exp_ps(_mm512_sub_ps(score, top)));
+        total[t] = _mm512_add_ps(total[t], share);
+        // Shares in bf16 take the first half of the place of their scores.
+        store_bf16((bf16*)own_scores + 16 * b, share);
+      }
+    }
+    const bf16* value = values(own.cache, l, head);
+    float mixed[T][256];
+    for (int64_t h = 0; h < H; h += 32) {
+      __m512 sum[T][2];
+      for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = _mm512_setzero_ps();
+      for (int64_t p = 0; p < 16 * blocks; p += 2) {
+        const __m512i low = _mm512_loadu_si512(value + p * H + 2 * h);
+        const __m512i high = _mm512_loadu_si512(value + p * H + 2 * h + 32);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) {
+          const bf16* share = (const bf16*)(scores + t * d.room) + p;
+          sum[t][0] = dot_pair(sum[t][0], share, low);
+          sum[t][1] = dot_pair(sum[t][1], share, high);
+        }
+      }
+      for (int t = 0; t < T; t++)
+        for (int i = 0; i < 2; i++) _mm512_storeu_ps(mixed[t] + h + 16 * i, sum[t][i]);
+    }
+    for (int64_t t = 0; t < count; t++) {
+      const int64_t q = first + t, row = own.first + q / group;
+      const __m512 factor = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total[t]));
+      const int64_t to = (head * group + q % group) * H / GROUP;
+      for (int64_t h = 0; h < H; h += 32)
+        s.out.set(row, to + h / GROUP, _mm512_mul_ps(_mm512_loadu_ps(mixed[t] + h), factor),
+                  _mm512_mul_ps(_mm512_loadu_ps(mixed[t] + h + 16), factor));
+    }
+  }
+
+  const Decoder& d;
+  const Step& s;
+  Barrier& barrier;
+  const int64_t me;
+};
+
+}  // namespace
+
+extern "C" {
+
+void narrows_decoder_step(const Decoder* decoder, const Step* asked) {
+  Step step = *asked;
+  std::optional<Barrier> barrier;
+#pragma omp parallel num_threads(asked->threads)
+  {
+#pragma omp single
+    {
+      step.threads = omp_get_num_threads();  // fewer than asked for where the system has no more
+      barrier.emplace(step.threads);
+    }
+    Member(*decoder, step, *barrier, omp_get_thread_num()).run();
+  }
+}
+}
