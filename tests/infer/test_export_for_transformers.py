@@ -97,7 +97,7 @@ def test_a_published_model_goes_on_as_it_did(
     assert generator.template is not None
     prompt = generator.template.render(asked)
     ids = generator.tokenizer.encode(prompt, special=True)
-    decoding, ours = Decoding(generator.model, len(ids) + 32), list[int]()
+    decoding, ours = Decoding.of(generator.model, len(ids) + 32), list[int]()
     for _ in range(32):
         ours.append(int(decoding.read([ours[-1]] if ours else ids).argmax()))
     if to.is_dir():

@@ -202,3 +202,27 @@ def test_a_value_that_means_nothing_is_refused(field: str, value: float) -> None
         Sampling(**{field: value})
     assert field.replace("_", "-") in caught.value.what.replace(" ", "-")
     assert str(value) in caught.value.what and caught.value.hint
+
+
+def test_biased_and_penalised_tokens_are_chosen_accordingly() -> None:
+    logits_V = torch.tensor([0.0, 2.0, 1.5, 1.2])
+
+    def chosen(**options: object) -> list[int]:
+        sampler = Sampler(Sampling(temperature=0.0, **options), 4)  # type: ignore[arg-type]
+        return [sampler.choose(logits_V) for _ in range(5)]
+
+    assert chosen() == [1, 1, 1, 1, 1]
+    assert chosen(logit_bias={0: 5.0, 1: -100.0}) == [0, 0, 0, 0, 0]
+    # Once for a token that was written: 2.0, 1.5 and 1.2 become 1.0, 0.5 and 0.2, and stay.
+    assert chosen(presence_penalty=1.0) == [1, 2, 3, 1, 1]
+    # For each time: token 1 falls to 1.4, then to 0.8.
+    assert chosen(frequency_penalty=0.6) == [1, 2, 1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"presence_penalty": math.nan}, {"frequency_penalty": math.inf}, {"logit_bias": {4: 1.0}}],
+)
+def test_penalties_and_biases_that_cannot_be_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(BadInput):
+        Sampler(Sampling(**options), 4)  # type: ignore[arg-type]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from narrows.data.template import Message
-from narrows.infer.generate import Generation
-from narrows.infer.loading import Generator
+from narrows.infer.generate import Generation, Writer
 from narrows.infer.sampling import Sampling
 from narrows.spec.errors import BadInput
 
 
 def answer(
-    generator: Generator, messages: Sequence[Message], *, tokens: int = 512,
+    generator: Writer, messages: Sequence[Message], *, tokens: int = 512,
     sampling: Sampling | None = None, stop: Sequence[str] = (),
 ) -> Generation:  # fmt: skip
     """At most `tokens` tokens that answer the messages, which are written as they were in training.
@@ -29,7 +28,7 @@ def answer(
         raise BadInput(f"tokens is {tokens}", hint="ask for at least 1")
     text = generator.template.render(messages, answer=True)
     found = generator.tokenizer.encode(text, special=True)
-    context = generator.model.spec.context
+    context = generator.spec.context
     if len(found) > context:
         raise BadInput(
             f"the conversation is {len(found)} tokens long, the model reads {context}",

@@ -25,13 +25,20 @@ _SEED_MAX = 2**63 - 1
 
 
 class Sampling(Record):
-    """How a token is chosen; absent is off. Temperature 0 takes the likeliest token always."""
+    """How a token is chosen; absent is off. Temperature 0 takes the likeliest token always.
+
+    `repetition_penalty` counts the prompt's tokens too; `presence_penalty`, once, and
+    `frequency_penalty`, for each time, are taken from the logits of tokens that were written.
+    """
 
     temperature: float = 0.8
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,6 +54,13 @@ class Sampling(Record):
         if not 0.0 < self.repetition_penalty < math.inf:
             what = f"repetition penalty is {self.repetition_penalty}"
             raise BadInput(what, hint="use 1 for none, 1.1 for a little")
+        biases = [("logit bias", bias) for bias in self.logit_bias.values()]
+        for name, value in (
+            ("presence penalty", self.presence_penalty),
+            ("frequency penalty", self.frequency_penalty), *biases,
+        ):  # fmt: skip
+            if not math.isfinite(value):
+                raise BadInput(f"{name} is {value}", hint="use 0 for none")
         if not 0 <= self.seed <= _SEED_MAX:
             raise BadInput(f"seed is {self.seed}", hint="use a whole number from 0 to 2^63 - 1")
 
@@ -63,7 +77,15 @@ class Sampler:
     def __init__(self, sampling: Sampling, vocabulary: int) -> None:
         self.sampling = sampling
         self._generator = torch.Generator().manual_seed(sampling.seed)
+        self.vocabulary = vocabulary
         self._seen_V = torch.zeros(vocabulary, dtype=torch.bool)
+        self._counts_V = torch.zeros(vocabulary)
+        self._bias_V = torch.zeros(vocabulary)
+        for token, bias in sampling.logit_bias.items():
+            if not 0 <= token < vocabulary:
+                what = f"logit bias names token {token}; the tokenizer has {vocabulary}"
+                raise BadInput(what, hint="leave it out")
+            self._bias_V[token] = bias
 
     def saw(self, tokens: Iterable[int]) -> None:
         """Count `tokens`, of the prompt or chosen elsewhere, among what was said."""
@@ -71,16 +93,28 @@ class Sampler:
 
     def choose(self, logits_V: Tensor) -> int:
         """The next token; ids from `vocabulary` on, which no text has, are never chosen."""
-        logits_V = logits_V[: self._seen_V.shape[0]].float().cpu()
+        logits_V = logits_V[: self.vocabulary].float().cpu()
         if not torch.isfinite(logits_V).all():
             raise RunFailed(
                 "the model answers with numbers that are not finite",
                 hint="its training went wrong; try an earlier checkpoint (--checkpoint)",
             )
-        logits_V = shaped(logits_V, self.sampling, self._seen_V)
+        logits_V = shaped(self._leaned(logits_V), self.sampling, self._seen_V)
         token = int(logits_V.argmax()) if self.sampling.greedy else draw(logits_V, self._generator)
         self._seen_V[token] = True
+        self._counts_V[token] += 1
         return token
+
+    def _leaned(self, logits_V: Tensor) -> Tensor:
+        """With the bias, and without the presence and frequency penalties of what was chosen."""
+        sampling, counts_V = self.sampling, self._counts_V
+        if sampling.logit_bias:
+            logits_V = logits_V + self._bias_V
+        if sampling.presence_penalty:
+            logits_V = logits_V - sampling.presence_penalty * (counts_V > 0)
+        if sampling.frequency_penalty:
+            logits_V = logits_V - sampling.frequency_penalty * counts_V
+        return logits_V
 
 
 def shaped(logits_V: Tensor, sampling: Sampling, seen_V: Tensor) -> Tensor:

@@ -1,0 +1,45 @@
+"""What computes for the scheduler: the caches of several texts, and what follows each of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+class Core(ABC):
+    """`slots` caches of `context` positions each, and a model of `vocabulary` tokens.
+
+    A slot's numbers are the same to the last bit whatever the others hold. One thread calls it.
+    """
+
+    slots: int
+    context: int
+    vocabulary: int
+
+    @abstractmethod
+    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
+        """Read tokens, one or more, at positions from `start` on, up to where the slot must be
+        filled; logits [V] in fp32 of what follows the last.
+        """
+
+    @abstractmethod
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Read one token behind each of different slots' last; logits [M,V] in fp32."""
+
+    @abstractmethod
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Make the first `count` positions of `source` all that `target` holds."""
+
+    @abstractmethod
+    def length(self, slot: int) -> int:
+        """How many positions the slot holds."""
+
+    @abstractmethod
+    def cut(self, slot: int, count: int) -> None:
+        """Forget all but the slot's first `count` positions."""
+
+    def clear(self, slot: int) -> None:
+        """Forget all that the slot holds."""
+        self.cut(slot, 0)

@@ -1,0 +1,161 @@
+"""What is asked of the scheduler, and the answer, written by one thread and read by another.
+
+answer = scheduler.submit(Request(...))
+for piece in answer: ...        or, in an event loop:  async for piece in answer: ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import NamedTuple, final
+
+from narrows.infer.generate import Finish
+from narrows.infer.sampling import Sampling
+from narrows.infer.tally import Outcome
+from narrows.spec.errors import BadInput, NarrowsError, RunFailed
+from narrows.spec.record import Record
+
+
+class Full(RunFailed):
+    """As many requests wait as may; come again later."""
+
+
+class Closed(RunFailed):
+    """No more requests are taken."""
+
+
+class Request(Record):
+    """`count` texts that go on from the same prompt; the seed of each is one above the last's.
+
+    With `logprobs` each token comes with its log-probability and the so many likeliest.
+    """
+
+    prompt: tuple[int, ...]
+    tokens_max: int
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    count: int = 1
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise BadInput("the prompt has no tokens", hint="begin with some text")
+        for name, least in (("tokens_max", 1), ("count", 1), ("logprobs", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise BadInput(f"{name} is {value}", hint=f"ask for at least {least}")
+
+
+class Likely(NamedTuple):
+    """A token and its log-probability by the model's own odds, before temperature and penalties."""
+
+    token: int
+    logprob: float
+
+
+class Chosen(NamedTuple):
+    """A token that was written, and the likeliest in its place."""
+
+    itself: Likely
+    likeliest: tuple[Likely, ...]
+
+
+class Piece(NamedTuple):
+    """More of one of an answer's texts: what may be shown now, of so many tokens; `finish` says of
+    the last why it ended.
+    """
+
+    choice: int
+    text: str
+    tokens: int
+    chosen: tuple[Chosen, ...] = ()
+    finish: Finish | None = None
+
+
+@final
+class Answer:
+    """The pieces of a request's texts in the order they are written; iterate once.
+
+    Iterating raises the error that the request came to. `reused` counts tokens of the prompt that
+    were not computed again.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.reused = 0
+        self._came: deque[Piece | NarrowsError] = deque()
+        self._wake: Callable[[], object] | None = None
+        self._left = request.count
+        self._ended = False
+        self.outcome: Outcome = "finished"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be written: it is whole, failed, or nobody wants it."""
+        return self._ended
+
+    def cancel(self) -> None:
+        """Nobody wants the rest: the worker drops it before its next step."""
+        if not self._ended:
+            self.outcome = "cancelled"
+        self._ended = True
+        self._call()
+
+    def put(self, piece: Piece) -> None:
+        """The worker's: hand over more."""
+        self._left -= piece.finish is not None
+        self._came.append(piece)
+        self._ended = self._ended or self._left == 0
+        self._call()
+
+    def fail(self, error: NarrowsError) -> None:
+        """The worker's: there will be no more, and why."""
+        if not self._ended:
+            self._came.append(error)
+            self.outcome = "failed"
+            self._ended = True
+        self._call()
+
+    def __iter__(self) -> Iterator[Piece]:
+        arrived = threading.Event()
+        self._wake = arrived.set
+        while True:
+            arrived.clear()
+            ended = self._ended
+            yield from self._taken()
+            if ended:
+                return
+            arrived.wait()
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            # The loop may be gone before the worker notices that nobody listens.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(arrived.set)
+
+        self._wake = wake
+        while True:
+            arrived.clear()
+            ended = self._ended
+            for piece in self._taken():
+                yield piece
+            if ended:
+                return
+            await arrived.wait()
+
+    def _taken(self) -> Iterator[Piece]:
+        while self._came:
+            item = self._came.popleft()
+            if isinstance(item, NarrowsError):
+                raise item
+            yield item
+
+    def _call(self) -> None:
+        if self._wake is not None:
+            self._wake()

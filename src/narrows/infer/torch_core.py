@@ -1,0 +1,66 @@
+"""The readable core: the model as torch computes it, each slot by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from narrows.infer.core import Core
+from narrows.model.transformer import Transformer
+from narrows.spec.model import ModelSpec
+
+
+@final
+class TorchCore(Core):
+    """One cache a slot, and one pass a slot: no product has rows of two texts, so that the text of
+    one cannot depend on its neighbours (tests/infer/test_core.py).
+    """
+
+    def __init__(self, model: Transformer, slots: int, context: int | None = None) -> None:
+        """`context`: the most positions of a slot, by default all that the model knows."""
+        assert not model.training, "dropout is on"
+        self.slots, self.vocabulary = slots, model.spec.vocabulary
+        self.context = context or model.spec.context
+        self._model = model
+        self._caches = [model.caches(1, self.context) for _ in range(slots)]
+        self._lengths = [0] * slots
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
+        assert tokens and start <= self._lengths[slot], "a gap in the cache"
+        assert start + len(tokens) <= self.context, "the slot is full"
+        model = self._model
+        tokens_BT = torch.tensor([list(tokens)], device=model.head_VD.device)
+        hidden_BTD = model.hidden(tokens_BT, self._caches[slot], start)
+        self._lengths[slot] = start + len(tokens)
+        return model.logits(hidden_BTD[0, -1]).float().cpu()
+
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        assert len(set(slots)) == len(slots) == len(tokens), "a slot twice"
+        pairs = zip(slots, tokens, strict=True)
+        return torch.stack([self.prefill(slot, [token], self._lengths[slot])
+                            for slot, token in pairs])  # fmt: skip
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, count: int) -> None:
+        assert count <= self._lengths[source]
+        for here, there in zip(self._caches[source], self._caches[target], strict=True):
+            there.keys_BKSH[:, :, :count] = here.keys_BKSH[:, :, :count]
+            there.values_BKSH[:, :, :count] = here.values_BKSH[:, :, :count]
+        self._lengths[target] = count
+
+    def length(self, slot: int) -> int:
+        return self._lengths[slot]
+
+    def cut(self, slot: int, count: int) -> None:
+        assert count <= self._lengths[slot], "cannot cut to more than there is"
+        self._lengths[slot] = count
+
+
+def cache_bytes(spec: ModelSpec, bytes_per_value: int, slots: int, context: int) -> int:
+    """What the caches of all slots take."""
+    values = spec.kv_heads * (spec.score_width + spec.value_width) * spec.layers
+    return slots * context * values * bytes_per_value

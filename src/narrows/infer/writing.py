@@ -1,0 +1,77 @@
+"""One text of an answer in the making: from the logits of its next token to what may be shown."""
+
+from __future__ import annotations
+
+from typing import final
+
+import msgspec
+import torch
+from torch import Tensor
+
+from narrows.data.tokenizers import Tokenizer
+from narrows.infer.generate import Finish
+from narrows.infer.requests import Answer, Chosen, Likely, Piece
+from narrows.infer.sampling import Sampler
+from narrows.infer.stream import StopStrings, TextStream
+
+_SEEDS = 2**63
+_NOWHERE = -1
+
+
+@final
+class Writing:
+    """`slot` is where its cache lies, `read` how much of its prompt is there already, `last` the
+    token to be read next, and `wrote_s` when it was chosen.
+    """
+
+    def __init__(self, answer: Answer, choice: int, tokenizer: Tokenizer) -> None:
+        request = answer.request
+        self.answer, self.choice = answer, choice
+        self.slot, self.read, self.last = _NOWHERE, 0, _NOWHERE
+        self.wrote_s: float | None = None
+        self._ends = tokenizer.ends
+        seed = (request.sampling.seed + choice) % _SEEDS
+        sampling = msgspec.structs.replace(request.sampling, seed=seed)
+        self._sampler = Sampler(sampling, tokenizer.vocabulary)
+        self._sampler.saw(request.prompt)
+        self._text = TextStream(tokenizer, request.prompt)
+        self._stops = StopStrings(request.stop)
+        self._tokens = 0
+        self._told = 0
+        self._chosen: list[Chosen] = []
+
+    def go_on(self, logits_V: Tensor) -> bool:
+        """Choose the token after those read, and hand over what it completes; whether the text goes
+        on, by reading `last`.
+        """
+        token = self._sampler.choose(logits_V)
+        if token in self._ends:
+            self._finish("end")
+            return False
+        self.last = token
+        self._tokens += 1
+        if self.answer.request.logprobs is not None:
+            self._chosen.append(self._odds(token, logits_V, self.answer.request.logprobs))
+        text = self._stops.push(self._text.push(token))
+        if self._stops.found or self._tokens == self.answer.request.tokens_max:
+            self._finish("length", text)
+            return False
+        if text:
+            self.answer.put(self._piece(text))
+        return True
+
+    def _finish(self, why: Finish, text: str = "") -> None:
+        text += self._stops.push(self._text.finish()) + self._stops.finish()
+        self.answer.put(self._piece(text, "stop" if self._stops.found else why))
+
+    def _piece(self, text: str, finish: Finish | None = None) -> Piece:
+        chosen, self._chosen = tuple(self._chosen), []
+        told, self._told = self._told, self._tokens
+        return Piece(self.choice, text, self._tokens - told, chosen, finish)
+
+    def _odds(self, token: int, logits_V: Tensor, count: int) -> Chosen:
+        known_V = logits_V[: self._sampler.vocabulary].double()
+        odds_V = torch.log_softmax(known_V, -1)
+        values, tokens = odds_V.topk(min(count, odds_V.shape[0]))
+        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+        return Chosen(Likely(token, float(odds_V[token])), tuple(Likely(*each) for each in pairs))
