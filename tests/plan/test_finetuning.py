@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from narrows.plan import tuning
+from narrows.plan import finetuning
 from narrows.plan.design import Design, design
 from narrows.plan.plan import make_plan
 from narrows.plan.text import Text
@@ -58,14 +58,14 @@ FRESH = {"start": None, "layers": 2, "width": 128}
 
 def test_rows_are_as_long_as_habits_say_and_the_longest_needs() -> None:
     why: dict[str, str] = {}
-    assert tuning.context_of(job(Classify()), rows(), start(), why) == 512
-    assert tuning.context_of(job(Chat()), rows(), start(), why) == 1024
-    assert tuning.context_of(job(Chat()), rows(longest=1500), start(), why) == 1536
+    assert finetuning.context_of(job(Classify()), rows(), start(), why) == 512
+    assert finetuning.context_of(job(Chat()), rows(), start(), why) == 1024
+    assert finetuning.context_of(job(Chat()), rows(longest=1500), start(), why) == 1536
     assert why["model.context"] == "the longest example has 1500 tokens"
-    assert tuning.context_of(job(), PLAYS, start(), {}) == 1024
-    assert tuning.context_of(job(Classify()), rows(), start(ENCODER), {}) == 512
-    assert tuning.context_of(job(Chat(), model={"context": 256}), rows(), start(), {}) == 256
-    assert tuning.context_of(job(MASKS, model=FRESH), PLAYS, None, {}) is None
+    assert finetuning.context_of(job(), PLAYS, start(), {}) == 1024
+    assert finetuning.context_of(job(Classify()), rows(), start(ENCODER), {}) == 512
+    assert finetuning.context_of(job(Chat(), model={"context": 256}), rows(), start(), {}) == 256
+    assert finetuning.context_of(job(MASKS, model=FRESH), PLAYS, None, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_rows_are_as_long_as_habits_say_and_the_longest_needs() -> None:
 def test_no_example_is_cut(context: int | None, longest: int, what: str) -> None:
     with pytest.raises(BadInput, match=what) as caught:
         asked = job(Chat(), model={"context": context})
-        tuning.context_of(asked, rows(longest=longest), start(), {})
+        finetuning.context_of(asked, rows(longest=longest), start(), {})
     assert "--set model.context=" in str(caught.value.hint)
 
 
 def test_the_head_is_the_objectives() -> None:
     def shaped(objective: Objective, model: ModelSpec = SMALL, **intent: Any) -> ModelSpec:
-        return tuning.shaped(model, job(objective, model=intent), rows())
+        return finetuning.shaped(model, job(objective, model=intent), rows())
 
     classes = shaped(Classify())
     assert (classes.classes, classes.pooling) == (3, "last")
@@ -97,7 +97,7 @@ def test_the_head_is_the_objectives() -> None:
     assert shaped(Chat(), dropout=0.1).dropout == 0.1
     assert not shaped(MASKS, start=None, layers=2).causal
     assert shaped(MASKS).causal  # the model to start from has settled it
-    named = tuning.objective_of(job(Classify()), rows())
+    named = finetuning.objective_of(job(Classify()), rows())
     assert named == Classify(labels=("no", "yes", "maybe"))
 
 
@@ -105,30 +105,30 @@ def test_whole_models_are_taught() -> None:
     for objective in (Classify(), Chat(), Prefer(), Distil(teacher="big")):
         for axis in ("tensor", "pipeline", "context"):
             with pytest.raises(BadInput, match=f"layout.{axis} is 2, and the objective"):
-                tuning.layout_of(job(objective, layout={axis: 2}))
+                finetuning.layout_of(job(objective, layout={axis: 2}))
         for layout in ({}, {"processes": 2}):
-            found = tuning.layout_of(job(objective, layout=layout))
+            found = finetuning.layout_of(job(objective, layout=layout))
             assert (found.tensor, found.pipeline, found.context) == (1, 1, 1)
     with pytest.raises(BadInput, match="compiled blocks are made for one cut"):
-        tuning.layout_of(job(Chat(), layout={"compile": True}))
-    assert tuning.layout_of(job(Chat())).compile is False
-    assert tuning.layout_of(job(Distil(teacher="big"), layout={"compile": True})).compile
-    assert tuning.layout_of(job(MASKS, layout={"tensor": 2})).tensor == 2
+        finetuning.layout_of(job(Chat(), layout={"compile": True}))
+    assert finetuning.layout_of(job(Chat())).compile is False
+    assert finetuning.layout_of(job(Distil(teacher="big"), layout={"compile": True})).compile
+    assert finetuning.layout_of(job(MASKS, layout={"tensor": 2})).tensor == 2
 
 
 def test_a_step_has_about_32_examples_and_a_run_50_steps() -> None:
     why: dict[str, str] = {}
-    assert tuning.batch_of(job(Chat(), steps=9), rows(), 512, 0.0, why) == 3
+    assert finetuning.batch_of(job(Chat(), steps=9), rows(), 512, 0.0, why) == 3
     assert "about 31 examples of 50 tokens" in why["train.batch_sequences"]
-    assert tuning.batch_of(job(Chat()), rows(), 512, 150_000.0, why) == 3
-    assert tuning.batch_of(job(Chat()), rows(), 512, 60_000.0, why) == 2
-    assert tuning.batch_of(job(Chat(), layout={"data": 2}), rows(), 512, 150_000.0, why) == 4
-    assert tuning.batch_of(job(), PLAYS, 512, 1e6, why) is None
+    assert finetuning.batch_of(job(Chat()), rows(), 512, 150_000.0, why) == 3
+    assert finetuning.batch_of(job(Chat()), rows(), 512, 60_000.0, why) == 2
+    assert finetuning.batch_of(job(Chat(), layout={"data": 2}), rows(), 512, 150_000.0, why) == 4
+    assert finetuning.batch_of(job(), PLAYS, 512, 1e6, why) is None
 
 
 def test_tuning_takes_small_steps() -> None:
     def rate(model: ModelSpec = SMALL, **train: Any) -> float | None:
-        return tuning.intent_of(TrainIntent(**train), model, {}).learning_rate
+        return finetuning.intent_of(TrainIntent(**train), model, {}).learning_rate
 
     large = llama(layers=24, width=2048, heads=16, vocabulary=32_000, context=512)
     assert large.parameters > 1e9

@@ -230,7 +230,7 @@ def _asked(job: Job, text: Text, why: dict[str, str]) -> float | None:
     """The epochs that the job asks for, of a text whose length is known."""
     if job.train.epochs is None or not text.tokens_train:
         return None
-    return tuning.epochs_of(job, text, why)
+    return finetuning.epochs_of(job, text, why)
 
 
 def _batch(
