@@ -20,6 +20,11 @@ from narrows.infer.stream import StopStrings, TextStream
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 
+
+class TooLong(BadInput):
+    """More tokens than the model reads."""
+
+
 Finish = Literal["length", "stop", "end"]
 """Why a text ended: as long as asked, a stop string, or the model ended its document."""
 
@@ -109,7 +114,7 @@ def tokens_of(prompt: str, generator: Generator) -> list[int]:
     found = [*tokenizer.begin, *text] or [tokenizer.end_of_document]
     if len(found) > context:
         what = f"the prompt is {len(found)} tokens long, the model reads {context}"
-        raise BadInput(what, hint="shorten the prompt")
+        raise TooLong(what, hint="shorten the prompt")
     unknown = sorted(set(prompt) - set(tokenizer.decode(text)))
     if unknown and "\ufffd" in tokenizer.decode(text):
         shown = " ".join(repr(each) for each in unknown[:8])

@@ -100,7 +100,7 @@ def _published(path: Path, precision: TrainingPrecision | None) -> tuple[Generat
     if not original.spec.writes:
         raise _no_writer(path)
     words = published.words(original.path, original.facts)
-    dtype = _DTYPES[precision or ("bf16" if _computes_bf16() else "fp32")]
+    dtype = _DTYPES[precision or ("bf16" if computes_bf16() else "fp32")]
     with torch.device("meta"):
         model = Transformer(original.spec, load_kernels("torch"))
     model = build(original, model, dtype, _device())
@@ -127,7 +127,7 @@ def model_of(
         ) from None
     if precision is not None:
         model = model.to(_DTYPES[precision])
-    elif not _computes_bf16():
+    elif not computes_bf16():
         model = model.float()
     return _ready(model.to(_device()))
 
@@ -144,7 +144,7 @@ def _tuned(plan: Plan, model: Transformer, checkpoint: Path) -> Transformer:
             if whole is not None:
                 parameter.data.copy_(whole)
     model = merge(adapted(model, plan.learning, weights(checkpoint)))
-    if not _computes_bf16():
+    if not computes_bf16():
         model = model.float()
     return _ready(model.to(_device()))
 
@@ -157,7 +157,8 @@ def _device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def _computes_bf16() -> bool:
+def computes_bf16() -> bool:
+    """Whether what computes here is not slower in bf16 than in fp32."""
     return _device().type != "cpu" or has_bf16_unit(processor())
 
 
