@@ -14,7 +14,12 @@ PACKAGES = {
     "transformers": ("transformers==5.23.0", "accelerate==1.15.0"),
     "peft": ("transformers==5.23.0", "accelerate==1.15.0", "peft==0.21.2"),
     "litgpt": ("litgpt==0.5.13",),
+    "llama_cpp": ("llama-cpp-python==0.3.36",),
+    "openvino": ("openvino-genai",),
 }
+WITHOUT_TORCH = ("llama_cpp", "openvino")
+FROM_SOURCE = {"llama_cpp": "llama-cpp-python"}
+"""What is compiled for this processor, with its own compiler."""
 
 
 def python_of(peer: str, *, talk: Callable[[str], None]) -> Path:
@@ -22,14 +27,18 @@ def python_of(peer: str, *, talk: Callable[[str], None]) -> Path:
     folder = CACHE / f"environment-{peer}"
     python = folder / "bin" / "python"
     finished = folder / "finished"
-    wanted = " ".join((TORCH, *PACKAGES[peer]))
+    torch = () if peer in WITHOUT_TORCH else (TORCH,)
+    wanted = " ".join((*torch, *PACKAGES[peer]))
     if finished.exists() and finished.read_text() == wanted:
         return python
     talk(f"{peer}: making its environment in {folder} (once)")
     _run([sys.executable, "-m", "venv", "--clear", str(folder)])
     install = [str(python), "-m", "pip", "install", "--quiet"]
-    _run([*install, TORCH])
-    _run([*install, TORCH, *PACKAGES[peer]])
+    if torch:
+        _run([*install, *torch])
+    if peer in FROM_SOURCE:
+        install += ["--no-binary", FROM_SOURCE[peer]]
+    _run([*install, *torch, *PACKAGES[peer]])
     finished.write_text(wanted)
     return python
 

@@ -8,7 +8,9 @@ import pytest
 from narrows.cli import intent
 from narrows.cli.parser import Parser
 from narrows.spec.errors import BadInput
-from narrows.spec.job import Job
+from narrows.spec.job import Job, ModelIntent
+from narrows.spec.model import llama
+from narrows.spec.plan import Start
 from narrows.spec.units import Seconds
 
 
@@ -85,3 +87,24 @@ def test_a_hint_speaks_of_what_was_given(file: str) -> None:
     )
     assert intent.concrete(hint, parse(file)) == f"narrows plan {file} --set model.layers=3"
     assert intent.concrete(hint, argparse.Namespace()) == hint
+
+
+def test_a_model_that_was_opened_before_is_not_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NARROWS_HOME", str(tmp_path / "home"))
+    path, words, opened = tmp_path / "model.gguf", tmp_path / "words", list[Path]()
+    path.write_bytes(b"weights")
+    words.mkdir()
+    (words / "tokenizer.json").write_text("{}")
+    spec = llama(layers=2, width=32, heads=4, vocabulary=40, context=24)
+    start = Start(path=str(path), family="llama", digest="0", model=spec, words=str(words))
+
+    def once(path: Path, talk: object) -> Start:
+        opened.append(path)
+        return start
+
+    monkeypatch.setattr("narrows.train.start.started", once)
+    wanted = Job(name="more", model=ModelIntent(start=str(path)))
+    assert intent.started(wanted) == intent.started(wanted) == start
+    assert opened == [path]

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import torch
 
+from narrows.data.published import Words
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
 from narrows.data.training import character
@@ -21,6 +22,7 @@ from narrows.model.initial import initialise
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.model import llama
+from narrows.spec.objective import Classify, Regress
 
 TEMPLATE = Template(
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
@@ -70,7 +72,7 @@ def test_what_cannot_be_answered_is_refused(
 
 def test_a_classifier_says_every_class_and_how_likely() -> None:
     made = model(classes=3, pooling="mean", causal=False)
-    said = Classifier(made, tokenizer(), ("a", "b", "c")).answer("hello")
+    said = Classifier(made, Words(tokenizer()), Classify(labels=("a", "b", "c"))).answer("hello")
     shares = [each.share or 0.0 for each in said]
     assert sum(shares) == pytest.approx(1.0)
     assert shares == sorted(shares, reverse=True)
@@ -78,11 +80,11 @@ def test_a_classifier_says_every_class_and_how_likely() -> None:
     expected = made.scores(made.hidden(ids)[0].mean(0)[None])[0].softmax(0)
     assert shares[0] == pytest.approx(float(expected.max()), rel=1e-5)
     with pytest.raises(BadInput, match="tokens long"):
-        Classifier(made, tokenizer(), ("a", "b", "c")).answer("x" * 100)
+        Classifier(made, Words(tokenizer()), Classify(labels=("a", "b", "c"))).answer("x" * 100)
 
 
 def test_a_number_has_no_class() -> None:
-    (said,) = Classifier(model(classes=1), tokenizer(), ()).answer("hello")
+    (said,) = Classifier(model(classes=1), Words(tokenizer()), Regress()).answer("hello")
     assert said.label is None and said.number is not None
 
 

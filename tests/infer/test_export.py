@@ -332,4 +332,4 @@ def test_a_head_for_classes_is_refused(make_run: MakeRun, tmp_path: Path) -> Non
     plan = record.load(Plan, run / "plan.toml")
     classes = msgspec.structs.replace(plan.model, classes=3)
     record.save(msgspec.structs.replace(plan, model=classes), run / "plan.toml")
-    assert "head for classes" in refused(run, tmp_path / "out").what
+    assert "a head of ours" in refused(run, tmp_path / "out").what

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -14,12 +15,13 @@ from narrows.infer import loading
 from narrows.infer.decoding import Decoding
 from narrows.infer.export import export, export_source
 from narrows.infer.loading import load
-from narrows.infer.source import Source
+from narrows.infer.source import Source, source
 from narrows.model import safetensors
 from narrows.model.configuration import read_config
 from narrows.model.describing import kind_of
 from narrows.model.hugging_face import naming
 from narrows.model.writing import Outgoing, outgoing
+from narrows.spec.errors import BadInput
 from tests.model.conftest import built
 from tests.model.families import CONFIGS, config
 
@@ -79,6 +81,47 @@ def test_a_run_is_read_with_its_words(
     assert export(run, tmp_path / "out", reference=True).parity.tokens > 100
 
 
+@pytest.mark.parametrize("labels", [("bad", "fair", "good"), ()])
+def test_a_head_for_classes_says_the_same(labels: tuple[str, ...], tmp_path: Path) -> None:
+    given = judging(labels, tmp_path)
+    done = export_source(given, tmp_path / "out", reference=True)
+    assert done.parity.difference_readers is not None and done.parity.perplexity is None
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told["architectures"] == ["BertForSequenceClassification"]
+    assert told["problem_type"] == ("single_label_classification" if labels else "regression")
+    again = source(tmp_path / "out")
+    assert again.labels == labels and again.spec == given.spec
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    if labels:
+        assert tuple(model.config.id2label.values()) == labels
+    assert model.config.num_labels == max(1, len(labels))
+
+
+@pytest.mark.parametrize(
+    ("changes", "to", "what"),
+    [
+        ({"pooling": "mean"}, "out", "reads the mean of a text's states"),
+        ({"pooler": False}, "out", "through a pooler"),
+        ({}, "out.gguf", "no place for one"),
+    ],
+)
+def test_a_head_that_no_class_computes_is_refused(
+    changes: dict[str, Any], to: str, what: str, tmp_path: Path
+) -> None:
+    given = judging(("bad", "good"), tmp_path, **changes)
+    with pytest.raises(BadInput, match=what):
+        export_source(given, tmp_path / to)
+    assert not (tmp_path / to).exists()
+
+
+def judging(labels: tuple[str, ...], folder: Path, **changes: Any) -> Source:
+    (folder / "config.json").write_text(json.dumps(config("bert")))
+    head = {"classes": max(1, len(labels)), "pooling": "first", **changes}
+    shape = msgspec.structs.replace(read_config(folder), **head)
+    weights = {name: each.detach() for name, each in built(shape).named_parameters()}
+    return Source("bert", shape, weights, torch.float32, None, "bert", labels=labels)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["folder", "file.gguf"])
 def test_a_published_model_goes_on_as_it_did(
@@ -97,7 +140,7 @@ def test_a_published_model_goes_on_as_it_did(
     assert generator.template is not None
     prompt = generator.template.render(asked)
     ids = generator.tokenizer.encode(prompt, special=True)
-    decoding, ours = Decoding(generator.model, len(ids) + 32), list[int]()
+    decoding, ours = Decoding.of(generator.model, len(ids) + 32), list[int]()
     for _ in range(32):
         ours.append(int(decoding.read([ours[-1]] if ours else ids).argmax()))
     if to.is_dir():

@@ -7,12 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from narrows.plan import finetuning
 from narrows.plan.plan import make_plan
-from narrows.plan.processes import counts, named, spreads
+from narrows.plan.processes import check, counts, named, spreads
+from narrows.plan.render import text
 from narrows.spec.errors import BadInput
 from narrows.spec.job import Job, LayoutIntent, ModelIntent, TrainIntent
 from narrows.spec.machine import Link, Machine
 from narrows.spec.model import llama
+from narrows.spec.objective import Classify
+from narrows.spec.ramp import BatchRamp
 
 from .conftest import fact
 from .test_network import link_of
@@ -127,3 +131,47 @@ def test_layouts_are_named() -> None:
     assert named(layout_of(pipeline=2, interleave=2)) == "pipeline 2, interleaved 1f1b"
     zero = layout_of(pipeline=2, interleave=2, schedule="zero_bubble")
     assert named(zero) == "pipeline 2, zero bubble"
+
+
+@pytest.mark.parametrize("changes", [{"pooler": True}, {"encoder_layers": 2}])
+def test_what_a_rank_cannot_take_a_part_of_is_planned_on_whole_ranks(
+    changes: dict[str, Any],
+) -> None:
+    spec = msgspec.structs.replace(MODEL, **changes)
+    found = {(way["data"], way["tensor"], way["pipeline"])
+             for way in spreads(LayoutIntent(), spec, 16, 4)}  # fmt: skip
+    assert found == {(4, 1, 1)}
+    for axis in ("tensor", "pipeline"):
+        with pytest.raises(BadInput, match="knows no") as caught:
+            check(LayoutIntent(**{axis: 2}), spec, 16)
+        assert f"layout.{axis} = 1" in (caught.value.hint or "")
+
+
+def test_an_objective_of_whole_models_is_planned_on_whole_ranks() -> None:
+    job = Job(name="x", train=TrainIntent(objective=Classify(labels=("a", "b"))))
+    laid_out = finetuning.layout_of(job)
+    assert (laid_out.tensor, laid_out.pipeline, laid_out.context) == (1, 1, 1)
+    assert finetuning.layout_of(Job(name="x")) == LayoutIntent()
+
+
+def test_a_ramp_is_planned_where_its_noise_is_measured_and_says_its_range(
+    machine: Machine,
+) -> None:
+    job = Job(
+        name="x", model=ModelIntent(layers=4, width=256, heads=4, context=256, vocabulary=96),
+        train=TrainIntent(
+            steps=90, batch_sequences=4, batch_ramp=BatchRamp(most_sequences=40)
+        ),
+    )  # fmt: skip
+    plan = make_plan(job, machine, None)
+    assert plan.layout.processes == 1 and plan.layout.accumulation > 1
+    assert "4 sequences (1,024 tokens) an update to 32 (8,192)" in plan.why["train.batch_ramp"]
+    assert "12 to 90 updates" in plan.why["train.batch_ramp"]
+    assert "4 to 32 sequences an update" in " ".join(text(plan).split())
+    for layout, what in ((LayoutIntent(micro_batch=4), "only one"),
+                         (LayoutIntent(processes=2, data=2), "2 processes")):  # fmt: skip
+        with pytest.raises(BadInput, match=what):
+            make_plan(msgspec.structs.replace(job, layout=layout), machine, None)
+    small = msgspec.structs.replace(job.train, batch_ramp=BatchRamp(most_sequences=7))
+    with pytest.raises(BadInput, match="a step has 4 already"):
+        make_plan(msgspec.structs.replace(job, train=small), machine, None)

@@ -26,6 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
     parser.add_argument("--top-p", type=float, metavar="P", help="the likeliest with sum P alone")
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same answers")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
+                        help="of the weights (default: as they lie, or quickest)")  # fmt: skip
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
 
 
@@ -35,10 +37,12 @@ def run(chosen: argparse.Namespace) -> int:
         raise BadInput("--json answers one message", hint='add --message "..."')
     path = folder.of_model(chosen.folder)
     from narrows.infer.chat import answer
-    from narrows.infer.loading import load
     from narrows.infer.sampling import Sampling
+    from narrows.infer.writer import load_writer
 
-    generator = load(path, checkpoint=chosen.checkpoint, talk=speak.talk)
+    generator = load_writer(
+        path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
+    )
     sampling = Sampling(
         temperature=chosen.temperature, top_p=chosen.top_p, seed=chosen.seed
     )  # fmt: skip

@@ -18,6 +18,7 @@ EXAMPLES = """\
 narrows evaluate runs/shakespeare --text shakespeare --limit 40
 narrows evaluate SmolLM2-135M.gguf --text hamlet.txt --context 1024 --stride 256
 narrows evaluate SmolLM2-135M.gguf --rows questions.jsonl --tokens 8 --stop "\\n"
+narrows evaluate runs/films --rows films.jsonl --against runs/films-2
 narrows evaluate runs/tuned --against SmolLM2-135M.gguf --rows questions.jsonl --out tuned.json
 narrows evaluate tuned.json --against earlier.json
 narrows evaluate runs/a --against runs/a/checkpoints/step-00000100 --text shakespeare
@@ -31,7 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", metavar="CORPUS", help="loss, perplexity and bits per byte of: "
                         "shakespeare, python, hf:NAME, a file or folder")  # fmt: skip
     parser.add_argument("--rows", metavar="FILE.jsonl", help="answers to lines of prompt or "
-                        "messages, answer and, where one of several is right, choices")  # fmt: skip
+                        "messages, answer and, where one of several is right, choices; to "
+                        "a classifier lines of text and label, or value")  # fmt: skip
     parser.add_argument("--tasks", metavar="NAME|FILE.yaml", help="a task of lm-evaluation-harness "
                         "(pip install 'narrows[harness]')")  # fmt: skip
     parser.add_argument("--against", metavar="MODEL", action="append", default=[],

@@ -34,6 +34,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="divide the logits of what was said by X (default 1)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same text")
     parser.add_argument("--stop", action="append", default=[], help="end before it; repeatable")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
+                        help="of the weights (default: as they lie, or quickest)")  # fmt: skip
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
 
 
@@ -46,8 +48,8 @@ def run(chosen: argparse.Namespace) -> int:
         return _classified(path, chosen)
     from narrows.infer.account import Account, told
     from narrows.infer.generate import generate
-    from narrows.infer.loading import load
     from narrows.infer.sampling import Sampling
+    from narrows.infer.writer import load_writer
     from narrows.spec.record import to_builtins
 
     sampling = Sampling(
@@ -55,7 +57,9 @@ def run(chosen: argparse.Namespace) -> int:
         min_p=chosen.min_p, repetition_penalty=chosen.repetition_penalty, seed=chosen.seed,
     )  # fmt: skip
     account = Account(path)
-    generator = load(path, checkpoint=chosen.checkpoint, talk=speak.talk)
+    generator = load_writer(
+        path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
+    )
     writing = generate(
         generator, chosen.prompt, tokens=chosen.tokens, sampling=sampling, stop=chosen.stop
     )
@@ -65,7 +69,8 @@ def run(chosen: argparse.Namespace) -> int:
     rate = f"{writing.tokens / seconds:,.0f} tokens/s"
     speak.talk(f"{writing.tokens} tokens in {seconds:.2f} s, {rate}, ended by: {writing.finish}")
     predicted, measured = account.close(generator, writing)
-    speak.talk(told(predicted, measured))
+    packed = generator.precision in ("int8", "int4")
+    speak.talk(told(predicted, measured, packed=packed))
     if chosen.json:
         answer = {"prompt": chosen.prompt, "text": text, "tokens": writing.tokens}
         ledgers = {"predicted": predicted and to_builtins(predicted),

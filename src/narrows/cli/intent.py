@@ -84,9 +84,16 @@ def started(job: Job) -> Start | None:
     """The published model that `job` starts from, its tokenizer and template laid out."""
     if job.model.start is None:
         return None
-    from narrows.train.start import started as opened
+    from narrows.data.recalled import recall, remember
 
-    return opened(Path(job.model.start))
+    path = Path(job.model.start)
+    start = recall(path)
+    if start is None:
+        from narrows.train.start import started as opened
+
+        start = opened(path, talk=speak.talk)
+        remember(path, start)
+    return start
 
 
 def dataset(job: Job, start: Start | None = None) -> Dataset | None:

@@ -30,6 +30,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="a prompt and its answer (default the model's)")  # fmt: skip
     parser.add_argument("--tokens-max", type=int, default=4096, metavar="N",
                         help="an answer's most (default 4096)")  # fmt: skip
+    parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
+                        help="of the weights (default: as they lie, or quickest)")  # fmt: skip
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
 
 
@@ -42,16 +44,18 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.api_key == "":
         raise BadInput("--api-key is empty", hint="leave it out, or give a secret")
     path = folder.of_model(chosen.folder)
-    from narrows.infer.loading import load
     from narrows.infer.server.need import need, refuse_too_large
     from narrows.infer.server.run import Place, Room, serve
     from narrows.infer.server.service import Limits
+    from narrows.infer.writer import load_writer
 
-    found = need(path, chosen.slots, chosen.context)
+    found = need(path, chosen.slots, chosen.context, chosen.precision)
     speak.talk(f"takes {found}")
     refuse_too_large(found, path)
-    generator = load(path, checkpoint=chosen.checkpoint, talk=speak.talk)
+    writer = load_writer(
+        path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
+    )
     place = Place(path.name.removesuffix(".gguf"), chosen.host, chosen.port, chosen.api_key)
     room = Room(chosen.slots, chosen.queue, found.context)
-    serve(generator, place, room, Limits(tokens_max=chosen.tokens_max), speak.talk)
+    serve(writer, place, room, Limits(tokens_max=chosen.tokens_max), speak.talk)
     return 0

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SETTINGS, _GENERATION = "tokenizer_config.json", "generation_config.json"
 _TEMPLATE = "chat_template.jinja"
+_TOKENS_MOST = 1 << 32
+"""More than any tokenizer can have: what is no less is no token."""
 FILES = (FILE, _SETTINGS, _GENERATION, _TEMPLATE)
 """What is written of a model's words."""
 _ENDINGS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>")
@@ -83,6 +85,18 @@ def save(words: Words, folder: Path, context: int | None = None) -> None:
         write_atomically(folder / name, content.encode())
 
 
+def refuse_foreign(tokenizer: Tokenizer, vocabulary: int, path: Path) -> None:
+    """Raises BadInput where the tokenizer of the model at `path` has tokens that the model has not:
+    it is another's.
+    """
+    if tokenizer.vocabulary > vocabulary:
+        raise BadInput(
+            f"the tokenizer of {path} has {tokenizer.vocabulary} tokens, its model {vocabulary}: "
+            "they do not belong together",
+            hint="copy tokenizer.json from the model's own folder, or the one dataset.json names",
+        )
+
+
 def numbers(words: Words) -> dict[str, int | list[int]]:
     """The tokens that generation has to know, by the keys of a config.json."""
     tokenizer = words.tokenizer
@@ -100,7 +114,7 @@ def of_facts(facts: Mapping[str, Any], source: str) -> Words:
     for name in ("bos", "eos", "pad", "unk"):
         key = {"pad": "padding", "unk": "unknown"}.get(name, name)
         number = facts.get(f"tokenizer.ggml.{key}_token_id")
-        text = tokenizer.id_to_token(number) if isinstance(number, int) else None
+        text = next((tokenizer.id_to_token(each) for each in _listed(number)), None)
         if text is not None:
             special[f"{name}_token"] = text
     ends = _listed(facts.get("tokenizer.ggml.eos_token_id"))
@@ -144,7 +158,7 @@ def _ids(tokenizer: tokenizers.Tokenizer, texts: list[str | None]) -> list[int]:
 
 def _listed(value: Any) -> list[int]:
     found = value if isinstance(value, list) else [value]
-    return [number for number in found if isinstance(number, int) and not isinstance(number, bool)]
+    return [number for number in found if type(number) is int and 0 <= number < _TOKENS_MOST]
 
 
 def _table(path: Path) -> dict[str, Any]:

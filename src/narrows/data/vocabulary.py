@@ -37,7 +37,7 @@ def of_gguf(facts: Mapping[str, Any], source: str) -> tokenizers.Tokenizer:
         "gpt2": _byte_level,
         "llama": _sentence_piece,
     }
-    if kind not in makers:
+    if not isinstance(kind, str) or kind not in makers:
         what = f"{source} has a tokenizer of the kind {kind!r}, which narrows does not know"
         raise BadInput(what, hint=f"known: {', '.join(str(each) for each in makers)}")
     told = _Told(facts, source)
@@ -110,6 +110,16 @@ class _Told:
             )
         return rules[wanted]
 
+    def made(self, merges: list[tuple[str, str]], **options: Any) -> tokenizers.Tokenizer:
+        """The tokens joined by those merges; raises BadInput where the library cannot."""
+        import tokenizers
+        from tokenizers import models
+
+        try:
+            return tokenizers.Tokenizer(models.BPE(self.ids, merges, **options))
+        except Exception as error:  # it raises its own kinds, and plain ones for what is no text
+            raise self.refused(str(error).splitlines()[0]) from None
+
     def _list(self, name: str, kind: type) -> list[Any]:
         found = self._facts.get(_KEY + name, [])
         if not isinstance(found, list) or not all(isinstance(each, kind) for each in found):
@@ -118,8 +128,7 @@ class _Told:
 
 
 def _byte_level(told: _Told) -> tokenizers.Tokenizer:
-    import tokenizers
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -138,8 +147,7 @@ def _byte_level(told: _Told) -> tokenizers.Tokenizer:
     }
     rule = told.known("pre", rules)
     whole_words = told.text("pre") in ("llama-bpe", "llama3")
-    model = models.BPE(told.ids, told.merges(), ignore_merges=whole_words)
-    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer = told.made(told.merges(), ignore_merges=whole_words)
     tokenizer.pre_tokenizer, tokenizer.decoder = rule, decoders.ByteLevel()
     if told.text("pre") == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -147,14 +155,10 @@ def _byte_level(told: _Told) -> tokenizers.Tokenizer:
 
 
 def _sentence_piece(told: _Told) -> tokenizers.Tokenizer:
-    import tokenizers
-    from tokenizers import decoders, models, normalizers
+    from tokenizers import decoders, normalizers
 
     unknown = next((told.tokens[i] for i, kind in enumerate(told.kinds) if kind == _UNKNOWN), None)
-    model = models.BPE(
-        told.ids, _merges(told), unk_token=unknown, fuse_unk=True, byte_fallback=True
-    )
-    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer = told.made(_merges(told), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     before = told.flag("add_space_prefix", default=True)
     spaces = [normalizers.Replace(" ", _SPACE)]
     tokenizer.normalizer = normalizers.Sequence(

@@ -10,45 +10,61 @@ from pathlib import Path
 import torch
 
 from narrows import __version__
-from narrows.evaluate import answers, documents, harness
+from narrows.evaluate import answers, documents, harness, judging
 from narrows.evaluate.assessment import Assessment, Data, Found, Manner, Rows, Tasks, Texts
 from narrows.evaluate.progress import Progress, Talk
+from narrows.infer import classifier
 from narrows.infer.checkpoint import locate
+from narrows.infer.classifier import Classifier
 from narrows.infer.loading import PLAN, Generator, load
+from narrows.model.transformer import Transformer
 from narrows.plan.layouts import TrainingPrecision
+from narrows.spec.errors import BadInput
 
 
 def assess(
     path: Path, data: Data, manner: Manner, *, checkpoint: str | None = None, talk: Talk
 ) -> Assessment:
-    """What `data` says of the model at `path`, which `infer.loading.load` opens.
+    """What `data` says of the model at `path`, which `infer.loading.load` opens, or
+    `infer.classifier.load` where it says one thing of a text.
 
     Raises BadInput where the model or the data cannot be used.
     """
     if isinstance(data, Tasks):
         harness.refuse_absent()
     precision = manner.precision or "fp32"
-    generator = load(path, checkpoint=checkpoint, precision=precision, talk=talk)
+    given: Generator | Classifier
+    if classifier.is_one(path):
+        given = classifier.load(path, checkpoint, precision)
+    else:
+        given = load(path, checkpoint=checkpoint, precision=precision, talk=talk)
     named = locate(path, checkpoint).name if (path / PLAN).is_file() else None
     watch = Progress(talk, "")
-    found = _found(generator, data, manner, talk)
+    found = _found(given, data, manner, talk)
     return Assessment(
-        model=str(path), checkpoint=named, precision=_precision(generator), data=data,
+        model=str(path), checkpoint=named, precision=_precision(given.model), data=data,
         sha256=found.sha256, manner=manner, metrics=found.metrics, items=found.items,
         tokens=found.tokens, bytes=found.bytes, seconds=watch.seconds, notes=found.notes,
-        narrows=__version__,
+        labels=found.labels, narrows=__version__,
     )  # fmt: skip
 
 
-def _found(generator: Generator, data: Data, manner: Manner, talk: Talk) -> Found:
+def _found(given: Generator | Classifier, data: Data, manner: Manner, talk: Talk) -> Found:
+    if isinstance(given, Classifier):
+        if isinstance(data, Rows):
+            return judging.judge(given, data, manner, talk)
+        raise BadInput(
+            "the model says one thing of a text, and cannot go on with one",
+            hint="--rows FILE.jsonl with a text on each line, and its label or value",
+        )
     match data:
         case Texts():
-            return documents.read(generator, data, manner, talk)
+            return documents.read(given, data, manner, talk)
         case Rows():
-            return answers.answer(generator, data, manner, talk)
+            return answers.answer(given, data, manner, talk)
         case Tasks():
-            return harness.run(generator, data, manner, talk)
+            return harness.run(given, data, manner, talk)
 
 
-def _precision(generator: Generator) -> TrainingPrecision:
-    return "bf16" if generator.model.head_VD.dtype == torch.bfloat16 else "fp32"
+def _precision(model: Transformer) -> TrainingPrecision:
+    return "bf16" if model.head_VD.dtype == torch.bfloat16 else "fp32"

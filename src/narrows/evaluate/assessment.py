@@ -42,6 +42,8 @@ class Tasks(Record, tag="tasks", tag_field="type"):
 
 
 Data = Texts | Rows | Tasks
+CONFUSION = "macro F1"
+"""The metric whose sums are the confusions."""
 
 
 class Manner(Record):
@@ -119,7 +121,8 @@ class Comparison(Record):
 class Assessment(Record):
     """A model, the data by their hash, how it was asked, and what came out.
 
-    `bytes` are those of UTF-8 text; `notes` what a reader must know to trust the numbers.
+    `bytes` are those of UTF-8 text; `notes` what a reader must know to trust the numbers. `labels`
+    are those of a model that says classes, in the order that its confusions have.
     """
 
     model: str
@@ -134,6 +137,7 @@ class Assessment(Record):
     bytes: int | None = None
     seconds: float
     notes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     narrows: str
     comparisons: tuple[Comparison, ...] = ()
 
@@ -155,6 +159,7 @@ class Found(NamedTuple):
     tokens: int
     bytes: int | None = None
     notes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def metrics(kinds: tuple[Kind, ...], items: tuple[Item, ...], seed: int) -> tuple[Metric, ...]:

@@ -13,10 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from narrows.evaluate import classification, overlap
+from narrows.evaluate import classification, overlap, regression
 
 Array = npt.NDArray[np.float64]
-Form = Literal["mean", "perplexity", "bits", "bleu", "chrf", "calibration", "f1_macro"]
+Form = Literal[
+    "mean", "root", "perplexity", "bits", "bleu", "chrf", "calibration", "f1", "f1_macro",
+    "correlation",
+]  # fmt: skip
 Better = Literal["lower", "higher"]
 
 
@@ -38,6 +41,16 @@ def _bits(sums_2: Array) -> Array:
     return _mean(sums_2) / math.log(2.0)
 
 
+def _root(sums_2: Array) -> Array:
+    return np.sqrt(_mean(sums_2))
+
+
+def _f1(sums_2: Array) -> Array:
+    """Of one class: twice those told right, over those told and those there; 0 of none."""
+    found: Array = 2.0 * sums_2[..., 0] / np.maximum(sums_2[..., 1], 1.0)
+    return found
+
+
 def _f1_macro(sums_X: Array) -> Array:
     classes = math.isqrt(sums_X.shape[-1])
     found: Array = classification.f1_macro(sums_X.reshape(*sums_X.shape[:-1], classes, classes))
@@ -53,6 +66,7 @@ def _chrf(sums_X: Array) -> Array:
 
 
 _FORMS: Mapping[Form, Callable[[Array], Any]] = {
-    "mean": _mean, "perplexity": _perplexity, "bits": _bits, "bleu": _bleu, "chrf": _chrf,
-    "calibration": classification.error_of_bins, "f1_macro": _f1_macro,
+    "mean": _mean, "root": _root, "perplexity": _perplexity, "bits": _bits, "bleu": _bleu,
+    "chrf": _chrf, "calibration": classification.error_of_bins, "f1": _f1, "f1_macro": _f1_macro,
+    "correlation": regression.correlation,
 }  # fmt: skip

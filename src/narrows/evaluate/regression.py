@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+_ROUNDING = 1e-20
 
 
 def mean_absolute_error(truth_M: Array, said_M: Array) -> float:
@@ -29,10 +30,29 @@ def pearson(truth_M: Array, said_M: Array) -> float:
 
 def spearman(truth_M: Array, said_M: Array) -> float:
     """The correlation of the ranks; equal numbers share the mean of theirs."""
-    return pearson(_ranks(truth_M), _ranks(said_M))
+    return pearson(ranks(truth_M), ranks(said_M))
 
 
-def _ranks(values_M: Array) -> Array:
+def products(truth_M: Array, said_M: Array) -> Array:
+    """What each row adds to their correlation [M,6], of numbers moved to the mean of the truth."""
+    middle = truth_M.mean()
+    a_M, b_M = truth_M - middle, said_M - middle
+    return np.stack([np.ones_like(a_M), a_M, b_M, a_M * a_M, b_M * b_M, a_M * b_M], axis=1)
+
+
+def correlation(sums_6: Array) -> Array:
+    """The linear one of what rows added up to [..., 6]; 0 where either does not vary."""
+    count, a, b, aa, bb, ab = np.moveaxis(np.asarray(sums_6, dtype=np.float64), -1, 0)
+    spread = np.maximum(count * aa - a * a, 0.0) * np.maximum(count * bb - b * b, 0.0)
+    varies = spread > _ROUNDING * (count * aa) * (count * bb)
+    found: Array = np.where(
+        varies, (count * ab - a * b) / np.sqrt(np.where(varies, spread, 1.0)), 0.0
+    )
+    return found
+
+
+def ranks(values_M: Array) -> Array:
+    """From 1; equal numbers share the mean of theirs."""
     _, place_M, count_U = np.unique(values_M, return_inverse=True, return_counts=True)
     last_U = np.cumsum(count_U)
     return (last_U - (count_U - 1) / 2.0)[place_M]

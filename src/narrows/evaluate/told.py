@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from narrows.evaluate.assessment import Assessment, Comparison, Data, Difference, Rows, Tasks, Texts
+from narrows.evaluate.assessment import (
+    CONFUSION,
+    Assessment,
+    Comparison,
+    Data,
+    Difference,
+    Rows,
+    Tasks,
+    Texts,
+    sums,
+)
 from narrows.spec.units import Bytes, Seconds
 
+_TABLE, _LABEL = 12, 12
+"""Classes whose confusions fit a line, and letters of each that are shown."""
 _SHOWN = 12
 """Answers that are shown; all of them are in the file that --out names."""
 
@@ -18,6 +30,7 @@ def told(assessment: Assessment) -> str:
     for metric in assessment.metrics:
         around = "" if metric.low is None else f"   {metric.low:.4g} to {metric.high:.4g}"
         lines.append(f"{metric.name:{width}}  {metric.value:10.4f}{around}")
+    lines += _confused(assessment)
     for comparison in assessment.comparisons:
         lines += ["", *_compared(comparison, width)]
     return "\n".join(lines)
@@ -38,6 +51,22 @@ def _headline(assessment: Assessment) -> str:
         f"{_unit(assessment.data)}, {assessment.tokens:,} tokens{size}, {assessment.precision}, "
         f"{Seconds(assessment.seconds).text()}, {rate:,.0f} tokens/s"
     )
+
+
+def _confused(assessment: Assessment) -> list[str]:
+    """How many rows of each class, one a line, were said to be of each."""
+    labels, pairs_MX = assessment.labels, sums(assessment.items, CONFUSION)
+    if not labels or not len(pairs_MX) or len(labels) > _TABLE:
+        return []
+    pairs_CC = pairs_MX.sum(0).reshape(len(labels), len(labels)).astype(int)
+    names = [label if len(label) <= _LABEL else label[: _LABEL - 1] + "…" for label in labels]
+    wide = max(len(name) for name in (*names, "is, said"))
+    head = "  ".join(f"{name:>{wide}}" for name in names)
+    rows = [
+        f"{name:{wide}}  " + "  ".join(f"{count:{wide},}" for count in row)
+        for name, row in zip(names, pairs_CC.tolist(), strict=True)
+    ]
+    return ["", f"{'is, said':{wide}}  {head}", *rows]
 
 
 def _compared(comparison: Comparison, width: int) -> list[str]:

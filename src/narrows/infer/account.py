@@ -10,11 +10,9 @@ import torch
 
 from narrows.hardware.find import fingerprint
 from narrows.hardware.probe import machine_known
-from narrows.infer.generate import Generation
-from narrows.infer.loading import Generator
+from narrows.infer.generate import Generation, Writer
 from narrows.kernels.meter import MemoryMeter
 from narrows.plan.answer import Question, predict_answer
-from narrows.plan.layouts import TrainingPrecision
 from narrows.plan.power import bill, watts
 from narrows.spec.errors import BadInput
 from narrows.spec.ledger import Ledger, MemoryPeak, Phase, Row, Total
@@ -32,14 +30,13 @@ class Account:
         device = torch.accelerator.current_accelerator(check_available=True)
         self._memory = MemoryMeter(device or torch.device("cpu"))
 
-    def close(self, generator: Generator, generation: Generation) -> tuple[Ledger | None, Ledger]:
+    def close(self, generator: Writer, generation: Generation) -> tuple[Ledger | None, Ledger]:
         """Predicted, where this machine was probed, and measured, of a text that is written."""
         peak = self._memory.peak()
         machine = _machine(self._run)
-        precision: TrainingPrecision
-        precision = "bf16" if generator.model.head_VD.dtype == torch.bfloat16 else "fp32"
+        precision = generator.precision
         known = machine and any(curve.precision == precision for curve in machine.device.matmul)
-        if machine is None or not known:
+        if machine is None or not known or precision == "int8" or precision == "int4":
             return None, _measured(generator, generation, peak, None, None)
         asked = Question(
             prompt=len(generation.prompt),
@@ -47,11 +44,11 @@ class Account:
             precision=precision,
             fresh=True,
         )
-        predicted = predict_answer(generator.model.spec, asked, machine)
+        predicted = predict_answer(generator.spec, asked, machine)
         return predicted, _measured(generator, generation, peak, machine, predicted)
 
 
-def told(predicted: Ledger | None, measured: Ledger) -> str:
+def told(predicted: Ledger | None, measured: Ledger, *, packed: bool = False) -> str:
     """Both as lines of a table, and what to do where there is no prediction."""
     lines = [f"{'':12}{'measured':>11}"]
     if predicted:
@@ -64,7 +61,10 @@ def told(predicted: Ledger | None, measured: Ledger) -> str:
             error = before / value - 1.0
             lines.append(f"{name:12}{before.text():>11}{value.text():>11}{error:+8.0%}")
     if predicted is None:
-        lines.append("to have it predicted too: narrows probe")
+        lines.append(
+            "what packed weights take is not predicted yet" if packed
+            else "to have it predicted too: narrows probe"
+        )  # fmt: skip
     return "\n".join(lines)
 
 
@@ -88,7 +88,7 @@ def _machine(run: Path) -> Machine | None:
 
 
 def _measured(
-    generator: Generator, generation: Generation, peak: float, machine: Machine | None,
+    generator: Writer, generation: Generation, peak: float, machine: Machine | None,
     predicted: Ledger | None,
 ) -> Ledger:  # fmt: skip
     """Where it was predicted, FLOP and bytes are the prediction's; a token takes the median."""
@@ -129,11 +129,11 @@ def _row(
     )  # fmt: skip
 
 
-def _memory(generator: Generator, generation: Generation, peak: float) -> MemoryPeak:
+def _memory(generator: Writer, generation: Generation, peak: float) -> MemoryPeak:
     """What tensors hold is named, the rest is activations with all else; the tensors are the least,
     since a heap that was large before grows less than it holds.
     """
-    weights = float(sum(p.nbytes for p in generator.model.parameters()))
+    weights = float(generator.weight_bytes)
     cache = float(generation.cache_bytes)
     peak = max(peak, weights + cache)
     return MemoryPeak(

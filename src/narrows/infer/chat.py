@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from narrows.data.template import Message
-from narrows.infer.generate import Generation, TooLong
-from narrows.infer.loading import Generator
+from narrows.infer.generate import Generation, TooLong, Writer
 from narrows.infer.sampling import Sampling
 from narrows.spec.errors import BadInput
 
 
 def answer(
-    generator: Generator, messages: Sequence[Message], *, tokens: int = 512,
+    generator: Writer, messages: Sequence[Message], *, tokens: int = 512,
     sampling: Sampling | None = None, stop: Sequence[str] = (),
 ) -> Generation:  # fmt: skip
     """At most `tokens` tokens that answer the messages, which are written as they were in training.
@@ -23,7 +22,7 @@ def answer(
     if tokens < 1:
         raise BadInput(f"tokens is {tokens}", hint="ask for at least 1")
     found = conversation(generator, messages)
-    context = generator.model.spec.context
+    context = generator.spec.context
     if len(found) > context:
         raise TooLong(
             f"the conversation is {len(found)} tokens long, the model reads {context}",
@@ -32,7 +31,7 @@ def answer(
     return Generation(generator, found, tokens, sampling or Sampling(), stop)
 
 
-def conversation(generator: Generator, messages: Sequence[Message]) -> list[int]:
+def conversation(generator: Writer, messages: Sequence[Message]) -> list[int]:
     """The tokens of the messages, up to where the model is to answer; raises BadInput where it has
     no chat template, or the template refuses them.
     """

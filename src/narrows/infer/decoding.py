@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
 from narrows.model.transformer import Transformer
+
+
+class Cached(ABC):
+    """A model and one sequence's keys and values, with room for so many positions."""
+
+    @property
+    @abstractmethod
+    def cache_bytes(self) -> int:
+        """What keys and values take when the cache is full."""
+
+    @abstractmethod
+    def read(self, tokens: Sequence[int], start: int) -> Tensor:
+        """Logits [V] of the token after `tokens`, whose positions begin at `start`; what is cached
+        from there on is forgotten.
+        """
 
 
 @final
@@ -20,29 +36,46 @@ class Decoding:
     the sequence goes on without an end. The result is what the model says of those tokens alone.
     """
 
-    def __init__(self, model: Transformer, tokens_max: int) -> None:
+    def __init__(self, context: int, tokens_max: int, cached: Callable[[int], Cached]) -> None:
         """`tokens_max`: how long the sequence may grow; the cache is no larger than it need be."""
-        assert not model.training, "dropout is on"
-        self._model = model
-        self._room = min(tokens_max, model.spec.context)
-        self._caches = model.caches(1, self._room)
+        self._context, self._room = context, min(tokens_max, context)
+        self._model = cached(self._room)
         self._cached: list[int] = []
+
+    @staticmethod
+    def of(model: Transformer, tokens_max: int) -> Decoding:
+        """By a model as torch computes it."""
+        return Decoding(model.spec.context, tokens_max, lambda room: _Whole(model, room))
 
     @property
     def cache_bytes(self) -> int:
         """What keys and values take when the cache is full."""
-        return sum(each.nbytes for cache in self._caches for each in cache)
+        return self._model.cache_bytes
 
-    @torch.inference_mode()
     def read(self, tokens: Sequence[int]) -> Tensor:
         """Logits [V] of the token after `tokens`, which follow what was read before."""
         start = len(self._cached)
         if start + len(tokens) > self._room:
-            assert self._room == self._model.spec.context, "more tokens than were announced"
+            assert self._room == self._context, "more tokens than were announced"
             kept = max(1, self._room // 2)
             tokens, start = (self._cached + list(tokens))[-kept:], 0
             self._cached = []
         self._cached += tokens
+        return self._model.read(tokens, start)
+
+
+@final
+class _Whole(Cached):
+    def __init__(self, model: Transformer, room: int) -> None:
+        assert not model.training, "dropout is on"
+        self._model, self._caches = model, model.caches(1, room)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(each.nbytes for cache in self._caches for each in cache)
+
+    @torch.inference_mode()
+    def read(self, tokens: Sequence[int], start: int) -> Tensor:
         model = self._model
         tokens_BT = torch.tensor([tokens], device=model.head_VD.device)
         hidden_BTD = model.hidden(tokens_BT, self._caches, start)

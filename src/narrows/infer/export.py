@@ -133,7 +133,8 @@ def _config(given: Source, kind: str, dtype: torch.dtype) -> dict[str, Any]:
                 hint="export the model as it was published, or train one from its shape",
             )
     key = "dtype" if "dtype" in config else "torch_dtype"
-    return {**config, key: str(dtype).removeprefix("torch.")}
+    head = describing.head(spec, kind, given.labels or ())
+    return {**config, **head, key: str(dtype).removeprefix("torch.")}
 
 
 def _copy_along(source: Path, folder: Path) -> None:
@@ -152,6 +153,9 @@ def _copy_along(source: Path, folder: Path) -> None:
 def _to_gguf(given: Source, path: Path, type: str) -> None:
     """Facts, tables of the words, and weights: matrices in the type, what is small in fp32."""
     spec = given.spec
+    if spec.classes:
+        what = f"{given.what} has a head for classes, and a GGUF file has no place for one"
+        raise BadInput(what, hint="--to FOLDER")
     kind = ggml.kind_of(spec, given.kind)
     facts = _facts(given, kind, type)
     tensors = [*ggml.factors(spec), *outgoing(given.weights, spec, ggml.NAMINGS[kind])]

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal, final
+from typing import Literal, Protocol, final
 
+from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.decoding import Decoding
 from narrows.infer.loading import Generator
@@ -19,6 +20,37 @@ from narrows.infer.sampling import Sampler, Sampling
 from narrows.infer.stream import StopStrings, TextStream
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
+from narrows.spec.model import ModelSpec
+
+ServingPrecision = Literal["fp32", "bf16", "int8", "int4"]
+"""What weights are in where a model answers; of packed ones, most of them."""
+
+
+class Writer(Protocol):
+    """A model that goes on with texts, however it is computed."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's shape."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What its tokens are."""
+
+    @property
+    def template(self) -> Template | None:
+        """How it was taught conversations, where it was."""
+
+    @property
+    def precision(self) -> ServingPrecision:
+        """What its weights are in."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all of them."""
+
+    def decoding(self, tokens_max: int) -> Decoding:
+        """A sequence to begin, of at most so many tokens."""
 
 
 class TooLong(BadInput):
@@ -30,7 +62,7 @@ Finish = Literal["length", "stop", "end"]
 
 
 def generate(
-    generator: Generator, prompt: str, *, tokens: int = 200,
+    generator: Writer, prompt: str, *, tokens: int = 200,
     sampling: Sampling | None = None, stop: Sequence[str] = (),
 ) -> Generation:  # fmt: skip
     """At most `tokens` tokens that go on from `prompt`; an empty one starts a new document.
@@ -59,7 +91,7 @@ class Generation:
     """
 
     def __init__(
-        self, generator: Generator, prompt: Sequence[int], tokens_max: int, sampling: Sampling,
+        self, generator: Writer, prompt: Sequence[int], tokens_max: int, sampling: Sampling,
         stop: Sequence[str],
     ) -> None:  # fmt: skip
         self.prompt = tuple(prompt)
@@ -68,7 +100,7 @@ class Generation:
         self.finish: Finish = "length"
         self._tokens_max = tokens_max
         self._ends = generator.tokenizer.ends
-        self._decoding = Decoding(generator.model, len(prompt) + tokens_max)
+        self._decoding = generator.decoding(len(prompt) + tokens_max)
         self._sampler = Sampler(sampling, generator.tokenizer.vocabulary)
         self._text = TextStream(generator.tokenizer, prompt)
         self._stops = StopStrings(stop)
@@ -105,11 +137,11 @@ class Generation:
         return token
 
 
-def tokens_of(prompt: str, generator: Generator) -> list[int]:
+def tokens_of(prompt: str, generator: Writer) -> list[int]:
     """The tokens that a text is gone on from; raises BadInput where it is longer than the context,
     or of characters that the tokenizer lacks.
     """
-    tokenizer, context = generator.tokenizer, generator.model.spec.context
+    tokenizer, context = generator.tokenizer, generator.spec.context
     text = tokenizer.encode(prompt)
     found = [*tokenizer.begin, *text] or [tokenizer.end_of_document]
     if len(found) > context:

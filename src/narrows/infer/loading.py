@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from narrows.adapt.apply import adapted
-from narrows.adapt.merge import merge
+from narrows.adapt.trained import whole
 from narrows.data import published, tokenizers
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
@@ -23,12 +22,11 @@ from narrows.infer.decoding import Decoding
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
-from narrows.model.beginning import values_of
-from narrows.model.initial import initialise
 from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
 from narrows.plan.layouts import TrainingPrecision
 from narrows.spec.errors import BadInput
+from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Plan
 from narrows.spec.record import load as load_record
 
@@ -43,6 +41,25 @@ class Generator(NamedTuple):
     model: Transformer
     tokenizer: Tokenizer
     template: Template | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's shape."""
+        return self.model.spec
+
+    @property
+    def precision(self) -> TrainingPrecision:
+        """What it computes in."""
+        return "bf16" if self.model.head_VD.dtype == torch.bfloat16 else "fp32"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parameters."""
+        return sum(parameter.nbytes for parameter in self.model.parameters())
+
+    def decoding(self, tokens_max: int) -> Decoding:
+        """A sequence to begin, of at most so many tokens."""
+        return Decoding.of(self.model, tokens_max)
 
 
 def load(
@@ -64,15 +81,19 @@ def load(
         if checkpoint is not None:
             raise BadInput(f"{path} is no run, and has no checkpoints", hint="leave it out")
         generator, what = _published(path, precision)
-    _refuse_foreign(path, *generator[:2])
+    published.refuse_foreign(generator.tokenizer, generator.spec.vocabulary, path)
+    set_threads()
+    threads = torch.get_num_threads()
+    _warm(generator.model)
+    talk(f"{what}, {generator.precision}, {threads} thread{'s'[: threads > 1]}")
+    return generator
+
+
+def set_threads() -> None:
+    """One for each core that is allowed, where the user says nothing else."""
     if "OMP_NUM_THREADS" not in os.environ:
         here = processor()
         torch.set_num_threads(max(1, here.cores_allowed // here.threads_per_core))
-    found = "bf16" if generator.model.head_VD.dtype == torch.bfloat16 else "fp32"
-    threads = torch.get_num_threads()
-    _warm(generator.model)
-    talk(f"{what}, {found}, {threads} thread{'s'[: threads > 1]}")
-    return generator
 
 
 def _trained(
@@ -80,7 +101,7 @@ def _trained(
 ) -> tuple[Generator, str]:
     plan = load_record(Plan, run / PLAN)
     if not plan.model.writes or plan.model.classes:
-        raise _no_writer(run)
+        raise no_writer(run)
     words, found = words_of(run), locate(run, checkpoint)
     model = model_of(plan, found, precision)
     generator = Generator(model, words.tokenizer, words.template)
@@ -98,7 +119,7 @@ def words_of(run: Path) -> published.Words:
 def _published(path: Path, precision: TrainingPrecision | None) -> tuple[Generator, str]:
     original = opened(path)
     if not original.spec.writes:
-        raise _no_writer(path)
+        raise no_writer(path)
     words = published.words(original.path, original.facts)
     dtype = _DTYPES[precision or ("bf16" if computes_bf16() else "fp32")]
     with torch.device("meta"):
@@ -113,10 +134,11 @@ def model_of(
     plan: Plan, checkpoint: Path, precision: TrainingPrecision | None = None
 ) -> Transformer:
     """The plan's model with the checkpoint's weights, on the device that computes here."""
+    if not plan.learning.everything:
+        model = whole(plan, weights(checkpoint))
+        return _ready((model if computes_bf16() else model.float()).to(_device()))
     with torch.device("meta"):
         model = Transformer(plan.model, load_kernels("torch"))
-    if not plan.learning.everything:
-        return _tuned(plan, model, checkpoint)
     try:
         model.load_state_dict(weights(checkpoint), assign=True)
     except RuntimeError as error:
@@ -128,23 +150,6 @@ def model_of(
     if precision is not None:
         model = model.to(_DTYPES[precision])
     elif not computes_bf16():
-        model = model.float()
-    return _ready(model.to(_device()))
-
-
-def _tuned(plan: Plan, model: Transformer, checkpoint: Path) -> Transformer:
-    """The model that training began with and what it trained of it, made one."""
-    dtype = torch.bfloat16 if plan.layout.precision == "bf16" else torch.float32
-    model = model.to(dtype).to_empty(device="cpu")
-    initialise(model, plan.seed)
-    if plan.start is not None:
-        first = values_of(plan.start)
-        for name, parameter in model.named_parameters():
-            whole = first(name, parameter.shape)
-            if whole is not None:
-                parameter.data.copy_(whole)
-    model = merge(adapted(model, plan.learning, weights(checkpoint)))
-    if not computes_bf16():
         model = model.float()
     return _ready(model.to(_device()))
 
@@ -164,21 +169,13 @@ def computes_bf16() -> bool:
 
 def _warm(model: Transformer) -> None:
     """Read every weight once, and let torch make what it makes at the first token."""
-    decoding = Decoding(model, 2)
+    decoding = Decoding.of(model, 2)
     Sampler(Sampling(), model.spec.vocabulary).choose(decoding.read([0]))
     if model.spec.context > 1:
         decoding.read([0])
 
 
-def _no_writer(path: Path) -> BadInput:
+def no_writer(path: Path) -> BadInput:
+    """Of a model that does not write."""
     what = f"the model of {path} is no causal decoder, and cannot go on with a text"
     return BadInput(what, hint="give a model that was trained on the next token")
-
-
-def _refuse_foreign(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    if tokenizer.vocabulary > model.spec.vocabulary:
-        raise BadInput(
-            f"the tokenizer of {path} has {tokenizer.vocabulary} tokens, its model "
-            f"{model.spec.vocabulary}: they do not belong together",
-            hint="copy tokenizer.json from the model's own folder, or the one dataset.json names",
-        )

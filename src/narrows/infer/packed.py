@@ -1,20 +1,23 @@
 """A published decoder with its matrices in groups of 4 or 8 bits, for the kernels that compute so.
 
-    packed(original) → PackedModel
+    packed(original) → PackedModel;   PackedWriter(...).decoding(tokens_max) → Decoding
 
 What its file has in such groups is taken as it lies; all else is rounded, here and aloud.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
+from narrows.data.published import Words
+from narrows.infer.decoding import Cached, Decoding
+from narrows.infer.generate import ServingPrecision
 from narrows.kernels.build import obstacle
-from narrows.kernels.decoder import GROUP, Packed, PackedLayer, PackedModel
+from narrows.kernels.decoder import GROUP, Packed, PackedDecoder, PackedLayer, PackedModel, Run
 from narrows.kernels.interface import Heads
 from narrows.model.grouped import Bits, grouped
 from narrows.model.opening import Original
@@ -26,6 +29,56 @@ from narrows.spec.model import ModelSpec, RMSNorm, Rotary, SwiGLU
 
 Talk = Callable[[str], None]
 _HEAD_WIDTH_MOST = 256
+_CHUNK = 512
+"""Tokens of a prompt that are read at once."""
+
+
+@final
+class PackedWriter:
+    """A packed model ready to write, its tokenizer, and its chat template where it has one."""
+
+    def __init__(self, original: Original, words: Words, bits: Bits, talk: Talk) -> None:
+        self.spec, self.tokenizer, self.template = original.spec, words.tokenizer, words.template
+        self.model = packed(original, bits=bits, talk=talk)
+        self.precision: ServingPrecision = "int4" if self.model.layers[0].up.bits == 4 else "int8"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all matrices."""
+        return self.model.nbytes
+
+    def decoding(self, tokens_max: int) -> Decoding:
+        """A sequence to begin, of at most so many tokens."""
+        return Decoding(self.spec.context, tokens_max, lambda room: _Packed(self.model, room))
+
+
+@final
+class _Packed(Cached):
+    def __init__(self, model: PackedModel, room: int) -> None:
+        threads = torch.get_num_threads()
+        self._decoder = PackedDecoder(model, room=room, rows=min(room, _CHUNK), threads=threads)
+        self._cache = self._decoder.cache()
+
+    @property
+    def cache_bytes(self) -> int:
+        return self._cache.nbytes
+
+    def read(self, tokens: Sequence[int], start: int) -> Tensor:
+        last = torch.empty(0)
+        for first in range(0, len(tokens), self._decoder.rows):
+            some = tokens[first : first + self._decoder.rows]
+            run = Run(self._cache, start + first, len(some))
+            last = self._decoder.step([run], some, [len(some) - 1])[0]
+        return last
+
+
+def packs(original: Original) -> bool:
+    """Whether the file has its matrices in groups that are computed with as they lie."""
+    if unpackable(original.spec):
+        return False
+    shapes = parameters(original.spec)
+    reader = Reader(shapes, original.spec, original.naming, original.tensors)
+    return reader.groups("blocks.0.up.weight") is not None
 
 
 def unpackable(spec: ModelSpec) -> str | None:
@@ -73,7 +126,7 @@ def packed(original: Original, *, bits: Bits = 8, talk: Talk = lambda text: None
         query_scale=scale,
         embedding_scale=spec.embedding_scale,
         logit_scale=spec.logit_scale,
-        rotation=angles(spec, torch.device("cpu")),
+        rotation=angles(spec, spec.context, torch.device("cpu")),
         table=table,
         norm_D=reading.values("norm.weight"),
         head=head,

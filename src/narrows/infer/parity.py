@@ -23,7 +23,7 @@ from torch import Tensor
 from narrows.data.published import Words
 from narrows.data.samples import CONVERSATION, PASSAGE, TEXTS
 from narrows.infer import reference
-from narrows.infer.reference import Seen
+from narrows.infer.reference import Seen, texts_of
 from narrows.infer.source import Source, source
 from narrows.kernels.load import load
 from narrows.model.transformer import Transformer
@@ -75,6 +75,8 @@ def compare(given: Source, written: Path, type: str, to: Path) -> Parity:
     again = source(written)
     if wrong := _other_shape(given.spec, again.spec):
         raise _refused(to, wrong)
+    if given.labels != again.labels:
+        raise _refused(to, f"the labels were {given.labels} and are {again.labels}")
     after = _seen(again, ids)
     exact = _exact(given.dtype, type)
     wrong = _words_lost(before, after) or _words_differ(before, after)
@@ -105,7 +107,8 @@ def _seen(given: Source, ids: list[int]) -> Seen:
     tokens, rendered = ({}, None) if given.words is None else _told(given.words)
     logits_TX = _computed(given, ids)
     ends = frozenset[int]() if given.words is None else given.words.tokenizer.ends
-    loss = loss_of(logits_TX, ids) if given.spec.writes else None
+    writes = given.spec.writes and not given.spec.classes
+    loss = loss_of(logits_TX, ids) if writes else None
     return Seen("narrows", tokens, rendered, ends, logits_TX, loss)
 
 
@@ -140,7 +143,7 @@ def _ids(given: Source) -> list[int]:
 
 @torch.no_grad()
 def _computed(given: Source, ids: list[int]) -> Tensor:
-    """Logits, or of an encoder its last hidden states [T, V or D]."""
+    """Logits, of an encoder its last hidden states [T, V or D], or what a head says of texts."""
     spec = given.spec
     with torch.device("meta"):
         model = Transformer(spec, load("torch"))
@@ -150,6 +153,9 @@ def _computed(given: Source, ids: list[int]) -> Tensor:
     tokens_BT = torch.tensor([ids])
     if spec.encoder_layers:
         return model(tokens_BT, tokens_BT)[0]
+    if spec.classes:
+        summaries = [model.summary(model.hidden(each)[0]) for each in texts_of(tokens_BT)]
+        return model.scores(torch.stack(summaries))
     return (model(tokens_BT) if spec.writes else model.hidden(tokens_BT))[0]
 
 

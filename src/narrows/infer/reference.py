@@ -89,14 +89,19 @@ def _by_transformers(by: str, folder: Path, again: Source, ids: list[int]) -> Se
     transformers.logging.disable_progress_bar()
     spec, words = again.spec, again.words
     kind = "ForSeq2SeqLM" if spec.encoder_layers else "ForCausalLM" if spec.writes else ""
+    kind = "ForSequenceClassification" if spec.classes else kind
     model, told = getattr(transformers, f"AutoModel{kind}").from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     tokens_BT = torch.tensor([ids])
     more = {"decoder_input_ids": tokens_BT} if spec.encoder_layers else {}
-    given = model.eval()(input_ids=tokens_BT, **more)
-    found = (given.logits if kind else given.last_hidden_state)[0].float()
-    wrong = _unloaded(told, again)
+    model, wrong = model.eval(), _unloaded(told, again)
+    if spec.classes:
+        found = torch.cat([model(input_ids=each).logits for each in texts_of(tokens_BT)])
+        wrong = wrong or _labelled(model.config, again.labels or ())
+    else:
+        given = model(input_ids=tokens_BT, **more)
+        found = (given.logits if kind else given.last_hidden_state)[0].float()
     if words is None:
         return Seen(by, {}, logits_TX=found, wrong=wrong)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -105,10 +110,25 @@ def _by_transformers(by: str, folder: Path, again: Source, ids: list[int]) -> Se
     if words.template is not None:
         rendered = _rendered(tokenizer)
         tokens[rendered] = list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-    if kind:
+    if kind and not spec.classes:
         told = model.generation_config.eos_token_id
         wrong = wrong or _unended(told, tokenizer, words.tokenizer.ends)
     return Seen(by, tokens, rendered, logits_TX=found, wrong=wrong)
+
+
+def texts_of(tokens_1T: Tensor) -> list[Tensor]:
+    """Several texts to say something of: beginnings of the one [1,T]."""
+    longest = tokens_1T.shape[1]
+    lengths = sorted({max(1, longest // 4), max(1, longest // 2), longest})
+    return [tokens_1T[:, :length] for length in lengths]
+
+
+def _labelled(config: Any, labels: tuple[str, ...]) -> str | None:
+    """Labels that transformers has otherwise."""
+    found = tuple(config.id2label[number] for number in range(config.num_labels))
+    if labels and found != labels:
+        return f"the labels are {found}, and not {labels}"
+    return None
 
 
 def _unended(told: Any, tokenizer: Any, ends: frozenset[int]) -> str | None:

@@ -5,27 +5,30 @@ source(path) → Source, of a run, a published model's folder, or a GGUF file
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor
 
+from narrows.adapt.trained import whole
 from narrows.data import published, tokenizers
 from narrows.data.published import Words
 from narrows.infer.checkpoint import locate, saved, step
 from narrows.infer.loading import PLAN
 from narrows.model.configuration import family
 from narrows.model.mapped import Tensors
+from narrows.model.naming import OURS
 from narrows.model.opening import CONFIG, Original, opened
 from narrows.model.reading import Reader, Unread
 from narrows.model.safetensors import Safetensors
 from narrows.model.writing import parameters
-from narrows.parallel.saved import Saved
+from narrows.parallel.saved import Whole
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec, Rotary
+from narrows.spec.objective import Classify
 from narrows.spec.plan import Plan, Start
 from narrows.spec.record import load, read
 
@@ -36,7 +39,8 @@ class Source(NamedTuple):
 
     Of a published model `kind` is its family, `folder` where its other files are, `config` and
     `facts` what its config.json or the header of its GGUF file says, `there` what its files call
-    each tensor, and `left` are tensors of its files that we have no place for.
+    each tensor, and `left` are tensors of its files that we have no place for. `labels` are those
+    of a head for classes, none where it says a number.
     """
 
     what: str
@@ -50,6 +54,7 @@ class Source(NamedTuple):
     facts: Mapping[str, Any] | None = None
     there: Mapping[str, str] = {}
     left: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
 
 
 def source(path: Path, checkpoint: str | None = None) -> Source:
@@ -69,7 +74,10 @@ def of_original(original: Original) -> Source:
     silent = path.is_dir() and not (path / tokenizers.FILE).is_file()
     words = None if silent else published.words(path, original.facts)
     left = tuple(name for name in tensors.names() if naming.leaves(name))
-    given = Source(str(path), spec, weights, _dtype(tensors), words, original.kind, left=left)
+    given = Source(
+        str(path), spec, weights, _dtype(tensors), words, original.kind, left=left,
+        labels=original.labels,
+    )  # fmt: skip
     return given._replace(**_own(original))
 
 
@@ -78,6 +86,8 @@ def _own(original: Original) -> dict[str, Any]:
     if original.facts is not None:
         return {"facts": original.facts}
     folder = original.path
+    if original.naming is OURS:
+        return {}
     kind, config = family(folder / CONFIG)
     # Within a model that sees, too, names are others than those of the text model alone.
     alone = read(folder / CONFIG).get("model_type") == kind
@@ -89,16 +99,17 @@ def _own(original: Original) -> dict[str, Any]:
 def _of_run(run: Path, checkpoint: str | None) -> Source:
     plan = load(Plan, run / PLAN)
     spec = plan.model
-    if spec.classes:
-        raise BadInput(
-            f"the model of {run} has a head for classes, which no export knows yet",
-            hint="export the model that it started from, or one that goes on with texts",
-        )
     found = locate(run, checkpoint)
-    weights = _Whole(saved(found))
+    weights: Mapping[str, Tensor] = Whole(saved(found))
+    if not plan.learning.everything:
+        weights = dict(whole(plan, weights).named_parameters())
     words = published.of_folder(run) if (run / tokenizers.FILE).is_file() else None
     what = f"{run}, step {step(found)}"
-    given = Source(what, spec, weights, weights[next(iter(weights))].dtype, words)
+    labels = None
+    if spec.classes:
+        labels = plan.objective.labels if isinstance(plan.objective, Classify) else ()
+    dtype = weights[next(iter(weights))].dtype
+    given = Source(what, spec, weights, dtype, words, labels=labels)
     return given if plan.start is None else _tuned(given, plan.start)
 
 
@@ -114,25 +125,6 @@ def _tuned(given: Source, start: Start) -> Source:
         return given
     original = opened(start.path)
     return given._replace(**_own(original)) if original.digest() == start.digest else given
-
-
-@final
-class _Whole(Mapping[str, Tensor]):
-    """A checkpoint's tensors, each put together when it is asked for."""
-
-    def __init__(self, files: Saved) -> None:
-        self._files, self._names = files, list(files.names())
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._files.whole(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _dtype(tensors: Tensors) -> torch.dtype | None:

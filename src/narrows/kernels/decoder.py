@@ -8,6 +8,8 @@ The structures below are those of native/decoder.cpp and native/quantized.h, fie
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
@@ -171,10 +173,11 @@ class PackedDecoder:
         self._codes = [_codes(rows, each, self._kept) for each in (self.width, wide, N * H)]
 
     def cache(self) -> Tensor:
-        """Of one sequence, empty [L,K,2,room·H] bf16; memory is taken as positions are filled."""
+        """Of one sequence, empty [L,K,2,room·H] bf16; pages are taken as positions are filled."""
         _, K, H = self.model.heads
         shape = (len(self.model.layers), K, 2, self.room * H)
-        return torch.zeros(shape, dtype=torch.bfloat16)
+        pages = mmap.mmap(-1, math.prod(shape) * torch.bfloat16.itemsize)
+        return torch.frombuffer(pages, dtype=torch.bfloat16).view(shape)
 
     def step(self, runs: Sequence[Run], tokens: Sequence[int], wanted: Sequence[int]) -> Tensor:
         """Logits [wanted,V] behind those rows of `tokens`, which are those of all runs in turn."""

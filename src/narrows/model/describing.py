@@ -41,6 +41,9 @@ CLASSES = {
     "qwen3_moe": "Qwen3MoeForCausalLM", "bert": "BertModel",
 }  # fmt: skip
 """transformers' class of a family; of several that compute the same the first is taken."""
+_JUDGES = {"bert": "BertForSequenceClassification"}
+"""That of a family with a head for classes, where it computes what ours does."""
+_NUMBER = "regression"
 _ACTIVATIONS = {
     SwiGLU(): "silu", GeGLU(): "gelu_pytorch_tanh", GELU(exact=True): "gelu", GELU(): "gelu_new",
     ReLU(): "relu", SquaredReLU(): "relu2",
@@ -66,11 +69,11 @@ def means(
     spec: ModelSpec, kind: str, settings: Settings, *,
     then: Callable[[Shape], Shape] = lambda shape: shape,
 ) -> bool:  # fmt: skip
-    """Whether settings of the family say just what the spec does, dropout aside, and a pooler,
-    which files have or have not.
+    """Whether settings of the family say just what the spec does, dropout aside, a pooler, which
+    files have or have not, and a head for classes.
     """
     window = spec.window if spec.window and spec.window.size < spec.context else None
-    spec = msgspec.structs.replace(spec, window=window)
+    spec = msgspec.structs.replace(spec, window=window, classes=0, pooling="last")
     try:
         found = shaped(kind, settings, then=then)
     except BadInput:
@@ -81,6 +84,54 @@ def means(
 def config(spec: ModelSpec, kind: str) -> _Keys:
     """The keys of the family's config.json, as near to the spec as they come."""
     return {"architectures": [CLASSES[kind]], "model_type": kind, **_keys(spec, kind)}
+
+
+def head(spec: ModelSpec, kind: str, labels: tuple[str, ...]) -> _Keys:
+    """What config.json says of a head for `labels`, none of them for a number; empty without one.
+
+    Raises BadInput where no class of the family computes what the head does.
+    """
+    if not spec.classes:
+        return {}
+    if kind not in _JUDGES:
+        raise BadInput(
+            f"transformers' classes of {kind} models read texts otherwise than a head of ours does",
+            hint="start from a BERT model, such as MiniLM, with model.pooling = first",
+        )
+    if spec.pooling != "first" or not spec.pooler:
+        raise BadInput(
+            f"the head reads the {spec.pooling} of a text's states, and {_JUDGES[kind]} reads the "
+            "first one, through a pooler",
+            hint="train with --set model.pooling=first, from a model that has a pooler",
+        )
+    names = labels or ("LABEL_0",)
+    return {
+        "architectures": [_JUDGES[kind]],
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+        "problem_type": "single_label_classification" if labels else _NUMBER,
+    }
+
+
+def headed(
+    spec: ModelSpec, kind: str, settings: Settings
+) -> tuple[ModelSpec, tuple[str, ...] | None]:
+    """The spec with the head that config.json tells of, and its labels; None where it has none.
+
+    Raises BadInput where it tells too little.
+    """
+    if settings.data.get("architectures") != [_JUDGES.get(kind)]:
+        return spec, None
+    told = settings.data.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+    if not isinstance(told, dict) or sorted(told) != sorted(map(str, range(len(told)))) or not told:
+        raise BadInput(
+            f"{settings.source}: id2label does not number the classes from 0",
+            hint="take the model's own config.json",
+        )
+    labels = tuple(str(told[str(number)]) for number in range(len(told)))
+    number = len(labels) == 1 or settings.data.get("problem_type") == _NUMBER
+    spec = msgspec.structs.replace(spec, classes=len(labels), pooling="first")
+    return spec, () if number else labels
 
 
 def _keys(spec: ModelSpec, kind: str) -> _Keys:

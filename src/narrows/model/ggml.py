@@ -57,7 +57,7 @@ def settings(
     Raises BadInput where the architecture is not known.
     """
     theirs = facts.get(_ARCHITECTURE)
-    if theirs not in _KINDS:
+    if not isinstance(theirs, str) or theirs not in _KINDS:
         guess = nearest(str(theirs), _KINDS)
         hint = f"did you mean {guess}? " if guess else ""
         raise BadInput(
@@ -78,10 +78,12 @@ def settings(
         said["norm_topk_prob"] = True
     if kind in _LARGEST and "head_dim" in said:
         said["query_pre_attn_scalar"] = said["head_dim"]
-    if said.get("num_hidden_layers") == _LARGEST.get(kind):
-        said["query_pre_attn_scalar"] = said["hidden_size"] // said["num_attention_heads"]
+    found = Settings(said, str(path))
+    if kind in _LARGEST and said.get("num_hidden_layers") == _LARGEST[kind]:
+        width, heads = (found.count(name) for name in ("hidden_size", "num_attention_heads"))
+        said["query_pre_attn_scalar"] = width // heads
     said |= _scaling(facts, theirs)
-    return kind, Settings(said, str(path))
+    return kind, found
 
 
 def stretched(shape: Shape, file: GGUF) -> Shape:

@@ -123,7 +123,7 @@ _BERT = Naming(
         "positions": "bert.embeddings.position_embeddings",
         "types": "bert.embeddings.token_type_embeddings",
         "norm_embedding": "bert.embeddings.LayerNorm",
-        "pooler": "bert.pooler.dense",
+        "pooler": "bert.pooler.dense", "score": "classifier",
     },
     within={
         "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),

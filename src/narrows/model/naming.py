@@ -46,6 +46,7 @@ class Naming:
     of an encoder beside. `{e}` stands for the number of an expert. `lays`, by our name, are of all
     pieces in turn. Names may lack what a family's whole models put before (`before`). What matches
     `passed_over` is no weight; what matches `left_out` is one, of a part that we do not have.
+    Where blocks have no name, all names are ours.
     """
 
     block: str
@@ -60,6 +61,8 @@ class Naming:
 
     def pieces(self, name: str, spec: ModelSpec) -> tuple[Piece, ...]:
         """Theirs for ours, in the order of our rows; empty where the family has no such thing."""
+        if not self.block:
+            return (Piece(name),)
         found = re.fullmatch(r"(encoder\.)?blocks\.(\d+)\.(.+)", name)
         if found is None:
             return self._whole(name)
@@ -111,3 +114,7 @@ class Naming:
         )
         lays = self.lays.get(name) or self.lays.get(stem) or (AS_IS,)
         return () if theirs is None else (Piece(theirs, lays[0]),)
+
+
+OURS = Naming(block="", whole={}, within={})
+"""Of files that we wrote for ourselves."""

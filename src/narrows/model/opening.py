@@ -7,34 +7,47 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import torch
 
-from narrows.model import ggml, gguf, hugging_face
+from narrows.model import describing, ggml, gguf, hugging_face
 from narrows.model.configuration import family, shaped
 from narrows.model.gguf import GGUF
 from narrows.model.hub import fetched
 from narrows.model.mapped import Tensors
-from narrows.model.naming import Naming
-from narrows.model.reading import fill
+from narrows.model.naming import OURS, Naming
+from narrows.model.reading import Reader, fill
 from narrows.model.safetensors import Safetensors, files
 from narrows.model.settings import Settings
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.hub import repository
 from narrows.spec.model import ModelSpec
+from narrows.spec.record import Record, load
 
 CONFIG = "config.json"
+OWN = "model.toml"
+PLAN = "plan.toml"
 _ENDS_BYTES = 1 << 20
+_WEIGHTS_MOST = 8
+"""In a byte."""
+
+
+class Own(Record):
+    """The model.toml beside weights by our own names: a shape, and the family that it is of."""
+
+    family: str
+    model: ModelSpec
 
 
 class Original(NamedTuple):
     """A model that was opened: its family by transformers' name, its shape, and its tensors by
-    names that `naming` knows. `source` is the GGUF file, or the folder.
+    names that `naming` knows. `source` is the GGUF file, or the folder; `labels` are those of a
+    head for classes, none where it says a number, None where there is no head.
     """
 
     kind: str
@@ -42,6 +55,7 @@ class Original(NamedTuple):
     naming: Naming
     tensors: Tensors
     source: GGUF | Path
+    labels: tuple[str, ...] | None = None
 
     @property
     def path(self) -> Path:
@@ -56,7 +70,7 @@ class Original(NamedTuple):
     def digest(self) -> str:
         """Changes when the files do: of their names, sizes, first and last bytes."""
         paths = [self.source.file.path] if isinstance(self.source, GGUF) else [
-            self.source / CONFIG, *files(self.source)
+            self.source / (OWN if self.naming is OURS else CONFIG), *files(self.source)
         ]  # fmt: skip
         said = hashlib.sha256()
         for path in paths:
@@ -67,6 +81,13 @@ class Original(NamedTuple):
                 file.seek(-min(_ENDS_BYTES, path.stat().st_size), os.SEEK_END)
                 said.update(file.read())
         return said.hexdigest()[:24]
+
+    def fits(self, model: Transformer) -> None:
+        """Raises BadInput where the files have not just its weights; it needs no memory yet."""
+        parameters = dict(model.named_parameters())
+        reader = Reader(parameters, self.spec, self.naming, self.tensors)
+        for name, parameter in parameters.items():
+            reader.into(name, parameter, write=False)
 
     def fill(self, model: Transformer) -> None:
         """Write the weights to a model that has memory, in the types it has."""
@@ -90,6 +111,7 @@ def opened(path: Path | str) -> Original:
     shapes = {name: file.shape(name) for name in file.names()}
     kind, config = ggml.settings(file.facts, shapes, file.file.path)
     spec = shaped(kind, config, then=lambda shape: ggml.stretched(shape, file))
+    _refuse_larger(spec, file.names(), [path])
     return Original(kind, spec, ggml.NAMINGS[kind], file, file)
 
 
@@ -97,12 +119,23 @@ def build(
     original: Original, model: Transformer, dtype: torch.dtype, device: torch.device
 ) -> Transformer:
     """The model, made on the meta device, with memory of that type and the original's weights."""
+    original.fits(model)
     model = model.to(dtype).to_empty(device=device)
     original.fill(model)
     return model
 
 
 def _of_folder(path: Path) -> Original:
+    if (path / OWN).is_file():
+        own = load(Own, path / OWN)
+        tensors = Safetensors(files(path))
+        _refuse_larger(own.model, tensors.names(), files(path))
+        return Original(own.family, own.model, OURS, tensors, path)
+    if (path / PLAN).is_file():
+        raise BadInput(
+            f"{path} is a run, whose weights change as it goes on",
+            hint=f"export what it has learned: narrows export {path} --to {path.name}-hf",
+        )
     if not (path / CONFIG).is_file():
         raise BadInput(
             f"{path} is not a run folder, and no model's: it has no {CONFIG}",
@@ -113,11 +146,28 @@ def _of_folder(path: Path) -> Original:
     tensors = Safetensors(files(path))
     _refuse_untold(config)
     _refuse_packed(config)
+    spec, labels = describing.headed(spec, kind, config)
     naming = hugging_face.naming(kind, spec)
     if spec.pooler:
         wanted = naming.plain(f"{naming.whole['pooler']}.weight")
         spec = msgspec.structs.replace(spec, pooler=wanted in naming.there(tensors.names()))
-    return Original(kind, spec, naming, tensors, path)
+    _refuse_larger(spec, tensors.names(), files(path))
+    return Original(kind, spec, naming, tensors, path, labels)
+
+
+def _refuse_larger(spec: ModelSpec, names: Sequence[str], paths: Sequence[Path]) -> None:
+    """Files have a tensor for each block at least, and a bit for each weight: what claims more need
+    not be built to be refused.
+    """
+    layers = spec.layers + spec.encoder_layers
+    size = sum(path.stat().st_size for path in paths)
+    if layers <= len(names) and spec.parameters <= _WEIGHTS_MOST * size:
+        return
+    raise BadInput(
+        f"{paths[0]}: {layers:,} layers and {spec.parameters:,} parameters are described, and the "
+        f"files have {len(names):,} tensors in {size:,} bytes",
+        hint="take configuration and weights of one model",
+    )
 
 
 def _refuse_untold(config: Settings) -> None:

@@ -46,9 +46,11 @@ def within(rows_TD: Tensor, documents: Documents) -> Tensor:
     return rows_TD[torch.stack(places).to(rows_TD.device)]
 
 
-def angles(spec: ModelSpec, device: torch.device, *, windowed: bool = False) -> Rotation:
-    """Cosine and sine of every position of the context; those of layers with a window where they
-    have a base of their own.
+def angles(
+    spec: ModelSpec, count: int, device: torch.device, *, windowed: bool = False
+) -> Rotation:
+    """Cosine and sine of the first `count` positions; those of layers with a window where they have
+    a base of their own.
     """
     positions = spec.positions
     assert isinstance(positions, Rotary)
@@ -59,7 +61,7 @@ def angles(spec: ModelSpec, device: torch.device, *, windowed: bool = False) -> 
     with torch.inference_mode(False):
         exponents_H = torch.arange(half, dtype=torch.float64, device=device) / half
         frequencies_H = slowed(base**-exponents_H, base, scaling)
-        positions_T = torch.arange(spec.context, dtype=torch.float64, device=device)
+        positions_T = torch.arange(count, dtype=torch.float64, device=device)
         angles_TH = positions_T[:, None] * frequencies_H
         growth = scaling.growth if isinstance(scaling, Yarn) else 1.0
         return Rotation((angles_TH.cos() * growth).float(), (angles_TH.sin() * growth).float())

@@ -67,7 +67,8 @@ class Reader:
             if own is None or piece.expert is not None:
                 return None
             turned = (piece.lay.ours(each, self._spec) for each in own[1:])
-            found.append(Groups(own.bits, *turned))
+            found.append(Groups(own.bits, *(each.contiguous() for each in turned)))
+            self._source.file.release(lying.start, lying.size)
         return joined(found)
 
 

@@ -240,9 +240,12 @@ class Transformer(nn.Module):
         if not isinstance(self.spec.positions, Rotary):
             return None
         key = (windowed, str(device))
-        if key not in self._rotations:
-            self._rotations[key] = angles(self.spec, device, windowed=windowed)
-        cos_TH, sin_TH = self._rotations[key]
+        # As long as was asked for so far: a context may be of millions, and texts short.
+        known, needed = self._rotations.get(key), min(start + count, self.spec.context)
+        if known is None or len(known.cos) < needed:
+            longer = min(2 * needed, self.spec.context) if known else needed
+            known = self._rotations[key] = angles(self.spec, longer, device, windowed=windowed)
+        cos_TH, sin_TH = known
         return Rotation(cos_TH[start : start + count], sin_TH[start : start + count])
 
 

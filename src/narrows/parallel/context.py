@@ -18,6 +18,7 @@ from narrows.model.transformer import Transformer
 from narrows.parallel.collectives import exchanged
 from narrows.parallel.mesh import Axis
 from narrows.parallel.ring import ring
+from narrows.plan.processes import refuse_whole
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
 from narrows.spec.model import Alibi, ModelSpec, Relative
@@ -151,11 +152,7 @@ def _positions_for_heads(x_BnSH: Tensor, axis: Axis) -> Tensor:
 
 
 def _refuse(spec: ModelSpec, axis: Axis, layout: Layout) -> None:
-    if spec.encoder_layers:
-        raise BadInput(
-            "context parallelism knows no encoder beside the decoder yet",
-            hint="layout.context = 1, with layout.data or layout.sharding instead",
-        )
+    refuse_whole(spec, "context", axis.size)
     positions(spec.context, axis, balanced=balanced(spec, layout))
     windows = [spec.window_of(layer) for layer in range(spec.layers)]
     reasons = {

@@ -7,9 +7,9 @@ has whole tensors. So what any layout wrote, any other reads.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -77,6 +77,25 @@ class Saved:
                 hint="use an earlier checkpoint",
             )
         return torch.empty(part.local_shape) if into is None else into
+
+
+@final
+class Whole(Mapping[str, Tensor]):
+    """A checkpoint's tensors, each put together when it is asked for."""
+
+    def __init__(self, files: Saved) -> None:
+        self._files, self._names = files, list(files.names())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._files.whole(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 Slices = tuple[slice, ...]

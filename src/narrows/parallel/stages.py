@@ -12,9 +12,10 @@ from torch import Tensor
 from narrows.model.transformer import Transformer
 from narrows.model.weights import Stream
 from narrows.parallel.parts import Part
+from narrows.plan.processes import refuse_whole
 from narrows.spec.errors import BadInput
 from narrows.spec.layout import Layout
-from narrows.spec.model import ModelSpec, Relative
+from narrows.spec.model import ModelSpec
 from narrows.spec.pieces import ENTRY, EXIT, Piece, bent, pieces, rank_of
 
 
@@ -70,14 +71,4 @@ def _refuse(spec: ModelSpec, layout: Layout) -> None:
             "compiled blocks cannot run backward in two passes, as a zero-bubble pipeline does",
             hint="layout.compile = false, or layout.schedule = 1f1b",
         )
-    reasons = {
-        "an encoder beside the decoder": spec.encoder_layers > 0,
-        "a pooler": spec.pooler,
-        "one table of relative positions for all layers": isinstance(spec.positions, Relative),
-    }
-    for reason, there in reasons.items():
-        if there:
-            raise BadInput(
-                f"a pipeline knows no {reason.removeprefix('a ')} yet",
-                hint="layout.pipeline = 1, with layout.data or layout.sharding instead",
-            )
+    refuse_whole(spec, "pipeline", layout.pipeline)

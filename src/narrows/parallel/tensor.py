@@ -19,6 +19,7 @@ from narrows.model.transformer import Transformer
 from narrows.parallel.collectives import copied, gathered, scattered, sliced, summed
 from narrows.parallel.mesh import Axis
 from narrows.parallel.parts import Part, Range
+from narrows.plan.processes import refuse_whole
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec
 from narrows.spec.pieces import even
@@ -169,14 +170,4 @@ def _refuse(spec: ModelSpec, axis: Axis) -> None:
                 f"{count} {what} cannot be divided among {axis.size} tensor ranks",
                 hint=f"layout.tensor = a divisor of {count}",
             )
-    reasons = {
-        "an encoder beside the decoder": spec.encoder_layers > 0,
-        "a norm over all heads' queries": spec.query_norm == "whole",
-        "a pooler": spec.pooler,
-    }
-    for reason, there in reasons.items():
-        if there:
-            raise BadInput(
-                f"tensor parallelism knows no {reason.split(' ', 1)[1]} yet",
-                hint="layout.tensor = 1, with layout.data or layout.sharding instead",
-            )
+    refuse_whole(spec, "tensor", axis.size)

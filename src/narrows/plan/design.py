@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from narrows.plan import dial, recipe, scaling, tuning
+from narrows.plan import dial, finetuning, recipe, scaling
 from narrows.plan.family import is_sized, resolve
 from narrows.plan.layouts import Shapes
 from narrows.plan.text import Text, check_context
@@ -65,16 +65,16 @@ class Design:
         """The training's, with the habits of tuning where it starts from a model."""
         if self.start is None and self.learning.adapter is None:
             return train
-        return tuning.intent_of(train, self.model, self.why)
+        return finetuning.intent_of(train, self.model, self.why)
 
 
 def design(job: Job, machine: Machine, text: Text, start: Start | None = None) -> Design:
     """Raises BadInput where the job contradicts itself, DoesNotFit where no size fits a budget."""
     found = _design(job, machine, text, start)
-    model = tuning.shaped(found.model, job, text)
+    model = finetuning.shaped(found.model, job, text)
     return replace(
-        found, model=model, start=start, learning=tuning.learning_of(job, model, found.why),
-        objective=tuning.objective_of(job, text), said=tuning.said(job, text),
+        found, model=model, start=start, learning=finetuning.learning_of(job, model, found.why),
+        objective=finetuning.objective_of(job, text), said=finetuning.said(job, text),
         attended=text.examples.attended if text.examples else None,
     )  # fmt: skip
 
@@ -82,7 +82,7 @@ def design(job: Job, machine: Machine, text: Text, start: Start | None = None) -
 def _design(job: Job, machine: Machine, text: Text, start: Start | None) -> Design:
     why: dict[str, str] = {}
     limits = _limits(job, machine, why)
-    context = tuning.context_of(job, text, start, why)
+    context = finetuning.context_of(job, text, start, why)
     if start is not None and context is not None:
         return _tuned(job, text, msgspec.structs.replace(start.model, context=context), limits, why)
     context = context or _context(job, machine, limits, text, why)
@@ -107,7 +107,7 @@ def _tuned(
     """A published model goes on learning: for so many epochs, where nothing else is said."""
     if job.data is not None and text.tokens_train is None:
         raise BadInput("the data are not prepared", hint="narrows train job.toml prepares them")
-    epochs = tuning.epochs_of(job, text, why)
+    epochs = finetuning.epochs_of(job, text, why)
     tokens = epochs * float(text.tokens_train or _STEPS_UNKNOWN * model.context)
     batch = _batch(job, text, model.context, tokens, why)
     if job.train.steps is None and (limits is None or limits.seconds is None):
@@ -221,7 +221,7 @@ def _batch(
     job: Job, text: Text, context: int, tokens: float, why: dict[str, str]
 ) -> int:  # fmt: skip
     if job.train.batch_sequences is None and job.train.batch_tokens is None:
-        rows = tuning.batch_of(job, text, context, tokens, why)
+        rows = finetuning.batch_of(job, text, context, tokens, why)
         if rows is not None:
             return rows
     multiple = (job.layout.micro_batch or 1) * (job.layout.processes or job.layout.batches)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import narrows
-from narrows.plan import gradients, optimizer, recipe, tuning
+from narrows.plan import finetuning, gradients, optimizer, ramp, recipe
 from narrows.plan.curves import matmul_peak
 from narrows.plan.design import Design, design
 from narrows.plan.dial import MARGIN, Allowance, start_seconds, usable_seconds, worthwhile_tokens
@@ -65,7 +65,7 @@ def make_plan(
     layout fits memory, or the checkpoints the disk.
     """
     text = known_text(job, dataset, start)
-    job = msgspec.structs.replace(job, layout=tuning.layout_of(job))
+    job = msgspec.structs.replace(job, layout=finetuning.layout_of(job))
     wanted = design(job, machine, text, start)
     train = job.train
     candidates = gradients.able(
@@ -75,6 +75,7 @@ def make_plan(
     intent, step_tokens = wanted.intent(train), float(wanted.step_tokens)
     updated = recipe.optimizer(intent, wanted.model, wanted.tokens, step_tokens, {})
     candidates = optimizer.able(candidates, updated, train.exchange, train.on_spike)
+    candidates = ramp.able(candidates, train.batch_ramp, train.exchange, wanted.batch)
     found = search(wanted.shapes, candidates, machine)
     chosen = _choose(wanted, found, machine)
     if chosen is None:
@@ -221,6 +222,10 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
     gradients.check(exchange, job.train.on_spike, run.cadence.evaluation, run.cadence.checkpoints)
     why.update(_layout_whys(job, machine, settled))
     ledger = predict(model, layout, machine, run)
+    if job.train.batch_ramp is not None:
+        why["train.batch_ramp"] = ramp.why(
+            job.train.batch_ramp, wanted.batch, model.context, run.steps, ledger
+        )
     layouts = Layouts.of(layout, exchange, updated)
     saving = doubling(wanted.shapes, layouts, machine, _seconds_with_more_memory(settled))
     besides = ledger.total.seconds - ledger.total.seconds_training
@@ -229,7 +234,7 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         seed=job.seed,
         objective=wanted.objective,
         start=wanted.start,
-        model=tuning.whole(model, wanted.start),
+        model=finetuning.whole(model, wanted.start),
         layout=layout,
         optimizer=updated,
         schedule=schedule,
@@ -237,6 +242,7 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         context=model.context,
         steps=run.steps,
         on_spike=job.train.on_spike,
+        batch_ramp=job.train.batch_ramp,
         exchange=exchange,
         adapter=wanted.learning.adapter,
         frozen=wanted.learning.frozen,

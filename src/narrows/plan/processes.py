@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -15,9 +15,14 @@ from narrows.spec.fleet import Sharding
 from narrows.spec.job import LayoutIntent
 from narrows.spec.layout import Layout
 from narrows.spec.machine import Machine
-from narrows.spec.model import ModelSpec
+from narrows.spec.model import ModelSpec, Relative
 
 SHARDINGS = get_args(Sharding)
+Axis = Literal["tensor", "pipeline", "context"]
+AXES: tuple[Axis, ...] = get_args(Axis)
+_NAMES: dict[Axis, str] = {
+    "tensor": "tensor parallelism", "pipeline": "a pipeline", "context": "context parallelism",
+}  # fmt: skip
 _TOGETHER_MOST = 1.1
 """How many times as fast as one process the processes of one host may compute: more was measured
 while other work held the cores, of which several processes get more than one.
@@ -32,12 +37,36 @@ def check(intent: LayoutIntent, model: ModelSpec, batch: int) -> None:
                 f"{count} {what} cannot be divided among {ranks}",
                 hint=f"--set layout.{name}=N with N a divisor of {count}",
             )
+    for axis in AXES:
+        refuse_whole(model, axis, getattr(intent, axis) or 1)
     stages = (intent.pipeline or 1) * _pieces(intent)
     if stages > model.layers:
         raise BadInput(
             f"{model.layers} layers do not fill {stages} pieces of a pipeline",
             hint=f"--set layout.pipeline=N with N at most {model.layers}",
         )
+
+
+def refuse_whole(model: ModelSpec, axis: Axis, ranks: int) -> None:
+    """Raises BadInput where the model has a part that several ranks of an axis cannot divide."""
+    encoder = {"encoder beside the decoder": model.encoder_layers > 0}
+    reasons = {
+        "tensor": {
+            **encoder, "norm over all heads' queries": model.query_norm == "whole",
+            "pooler": model.pooler,
+        },
+        "pipeline": {
+            **encoder, "pooler": model.pooler,
+            "one table of relative positions for all layers": isinstance(model.positions, Relative),
+        },
+        "context": encoder,
+    }  # fmt: skip
+    for reason, there in reasons[axis].items():
+        if there and ranks > 1:
+            raise BadInput(
+                f"{_NAMES[axis]} knows no {reason} yet",
+                hint=f"layout.{axis} = 1, with layout.data or layout.sharding instead",
+            )
 
 
 def counts(intent: LayoutIntent, machine: Machine) -> list[int]:

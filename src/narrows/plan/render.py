@@ -39,7 +39,8 @@ def _what(plan: Plan) -> Iterator[str]:
         "training",
         f"{plan.steps} steps of {plan.batch_sequences} x {plan.context} tokens = "
         f"{Tokens(tokens).text()}{epochs}; {optimizer_line(optimizer)}, "
-        f"{schedule.warmup_steps} steps of warm-up, {schedule.shape}{_exchanged(plan.exchange)}",
+        f"{schedule.warmup_steps} steps of warm-up, {schedule.shape}{_ramped(plan)}"
+        f"{_exchanged(plan.exchange)}",
     )
     if not plan.learning.everything:
         yield from _row("what learns", _learning(plan))
@@ -63,6 +64,17 @@ def _learning(plan: Plan) -> str:
     elif adapter is not None:
         what += ": biases"
     return what + (f"; frozen: {', '.join(plan.frozen)}" if plan.frozen else "")
+
+
+def _ramped(plan: Plan) -> str:
+    if plan.batch_ramp is None:
+        return ""
+    times = plan.batch_ramp.times_most(plan.batch_sequences)
+    fewest = -(-plan.steps // times)
+    return (
+        f"; {plan.batch_sequences} to {plan.batch_sequences * times} sequences an update by the "
+        f"gradients' noise, {fewest} to {plan.steps} updates"
+    )
 
 
 def _exchanged(exchange: GradientExchange) -> str:

@@ -224,6 +224,7 @@ EVENTS = {
     "layout": Phrase("another layout", "更换布局"),
     "skip": Phrase("update left out", "跳过更新"),
     "rollback": Phrase("rolled back", "回滚"),
+    "batch": Phrase("larger batch", "批增大"),
 }
 
 

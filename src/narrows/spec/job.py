@@ -12,6 +12,7 @@ from narrows.spec.fleet import SIZES, Exchange, Schedule, Sharding
 from narrows.spec.model import FeedForward, Norm, Positions
 from narrows.spec.objective import NextToken, Objective, Pooling
 from narrows.spec.optimizer import RULES, AdamW, Decayed, Rule, RuleName, StateBits
+from narrows.spec.ramp import BatchRamp
 from narrows.spec.record import Record, at_least
 from narrows.spec.units import Dollars, Joules, Quantity, Seconds, Tokens
 
@@ -85,8 +86,8 @@ _SHAPE = (
 
 
 class ModelIntent(Record):
-    """What is fixed about the model; the rest follows the kind's habits, or is as it is in the
-    published model to `start` from: a folder, or a GGUF file.
+    """What is fixed about the model; the rest follows the kind's habits, or is as it is in what to
+    `start` from: a published model's folder, a GGUF file, or an earlier run.
     """
 
     start: str | None = None
@@ -150,6 +151,7 @@ class TrainIntent(Record):
     evaluate_sequences: int | None = None
     checkpoint_every: int | None = None
     on_spike: OnSpike = "stop"
+    batch_ramp: BatchRamp | None = None
     exchange: GradientExchange = EXACT
     adapter: Adapter | None = None
     frozen: tuple[str, ...] = ()

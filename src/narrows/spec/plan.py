@@ -12,6 +12,7 @@ from narrows.spec.ledger import Ledger
 from narrows.spec.model import ModelSpec
 from narrows.spec.objective import NextToken, Objective
 from narrows.spec.optimizer import Optimizer
+from narrows.spec.ramp import BatchRamp
 from narrows.spec.record import Record
 
 
@@ -119,6 +120,7 @@ class Plan(Record):
     context: int
     steps: int
     on_spike: OnSpike = "stop"
+    batch_ramp: BatchRamp | None = None
     exchange: GradientExchange = EXACT
     adapter: Adapter | None = None
     frozen: tuple[str, ...] = ()

@@ -162,7 +162,8 @@ def _parse(text: str, source: str) -> Any:
         return msgspec.json.decode(text) if source.endswith(".json") else tomllib.loads(text)
     except (msgspec.DecodeError, tomllib.TOMLDecodeError) as error:
         form = "JSON" if source.endswith(".json") else "TOML"
-        raise BadInput(f"{source} is not valid {form}: {error}") from None
+        what = f"{source} is not valid {form}: {error}"
+        raise BadInput(what, hint="mend it there, or take the file as it was") from None
 
 
 def _beside(path: Path) -> str:

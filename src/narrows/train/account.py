@@ -61,7 +61,6 @@ class Account:
         yield
         self._last_s = time.perf_counter() - begin - (self._saving_s - waited)
         self._training_s += self._last_s
-        self.steps_s.append(self._last_s)
 
     @contextmanager
     def timing_evaluation(self) -> Iterator[None]:
@@ -108,10 +107,12 @@ class Account:
         """The step's line in metrics.jsonl."""
         plan, joules = self.plan, self.power.joules()
         drawn, self._joules = joules - self._joules, joules
-        tokens_per_s = plan.step_tokens / self._last_s
+        self.steps_s += [self._last_s / result.steps] * result.steps
+        tokens_per_s = result.steps * plan.step_tokens / self._last_s
         noise = {} if result.noise_tokens is None else {"noise_tokens": result.noise_tokens}
         return {
             "step": step, "tokens": float(step * plan.step_tokens), "loss": result.loss,
+            **({"batch_sequences": result.steps * plan.batch_sequences} if plan.batch_ramp else {}),
             "learning_rate": result.learning_rate, "gradient_norm": result.gradient_norm,
             "seconds": self._last_s, "tokens_per_s": tokens_per_s, "mfu": self._mfu(tokens_per_s),
             "memory_bytes": self.memory.now(), "watts": drawn / self._last_s,

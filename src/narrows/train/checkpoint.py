@@ -30,6 +30,7 @@ from narrows.parallel.saved import described
 from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.record import Record, digest, load, save, write_atomically
 from narrows.train.kept import SCALES
+from narrows.train.ramp import Ramp
 from narrows.train.schedule import Heard
 
 _TYPES = {
@@ -47,7 +48,7 @@ _OTHERS_SECONDS = 600.0
 class State(Record):
     """What a checkpoint holds: `step` steps are done; sha256 by file name, its own among them. The
     data of `skipped` steps was left out, `recent` are the last losses, `spikes` those that were
-    pardoned of late; `heard` is a plateau's, `noise` the gradients'.
+    pardoned of late; `heard` is a plateau's, `noise` the gradients', `ramp` a growing batch's.
     """
 
     step: int
@@ -59,6 +60,7 @@ class State(Record):
     spikes: int = 0
     heard: Heard = Heard()
     noise: tuple[float, ...] = ()
+    ramp: Ramp | None = None
     sha256: dict[str, str]
 
 
@@ -110,14 +112,7 @@ class Checkpoints:
 
     def newest(self) -> tuple[Path, State] | None:
         """The newest checkpoint whose checksums hold; each bad one is named and passed over."""
-        for path in sorted(self.folder.glob("step-*"), reverse=True):
-            if path.name.endswith(".partial"):
-                continue
-            fault = _fault(path)
-            if fault is None:
-                return path, load(State, path / _STATE)
-            self.talk(f"warning: {path} is damaged ({fault}); trying the one before")
-        return None
+        return newest(self.folder, self.talk)
 
     def best(self) -> float:
         """The validation loss of the best one; infinite where none is known."""
@@ -206,6 +201,18 @@ class Checkpoints:
         for path in complete[: -self.keep]:
             if path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def newest(folder: Path, talk: Callable[[str], None]) -> tuple[Path, State] | None:
+    """Of a run's checkpoints the newest whose checksums hold, as `Checkpoints.newest` has it."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if path.name.endswith(".partial"):
+            continue
+        fault = _fault(path)
+        if fault is None:
+            return path, load(State, path / _STATE)
+        talk(f"warning: {path} is damaged ({fault}); trying the one before")
+    return None
 
 
 def _name(step: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 _KEEPS = 0.9
+_ALL = 1.0 - 1e-12
 EVERY = 10
 """Steps between two looks: each reads every micro-batch's gradient once more."""
 
@@ -37,6 +38,11 @@ class NoiseScale:
         if self.weight == 0.0 or self.signal <= 0.0 or self.noise <= 0.0:
             return None
         return self.noise / self.signal
+
+    @property
+    def looks(self) -> float:
+        """How many there were, by the weight of what is known."""
+        return round(math.log1p(-min(self.weight, _ALL)) / math.log(_KEEPS))
 
     def known(self) -> tuple[float, ...]:
         """What a checkpoint keeps."""

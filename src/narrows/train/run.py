@@ -36,6 +36,7 @@ from narrows.train.lock import disk_errors, locked
 from narrows.train.metrics import Metrics, NoMetrics, ProgressLine
 from narrows.train.noise import NoiseScale
 from narrows.train.pulse import Pulse, alive
+from narrows.train.ramp import Ramp
 from narrows.train.reference import refer
 from narrows.train.schedule import listened
 from narrows.train.signals import StopRequest
@@ -165,6 +166,7 @@ class _Session:
         restore(self.trainer, path, self.talk)
         self.step, self.trainer.skipped = state.step, state.skipped
         self.trainer.heard, self.trainer.noise = state.heard, NoiseScale(state.noise)
+        self.trainer.ramp = state.ramp or Ramp()
         first = self.trainer.ranks.first
         self.metrics = Metrics(self.run, self.step) if first else NoMetrics()
 
@@ -176,17 +178,18 @@ class _Session:
         try:
             stopping = self._stopping(stop)
             while self.step < plan.steps and not stopping:
+                before = self.step
                 self._train_step(line)
                 self._agree()
                 done = self.step == plan.steps
                 validation = None
-                if done or self.step % plan.evaluation.every == 0:
+                if done or _passed(before, self.step, plan.evaluation.every):
                     validation = self._evaluate()
                     if also.evaluated is not None:
                         also.evaluated(self.step, validation)
                 # Asked once a step, so that what ends the loop has been saved.
                 stopping = self._stopping(stop)
-                if done or stopping or self.step % plan.checkpoints.every == 0:
+                if done or stopping or _passed(before, self.step, plan.checkpoints.every):
                     self._save(validation, also.sample)
             self.pulse.beat(self.step, "ending")
             self.checkpoints.wait()
@@ -214,7 +217,7 @@ class _Session:
         return trainer.split.total(float(stop.asked), trainer.ranks.everyone) > 0.0
 
     def _train_step(self, line: ProgressLine) -> None:
-        number = self.step
+        number, times = self.step, self.trainer.ramp.times
         self.pulse.beat(number)
         noting = self.recorder.step(number) if self.recorder else nullcontext()
         with self.account.timing_step(), noting:
@@ -223,11 +226,22 @@ class _Session:
             self._leave_out(number, result)
             return
         self.watch.took(result.loss)
-        self.step += 1
+        self.step += result.steps
         values = self.account.row(self.step, result)
         self.metrics.write(**values)
         line.show(values, self.account.seconds_left(self.step))
+        if self.trainer.ramp.times > times:
+            self._grown()
         self._warn()
+
+    def _grown(self) -> None:
+        """The batch has become larger: said, and written down."""
+        sequences = self.trainer.ramp.times * self.plan.batch_sequences
+        noise = self.trainer.noise.tokens or 0.0
+        message = f"{sequences} sequences an update: the gradients' noise scale is {noise:,.0f} "
+        message += f"tokens, no less than the {sequences * self.plan.context:,} of these"
+        self.metrics.write(step=self.step, event="batch", message=message)
+        self.talk(f"\n{message}")
 
     def _settle(self) -> None:
         """Wait for the checkpoint that is written from what the step is about to change."""
@@ -274,13 +288,13 @@ class _Session:
             self.checkpoints.wait()
             found = newest(self.trainer, self.checkpoints)
         if found is None:
-            self.step, self.left_out = self.step + 1, self.left_out + 1
+            self.step, self.left_out = self.step + result.steps, self.left_out + 1
             message = f"{told}: its update is left out"
             self.metrics.write(step=number, event="skip", message=message)
         else:
             path, state = found
             self.metrics.close()
-            skipped = self.trainer.skipped + number + 1 - state.step
+            skipped = self.trainer.skipped + number + result.steps - state.step
             self._take(path, state)
             self.watch = LossWatch(state.recent, self.watch.spikes)
             self.trainer.skipped = skipped
@@ -330,6 +344,7 @@ class _Session:
             skipped=self.trainer.skipped, recent=tuple(self.watch.recent),
             spikes=self.watch.spikes, heard=self.trainer.heard,
             noise=self.trainer.noise.known(), sha256={},
+            ramp=self.trainer.ramp if self.plan.batch_ramp else None,
         )  # fmt: skip
         self.pulse.beat(self.step, "saving")
         with self.account.timing_wait():
@@ -347,6 +362,11 @@ class _Session:
         if self.trainer.ranks.first:
             save(ledger, self.run / "ledger.json")
         return ledger
+
+
+def _passed(before: int, step: int, every: int) -> bool:
+    """Whether a multiple of `every` lies behind `before` and not behind `step`."""
+    return step // every > before // every
 
 
 def _nobody(text: str) -> None:

@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
 
-from narrows.data import tokenizers
-from narrows.data.published import save
-from narrows.data.published import words as published_words
+from narrows.data import published, tokenizers
 from narrows.kernels.load import load
-from narrows.model.opening import Original, build, opened
+from narrows.model.opening import CONFIG, PLAN, Original, build, opened
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.home import narrows_home
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Plan, Start
+from narrows.train.earlier import Talk, laid_out
 
 
-def started(path: Path) -> Start:
-    """The published model at `path`, its tokenizer and template laid out where training finds them.
+def started(path: Path, talk: Talk = lambda text: None) -> Start:
+    """The published model at `path`, or what a run there has learned so far, its tokenizer and
+    template laid out where training finds them.
 
     Raises BadInput where there is none that narrows knows.
     """
-    original = opened(path)
+    path = path.expanduser()
+    original = opened(laid_out(path, talk) if (path / PLAN).is_file() else path)
     digest = original.digest()
-    words = narrows_home() / "words" / digest
+    words = narrows_home() / "words" / _named(digest, original.path)
     if not (words / tokenizers.FILE).is_file():
+        found = published.words(original.path, original.facts)
+        published.refuse_foreign(found.tokenizer, original.spec.vocabulary, path)
         words.mkdir(parents=True, exist_ok=True)
-        save(published_words(original.path, original.facts), words)
+        published.save(found, words)
     return Start(
         path=str(original.path.resolve()), family=original.kind, digest=digest,
         model=original.spec, words=str(words),
     )  # fmt: skip
+
+
+def _named(digest: str, path: Path) -> str:
+    """A name for the words: that of the model, and of what beside its weights tells them."""
+    said = hashlib.sha256(digest.encode())
+    for name in (*published.FILES, CONFIG) if path.is_dir() else ():
+        said.update((path / name).read_bytes() if (path / name).is_file() else b"\0")
+    return said.hexdigest()[:24]
 
 
 def teacher(path: str, plan: Plan, device: torch.device) -> Transformer:

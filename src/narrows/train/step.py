@@ -22,7 +22,7 @@ from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import ranks_of
 from narrows.parallel.running import Beside, Rows, nothing
 from narrows.parallel.split import Making, Split, split
-from narrows.plan import gradients
+from narrows.plan import gradients, ramp
 from narrows.plan import optimizer as updates
 from narrows.spec.adapter import LowRank
 from narrows.spec.errors import BadInput
@@ -33,6 +33,7 @@ from narrows.train.noise import EVERY, NoiseScale
 from narrows.train.objectives import objective
 from narrows.train.optimizer import Optimizer
 from narrows.train.outer import Outer
+from narrows.train.ramp import Ramp
 from narrows.train.schedule import Heard, rate_factor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -50,7 +51,7 @@ class Batches(Protocol):
 class StepResult(NamedTuple):
     """Mean loss over the step's counted tokens, and the gradient's norm before clipping. Not
     `taken`, nothing was changed by it. `noise_tokens` is the gradient's noise scale, where it is
-    known.
+    known; `steps`, of how many the data were read.
     """
 
     loss: float
@@ -58,6 +59,7 @@ class StepResult(NamedTuple):
     learning_rate: float
     taken: bool
     noise_tokens: float | None = None
+    steps: int = 1
 
 
 class Trainer:
@@ -73,6 +75,7 @@ class Trainer:
         self.plan, self.device = plan, device
         gradients.check(plan.exchange, plan.on_spike, plan.evaluation, plan.checkpoints)
         updates.check(plan.optimizer, plan.layout, plan.exchange, plan.on_spike)
+        ramp.check(plan.layout, plan.batch_ramp, plan.exchange)
         self.split = build(plan, device)
         self.model, self.ranks = self.split.model, self.split.ranks
         self.optimizer = Optimizer(self.split, plan.optimizer)
@@ -82,16 +85,20 @@ class Trainer:
             self.outer = Outer(plan.exchange, self.ranks.islands, masters)
         self.span: Callable[[str], AbstractContextManager[object]] = no_span
         self.optimizer.span = lambda name: self.span(name)
-        self.heard, self.noise = Heard(), NoiseScale()
+        self.heard, self.noise, self.ramp = Heard(), NoiseScale(), Ramp()
         self.accept: Callable[[float, float], bool] = all_finite
         self.sign: Callable[[], None] = nothing
         self.settle: Callable[[], None] = nothing
         self.skipped = 0
 
     def step(self, number: int, batches: Batches) -> StepResult:
-        """Step `number`, from 0. Equal for equal number, weights and data, on equal hardware."""
+        """The update at step `number`, from 0, which may be several steps'. Equal for equal number,
+        weights and data, on equal hardware.
+        """
         plan, layout = self.plan, self.plan.layout
-        first, count = self.split.own(plan.batch_sequences)
+        steps = min(self.ramp.times, plan.steps - number)
+        update = number + 1 - self.ramp.ahead
+        first, count = self.split.own(steps * plan.batch_sequences)
         adapter_dropout = isinstance(plan.adapter, LowRank) and plan.adapter.dropout
         with self.span("data"):
             start = (number + self.skipped) * plan.batch_sequences
@@ -109,10 +116,11 @@ class Trainer:
                     self.optimizer.accumulate()
 
         factor = rate_factor(plan.schedule, number, plan.steps, self.heard)
-        self.optimizer.watching = layout.accumulation > 1 and number % EVERY == 0
+        micros = steps * layout.accumulation
+        self.optimizer.watching = micros > 1 and (update - 1) % EVERY == 0
         if plan.optimizer.fused:
             self.settle()
-        self.optimizer.begin(number + 1, factor)
+        self.optimizer.begin(update, factor)
         beside = Beside(before=seed, after=accumulate, span=self.span)
         loss = float(self.split.run(rows, layout.loss_chunk, beside))
         taken = False
@@ -125,23 +133,27 @@ class Trainer:
         if not plan.optimizer.fused:
             self.settle()
         with self.span("optimizer"):
-            norm = self.optimizer.step(number + 1, factor, accept)
+            norm = self.optimizer.step(update, factor, accept)
             if self.outer is not None and self.meets(number + 1):
                 self.outer.meet()
                 self.optimizer.follow_masters()
+        self.ramp = self.ramp.updated(steps)
         if taken and self.optimizer.watching:
-            self._listen(norm)
+            self._listen(norm, micros)
         rate = plan.optimizer.learning_rate * factor
-        return StepResult(loss, norm, rate, taken, self.noise.tokens)
+        return StepResult(loss, norm, rate, taken, self.noise.tokens, steps)
 
-    def _listen(self, norm: float) -> None:
-        """To one process's micro-batches and their sum, which each is a share of."""
+    def _listen(self, norm: float, micros: int) -> None:
+        """To one process's micro-batches and their sum, which each is a share of; and read more at
+        once where they ask for it.
+        """
         layout = self.plan.layout
         if layout.processes > 1:
             return
         tokens = float(layout.micro_batch * self.plan.context)
-        mean = layout.accumulation * self.optimizer.squares
-        self.noise.seen((tokens, mean), (tokens * layout.accumulation, norm**2))
+        mean = micros * self.optimizer.squares
+        self.noise.seen((tokens, mean), (tokens * micros, norm**2))
+        self.ramp = self.ramp.grown(self.plan, self.noise)
 
     def meets(self, step: int) -> bool:
         """Whether all processes have the same model after `step` steps."""

@@ -116,7 +116,7 @@ async def _chat(http: Request) -> Response:
     service = _service(http)
     asked = await _asked(http, ChatAsked)
     requests = await run_in_threadpool(chat_requests, service, asked)
-    form = ChatForm(service.name, service.generator.tokenizer, odds=bool(asked.logprobs))
+    form = ChatForm(service.name, service.writer.tokenizer, odds=bool(asked.logprobs))
     return await _answered(http, asked, requests, form)
 
 
@@ -124,7 +124,7 @@ async def _text(http: Request) -> Response:
     service = _service(http)
     asked = await _asked(http, TextAsked)
     requests = await run_in_threadpool(text_requests, service, asked)
-    form = TextForm(service.name, service.generator.tokenizer, odds=asked.logprobs is not None)
+    form = TextForm(service.name, service.writer.tokenizer, odds=asked.logprobs is not None)
     return await _answered(http, asked, requests, form)
 
 

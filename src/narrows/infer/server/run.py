@@ -11,7 +11,11 @@ from typing import NamedTuple
 
 import uvicorn
 
+from narrows.infer.core import Core
+from narrows.infer.generate import Writer
 from narrows.infer.loading import Generator
+from narrows.infer.packed import PackedWriter
+from narrows.infer.packed_core import PackedCore
 from narrows.infer.scheduler import Scheduler
 from narrows.infer.server.app import app
 from narrows.infer.server.service import Limits, Service
@@ -38,15 +42,15 @@ class Room(NamedTuple):
     context: int
 
 
-def serve(generator: Generator, place: Place, room: Room, limits: Limits, talk: Talk) -> None:
+def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) -> None:
     """Answer at `place` until SIGTERM or SIGINT; answers in the making get `limits.drain_s` more.
 
     Raises BadInput where the address cannot be had.
     """
     listening = _listening(place)
-    core = TorchCore(generator.model, room.slots, room.context)
-    scheduler = Scheduler(core, generator.tokenizer, queue=room.queue, talk=talk)
-    service = Service(place.name, int(time.time()), generator, scheduler, limits)
+    core = core_of(writer, room)
+    scheduler = Scheduler(core, writer.tokenizer, queue=room.queue, talk=talk)
+    service = Service(place.name, int(time.time()), writer, scheduler, limits)
     config = uvicorn.Config(
         app(service, place.api_key), log_level="warning", access_log=False, lifespan="off",
         timeout_graceful_shutdown=int(limits.drain_s) + 2, timeout_keep_alive=30,
@@ -64,6 +68,14 @@ def serve(generator: Generator, place: Place, room: Room, limits: Limits, talk: 
     finally:
         scheduler.close()
         listening.close()
+
+
+def core_of(writer: Writer, room: Room) -> Core:
+    """What computes the model: packed where it is, else as torch has it."""
+    if isinstance(writer, PackedWriter):
+        return PackedCore(writer.model, room.slots, room.context)
+    assert isinstance(writer, Generator)
+    return TorchCore(writer.model, room.slots, room.context)
 
 
 async def _until_told(

@@ -6,8 +6,7 @@ import secrets
 from typing import NamedTuple
 
 from narrows.infer.chat import conversation
-from narrows.infer.generate import tokens_of
-from narrows.infer.loading import Generator
+from narrows.infer.generate import Writer, tokens_of
 from narrows.infer.requests import Answer, Request
 from narrows.infer.sampling import Sampling
 from narrows.infer.scheduler import Scheduler
@@ -35,7 +34,7 @@ class Service(NamedTuple):
 
     name: str
     since: int
-    generator: Generator
+    writer: Writer
     scheduler: Scheduler
     limits: Limits
 
@@ -43,7 +42,7 @@ class Service(NamedTuple):
 def chat_requests(service: Service, asked: ChatAsked) -> list[Request]:
     """The one request of a conversation."""
     messages = [message.plain(index) for index, message in enumerate(asked.messages)]
-    prompt = conversation(service.generator, messages)
+    prompt = conversation(service.writer, messages)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise Refusal("top_logprobs without logprobs", hint='add "logprobs": true',
                       param="top_logprobs")  # fmt: skip
@@ -57,11 +56,11 @@ def text_requests(service: Service, asked: TextAsked) -> list[Request]:
     prompts = asked.prompts()
     if len(prompts) * (asked.n or 1) > service.limits.choices:
         raise _too_many(service, len(prompts) * (asked.n or 1))
-    vocabulary = service.generator.tokenizer.vocabulary
+    vocabulary = service.writer.tokenizer.vocabulary
     found = []
     for prompt in prompts:
         if isinstance(prompt, str):
-            tokens = tokens_of(prompt, service.generator)
+            tokens = tokens_of(prompt, service.writer)
         else:
             tokens = prompt
             wrong = [token for token in tokens if not 0 <= token < vocabulary]
@@ -77,10 +76,10 @@ def tokens_asked(service: Service, asked: TokensAsked) -> list[int]:
     """The tokens of a text or of a conversation."""
     if asked.messages is not None:
         messages = [message.plain(index) for index, message in enumerate(asked.messages)]
-        return conversation(service.generator, messages)
+        return conversation(service.writer, messages)
     if asked.prompt is None:
         raise Refusal("there is neither prompt nor messages", param="prompt")
-    return service.generator.tokenizer.encode(asked.prompt)
+    return service.writer.tokenizer.encode(asked.prompt)
 
 
 def submitted(service: Service, requests: list[Request]) -> list[Answer]:

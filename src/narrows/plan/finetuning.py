@@ -78,6 +78,12 @@ def shaped(model: ModelSpec, job: Job, text: Text) -> ModelSpec:
     where tokens are masked.
     """
     asked = job.train.objective
+    if model.classes and not isinstance(asked, OF_DOCUMENTS):
+        raise BadInput(
+            f"{job.model.start} says one thing of a text, and can no longer write",
+            hint='train.objective.type = "classify" or "regress", or start from a model that '
+            "writes",
+        )
     changes: dict[str, object] = {}
     if isinstance(asked, Masked) and job.model.start is None:
         changes["causal"] = bool(job.model.causal)
@@ -113,8 +119,6 @@ def layout_of(job: Job) -> LayoutIntent:
                 hint=f"leave out layout.{axis}; layout.data and layout.sharding spread it",
             )
     changes: dict[str, object] = {"tensor": 1, "pipeline": 1, "context": 1}
-    if layout.processes is None and layout.given == 1:
-        changes = {}
     if isinstance(asked, OF_EXAMPLES):
         if layout.compile:
             raise BadInput(

@@ -1,0 +1,59 @@
+"""The packed core keeps the contract of the readable one, to the bit among its own slots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from narrows.infer.export import export
+from narrows.infer.packed import PackedWriter
+from narrows.infer.packed_core import PackedCore
+from narrows.infer.writer import load_writer
+from narrows.kernels.build import obstacle
+from narrows.spec.model import llama
+
+from .conftest import CONTEXT, VOCABULARY, MakeRun
+
+pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no native kernels: {obstacle()}")
+SHAPE = llama(layers=2, width=64, heads=2, kv_heads=1, vocabulary=VOCABULARY, context=CONTEXT)
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8]
+
+
+@pytest.fixture
+def writer(make_run: MakeRun, tmp_path: Path) -> PackedWriter:
+    export(make_run(shape=SHAPE), tmp_path / "out.gguf", type="q8_0", talk=print)
+    found = load_writer(tmp_path / "out.gguf")
+    assert isinstance(found, PackedWriter)
+    return found
+
+
+def test_slots_share_a_pass_and_say_what_they_say_alone(writer: PackedWriter) -> None:
+    core = PackedCore(writer.model, 3, CONTEXT)
+    assert (core.vocabulary, core.length(2)) == (VOCABULARY, 0)
+    for slot in range(3):
+        core.prefill(slot, PROMPT[slot:], 0)
+    found_MV = core.decode([2, 0, 1], [11, 7, 12])
+    assert [core.length(slot) for slot in range(3)] == [20, 19, 18]
+    alone = PackedCore(writer.model, 1, CONTEXT)
+    read_V = alone.prefill(0, PROMPT[:5], 0)
+    alone.prefill(0, PROMPT[5:], 5)
+    assert torch.equal(alone.decode([0], [7])[0], found_MV[1])
+    assert torch.equal(read_V, writer.decoding(CONTEXT).read(PROMPT[:5]))
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 19])
+def test_a_copy_goes_on_as_its_source_and_a_cut_forgets(writer: PackedWriter, count: int) -> None:
+    core = PackedCore(writer.model, 2, CONTEXT)
+    core.prefill(1, PROMPT[::-1], 0)
+    core.prefill(0, PROMPT, 0)
+    core.copy(0, 1, count)
+    core.cut(0, count)
+    assert core.length(0) == core.length(1) == count
+    from_source_V, from_copy_V = (core.prefill(slot, [8, 8, 2], count) for slot in (0, 1))
+    assert torch.equal(from_source_V, from_copy_V)
+    core.clear(1)
+    assert torch.equal(core.prefill(1, PROMPT[:count], 0), PackedCore(
+        writer.model, 1, CONTEXT
+    ).prefill(0, PROMPT[:count], 0))  # fmt: skip
