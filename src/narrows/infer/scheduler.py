@@ -81,7 +81,7 @@ class Scheduler:
         with self._changed:
             if self._closing:
                 raise Closed("the server is shutting down", hint="ask another, or later")
-            if len(self._open) >= self.core.slots + self.queue:
+            if sum(not each.over for each in self._open) >= self.core.slots + self.queue:
                 self.tally.requests["refused"] += 1
                 what = f"{self.core.slots} requests are being answered and {self.queue} wait"
                 raise Full(what, hint="ask again in a moment")

@@ -313,6 +313,7 @@ def test_it_says_how_it_is(make: Make) -> None:
     error(get(service, "/v1/models/large"), 404)
     error(get(service, "/nothing"), 404)
     error(get(service, CHAT), 405)
+    until(lambda: service.scheduler.tally.requests["finished"] == 1)
     lines = get(service, "/metrics").text.splitlines()
     assert 'narrows_requests_total{outcome="finished"} 1' in lines
     assert "narrows_first_token_seconds_count 1" in lines and "narrows_slots 4" in lines
