@@ -28,6 +28,15 @@ def test_a_jump_is_refused_and_noise_is_not() -> None:
     assert "jumped to 9.000 at step 41" in watch.jump(41, 9.0, 55.0).what
 
 
+def test_of_few_values_a_loss_may_scatter_more() -> None:
+    strict, loose = LossWatch(), LossWatch(few=True)
+    for watch in (strict, loose):
+        for step in range(40):
+            watch.took(0.67 + 0.02 * (step % 3))
+    assert not strict.accepts(1.07, 10.0) and loose.accepts(2.1, 10.0)
+    assert not loose.accepts(3.5, 10.0) and not loose.accepts(float("nan"), 1.0)
+
+
 def test_what_is_no_number_is_refused_from_the_first_step() -> None:
     assert not LossWatch().accepts(float("nan"), 1.0)
     assert not LossWatch().accepts(3.0, float("inf"))

@@ -49,6 +49,22 @@ def prepare(spec: DataSpec, objective: Objective, words: Path | None, *, talk: T
     partial = final.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    try:
+        dataset = _filled(partial, final, spec, objective, words, talk)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    return dataset
+
+
+def _filled(
+    partial: Path, final: Path, spec: DataSpec, objective: Objective, words: Path | None,
+    talk: Talk,
+) -> Dataset:  # fmt: skip
+    """All files in the folder `partial`, the manifest last; they are to be in `final`."""
+    corpus = Path(spec.corpus).expanduser()
     found = list(rows.rows(corpus))
     if not found:
         raise BadInput(f"{corpus} has no rows", hint='{"text": "...", "label": "..."}')
@@ -65,8 +81,9 @@ def prepare(spec: DataSpec, objective: Objective, words: Path | None, *, talk: T
         talk(f"{long} rows have more than {spec.longest} tokens and are left out")
     longest = max((train.longest, validation.longest))
     dataset = Dataset(
-        name=corpus.stem, folder=str(final), digest=digest, vocabulary=used.tokenizer.vocabulary,
-        dtype="uint32", tokens_train=train.tokens, tokens_validation=validation.tokens,
+        name=corpus.stem, folder=str(final), digest=final.name, dtype="uint32",
+        vocabulary=used.tokenizer.vocabulary,
+        tokens_train=train.tokens, tokens_validation=validation.tokens,
         bytes_train=train.bytes, bytes_validation=validation.bytes, documents=len(found),
         dropped=(), shards=(), end_of_document=used.tokenizer.end_of_document,
         examples=Examples(
@@ -78,8 +95,6 @@ def prepare(spec: DataSpec, objective: Objective, words: Path | None, *, talk: T
         ),
     )  # fmt: skip
     write_atomically(partial / MANIFEST, to_json(dataset).encode())
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
     return dataset
 
 

@@ -1,6 +1,6 @@
 """Rows of examples out of files: one JSON object a line, or a table with a header.
 
-rows(path) → (split or None, place, row), one after the other
+rows(path) → (fields, place, split or None), one after the other
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def rows(path: Path) -> Iterator[Row]:
     for file in files(path):
         split = _SPLITS.get(file.stem.lower().replace("_", "-").partition("-")[0])
         reader = _objects if file.suffix.lower() in (".jsonl", ".json") else _table
-        for number, fields in reader(file):
-            yield Row(fields, f"{file.name} line {number}", split)
+        for place, fields in reader(file):
+            yield Row(fields, f"{file.name} {place}", split)
 
 
 def field(row: Row, names: tuple[str, ...]) -> Any:
@@ -85,36 +85,40 @@ def text(row: Row, names: tuple[str, ...]) -> str:
     return found
 
 
-def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Of a file with one object a line, or with one list of objects."""
     content = _read(file)
     if content.lstrip()[:1] == "[":
-        listed = _parsed(content, file, 1)
-        for number, each in enumerate(listed, 1):
-            yield number, _checked(each, file, number)
+        for number, each in enumerate(_parsed(content, file, 1), 1):
+            yield f"item {number}", _checked(each, f"{file} item {number}")
         return
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
-            yield number, _checked(_parsed(line, file, number), file, number)
+            found = _checked(_parsed(line, file, number), f"{file} line {number}")
+            yield f"line {number}", found
 
 
-def _table(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     tab = file.suffix.lower() == ".tsv"
     before = csv.field_size_limit(1 << 28)
     reader = csv.DictReader(
         io.StringIO(_read(file), newline=""), strict=True, delimiter="\t" if tab else ","
     )
+    begins = 1
     try:
+        if reader.fieldnames:
+            begins = reader.line_num + 1
         for fields in reader:
             if None in fields or None in fields.values():
                 raise BadInput(
                     f"{file} line {reader.line_num} has not as many columns as the header",
                     hint=f"sed -n {reader.line_num}p {file}",
                 )
-            yield reader.line_num, dict(fields)
+            yield f"line {reader.line_num}", dict(fields)
+            begins = reader.line_num + 1
     except csv.Error as error:
         raise BadInput(
-            f"{file} line {reader.line_num} is not a valid table: {error}",
+            f"{file} line {begins} is not a valid table: {error}",
             hint="quote fields that hold quotes, separators or line breaks",
         ) from None
     finally:
@@ -131,19 +135,23 @@ def _read(file: Path) -> str:
         ) from None
 
 
-def _parsed(line: str, file: Path, number: int) -> Any:
+def _parsed(text: str, file: Path, first: int) -> Any:
+    """The JSON of a text that begins in the line `first`."""
     try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadInput(
-            f"{file} line {number} is not JSON: {error}", hint=f"sed -n {number}p {file}"
-        ) from None
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()
+        return found
+    except UnicodeEncodeError as error:
+        number, why = first, f"is no text: {error.object[error.start]!r} is half a character"
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, too
+        number = first + getattr(error, "lineno", 1) - 1
+        why = f"is not JSON: {error}"
+    raise BadInput(f"{file} line {number} {why}", hint=f"sed -n {number}p {file}")
 
 
-def _checked(found: Any, file: Path, number: int) -> dict[str, Any]:
+def _checked(found: Any, place: str) -> dict[str, Any]:
     if isinstance(found, dict):
         return found
     raise BadInput(
-        f"{file} line {number} is no JSON object but {found!r:.60}",
-        hint='{"text": "...", "label": "..."}',
+        f"{place} is no JSON object but {found!r:.60}", hint='{"text": "...", "label": "..."}'
     )

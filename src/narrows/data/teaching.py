@@ -62,7 +62,9 @@ def texts(row: Row, objective: Objective) -> list[str]:
 def label(row: Row) -> str:
     """The class that a row has."""
     found = rows.field(row, _LABEL)
-    if isinstance(found, str | int | bool):
+    if isinstance(found, str):
+        return rows.text(row, _LABEL)
+    if isinstance(found, int):
         return str(found)
     if isinstance(found, float) and found.is_integer():
         return str(int(found))
@@ -109,7 +111,7 @@ def _value(row: Row) -> float:
     found = rows.field(row, _VALUE)
     try:
         value = float(found)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise BadInput(f"{row.place}: {found!r:.60} is no number", hint='"value": 0.5')

@@ -229,7 +229,7 @@ def _matrix(packed: Packed) -> _Matrix:
 
 
 def _codes(rows: int, columns: int, kept: list[object]) -> _Codes:
-    groups = columns // GROUP
+    groups, rows = columns // GROUP, -(-rows // _TILE) * _TILE
     values = torch.empty(rows, columns, dtype=torch.int8)
     scales, weighted = torch.empty(rows, groups), torch.empty(rows, groups)
     sums = torch.empty(rows, groups, dtype=torch.int32)

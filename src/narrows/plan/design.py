@@ -97,8 +97,9 @@ def _design(job: Job, machine: Machine, text: Text, start: Start | None) -> Desi
         tokens = _tokens(job, machine, model, limits, text, why)
         batch = _batch(job, text, context, tokens, why)
     return Design(
-        model=model, batch=batch, tokens=tokens, limits=limits, steps=job.train.steps, why=why
-    )
+        model=model, batch=batch, tokens=tokens, limits=limits, steps=job.train.steps, why=why,
+        epochs=_asked(job, text, why),
+    )  # fmt: skip
 
 
 def _tuned(
@@ -184,17 +185,22 @@ def _dialled(
     else:
         batch = _batch_for_steps(job, text, context, why)
     return Design(
-        model=model, batch=batch, tokens=chosen.tokens, limits=limits, steps=steps, why=why
-    )
+        model=model, batch=batch, tokens=chosen.tokens, limits=limits, steps=steps, why=why,
+        epochs=_asked(job, text, why),
+    )  # fmt: skip
 
 
 def _tokens(
     job: Job, machine: Machine, model: ModelSpec, limits: dial.Allowance | None, text: Text,
     why: dict[str, str],
 ) -> float:  # fmt: skip
-    """Tokens for a model of a given size: what the budget allows, else compute-optimal."""
+    """Tokens for a model of a given size: what the budget allows and no more than the epochs that
+    are asked for; where neither is there, compute-optimal.
+    """
+    epochs = _asked(job, text, why)
+    read = float("inf") if epochs is None else epochs * float(text.tokens_train or 0)
     if limits is not None:
-        most = limits.tokens or float("inf")
+        most = min(limits.tokens or float("inf"), read)
         if limits.seconds is None:
             return most
         guess = dial.flop_guess(machine, limits.seconds) / model.flop_per_token
@@ -203,6 +209,9 @@ def _tokens(
         if not rate.any():
             return most if most < float("inf") else guess
         return min(most, float(rate[0]) * limits.seconds)
+    if epochs is not None:
+        why["train.steps"] = why["train.epochs"]
+        return read
     tokens = float(scaling.TOKENS_PER_PARAMETER * model.parameters)
     reason = f"{scaling.TOKENS_PER_PARAMETER} tokens a parameter (arXiv:2203.15556)"
     if text.tokens_train is not None:
@@ -215,6 +224,13 @@ def _tokens(
         tokens = min(tokens, free)
     why["train.steps"] = f"neither steps nor a budget is given: {reason}"
     return tokens
+
+
+def _asked(job: Job, text: Text, why: dict[str, str]) -> float | None:
+    """The epochs that the job asks for, of a text whose length is known."""
+    if job.train.epochs is None or not text.tokens_train:
+        return None
+    return finetuning.epochs_of(job, text, why)
 
 
 def _batch(

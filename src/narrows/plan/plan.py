@@ -164,7 +164,8 @@ def _capped(fitting: int, limits: Allowance, text: Text, wanted: Design) -> tupl
     worn = worthwhile_tokens(text.tokens_train) / step_tokens
     reasons[f"{EPOCHS_MOST} epochs: more of the same teaches nothing (arXiv:2305.16264)"] = worn
     if wanted.epochs is not None:
-        reasons[wanted.why["train.epochs"]] = wanted.tokens / step_tokens
+        read = wanted.epochs * text.tokens_train if text.tokens_train else wanted.tokens
+        reasons[wanted.why["train.epochs"]] = read / step_tokens
     reason = min(reasons, key=lambda each: reasons[each])
     # A budget that holds no step at all is refused by the caller.
     return min(fitting, max(1, int(reasons[reason]))), reason

@@ -22,15 +22,17 @@ _AFTER = "lower train.learning_rate in a new run, or resume with --set train.on_
 
 
 class LossWatch:
-    """Remembers recent losses, and tells when one leaves them behind or is no number."""
+    """Remembers recent losses, and tells when one leaves them behind or is no number. Those of
+    `few` values a step, as of 32 examples' classes, scatter as no token's do.
+    """
 
-    def __init__(self, recent: Iterable[float] = (), spikes: int = 0) -> None:
+    def __init__(self, recent: Iterable[float] = (), spikes: int = 0, *, few: bool = False) -> None:
         self.recent = deque(recent, maxlen=_WINDOW)
-        self.spikes, self._calm = spikes, 0
+        self.spikes, self._few, self._calm = spikes, few, 0
 
     def accepts(self, loss: float, gradient_norm: float) -> bool:
         """Not where the loss jumped: over the recent median by half of it and by ten times the
-        usual scatter.
+        usual scatter; of few values over four times the highest, too.
         """
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             return False
@@ -38,7 +40,8 @@ class LossWatch:
             return True
         usual = median(self.recent)
         scatter = median(abs(value - usual) for value in self.recent)
-        return loss <= usual + max(0.5 * usual, 10.0 * scatter)
+        most = usual + max(0.5 * usual, 10.0 * scatter)
+        return loss <= (max(most, 4.0 * max(self.recent)) if self._few else most)
 
     def took(self, loss: float) -> None:
         """A step of this loss was taken."""

@@ -24,7 +24,7 @@ from narrows.spec.dataset import Dataset
 from narrows.spec.errors import BadInput, Diverged, Interrupted
 from narrows.spec.ledger import Ledger
 from narrows.spec.machine import Machine
-from narrows.spec.objective import Distil, NextToken, Prefer
+from narrows.spec.objective import OF_DOCUMENTS, Distil, NextToken, Prefer
 from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
 from narrows.train.account import Account
@@ -115,7 +115,8 @@ class _Session:
             run / "checkpoints", plan.checkpoints.keep, talk, everyone.rank, everyone.size
         )
         self.metrics: Metrics | NoMetrics
-        self.watch = LossWatch()
+        self.few = isinstance(plan.objective, (*OF_DOCUMENTS, Prefer))
+        self.watch = LossWatch(few=self.few)
         self.recorder: Recorder | None = None
         self.step, self.best, self.warned = 0, math.inf, False
         self.left_out = 0
@@ -157,7 +158,7 @@ class _Session:
         self.account.elapsed_before = state.elapsed_s
         self.best = self.checkpoints.best()
         self._take(path, state)
-        self.watch = LossWatch(state.recent, state.spikes)
+        self.watch = LossWatch(state.recent, state.spikes, few=self.few)
         self.metrics.write(step=self.step, event="resume", message=f"from {path.name}")
         self.talk(f"resuming at step {self.step} of {self.plan.steps}")
 
@@ -296,7 +297,7 @@ class _Session:
             self.metrics.close()
             skipped = self.trainer.skipped + number + result.steps - state.step
             self._take(path, state)
-            self.watch = LossWatch(state.recent, self.watch.spikes)
+            self.watch = LossWatch(state.recent, self.watch.spikes, few=self.few)
             self.trainer.skipped = skipped
             message = f"{told}: back to {path.name}, and on with the data that follows"
             self.metrics.write(step=state.step, event="rollback", message=message)

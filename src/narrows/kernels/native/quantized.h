@@ -26,7 +26,8 @@ struct Matrix {
 };
 
 // Rows of activations in 8 bits: codes, and of each group the scale, the sum of the codes, and both
-// multiplied.
+// multiplied. TILE rows lie together, codes as [quad of columns][row][4], the rest [group][row]:
+// what a tile needs next is always so many bytes further.
 struct Codes {
   int8_t* values;
   float* scales;
@@ -34,8 +35,11 @@ struct Codes {
   float* weighted;
   int64_t columns;
 
-  const int8_t* row(int64_t r) const { return values + r * columns; }
   int64_t groups() const { return columns / GROUP; }
+  // Of row `r` what belongs to group `g`.
+  int64_t place(int64_t r, int64_t g) const {
+    return (r / TILE * groups() + g) * TILE + r % TILE;
+  }
 
   // Thirty-two values, in two registers, as group `g` of row `r`.
   void set(int64_t r, int64_t g, __m512 a, __m512 b) const {
@@ -43,13 +47,15 @@ struct Codes {
     const float scale = most / 127.0f, inverse = most > 0.0f ? 127.0f / most : 0.0f;
     const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(inverse)));
     const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(b, _mm512_set1_ps(inverse)));
-    int8_t* to = values + r * columns + g * GROUP;
-    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(low));
-    _mm_storeu_si128((__m128i*)(to + 16), _mm512_cvtepi32_epi8(high));
+    int8_t codes[GROUP];
+    _mm_storeu_si128((__m128i*)codes, _mm512_cvtepi32_epi8(low));
+    _mm_storeu_si128((__m128i*)(codes + 16), _mm512_cvtepi32_epi8(high));
+    int8_t* to = values + (place(r, g) - r % TILE) * GROUP + r % TILE * 4;
+    for (int64_t j = 0; j < 8; j++) memcpy(to + j * 4 * TILE, codes + 4 * j, 4);
     const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
-    scales[r * groups() + g] = scale;
-    sums[r * groups() + g] = sum;
-    weighted[r * groups() + g] = scale * sum;
+    scales[place(r, g)] = scale;
+    sums[place(r, g)] = sum;
+    weighted[place(r, g)] = scale * sum;
   }
 
   void set(int64_t r, const float* from) const {
@@ -73,18 +79,19 @@ template <int M, int BITS>
 static inline void tile(const uint8_t* panel, const Codes& x, int64_t first, __m512* out) {
   constexpr int CODES = BITS * 64;
   const int64_t groups = x.groups();
-  const int8_t* values = x.row(first);
+  const int8_t* values = x.values + first * x.columns;
   const float* scales = x.scales + first * groups;
   const float* weighted = x.weighted + first * groups;
   const int32_t* sums = x.sums + first * groups;
+  __m512 total[M];
 #pragma GCC unroll 8
-  for (int m = 0; m < M; m++) out[m] = _mm512_setzero_ps();
+  for (int m = 0; m < M; m++) total[m] = _mm512_setzero_ps();
   const __m512i low = _mm512_set1_epi8(15);
-  for (int64_t g = 0; g < groups; g++, panel += CODES + (BITS == 4 ? 64 : 32), values += GROUP) {
+  for (int64_t g = 0; g < groups; g++, panel += CODES + (BITS == 4 ? 64 : 32)) {
     __m512i dot[M], other[M];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      dot[m] = BITS == 8 ? _mm512_set1_epi32(-128 * sums[m * groups + g]) : _mm512_setzero_si512();
+      dot[m] = BITS == 8 ? _mm512_set1_epi32(-128 * sums[m]) : _mm512_setzero_si512();
       other[m] = _mm512_setzero_si512();
     }
 #pragma GCC unroll 4
@@ -103,10 +110,10 @@ static inline void tile(const uint8_t* panel, const Codes& x, int64_t first, __m
       }
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
-        const int8_t* row = values + m * x.columns;
-        dot[m] = _mm512_dpbusd_epi32(dot[m], one, quad(row + 4 * j));
+        const int8_t* row = values + 4 * m;
+        dot[m] = _mm512_dpbusd_epi32(dot[m], one, quad(row + 4 * TILE * j));
         __m512i& second = M <= 2 ? other[m] : dot[m];
-        second = _mm512_dpbusd_epi32(second, two, quad(row + 4 * (j + 4)));
+        second = _mm512_dpbusd_epi32(second, two, quad(row + 4 * TILE * (j + 4)));
       }
     }
     const __m512 scale = halves(panel + CODES);
@@ -114,12 +121,18 @@ static inline void tile(const uint8_t* panel, const Codes& x, int64_t first, __m
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
       const __m512i all = M <= 2 ? _mm512_add_epi32(dot[m], other[m]) : dot[m];
-      const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(scales[m * groups + g]));
-      out[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), step, out[m]);
+      const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(scales[m]));
+      total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), step, total[m]);
       if (BITS == 4)
-        out[m] = _mm512_fmadd_ps(least, _mm512_set1_ps(weighted[m * groups + g]), out[m]);
+        total[m] = _mm512_fmadd_ps(least, _mm512_set1_ps(weighted[m]), total[m]);
     }
+    values += TILE * GROUP;
+    scales += TILE;
+    weighted += TILE;
+    sums += TILE;
   }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) out[m] = total[m];
 }
 
 // Any number of rows up to TILE.
