@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,27 +118,32 @@ def plan(shape: ModelSpec, precision: str = "fp32") -> Plan:
 MakeRun = Callable[..., Path]
 
 
+def write_run(
+    run: Path, tokenizer: Tokenizer, shape: ModelSpec, *, steps: tuple[int, ...] = (10,),
+    best: int | None = 10, precision: str = "fp32",
+) -> None:  # fmt: skip
+    """A run folder as `train` makes it; checkpoints at `steps`, the best at `best`."""
+    run.mkdir()
+    save(plan(shape, precision), run / "plan.toml")
+    tokenizer._tokenizer.save(str(run / tokenizers.FILE))
+    checkpoints = Checkpoints(run / "checkpoints", keep=9, talk=print)
+    for step in steps:
+        model = built(shape, seed=step)
+        model = model.bfloat16() if precision == "bf16" else model
+        weights = {name: each.detach() for name, each in model.named_parameters()}
+        state = State(step=step, tokens=0.0, elapsed_s=0.0, validation_loss=None, sha256={})
+        checkpoints.save(Contents(weights, {}, {}), state, step == best)
+        checkpoints.wait()
+
+
 @pytest.fixture
 def make_run(tmp_path: Path, bpe: Tokenizer) -> MakeRun:
-    """Writes a run folder as `train` does; checkpoints at `steps`, the best at `best`."""
+    """Writes a run folder, of the small model unless told."""
 
     def make(
-        *, steps: tuple[int, ...] = (10,), best: int | None = 10, precision: str = "fp32",
-        shape: ModelSpec | None = None, tokenizer: Tokenizer = bpe,
+        *, shape: ModelSpec | None = None, tokenizer: Tokenizer = bpe, **options: Any
     ) -> Path:  # fmt: skip
-        run = tmp_path / "run"
-        shape = shape or spec()
-        run.mkdir()
-        save(plan(shape, precision), run / "plan.toml")
-        tokenizer._tokenizer.save(str(run / tokenizers.FILE))
-        checkpoints = Checkpoints(run / "checkpoints", keep=9, talk=print)
-        for step in steps:
-            model = built(shape, seed=step)
-            model = model.bfloat16() if precision == "bf16" else model
-            weights = {name: each.detach() for name, each in model.named_parameters()}
-            state = State(step=step, tokens=0.0, elapsed_s=0.0, validation_loss=None, sha256={})
-            checkpoints.save(Contents(weights, {}, {}), state, step == best)
-            checkpoints.wait()
-        return run
+        write_run(tmp_path / "run", tokenizer, shape or spec(), **options)
+        return tmp_path / "run"
 
     return make

@@ -18,6 +18,7 @@ from narrows.cli import (
     plan,
     probe,
     report,
+    serve,
     speak,
     train,
     tune,
@@ -26,7 +27,7 @@ from narrows.cli.parser import Parser
 from narrows.spec.errors import BadInput, NarrowsError, RunFailed
 
 VERBS = (
-    probe, doctor, plan, train, tune, launch, generate, chat, evaluate, export, report,
+    probe, doctor, plan, train, tune, launch, generate, chat, serve, evaluate, export, report,
 )  # fmt: skip
 EXAMPLES = """\
 narrows probe                                       measure this machine, once

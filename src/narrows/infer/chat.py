@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from narrows.data.template import Message
-from narrows.infer.generate import Generation, Writer
+from narrows.infer.generate import Generation, TooLong, Writer
 from narrows.infer.sampling import Sampling
 from narrows.spec.errors import BadInput
 
@@ -19,19 +19,26 @@ def answer(
     Raises BadInput where the model has no chat template, or the conversation is longer than its
     context.
     """
+    if tokens < 1:
+        raise BadInput(f"tokens is {tokens}", hint="ask for at least 1")
+    found = conversation(generator, messages)
+    context = generator.spec.context
+    if len(found) > context:
+        raise TooLong(
+            f"the conversation is {len(found)} tokens long, the model reads {context}",
+            hint="begin a new one",
+        )
+    return Generation(generator, found, tokens, sampling or Sampling(), stop)
+
+
+def conversation(generator: Writer, messages: Sequence[Message]) -> list[int]:
+    """The tokens of the messages, up to where the model is to answer; raises BadInput where it has
+    no chat template, or the template refuses them.
+    """
     if generator.template is None:
         raise BadInput(
             "the model has no chat template: it goes on with texts, and knows no conversation",
             hint="narrows generate MODEL --prompt TEXT, or take an instruction-tuned model",
         )
-    if tokens < 1:
-        raise BadInput(f"tokens is {tokens}", hint="ask for at least 1")
     text = generator.template.render(messages, answer=True)
-    found = generator.tokenizer.encode(text, special=True)
-    context = generator.spec.context
-    if len(found) > context:
-        raise BadInput(
-            f"the conversation is {len(found)} tokens long, the model reads {context}",
-            hint="begin a new one",
-        )
-    return Generation(generator, found, tokens, sampling or Sampling(), stop)
+    return generator.tokenizer.encode(text, special=True)

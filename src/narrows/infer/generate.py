@@ -53,6 +53,10 @@ class Writer(Protocol):
         """A sequence to begin, of at most so many tokens."""
 
 
+class TooLong(BadInput):
+    """More tokens than the model reads."""
+
+
 Finish = Literal["length", "stop", "end"]
 """Why a text ended: as long as asked, a stop string, or the model ended its document."""
 
@@ -142,7 +146,7 @@ def tokens_of(prompt: str, generator: Writer) -> list[int]:
     found = [*tokenizer.begin, *text] or [tokenizer.end_of_document]
     if len(found) > context:
         what = f"the prompt is {len(found)} tokens long, the model reads {context}"
-        raise BadInput(what, hint="shorten the prompt")
+        raise TooLong(what, hint="shorten the prompt")
     unknown = sorted(set(prompt) - set(tokenizer.decode(text)))
     if unknown and "\ufffd" in tokenizer.decode(text):
         shown = " ".join(repr(each) for each in unknown[:8])

@@ -121,7 +121,7 @@ def _published(path: Path, precision: TrainingPrecision | None) -> tuple[Generat
     if not original.spec.writes:
         raise no_writer(path)
     words = published.words(original.path, original.facts)
-    dtype = _DTYPES[precision or ("bf16" if _computes_bf16() else "fp32")]
+    dtype = _DTYPES[precision or ("bf16" if computes_bf16() else "fp32")]
     with torch.device("meta"):
         model = Transformer(original.spec, load_kernels("torch"))
     model = build(original, model, dtype, _device())
@@ -136,7 +136,7 @@ def model_of(
     """The plan's model with the checkpoint's weights, on the device that computes here."""
     if not plan.learning.everything:
         model = whole(plan, weights(checkpoint))
-        return _ready((model if _computes_bf16() else model.float()).to(_device()))
+        return _ready((model if computes_bf16() else model.float()).to(_device()))
     with torch.device("meta"):
         model = Transformer(plan.model, load_kernels("torch"))
     try:
@@ -149,7 +149,7 @@ def model_of(
         ) from None
     if precision is not None:
         model = model.to(_DTYPES[precision])
-    elif not _computes_bf16():
+    elif not computes_bf16():
         model = model.float()
     return _ready(model.to(_device()))
 
@@ -162,7 +162,8 @@ def _device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def _computes_bf16() -> bool:
+def computes_bf16() -> bool:
+    """Whether what computes here is not slower in bf16 than in fp32."""
     return _device().type != "cpu" or has_bf16_unit(processor())
 
 

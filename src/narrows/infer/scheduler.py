@@ -16,11 +16,12 @@ from torch import Tensor
 
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.core import Core
+from narrows.infer.generate import TooLong
 from narrows.infer.requests import Answer, Closed, Full, Request
 from narrows.infer.slots import Slots
 from narrows.infer.tally import Tally
 from narrows.infer.writing import Writing
-from narrows.spec.errors import BadInput, NarrowsError, RunFailed
+from narrows.spec.errors import NarrowsError, RunFailed
 
 CHUNK = 256
 """Tokens of a prompt that are read before the other texts go on by a token."""
@@ -71,7 +72,7 @@ class Scheduler:
     def submit(self, request: Request) -> Answer:
         """The answer, to be written as soon as may be.
 
-        Raises BadInput where it is longer than the context, Full where as many wait as may, Closed
+        Raises TooLong where it is longer than the context, Full where as many wait as may, Closed
         once the scheduler is.
         """
         self._refuse_long(request)
@@ -80,7 +81,7 @@ class Scheduler:
         with self._changed:
             if self._closing:
                 raise Closed("the server is shutting down", hint="ask another, or later")
-            if len(self._open) >= self.core.slots + self.queue:
+            if sum(not each.over for each in self._open) >= self.core.slots + self.queue:
                 self.tally.requests["refused"] += 1
                 what = f"{self.core.slots} requests are being answered and {self.queue} wait"
                 raise Full(what, hint="ask again in a moment")
@@ -105,12 +106,12 @@ class Scheduler:
     def _refuse_long(self, request: Request) -> None:
         prompt, context = len(request.prompt), self.core.context
         if prompt >= context:
-            raise BadInput(
+            raise TooLong(
                 f"the prompt is {prompt} tokens long, the context {context}, its answer included",
                 hint=f"shorten the prompt to {context - 1} tokens or less",
             )
         if prompt + request.tokens_max > context:
-            raise BadInput(
+            raise TooLong(
                 f"{prompt} tokens of prompt and {request.tokens_max} of answer are more than the "
                 f"context of {context}",
                 hint=f"ask for at most {context - prompt} tokens, or shorten the prompt",

@@ -1,0 +1,61 @@
+"""narrows serve: a model over HTTP, by OpenAI's interface."""
+
+from __future__ import annotations
+
+import argparse
+
+from narrows.cli import folder, speak
+from narrows.spec.errors import BadInput
+
+SUMMARY = "Serve a model over HTTP, as OpenAI's clients ask, with a page to talk with it."
+EXAMPLES = """\
+narrows serve SmolLM2-135M-Instruct.gguf                http://127.0.0.1:8000
+narrows serve runs/pirate --port 8080 --slots 4
+narrows serve runs/pirate --api-key SECRET --host 0.0.0.0 --tokens-max 512"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("folder", metavar="MODEL", help="a run's folder, a published model's "
+                        "or its name on the hub, or a GGUF file")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="who may ask: by default this machine "
+                        "alone, 0.0.0.0 any")  # fmt: skip
+    parser.add_argument("--port", type=int, default=8000, help="0 is any free one (default 8000)")
+    parser.add_argument("--api-key", metavar="KEY", help="refuse who does not know it")
+    parser.add_argument("--slots", type=int, default=8, metavar="N",
+                        help="texts written at once (default 8)")  # fmt: skip
+    parser.add_argument("--queue", type=int, default=64, metavar="N",
+                        help="requests that may wait, more are refused (default 64)")  # fmt: skip
+    parser.add_argument("--context", type=int, metavar="N",
+                        help="a prompt and its answer (default the model's)")  # fmt: skip
+    parser.add_argument("--tokens-max", type=int, default=4096, metavar="N",
+                        help="an answer's most (default 4096)")  # fmt: skip
+    parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
+                        help="of the weights (default: as they lie, or quickest)")  # fmt: skip
+    parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Serve until told to end."""
+    for name, least in (("slots", 1), ("queue", 0), ("tokens_max", 1), ("port", 0)):
+        if getattr(chosen, name) < least:
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{option} is {getattr(chosen, name)}", hint=f"at least {least}")
+    if chosen.api_key == "":
+        raise BadInput("--api-key is empty", hint="leave it out, or give a secret")
+    path = folder.of_model(chosen.folder)
+    from narrows.infer.server.need import need, refuse_too_large
+    from narrows.infer.server.run import Place, Room, serve
+    from narrows.infer.server.service import Limits
+    from narrows.infer.writer import load_writer
+
+    found = need(path, chosen.slots, chosen.context, chosen.precision)
+    speak.talk(f"takes {found}")
+    refuse_too_large(found, path)
+    writer = load_writer(
+        path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
+    )
+    place = Place(path.name.removesuffix(".gguf"), chosen.host, chosen.port, chosen.api_key)
+    room = Room(chosen.slots, chosen.queue, found.context)
+    serve(writer, place, room, Limits(tokens_max=chosen.tokens_max), speak.talk)
+    return 0

@@ -1,0 +1,1 @@
+"""OpenAI's interface over HTTP, for a model that is served here."""

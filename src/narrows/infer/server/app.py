@@ -1,0 +1,215 @@
+"""The routes: what comes in is read within limits, what goes out is OpenAI's."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from narrows.infer.server import metrics, schemas
+from narrows.infer.server.errors import Refusal, response_to
+from narrows.infer.server.forms import ChatForm, Form, TextForm
+from narrows.infer.server.page import page
+from narrows.infer.server.schemas import ChatAsked, TextAsked, TokensAsked
+from narrows.infer.server.service import (
+    Service,
+    chat_requests,
+    submitted,
+    text_requests,
+    tokens_asked,
+)
+from narrows.infer.server.streaming import Events, whole
+from narrows.spec.errors import NarrowsError, RunFailed
+
+_OPEN = ("/", "/health", "/ready")
+"""What needs no key."""
+
+A = TypeVar("A", bound=msgspec.Struct)
+
+
+def app(service: Service, api_key: str | None = None) -> Starlette:
+    """The server as an ASGI application."""
+    routes = [
+        Route("/", _page),
+        Route("/health", _health),
+        Route("/ready", _ready),
+        Route("/metrics", _metrics),
+        Route("/tokenize", _tokenize, methods=["POST"]),
+        Route("/v1/models", _models),
+        Route("/v1/models/{name:path}", _model),
+        Route("/v1/chat/completions", _chat, methods=["POST"]),
+        Route("/v1/completions", _text, methods=["POST"]),
+        Route("/v1/embeddings", _embeddings, methods=["POST"]),
+    ]
+    handlers = {NarrowsError: _told, HTTPException: _misled, Exception: _broken}
+    made = Starlette(routes=routes, exception_handlers=handlers)
+    made.state.service = service
+    if api_key is not None:
+        made.add_middleware(_Guard, api_key=api_key)
+    return made
+
+
+class _Guard:
+    """Asks for the key, and takes as long to find a wrong one wrong whatever it begins with."""
+
+    def __init__(self, inner: ASGIApp, api_key: str) -> None:
+        self._inner, self._digest = inner, _digest(f"Bearer {api_key}".encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _OPEN:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not secrets.compare_digest(_digest(given), self._digest):
+                what = "the API key is wrong" if given else "no API key is given"
+                told = Refusal(what, status=401, hint="Authorization: Bearer KEY",
+                               code="invalid_api_key")  # fmt: skip
+                await response_to(told)(scope, receive, send)
+                return
+        await self._inner(scope, receive, send)
+
+
+async def _page(http: Request) -> Response:
+    return HTMLResponse(page(), headers={"Cache-Control": "no-cache"})
+
+
+async def _health(http: Request) -> Response:
+    return _json({"status": "ok"})
+
+
+async def _ready(http: Request) -> Response:
+    ready = _service(http).scheduler.alive
+    return _json({"status": "ready" if ready else "shutting down"}, 200 if ready else 503)
+
+
+async def _metrics(http: Request) -> Response:
+    return PlainTextResponse(metrics.text(_service(http).scheduler), media_type=metrics.MEDIA_TYPE)
+
+
+async def _models(http: Request) -> Response:
+    return _json({"object": "list", "data": [_card(_service(http))]})
+
+
+async def _model(http: Request) -> Response:
+    service = _service(http)
+    _refuse_other(service, http.path_params["name"])
+    return _json(_card(service))
+
+
+async def _tokenize(http: Request) -> Response:
+    service = _service(http)
+    asked = await _asked(http, TokensAsked)
+    tokens = await run_in_threadpool(tokens_asked, service, asked)
+    context = service.scheduler.core.context
+    return _json({"tokens": tokens, "count": len(tokens), "context": context})
+
+
+async def _chat(http: Request) -> Response:
+    service = _service(http)
+    asked = await _asked(http, ChatAsked)
+    requests = await run_in_threadpool(chat_requests, service, asked)
+    form = ChatForm(service.name, service.writer.tokenizer, odds=bool(asked.logprobs))
+    return await _answered(http, asked, requests, form)
+
+
+async def _text(http: Request) -> Response:
+    service = _service(http)
+    asked = await _asked(http, TextAsked)
+    requests = await run_in_threadpool(text_requests, service, asked)
+    form = TextForm(service.name, service.writer.tokenizer, odds=asked.logprobs is not None)
+    return await _answered(http, asked, requests, form)
+
+
+async def _embeddings(http: Request) -> Response:
+    name = _service(http).name
+    what = f"{name} writes texts, and is no encoder: it has no embeddings"
+    raise Refusal(what, hint="serve an encoder, such as a BERT", param="model")
+
+
+async def _answered(
+    http: Request, asked: schemas.Asked, requests: list[Any], form: Form
+) -> Response:
+    """The stream or the whole; while nothing is sent yet, an error is still a status."""
+    service = _service(http)
+    options = asked.stream_options
+    if options is not None and not asked.stream:
+        raise Refusal("stream_options without stream", param="stream_options")
+    answers = submitted(service, requests)
+    if not asked.stream:
+        return await whole(http, answers, form, service.limits.seconds)
+    usage = options is not None and bool(options.include_usage)
+    return Events(answers, form, service.limits.seconds, usage=usage)
+
+
+async def _asked(http: Request, kind: type[A]) -> A:
+    asked = await run_in_threadpool(schemas.read, await _body(http), kind)
+    _refuse_other(_service(http), getattr(asked, "model", None))
+    return asked
+
+
+async def _body(http: Request) -> bytes:
+    limits, body = _service(http).limits, bytearray()
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for part in http.stream():
+                body += part
+                if len(body) > limits.body_bytes:
+                    what = f"the body is larger than {limits.body_bytes} bytes"
+                    raise Refusal(what, status=413, hint="send less at once")
+    except TimeoutError:
+        what = f"the body did not come within {limits.body_seconds:g} s"
+        raise Refusal(what, status=408, hint="send it faster") from None
+    return bytes(body)
+
+
+def _refuse_other(service: Service, name: str | None) -> None:
+    if name is not None and name != service.name:
+        what = f"there is no model {name[:100]!r} here"
+        raise Refusal(what, status=404, hint=f"ask for {service.name}", param="model",
+                      code="model_not_found")  # fmt: skip
+
+
+def _service(http: Request) -> Service:
+    found: Service = http.app.state.service
+    return found
+
+
+def _card(service: Service) -> dict[str, Any]:
+    return {"id": service.name, "object": "model", "created": service.since,
+            "owned_by": "narrows", "context": service.scheduler.core.context}  # fmt: skip
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).digest()
+
+
+async def _told(http: Request, error: Exception) -> Response:
+    assert isinstance(error, NarrowsError)
+    return response_to(error)
+
+
+async def _misled(http: Request, error: Exception) -> Response:
+    """No such path, or not by that method."""
+    assert isinstance(error, HTTPException)
+    what = f"{http.method} {http.url.path[:100]}: {error.detail.lower()}"
+    response = response_to(Refusal(what, status=error.status_code, hint="GET / shows a page"))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _broken(http: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=400)
+    return response_to(RunFailed("the server failed; its log says why"))

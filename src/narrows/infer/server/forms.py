@@ -1,0 +1,149 @@
+"""Answers in OpenAI's forms: whole, or chunk by chunk."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, final
+
+from narrows.data.tokenizers import Tokenizer
+from narrows.infer.generate import Finish
+from narrows.infer.requests import Answer, Chosen, Likely, Piece
+
+_FINISHES: dict[Finish | None, str | None] = {
+    None: None, "length": "length", "stop": "stop", "end": "stop"
+}  # fmt: skip
+_HALF = "\ufffd"
+
+
+class Form(ABC):
+    """What a conversation's answer and a text's have in common; `first` is the number of an
+    answer's first choice among those of all.
+    """
+
+    prefix: str
+    whole: str
+    chunk: str
+
+    def __init__(self, model: str, tokenizer: Tokenizer, *, odds: bool) -> None:
+        self.tokenizer, self.odds = tokenizer, odds
+        self._head = {
+            "id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()),
+            "model": model,
+        }  # fmt: skip
+
+    def response(self, pieces: Sequence[tuple[int, Piece]], answers: list[Answer]) -> Any:
+        """The whole answer of pieces, each with its answer's first choice."""
+        texts: dict[int, list[Piece]] = {}
+        for first, piece in pieces:
+            texts.setdefault(first + piece.choice, []).append(piece)
+        choices = [self._whole(index, texts[index]) for index in sorted(texts)]
+        return {**self._head, "object": self.whole, "choices": choices,
+                "usage": usage(answers, pieces)}  # fmt: skip
+
+    def opening(self, choices: int) -> list[Any]:
+        """What is sent before any text."""
+        return []
+
+    def part(self, first: int, piece: Piece) -> Any:
+        """One chunk of a stream."""
+        choice = {"index": first + piece.choice, **self._part(piece),
+                  "finish_reason": _FINISHES[piece.finish]}  # fmt: skip
+        return {**self._head, "object": self.chunk, "choices": [choice]}
+
+    def closing(self, answers: list[Answer], pieces: Sequence[tuple[int, Piece]]) -> Any:
+        """The last chunk, with the usage."""
+        return {**self._head, "object": self.chunk, "choices": [], "usage": usage(answers, pieces)}
+
+    def _whole(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
+        text = "".join(piece.text for piece in pieces)
+        chosen = tuple(each for piece in pieces for each in piece.chosen)
+        return {"index": index, **self._said(text, chosen),
+                "finish_reason": _FINISHES[pieces[-1].finish]}  # fmt: skip
+
+    @abstractmethod
+    def _said(self, text: str, chosen: tuple[Chosen, ...]) -> dict[str, Any]:
+        """A whole text, in a choice."""
+
+    @abstractmethod
+    def _part(self, piece: Piece) -> dict[str, Any]:
+        """A part of it."""
+
+    def text_of(self, token: int) -> str:
+        """A token by itself; half a character reads U+FFFD."""
+        return self.tokenizer.decode([token])
+
+
+@final
+class ChatForm(Form):
+    """chat.completion and its chunks."""
+
+    prefix, whole, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def opening(self, choices: int) -> list[Any]:
+        said = {"delta": {"role": "assistant", "content": ""}, "logprobs": None,
+                "finish_reason": None}  # fmt: skip
+        return [
+            {**self._head, "object": self.chunk, "choices": [{"index": index, **said}]}
+            for index in range(choices)
+        ]
+
+    def _said(self, text: str, chosen: tuple[Chosen, ...]) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"message": message, "logprobs": self._odds(chosen)}
+
+    def _part(self, piece: Piece) -> dict[str, Any]:
+        delta = {"content": piece.text} if piece.text or piece.finish is None else {}
+        return {"delta": delta, "logprobs": self._odds(piece.chosen)}
+
+    def _odds(self, chosen: tuple[Chosen, ...]) -> dict[str, Any] | None:
+        if not self.odds:
+            return None
+        content = [
+            {**self._odd(each.itself), "top_logprobs": [self._odd(one) for one in each.likeliest]}
+            for each in chosen
+        ]
+        return {"content": content, "refusal": None}
+
+    def _odd(self, likely: Likely) -> dict[str, Any]:
+        text = self.text_of(likely.token)
+        known = None if _HALF in text else list(text.encode())
+        return {"token": text, "logprob": likely.logprob, "bytes": known}
+
+
+@final
+class TextForm(Form):
+    """text_completion, whose chunks have the same form."""
+
+    prefix, whole, chunk = "cmpl", "text_completion", "text_completion"
+
+    def _said(self, text: str, chosen: tuple[Chosen, ...]) -> dict[str, Any]:
+        return {"text": text, "logprobs": self._odds(chosen)}
+
+    def _part(self, piece: Piece) -> dict[str, Any]:
+        return self._said(piece.text, piece.chosen)
+
+    def _odds(self, chosen: tuple[Chosen, ...]) -> dict[str, Any] | None:
+        if not self.odds:
+            return None
+        texts = [self.text_of(each.itself.token) for each in chosen]
+        likeliest = [
+            {self.text_of(one.token): one.logprob for one in each.likeliest} for each in chosen
+        ]
+        return {
+            "tokens": texts, "token_logprobs": [each.itself.logprob for each in chosen],
+            "top_logprobs": likeliest,
+            "text_offset": [sum(map(len, texts[:count])) for count in range(len(texts))],
+        }  # fmt: skip
+
+
+def usage(answers: list[Answer], pieces: Sequence[tuple[int, Piece]]) -> dict[str, Any]:
+    """How many tokens were read and written."""
+    read = sum(len(answer.request.prompt) for answer in answers)
+    written = sum(piece.tokens for _, piece in pieces)
+    return {
+        "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": sum(answer.reused for answer in answers)},
+    }  # fmt: skip

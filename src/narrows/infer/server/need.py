@@ -1,0 +1,97 @@
+"""What serving takes of the memory, known before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from narrows.hardware.find import memory_free
+from narrows.infer.generate import ServingPrecision
+from narrows.infer.loading import PLAN, computes_bf16
+from narrows.infer.packed import packs
+from narrows.infer.torch_core import cache_bytes
+from narrows.model.opening import opened
+from narrows.spec.errors import BadInput, DoesNotFit
+from narrows.spec.model import ModelSpec
+from narrows.spec.plan import Plan
+from narrows.spec.record import load
+from narrows.spec.units import Bytes
+
+_OTHER_BYTES = 400e6
+"""Python, torch, and what a step holds: SmolLM2-135M with 8 slots of 2,048 tokens, 646 MB of
+weights and cache, was resident at 989 MB after a dozen requests.
+"""
+
+_VALUE_BYTES = {"bf16": 2, "fp32": 4}
+_PACKED_BYTES = {"int8": 8.5 / 8, "int4": 5.0 / 8}
+"""Of a weight, with its share of a group's scale and least value."""
+
+
+class Need(NamedTuple):
+    """Bytes by what holds them; `context` positions for each slot."""
+
+    weights: float
+    slot: float
+    slots: int
+    context: int
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.slot * self.slots + _OTHER_BYTES
+
+    def __str__(self) -> str:
+        cache = Bytes(self.slot * self.slots).text()
+        slots = f"{self.slots} slot{'s'[: self.slots > 1]} of {self.context} tokens"
+        weights, other = Bytes(self.weights).text(), Bytes(_OTHER_BYTES).text()
+        return f"weights {weights}, cache {cache} ({slots}), other {other}"
+
+
+def need(
+    path: Path, slots: int, context: int | None = None, precision: ServingPrecision | None = None
+) -> Need:
+    """What the model at `path` takes; raises BadInput where its context is shorter."""
+    spec, weights, size = _model(path, precision)
+    if context is not None and not 2 <= context <= spec.context:
+        what = f"the context is {context}, the model knows 2 to {spec.context}"
+        raise BadInput(what, hint=f"--context {spec.context}")
+    context = context or spec.context
+    slot = cache_bytes(spec, size, 1, context)
+    return Need(weights, float(slot), slots, context)
+
+
+def refuse_too_large(found: Need, path: Path) -> None:
+    """Raises DoesNotFit, with as many slots or as long a context as would."""
+    free = float(memory_free().value)
+    if found.total <= free:
+        return
+    left = free - found.weights - _OTHER_BYTES
+    slots, context = int(left // found.slot), int(left // (found.slot / found.context))
+    hint = "a smaller model, or one with fewer bits"
+    if slots >= 1:
+        hint = f"narrows serve {path} --slots {slots}"
+    elif context >= 256:
+        hint = f"narrows serve {path} --slots 1 --context {context}"
+    raise DoesNotFit(
+        f"the server does not fit: {Bytes(found.total).text()} needed, {Bytes(free).text()} free",
+        causes=[str(found)], hint=hint,
+    )  # fmt: skip
+
+
+def _model(path: Path, precision: ServingPrecision | None) -> tuple[ModelSpec, float, int]:
+    """Its shape, the bytes of its weights, and those of a value in the caches."""
+    whole: ServingPrecision = "bf16" if computes_bf16() else "fp32"
+    if (path / PLAN).is_file():
+        plan = load(Plan, path / PLAN)
+        spec = plan.model
+        precision = precision or ("fp32" if plan.layout.precision == "fp32" else whole)
+    else:
+        original = opened(path)
+        spec = original.spec
+        if precision is None and packs(original):
+            return spec, float(original.path.stat().st_size), _VALUE_BYTES["bf16"]
+        precision = precision or whole
+    if precision in ("int8", "int4"):
+        return spec, spec.parameters * _PACKED_BYTES[precision], _VALUE_BYTES["bf16"]
+    size = _VALUE_BYTES[precision]
+    return spec, float(spec.parameters * size), size

@@ -1,0 +1,102 @@
+"""The server as a process: it answers until it is told to end, then finishes what it began."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import uvicorn
+
+from narrows.infer.core import Core
+from narrows.infer.generate import Writer
+from narrows.infer.loading import Generator
+from narrows.infer.packed import PackedWriter
+from narrows.infer.packed_core import PackedCore
+from narrows.infer.scheduler import Scheduler
+from narrows.infer.server.app import app
+from narrows.infer.server.service import Limits, Service
+from narrows.infer.torch_core import TorchCore
+from narrows.spec.errors import BadInput
+
+Talk = Callable[[str], None]
+
+
+class Place(NamedTuple):
+    """Where it is to be found; `name` is the model's there."""
+
+    name: str
+    host: str
+    port: int
+    api_key: str | None
+
+
+class Room(NamedTuple):
+    """How much it takes on at once, each text of so many positions."""
+
+    slots: int
+    queue: int
+    context: int
+
+
+def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) -> None:
+    """Answer at `place` until SIGTERM or SIGINT; answers in the making get `limits.drain_s` more.
+
+    Raises BadInput where the address cannot be had.
+    """
+    listening = _listening(place)
+    core = core_of(writer, room)
+    scheduler = Scheduler(core, writer.tokenizer, queue=room.queue, talk=talk)
+    service = Service(place.name, int(time.time()), writer, scheduler, limits)
+    config = uvicorn.Config(
+        app(service, place.api_key), log_level="warning", access_log=False, lifespan="off",
+        timeout_graceful_shutdown=int(limits.drain_s) + 2, timeout_keep_alive=30,
+        h11_max_incomplete_event_size=2**16,
+    )  # fmt: skip
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    talk(f"{place.name} at http://{shown}:{port} (ctrl-C ends)")
+    server = uvicorn.Server(config)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        # Uvicorn, once it has ended, raises what told it to: then it is to do nothing more.
+        signal.signal(each, lambda number, frame: None)
+    try:
+        asyncio.run(_until_told(server, listening, scheduler, limits.drain_s))
+    finally:
+        scheduler.close()
+        listening.close()
+
+
+def core_of(writer: Writer, room: Room) -> Core:
+    """What computes the model: packed where it is, else as torch has it."""
+    if isinstance(writer, PackedWriter):
+        return PackedCore(writer.model, room.slots, room.context)
+    assert isinstance(writer, Generator)
+    return TorchCore(writer.model, room.slots, room.context)
+
+
+async def _until_told(
+    server: uvicorn.Server, listening: socket.socket, scheduler: Scheduler, drain_s: float
+) -> None:
+    """Uvicorn waits for open responses; the scheduler takes nothing more meanwhile."""
+    serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+    while not server.should_exit and not serving.done():
+        await asyncio.sleep(0.1)
+    await asyncio.to_thread(scheduler.close, drain_s=drain_s)
+    await serving
+
+
+def _listening(place: Place) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(found[0], socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(found[4])
+        made.listen(2048)
+    except (OSError, OverflowError) as error:
+        what = f"{place.host}:{place.port} cannot be listened on: {error}"
+        raise BadInput(what, hint="another --port, or --port 0 for any that is free") from None
+    return made

@@ -1,0 +1,163 @@
+"""What may be asked, field by field.
+
+OpenAI's fields that are not served are refused where they would change the answer, and ignored
+where they would not; a field that nobody knows is refused with the one that was probably meant.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from narrows.infer.server.errors import Refusal
+from narrows.spec.errors import suggestion
+
+_HARMLESS = frozenset({
+    "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention", "prediction", "parallel_tool_calls",
+})  # fmt: skip
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tools": (None, []), "tool_choice": (None, "none", "auto"), "functions": (None, []),
+    "function_call": (None, "none", "auto"), "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]), "audio": (None,), "reasoning_effort": (None, "none"),
+    "web_search_options": (None,), "verbosity": (None, "medium"), "suffix": (None, ""),
+    "echo": (None, False), "best_of": (None, 1), "dimensions": (None,),
+}  # fmt: skip
+"""The values at which each changes nothing."""
+
+Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
+Share = Annotated[float, Meta(gt=0.0, le=1.0)]
+Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a stream ends with the usage of all."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a conversation and a text have in common; top_k, min_p and repetition_penalty are not
+    OpenAI's.
+    """
+
+    model: str | None = None
+    max_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: Count | None = None
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
+    seed: int | None = None
+    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
+    n: Count | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a message."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody said, whole or in parts."""
+
+    role: str
+    content: str | list[Part] | None = None
+    tool_calls: list[Any] | None = None
+
+    def plain(self, index: int) -> dict[str, str]:
+        """As templates know it; raises Refusal where a part is no text."""
+        place = f"messages[{index}]"
+        if self.tool_calls:
+            raise Refusal(f"{place} calls tools, which are not served", param=place)
+        if not isinstance(self.content, list):
+            return {"role": self.role, "content": self.content or ""}
+        for part in self.content:
+            if part.type != "text" or part.text is None:
+                what = f"{place} has a part of type {part.type!r}: the model reads text alone"
+                raise Refusal(what, param=place)
+        return {"role": self.role, "content": "".join(part.text or "" for part in self.content)}
+
+
+class ChatAsked(Asked, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+
+class TextAsked(Asked, frozen=True, kw_only=True):
+    """POST /v1/completions; a prompt is text or tokens, one or several."""
+
+    prompt: str | list[Any] = ""
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """Each by itself."""
+        given = self.prompt
+        if isinstance(given, str):
+            return [given]
+        if given and all(isinstance(each, int) for each in given):
+            return [given]
+        if not given:
+            raise Refusal("prompt is an empty list", param="prompt")
+        for each in given:
+            tokens = isinstance(each, list) and all(type(token) is int for token in each)
+            if not isinstance(each, str) and not tokens:
+                raise Refusal("prompt is neither text nor tokens nor a list of them",
+                              param="prompt")  # fmt: skip
+        return given
+
+
+class TokensAsked(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /tokenize; a text, or a conversation as its template renders it."""
+
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    model: str | None = None
+
+
+A = TypeVar("A", bound=msgspec.Struct)
+
+
+def read(body: bytes, kind: type[A]) -> A:
+    """The request in a body; raises Refusal with the place of what is wrong."""
+    try:
+        data = msgspec.json.decode(body)
+    except UnicodeDecodeError as error:
+        raise Refusal(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Refusal(f"the body is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise Refusal("the body is not a JSON object", hint='send {"...": ...}')
+    known = kind.__struct_fields__
+    for name, value in data.items():
+        if name in known or name in _HARMLESS:
+            continue
+        if name not in _NEUTRAL:
+            near = suggestion(name, {each: each for each in known})
+            raise Refusal(f"there is no field {name[:60]!r}", hint=near, param=name[:60])
+        if value not in _NEUTRAL[name]:
+            raise Refusal(
+                f"{name} is not served, and would change the answer", hint="leave it out",
+                param=name, code="unsupported_parameter",
+            )  # fmt: skip
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        place = str(error).rpartition("`$.")[2].rstrip("`") if "`$." in str(error) else None
+        raise Refusal(str(error), param=place) from None

@@ -1,0 +1,135 @@
+"""A model that is served, and requests to it as the scheduler takes them."""
+
+from __future__ import annotations
+
+import secrets
+from typing import NamedTuple
+
+from narrows.infer.chat import conversation
+from narrows.infer.generate import Writer, tokens_of
+from narrows.infer.requests import Answer, Request
+from narrows.infer.sampling import Sampling
+from narrows.infer.scheduler import Scheduler
+from narrows.infer.server.errors import Refusal
+from narrows.infer.server.schemas import Asked, ChatAsked, TextAsked, TokensAsked
+from narrows.spec.errors import NarrowsError
+from narrows.spec.record import Record
+
+_SEEDS = 2**63
+
+
+class Limits(Record):
+    """What one request may take; `drain_s` is how long answers may go on when the server ends."""
+
+    tokens_max: int
+    body_bytes: int = 4 * 2**20
+    seconds: float = 600.0
+    body_seconds: float = 30.0
+    choices: int = 16
+    drain_s: float = 30.0
+
+
+class Service(NamedTuple):
+    """All that the routes need."""
+
+    name: str
+    since: int
+    writer: Writer
+    scheduler: Scheduler
+    limits: Limits
+
+
+def chat_requests(service: Service, asked: ChatAsked) -> list[Request]:
+    """The one request of a conversation."""
+    messages = [message.plain(index) for index, message in enumerate(asked.messages)]
+    prompt = conversation(service.writer, messages)
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise Refusal("top_logprobs without logprobs", hint='add "logprobs": true',
+                      param="top_logprobs")  # fmt: skip
+    most = asked.max_completion_tokens or asked.max_tokens
+    odds = (asked.top_logprobs or 0) if asked.logprobs else None
+    return [_request(service, asked, prompt, most, odds)]
+
+
+def text_requests(service: Service, asked: TextAsked) -> list[Request]:
+    """One for each prompt."""
+    prompts = asked.prompts()
+    if len(prompts) * (asked.n or 1) > service.limits.choices:
+        raise _too_many(service, len(prompts) * (asked.n or 1))
+    vocabulary = service.writer.tokenizer.vocabulary
+    found = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            tokens = tokens_of(prompt, service.writer)
+        else:
+            tokens = prompt
+            wrong = [token for token in tokens if not 0 <= token < vocabulary]
+            if wrong:
+                what = f"token {wrong[0]} is none of the tokenizer's {vocabulary}"
+                raise Refusal(what, param="prompt")
+        # OpenAI's completions are short unless asked for.
+        found.append(_request(service, asked, tokens, asked.max_tokens or 16, asked.logprobs))
+    return found
+
+
+def tokens_asked(service: Service, asked: TokensAsked) -> list[int]:
+    """The tokens of a text or of a conversation."""
+    if asked.messages is not None:
+        messages = [message.plain(index) for index, message in enumerate(asked.messages)]
+        return conversation(service.writer, messages)
+    if asked.prompt is None:
+        raise Refusal("there is neither prompt nor messages", param="prompt")
+    return service.writer.tokenizer.encode(asked.prompt)
+
+
+def submitted(service: Service, requests: list[Request]) -> list[Answer]:
+    """All or none; raises what the scheduler does."""
+    answers: list[Answer] = []
+    try:
+        for request in requests:
+            answers.append(service.scheduler.submit(request))
+    except NarrowsError:
+        for answer in answers:
+            answer.cancel()
+        raise
+    return answers
+
+
+def _request(
+    service: Service, asked: Asked, prompt: list[int], most: int | None, odds: int | None
+) -> Request:
+    limits, room = service.limits, service.scheduler.core.context - len(prompt)
+    if most is not None and most > limits.tokens_max:
+        what = f"{most} tokens are asked for, the server writes at most {limits.tokens_max}"
+        raise Refusal(what, hint="ask for fewer", param="max_tokens")
+    if (asked.n or 1) > limits.choices:
+        raise _too_many(service, asked.n or 1)
+    stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
+    if "" in stop:
+        raise Refusal("a stop string is empty", hint="leave it out", param="stop")
+    return Request(
+        prompt=tuple(prompt), tokens_max=most or max(1, min(limits.tokens_max, room)),
+        sampling=_sampling(asked), stop=stop, count=asked.n or 1, logprobs=odds,
+    )  # fmt: skip
+
+
+def _sampling(asked: Asked) -> Sampling:
+    seed = secrets.randbelow(_SEEDS) if asked.seed is None else asked.seed % _SEEDS
+    bias = {}
+    for name, value in (asked.logit_bias or {}).items():
+        if not (name.isascii() and name.isdigit() and len(name) < 10):
+            what = f"logit_bias names {name[:40]!r}, which is no token's number"
+            raise Refusal(what, param="logit_bias")
+        bias[int(name)] = value
+    return Sampling(
+        temperature=1.0 if asked.temperature is None else asked.temperature,
+        top_p=asked.top_p, top_k=asked.top_k, min_p=asked.min_p,
+        repetition_penalty=asked.repetition_penalty or 1.0,
+        presence_penalty=asked.presence_penalty or 0.0,
+        frequency_penalty=asked.frequency_penalty or 0.0, logit_bias=bias, seed=seed,
+    )  # fmt: skip
+
+
+def _too_many(service: Service, count: int) -> Refusal:
+    what = f"{count} texts are asked for at once, the server writes at most"
+    return Refusal(f"{what} {service.limits.choices}", hint="ask for fewer", param="n")
