@@ -10,6 +10,9 @@ import torch
 from narrows.infer.export import export
 from narrows.infer.packed import PackedWriter
 from narrows.infer.packed_core import PackedCore
+from narrows.infer.requests import Request
+from narrows.infer.sampling import Sampling
+from narrows.infer.scheduler import Scheduler
 from narrows.infer.writer import load_writer
 from narrows.kernels.build import obstacle
 from narrows.spec.model import llama
@@ -57,3 +60,32 @@ def test_a_copy_goes_on_as_its_source_and_a_cut_forgets(writer: PackedWriter, co
     assert torch.equal(core.prefill(1, PROMPT[:count], 0), PackedCore(
         writer.model, 1, CONTEXT
     ).prefill(0, PROMPT[:count], 0))  # fmt: skip
+
+
+def test_a_conversation_that_goes_on_reads_what_is_new_alone(writer: PackedWriter) -> None:
+    first = Request(prompt=tuple(PROMPT), tokens_max=9, sampling=Sampling(temperature=0.0))
+    scheduler = Scheduler(PackedCore(writer.model, 2, CONTEXT), writer.tokenizer, chunk=8)
+    said = "".join(piece.text for piece in scheduler.submit(first))
+    follow = (*PROMPT[:17], 5, *PROMPT[:3])
+    written = tuple(greedy(writer, list(PROMPT), 8))
+    long = Request(prompt=(*PROMPT, *written, 7), tokens_max=3, sampling=first.sampling)
+    answer = scheduler.submit(long)
+    found = "".join(piece.text for piece in answer)
+    assert answer.reused == len(PROMPT) + len(written)
+    other = scheduler.submit(Request(prompt=follow, tokens_max=3, sampling=first.sampling))
+    beside = "".join(piece.text for piece in other)
+    assert other.reused == 17
+    scheduler.close()
+    for request, text in ((first, said), (long, found), (other.request, beside)):
+        fresh = Scheduler(PackedCore(writer.model, 1, CONTEXT), writer.tokenizer)
+        assert "".join(piece.text for piece in fresh.submit(request)) == text
+        fresh.close()
+
+
+def greedy(writer: PackedWriter, prompt: list[int], count: int) -> list[int]:
+    """The likeliest tokens behind a prompt."""
+    decoding, found, read = writer.decoding(CONTEXT), list[int](), prompt
+    for _ in range(count):
+        found.append(int(decoding.read(read)[: writer.tokenizer.vocabulary].argmax()))
+        read = found[-1:]
+    return found

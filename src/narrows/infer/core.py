@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,8 +12,11 @@ from torch import Tensor
 class Core(ABC):
     """`slots` caches of `context` positions each, and a model of `vocabulary` tokens.
 
-    A slot's numbers are the same to the last bit whatever the others hold. One thread calls it.
+    A slot's numbers are the same to the last bit whatever the others hold; `alike`, they also are
+    however its text is cut into passes. One thread calls it.
     """
+
+    alike: ClassVar[bool] = False
 
     slots: int
     context: int

@@ -19,6 +19,8 @@ class PackedCore(Core):
     (tests/kernels/test_decoder.py).
     """
 
+    alike = True
+
     def __init__(self, model: PackedModel, slots: int, context: int) -> None:
         self.slots, self.context, self.vocabulary = slots, context, model.head.rows
         rows, threads = max(slots, CHUNK), torch.get_num_threads()

@@ -150,7 +150,7 @@ class Scheduler:
             over = {answer for answer in self._open if answer.over}
             for writing in (*self._reading, *self._writing):
                 if writing.answer in over:
-                    self._slots.give(writing.slot)
+                    self._slots.give(writing.slot, writing.written)
             self._writing = [each for each in self._writing if each.answer not in over]
             self._reading = deque(each for each in self._reading if each.answer not in over)
             self._waiting = deque(each for each in self._waiting if each.answer not in over)
@@ -204,6 +204,8 @@ class Scheduler:
         logits_MV = self.core.decode(
             [each.slot for each in texts], [each.last for each in texts]
         )  # fmt: skip
+        for each in texts:
+            each.written.append(each.last)
         self._go_on(texts, list(logits_MV))
 
     def _go_on(self, texts: list[Writing], logits: list[Tensor]) -> None:
@@ -216,7 +218,7 @@ class Scheduler:
             self._count(writing)
             if not goes_on:
                 self._writing.remove(writing)
-                self._slots.give(writing.slot)
+                self._slots.give(writing.slot, writing.written)
 
     def _count(self, writing: Writing) -> None:
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, final
 
 from torch import Tensor
@@ -21,15 +22,16 @@ class Place(NamedTuple):
 
 @final
 class Slots:
-    """A slot that is given back keeps its prompt until another text needs the slot.
+    """A slot that is given back keeps its text until another needs the slot.
 
-    Prompts are read in chunks from position 0 on, and shared by whole chunks, or whole: so every
-    position is computed by the same products as if its request had come alone, and equal to the
-    last bit. What was written token by token is therefore never shared.
+    Of a core that computes a text alike however it is cut, any beginning is shared, of prompts and
+    of what was written. Of others prompts are shared by the chunks that they are read in, from
+    position 0 on, or whole: so every position is computed by the same products as if its request
+    had come alone, and equal to the last bit.
     """
 
     def __init__(self, core: Core, chunk: int) -> None:
-        self.chunk = chunk
+        self.chunk, self._grain = chunk, 1 if core.alike else chunk
         self._core = core
         self.forget()
 
@@ -69,8 +71,11 @@ class Slots:
         self._after[slot] = logits_V if end == len(prompt) else None
         return end, logits_V
 
-    def give(self, slot: int) -> None:
-        """Nothing more is written there."""
+    def give(self, slot: int, written: Sequence[int] = ()) -> None:
+        """Nothing more is written there; `written` was read behind the prompt."""
+        if self._core.alike and written:
+            self._read[slot] += tuple(written)
+            self._after[slot] = None
         self._core.cut(slot, len(self._read[slot]))
         self._free.append(slot)
 
@@ -84,11 +89,13 @@ class Slots:
         return target
 
     def _shared(self, slot: int, prompt: tuple[int, ...]) -> int:
-        held, chunk = self._read[slot], self.chunk
+        held, grain = self._read[slot], self._grain
         if held == prompt and self._after[slot] is not None:
             return len(prompt)
         # At least one token is left to read, for what it says of the next.
-        most = min(len(held), len(prompt) - 1)
-        wanted = range(0, most - most % chunk, chunk)
-        differs = (at for at in wanted if held[at : at + chunk] != prompt[at : at + chunk])
-        return next(differs, wanted.stop)
+        least, most = 0, min(len(held), len(prompt) - 1) // grain
+        while least < most:
+            middle = (least + most + 1) // 2
+            same = held[: middle * grain] == prompt[: middle * grain]
+            least, most = (middle, most) if same else (least, middle - 1)
+        return least * grain

@@ -21,7 +21,7 @@ _NOWHERE = -1
 @final
 class Writing:
     """`slot` is where its cache lies, `read` how much of its prompt is there already, `last` the
-    token to be read next, and `wrote_s` when it was chosen.
+    token to be read next, and `wrote_s` when it was chosen. `written` was read behind the prompt.
     """
 
     def __init__(self, answer: Answer, choice: int, tokenizer: Tokenizer) -> None:
@@ -29,6 +29,7 @@ class Writing:
         self.answer, self.choice = answer, choice
         self.slot, self.read, self.last = _NOWHERE, 0, _NOWHERE
         self.wrote_s: float | None = None
+        self.written: list[int] = []
         self._ends = tokenizer.ends
         seed = (request.sampling.seed + choice) % _SEEDS
         sampling = msgspec.structs.replace(request.sampling, seed=seed)
