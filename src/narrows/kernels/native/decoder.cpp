@@ -16,6 +16,8 @@
 
 namespace {
 
+constexpr int64_t WIDEST = 256;  // of a head
+
 struct Layer {
   const float *norm, *query_norm, *key_norm;
   Matrix qkv, out;
@@ -254,75 +256,95 @@ class Member {
           }
   }
 
+  // Queries that are computed together: where each is and the last position it sees, their scores
+  // [T][room], which become shares, and the sums of these.
+  template <int T>
+  struct Queries {
+    const bf16* at[T];
+    int64_t last[T];
+    int64_t blocks;
+    float* scores;
+    __m512 total[T];
+  };
+
   template <int T>
   void attended(const Sequence& own, int64_t l, int64_t head, int64_t first, int64_t count) const {
     const int64_t group = d.heads / d.kv_heads, H = d.head_width;
-    const bf16* query[T];
-    int64_t last[T];
+    Queries<T> queries;
     for (int t = 0; t < T; t++) {
       const int64_t q = first + std::min<int64_t>(t, count - 1), row = own.first + q / group;
-      query[t] = s.queries + (row * d.heads + head * group + q % group) * H;
-      last[t] = own.start + q / group;
+      queries.at[t] = s.queries + (row * d.heads + head * group + q % group) * H;
+      queries.last[t] = own.start + q / group;
     }
-    const int64_t blocks = last[T - 1] / 16 + 1;
-    float* scores = s.scores + me * TILE * d.room;
-    __m512 most[T], total[T];
+    queries.blocks = queries.last[T - 1] / 16 + 1;
+    queries.scores = s.scores + me * TILE * d.room;
+    score(queries, keys(own.cache, l, head));
+    float mixed[T][WIDEST];
+    mix(queries, values(own.cache, l, head), mixed);
+    for (int64_t t = 0; t < count; t++) {
+      const int64_t q = first + t, row = own.first + q / group;
+      const __m512 factor = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(queries.total[t]));
+      const int64_t to = (head * group + q % group) * H / GROUP;
+      for (int64_t h = 0; h < H; h += 32)
+        s.out.set(row, to + h / GROUP, _mm512_mul_ps(_mm512_loadu_ps(mixed[t] + h), factor),
+                  _mm512_mul_ps(_mm512_loadu_ps(mixed[t] + h + 16), factor));
+    }
+  }
+
+  // Shares of all positions, not divided by their sum yet; in bf16 they take the first half of the
+  // place of their scores.
+  template <int T>
+  void score(Queries<T>& q, const bf16* key) const {
     const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    __m512 most[T];
     for (int t = 0; t < T; t++) most[t] = never;
-    const bf16* key = keys(own.cache, l, head);
-    for (int64_t b = 0; b < blocks; b++, key += 16 * H) {
+    for (int64_t b = 0; b < q.blocks; b++, key += 16 * d.head_width) {
       __m512 sum[T];
       for (int t = 0; t < T; t++) sum[t] = _mm512_setzero_ps();
-      for (int64_t h = 0; h < H; h += 2) {
+      for (int64_t h = 0; h < d.head_width; h += 2) {
         const __m512i pair = _mm512_loadu_si512(key + 16 * h);
 #pragma GCC unroll 8
-        for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], query[t] + h, pair);
+        for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], q.at[t] + h, pair);
       }
       for (int t = 0; t < T; t++) {
-        const int64_t seen = last[t] + 1 - 16 * b;
+        const int64_t seen = q.last[t] + 1 - 16 * b;
         if (seen < 16) sum[t] = _mm512_mask_mov_ps(never, seen <= 0 ? 0 : tail(seen), sum[t]);
         most[t] = _mm512_max_ps(most[t], sum[t]);
-        _mm512_storeu_ps(scores + t * d.room + 16 * b, sum[t]);
+        _mm512_storeu_ps(q.scores + t * d.room + 16 * b, sum[t]);
       }
     }
     for (int t = 0; t < T; t++) {
       const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most[t]));
-      total[t] = _mm512_setzero_ps();
-      float* own_scores = scores + t * d.room;
-      for (int64_t b = 0; b < blocks; b++) {
-        const __m512 score = _mm512_loadu_ps(own_scores + 16 * b);
+      float* scores = q.scores + t * d.room;
+      q.total[t] = _mm512_setzero_ps();
+      for (int64_t b = 0; b < q.blocks; b++) {
+        const __m512 score = _mm512_loadu_ps(scores + 16 * b);
         const __mmask16 there = _mm512_cmp_ps_mask(score, never, _CMP_NEQ_OQ);
         const __m512 share = _mm512_maskz_mov_ps(there, exp_ps(_mm512_sub_ps(score, top)));
-        total[t] = _mm512_add_ps(total[t], share);
-        // Shares in bf16 take the first half of the place of their scores.
-        store_bf16((bf16*)own_scores + 16 * b, share);
+        q.total[t] = _mm512_add_ps(q.total[t], share);
+        store_bf16((bf16*)scores + 16 * b, share);
       }
     }
-    const bf16* value = values(own.cache, l, head);
-    float mixed[T][256];
-    for (int64_t h = 0; h < H; h += 32) {
+  }
+
+  // The values, each times its share.
+  template <int T>
+  void mix(const Queries<T>& q, const bf16* value, float (*mixed)[WIDEST]) const {
+    for (int64_t h = 0; h < d.head_width; h += 32) {
       __m512 sum[T][2];
       for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = _mm512_setzero_ps();
-      for (int64_t p = 0; p < 16 * blocks; p += 2) {
-        const __m512i low = _mm512_loadu_si512(value + p * H + 2 * h);
-        const __m512i high = _mm512_loadu_si512(value + p * H + 2 * h + 32);
+      for (int64_t p = 0; p < 16 * q.blocks; p += 2) {
+        const __m512i low = _mm512_loadu_si512(value + p * d.head_width + 2 * h);
+        const __m512i high = _mm512_loadu_si512(value + p * d.head_width + 2 * h + 32);
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
-          const bf16* share = (const bf16*)(scores + t * d.room) + p;
+          const bf16* share = (const bf16*)(q.scores + t * d.room) + p;
           sum[t][0] = dot_pair(sum[t][0], share, low);
           sum[t][1] = dot_pair(sum[t][1], share, high);
         }
       }
       for (int t = 0; t < T; t++)
         for (int i = 0; i < 2; i++) _mm512_storeu_ps(mixed[t] + h + 16 * i, sum[t][i]);
-    }
-    for (int64_t t = 0; t < count; t++) {
-      const int64_t q = first + t, row = own.first + q / group;
-      const __m512 factor = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total[t]));
-      const int64_t to = (head * group + q % group) * H / GROUP;
-      for (int64_t h = 0; h < H; h += 32)
-        s.out.set(row, to + h / GROUP, _mm512_mul_ps(_mm512_loadu_ps(mixed[t] + h), factor),
-                  _mm512_mul_ps(_mm512_loadu_ps(mixed[t] + h + 16), factor));
     }
   }
 
