@@ -55,7 +55,7 @@ THEIRS: dict[str, tuple[Rule, Make]] = {
 def own(rule: Rule, value: Tensor, bits: Any = 32, dtype: torch.dtype | None = None) -> Parameter:
     optimizer = Optimizer(rule=rule, learning_rate=RATE, state_bits=bits)
     states = {
-        each.kind: State(each, value)
+        each.kind: State(each, value, load("torch"))
         for each in kept(optimizer, tuple(value.shape), within=value.ndim > 1)
     }
     weight = None if dtype is None else value.to(dtype)

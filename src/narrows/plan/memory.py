@@ -96,12 +96,14 @@ def memory_bytes(
     tokens = layouts.micro_batch * model.context
     nothing = 0.0 * (tokens * model.layers)
     learned = model.parameters_trained + nothing
-    moments = _moments(model, layouts, held)
+    moments = [
+        {kind: each * (WEAR * worn if kind in TRANSIENT else 1.0) for kind, each in moment.items()}
+        for moment in _moments(model, layouts, held)
+    ]
     totals = np.stack([np.asarray(sum(list(moment.values()), nothing)) for moment in moments])
     worst = totals.argmax(axis=0)
     at_peak = {
         kind: np.choose(worst, [moment[kind] + nothing for moment in moments])
-        * (WEAR * worn if kind in TRANSIENT else 1.0)
         for kind in moments[0]
     }
     at_peak["workspace"] = at_peak["workspace"] + worn * _holes(model, layouts)
