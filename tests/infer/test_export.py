@@ -37,7 +37,7 @@ TARGETS = ["out", "out.gguf"]
 @pytest.fixture(autouse=True)
 def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run computes in its own precision, a published model in bf16 where the processor can."""
-    monkeypatch.setattr(loading, "_computes_bf16", lambda: False)
+    monkeypatch.setattr(loading, "computes_bf16", lambda: False)
 
 
 def left(place: Path) -> list[str]:

