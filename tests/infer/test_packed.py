@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -80,5 +81,6 @@ def test_what_cannot_be_packed_says_why(precision: str, make_run: MakeRun, tmp_p
         load_writer(run, precision=precision)  # type: ignore[arg-type]
     export(run, tmp_path / "out", talk=print)
     assert unpackable(spec("gpt2")) == "its norm is no RMSNorm"
+    assert unpackable(msgspec.structs.replace(SHAPE, head_bias=True)) == "its head has a bias"
     with pytest.raises(BadInput, match="its norm is no RMSNorm"):
         load_writer(tmp_path / "out", precision=precision)  # type: ignore[arg-type]

@@ -115,6 +115,8 @@ def test_a_row_is_the_same_alone_in_pieces_and_beside_others(bits: Bits, threads
     cache = decoder.cache()
     alone = [decoder.step([Run(cache, t, 1)], [tokens[t]], [0])[0] for t in range(41)]
     assert torch.equal(torch.stack(alone), whole_TV)
+    small = PackedDecoder(made.model, room=ROOM, rows=8, threads=threads)
+    assert torch.equal(small.read(small.cache(), tokens, 0), whole_TV[-1])
     cache, other, third = (decoder.cache() for _ in range(3))
     start = decoder.step([Run(cache, 0, 20), Run(other, 0, 7)], tokens[:20] + told(7, 1), [19])
     assert torch.equal(start[0], whole_TV[19])

@@ -18,9 +18,9 @@ class Core(ABC):
 
     alike: ClassVar[bool] = False
 
-    slots: int
-    context: int
-    vocabulary: int
+    def __init__(self, slots: int, context: int, vocabulary: int) -> None:
+        self.slots, self.context, self.vocabulary = slots, context, vocabulary
+        self._lengths = [0] * slots
 
     @abstractmethod
     def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
@@ -36,13 +36,14 @@ class Core(ABC):
     def copy(self, source: int, target: int, count: int) -> None:
         """Make the first `count` positions of `source` all that `target` holds."""
 
-    @abstractmethod
     def length(self, slot: int) -> int:
         """How many positions the slot holds."""
+        return self._lengths[slot]
 
-    @abstractmethod
     def cut(self, slot: int, count: int) -> None:
         """Forget all but the slot's first `count` positions."""
+        assert count <= self._lengths[slot], "cannot cut to more than there is"
+        self._lengths[slot] = count
 
     def clear(self, slot: int) -> None:
         """Forget all that the slot holds."""

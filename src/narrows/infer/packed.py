@@ -17,7 +17,7 @@ from narrows.data.published import Words
 from narrows.infer.decoding import Cached, Decoding
 from narrows.infer.generate import ServingPrecision
 from narrows.kernels.build import obstacle
-from narrows.kernels.decoder import GROUP, Packed, PackedDecoder, PackedLayer, PackedModel, Run
+from narrows.kernels.decoder import GROUP, Packed, PackedDecoder, PackedLayer, PackedModel
 from narrows.kernels.interface import Heads
 from narrows.model.grouped import Bits, grouped
 from narrows.model.opening import Original
@@ -64,12 +64,7 @@ class _Packed(Cached):
         return self._cache.nbytes
 
     def read(self, tokens: Sequence[int], start: int) -> Tensor:
-        last = torch.empty(0)
-        for first in range(0, len(tokens), self._decoder.rows):
-            some = tokens[first : first + self._decoder.rows]
-            run = Run(self._cache, start + first, len(some))
-            last = self._decoder.step([run], some, [len(some) - 1])[0]
-        return last
+        return self._decoder.read(self._cache, tokens, start)
 
 
 def packs(original: Original) -> bool:
@@ -91,6 +86,7 @@ def unpackable(spec: ModelSpec) -> str | None:
         (spec.block_norms == "before", "its norms stand elsewhere than before each half"),
         (spec.query_norm != "whole", "it norms all queries as one"),
         (spec.causal and spec.final_norm and not spec.classes, "it is no causal decoder"),
+        (not spec.head_bias, "its head has a bias"),
         (not any((spec.experts, spec.latent, spec.window, spec.sinks, spec.encoder_layers,
                   spec.score_cap, spec.logit_cap, spec.embedding_norm, spec.token_types)),
          "it has experts, windows, caps or a second input"),

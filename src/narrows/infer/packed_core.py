@@ -22,20 +22,15 @@ class PackedCore(Core):
     alike = True
 
     def __init__(self, model: PackedModel, slots: int, context: int) -> None:
-        self.slots, self.context, self.vocabulary = slots, context, model.head.rows
+        super().__init__(slots, context, model.head.rows)
         rows, threads = max(slots, CHUNK), torch.get_num_threads()
         self._decoder = PackedDecoder(model, room=context, rows=rows, threads=threads)
         self._caches = [self._decoder.cache() for _ in range(slots)]
-        self._lengths = [0] * slots
 
     def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
         assert tokens and start <= self._lengths[slot], "a gap in the cache"
         assert start + len(tokens) <= self.context, "the slot is full"
-        logits_V = torch.empty(0)
-        for first in range(0, len(tokens), self._decoder.rows):
-            some = tokens[first : first + self._decoder.rows]
-            run = Run(self._caches[slot], start + first, len(some))
-            logits_V = self._decoder.step([run], some, [len(some) - 1])[0]
+        logits_V = self._decoder.read(self._caches[slot], tokens, start)
         self._lengths[slot] = start + len(tokens)
         return logits_V
 
@@ -54,10 +49,3 @@ class PackedCore(Core):
         blocks = -(-count // PANEL) * PANEL * self._decoder.model.heads.width
         self._caches[target][..., :blocks] = self._caches[source][..., :blocks]
         self._lengths[target] = count
-
-    def length(self, slot: int) -> int:
-        return self._lengths[slot]
-
-    def cut(self, slot: int, count: int) -> None:
-        assert count <= self._lengths[slot], "cannot cut to more than there is"
-        self._lengths[slot] = count

@@ -21,7 +21,8 @@ from narrows.spec.record import Record
 
 _GREEDY = 1e-6
 """Below this temperature fp32 logits that differ at all leave one token."""
-_SEED_MAX = 2**63 - 1
+SEEDS = 2**63
+"""How many there are."""
 
 
 class Sampling(Record):
@@ -61,7 +62,7 @@ class Sampling(Record):
         ):  # fmt: skip
             if not math.isfinite(value):
                 raise BadInput(f"{name} is {value}", hint="use 0 for none")
-        if not 0 <= self.seed <= _SEED_MAX:
+        if not 0 <= self.seed < SEEDS:
             raise BadInput(f"seed is {self.seed}", hint="use a whole number from 0 to 2^63 - 1")
 
     @property

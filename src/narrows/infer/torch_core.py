@@ -22,11 +22,9 @@ class TorchCore(Core):
     def __init__(self, model: Transformer, slots: int, context: int | None = None) -> None:
         """`context`: the most positions of a slot, by default all that the model knows."""
         assert not model.training, "dropout is on"
-        self.slots, self.vocabulary = slots, model.spec.vocabulary
-        self.context = context or model.spec.context
+        super().__init__(slots, context or model.spec.context, model.spec.vocabulary)
         self._model = model
         self._caches = [model.caches(1, self.context) for _ in range(slots)]
-        self._lengths = [0] * slots
 
     @torch.inference_mode()
     def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
@@ -51,13 +49,6 @@ class TorchCore(Core):
             there.keys_BKSH[:, :, :count] = here.keys_BKSH[:, :, :count]
             there.values_BKSH[:, :, :count] = here.values_BKSH[:, :, :count]
         self._lengths[target] = count
-
-    def length(self, slot: int) -> int:
-        return self._lengths[slot]
-
-    def cut(self, slot: int, count: int) -> None:
-        assert count <= self._lengths[slot], "cannot cut to more than there is"
-        self._lengths[slot] = count
 
 
 def cache_bytes(spec: ModelSpec, bytes_per_value: int, slots: int, context: int) -> int:

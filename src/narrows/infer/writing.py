@@ -11,10 +11,9 @@ from torch import Tensor
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.generate import Finish
 from narrows.infer.requests import Answer, Chosen, Likely, Piece
-from narrows.infer.sampling import Sampler
+from narrows.infer.sampling import SEEDS, Sampler
 from narrows.infer.stream import StopStrings, TextStream
 
-_SEEDS = 2**63
 _NOWHERE = -1
 
 
@@ -31,7 +30,7 @@ class Writing:
         self.wrote_s: float | None = None
         self.written: list[int] = []
         self._ends = tokenizer.ends
-        seed = (request.sampling.seed + choice) % _SEEDS
+        seed = (request.sampling.seed + choice) % SEEDS
         sampling = msgspec.structs.replace(request.sampling, seed=seed)
         self._sampler = Sampler(sampling, tokenizer.vocabulary)
         self._sampler.saw(request.prompt)

@@ -202,6 +202,15 @@ class PackedDecoder:
         del told, asked
         return logits[:, : head.rows]
 
+    def read(self, cache: Tensor, tokens: Sequence[int], start: int) -> Tensor:
+        """Logits [V] behind the last of so many tokens of one sequence, however many."""
+        assert tokens
+        for first in range(0, len(tokens), self.rows):
+            some = tokens[first : first + self.rows]
+            last = [len(some) - 1] if first + len(some) == len(tokens) else []
+            logits = self.step([Run(cache, start + first, len(some))], some, last)
+        return logits[0]
+
     def _described(self) -> _Decoder:
         m, (N, K, H) = self.model, self.model.heads
         layers = (_Layer * len(m.layers))()

@@ -8,14 +8,12 @@ from typing import NamedTuple
 from narrows.infer.chat import conversation
 from narrows.infer.generate import Writer, tokens_of
 from narrows.infer.requests import Answer, Request
-from narrows.infer.sampling import Sampling
+from narrows.infer.sampling import SEEDS, Sampling
 from narrows.infer.scheduler import Scheduler
 from narrows.infer.server.errors import Refusal
 from narrows.infer.server.schemas import Asked, ChatAsked, TextAsked, TokensAsked
 from narrows.spec.errors import NarrowsError
 from narrows.spec.record import Record
-
-_SEEDS = 2**63
 
 
 class Limits(Record):
@@ -114,7 +112,7 @@ def _request(
 
 
 def _sampling(asked: Asked) -> Sampling:
-    seed = secrets.randbelow(_SEEDS) if asked.seed is None else asked.seed % _SEEDS
+    seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed % SEEDS
     bias = {}
     for name, value in (asked.logit_bias or {}).items():
         if not (name.isascii() and name.isdigit() and len(name) < 10):

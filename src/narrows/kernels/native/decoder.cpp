@@ -199,9 +199,9 @@ class Member {
 
   // Of one sequence and one head of [queries | keys | values]: turned by position, and kept.
   void place(const Layer& layer, int64_t l, int64_t item) const {
-    const int64_t each = d.heads + 2 * d.kv_heads, H = d.head_width;
-    const Sequence& own = s.sequences[item / each];
-    const int64_t head = item % each;
+    const int64_t all = d.heads + 2 * d.kv_heads, H = d.head_width;
+    const Sequence& own = s.sequences[item / all];
+    const int64_t head = item % all;
     const bool query = head < d.heads, key = !query && head < d.heads + d.kv_heads;
     const float* weight = query ? layer.query_norm : layer.key_norm;
     for (int64_t i = 0; i < own.count; i++) {
