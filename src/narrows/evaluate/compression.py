@@ -1,0 +1,207 @@
+"""A model compressed, and a receipt of what that cost: size, quality and speed, measured here.
+
+shrink(path, wanted) → Receipt
+
+texts ─┬─ to calibrate with ── compress ──→ FILE.gguf
+       └─ held out ── both models read it ──→ FILE.gguf.receipt.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from narrows import __version__
+from narrows.adapt.method import Method, Round, Type
+from narrows.adapt.quantize import bytes_of
+from narrows.data import windows
+from narrows.data.windows import HELD_SHARE, Stretch
+from narrows.evaluate.divergence import Divergence, by_packed, by_torch, divergence
+from narrows.evaluate.progress import Talk
+from narrows.evaluate.rates import Rate, rates
+from narrows.hardware.find import memory_free
+from narrows.infer import compress
+from narrows.infer.loading import load, no_writer, set_threads
+from narrows.infer.packed import PackedWriter
+from narrows.infer.source import Source, source
+from narrows.infer.writer import load_writer
+from narrows.model import gguf
+from narrows.spec.errors import BadInput, DoesNotFit
+from narrows.spec.record import Record, save
+from narrows.spec.units import Bytes
+
+ENDING = ".receipt.json"
+
+
+class Wanted(NamedTuple):
+    """What is asked for: a file in a type, by a method; `calibrate` and `text` are corpora, to
+    round by and to measure with. Without a text it is the end of what is calibrated with.
+    """
+
+    to: Path
+    type: Type
+    method: Method
+    calibrate: str | None = None
+    text: str | None = None
+    field: str = "text"
+    again: bool = False
+    checkpoint: str | None = None
+    samples: int = 64
+    held: int = 16
+    positions: int = 512
+
+
+class Receipt(Record):
+    """What a model was made into, and what that cost. Bytes are of the weights alone; `predicted`
+    ones were known before. `quality` has activations in fp32, `quality_here` as the packed decoder
+    has them, in 8 bits; None where no text was given, or it does not compute the model.
+    """
+
+    model: str
+    file: str
+    sha256: str
+    type: Type
+    method: Method
+    calibration: str | None
+    calibration_tokens: int
+    rounded: int
+    again: int
+    kept: int
+    parameters: int
+    bytes_before: int
+    bytes: int
+    bytes_predicted: int
+    bytes_file: int
+    quality: Divergence | None
+    quality_here: Divergence | None
+    rate_before: Rate
+    rate: Rate
+    narrows: str
+
+    @property
+    def bits_before(self) -> float:
+        """Of a weight of the original."""
+        return 8.0 * self.bytes_before / self.parameters
+
+    @property
+    def bits(self) -> float:
+        """Of a weight."""
+        return 8.0 * self.bytes / self.parameters
+
+
+class _Texts(NamedTuple):
+    calibration: Stretch | None
+    held: Stretch | None
+
+
+def shrink(path: Path, wanted: Wanted, *, talk: Talk) -> Receipt:
+    """Compress the model at `path` and measure it; raises BadInput and what `compress` raises, in
+    time where it can be known before.
+    """
+    compress.refuse_target(wanted.to, wanted.type)
+    if (place := _receipt_of(wanted.to)).exists():
+        raise BadInput(f"{place} exists already", hint="remove it, or choose another --out")
+    given = source(path, wanted.checkpoint)
+    if not given.spec.writes or given.spec.classes:
+        raise no_writer(path)
+    _refuse_large(given)
+    set_threads()
+    wanted = wanted._replace(positions=min(wanted.positions, given.spec.context))
+    texts = _texts(given, wanted)
+    calibrating = None
+    if texts.calibration is not None and not isinstance(wanted.method, Round):
+        rows_BT = texts.calibration.rows(wanted.samples, wanted.positions)
+        calibrating = torch.from_numpy(rows_BT)
+        talk(f"calibrating with {rows_BT.size:,} tokens of {texts.calibration.name}")
+    done = compress.compress(
+        given, wanted.to, wanted.type, wanted.method, again=wanted.again, tokens_BT=calibrating,
+        talk=talk,
+    )  # fmt: skip
+    quality, here = _quality(path, wanted, texts.held, talk)
+    before, after = rates([(path, wanted.checkpoint), (wanted.to, None)], _prompt(given))
+    by = texts.calibration if calibrating is not None else None
+    found = Receipt(
+        model=given.what, file=wanted.to.name, sha256=_digest(wanted.to), type=wanted.type,
+        method=wanted.method, calibration=by and by.name,
+        calibration_tokens=0 if calibrating is None else calibrating.numel(),
+        rounded=done.rounded, again=done.again, kept=done.kept, parameters=given.spec.parameters,
+        bytes_before=_bytes_before(given), bytes=_bytes_of(wanted.to),
+        bytes_predicted=bytes_of(given.spec, wanted.type), bytes_file=done.exported.bytes,
+        quality=quality, quality_here=here, rate_before=before, rate=after, narrows=__version__,
+    )  # fmt: skip
+    save(found, place)
+    return found
+
+
+def _texts(given: Source, wanted: Wanted) -> _Texts:
+    """What to calibrate with, and what to measure with; either None where there is none."""
+    if given.words is None:
+        raise BadInput(f"{given.what} has no tokenizer, which a GGUF file needs",
+                       hint="give a model with its tokenizer")  # fmt: skip
+    tokenizer, calibrating = given.words.tokenizer, not isinstance(wanted.method, Round)
+    if calibrating and wanted.calibrate is None:
+        what = "this method rounds by what a text makes of the model, and none is given"
+        raise BadInput(what, hint="--calibrate shakespeare, or a file of your own")
+    text, whole = wanted.text, None
+    if wanted.calibrate is not None:
+        whole = windows.stretch(wanted.calibrate, tokenizer, field=wanted.field)
+    if text is not None:
+        return _Texts(whole, windows.stretch(text, tokenizer, field=wanted.field))
+    return _Texts(None, None) if whole is None else _Texts(*whole.cut(HELD_SHARE))
+
+
+def _quality(
+    path: Path, wanted: Wanted, held: Stretch | None, talk: Talk
+) -> tuple[Divergence | None, Divergence | None]:
+    """With activations in fp32, and as the packed decoder has them."""
+    if held is None:
+        talk("no text was given: what is lost is not measured (--text CORPUS)")
+        return None, None
+    rows_BT = held.rows(wanted.held, wanted.positions)
+    before = by_torch(load(path, checkpoint=wanted.checkpoint, precision="fp32").model)
+    after = by_torch(load(wanted.to, precision="fp32").model)
+    quality = divergence(before, after, rows_BT, held.name, talk)
+    writer = load_writer(wanted.to)
+    if not isinstance(writer, PackedWriter):
+        return quality, None
+    here = by_packed(writer, wanted.positions)
+    return quality, divergence(before, here, rows_BT, held.name, talk)
+
+
+def _prompt(given: Source) -> list[int]:
+    """Any tokens: what they are does not matter to their rate."""
+    count = min(32, max(1, given.spec.context // 2))
+    return [(3 + 7 * place) % given.spec.vocabulary for place in range(count)]
+
+
+def _bytes_before(given: Source) -> int:
+    """Of the weights as they came."""
+    packed = given.reader and given.reader.packed_bytes()
+    value = torch.float32 if given.dtype is None else given.dtype
+    return packed or value.itemsize * given.spec.parameters
+
+
+def _bytes_of(file: Path) -> int:
+    return sum(each.size for each in gguf.opened(file).tensors.values())
+
+
+def _refuse_large(given: Source) -> None:
+    needed, free = Bytes(8.0 * given.spec.parameters), memory_free().value
+    if needed > free:
+        raise DoesNotFit(
+            f"measuring what is lost takes both models in fp32, {needed.text()}, and "
+            f"{free.text()} are free",
+            hint="narrows export MODEL --to FILE.gguf --type q4_0 rounds without measuring",
+        )
+
+
+def _receipt_of(file: Path) -> Path:
+    return file.with_name(file.name + ENDING)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
