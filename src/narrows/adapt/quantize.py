@@ -26,6 +26,14 @@ from narrows.spec.model import ModelSpec
 Talk = Callable[[str], None]
 
 
+class Rounding(NamedTuple):
+    """To which type and how; the texts [B,T] that GPTQ and AWQ round by."""
+
+    type: Type
+    method: Method = Round()
+    tokens_BT: Tensor | None = None
+
+
 class Quantized(NamedTuple):
     """Matrices in groups, and all values as they will be read again, by our names."""
 
@@ -35,12 +43,13 @@ class Quantized(NamedTuple):
 
 @torch.no_grad()
 def quantized(
-    weights: Mapping[str, Tensor], spec: ModelSpec, type: Type, method: Method, *,
-    kept: Mapping[str, Groups], tokens_BT: Tensor | None = None, talk: Talk = lambda text: None,
+    weights: Mapping[str, Tensor], spec: ModelSpec, rounding: Rounding, *,
+    kept: Mapping[str, Groups], talk: Talk = lambda text: None,
 ) -> Quantized:  # fmt: skip
-    """The model in that type; `kept` are matrices that lie in it already. GPTQ and AWQ see what
-    the texts `tokens_BT` make of each block. Raises BadInput where they cannot be used.
+    """The model rounded so; `kept` are matrices that lie in the type already. GPTQ and AWQ see what
+    the texts make of each block. Raises BadInput where they cannot be used.
     """
+    type, method, tokens_BT = rounding
     groups, changed = dict(kept), dict[str, Tensor]()
     if not isinstance(method, Round):
         assert tokens_BT is not None, "nothing to calibrate with"

@@ -16,7 +16,7 @@ import torch
 
 from narrows import __version__
 from narrows.adapt.method import Method, Round, Type
-from narrows.adapt.quantize import bytes_of
+from narrows.adapt.quantize import Rounding, bytes_of
 from narrows.data import windows
 from narrows.data.windows import HELD_SHARE, Stretch
 from narrows.evaluate.divergence import Divergence, by_packed, by_torch, divergence
@@ -65,7 +65,7 @@ class Receipt(Record):
     sha256: str
     type: Type
     method: Method
-    calibration: str | None
+    calibration: str | None = None
     calibration_tokens: int
     rounded: int
     again: int
@@ -75,8 +75,8 @@ class Receipt(Record):
     bytes: int
     bytes_predicted: int
     bytes_file: int
-    quality: Divergence | None
-    quality_here: Divergence | None
+    quality: Divergence | None = None
+    quality_here: Divergence | None = None
     rate_before: Rate
     rate: Rate
     narrows: str
@@ -116,10 +116,8 @@ def shrink(path: Path, wanted: Wanted, *, talk: Talk) -> Receipt:
         rows_BT = texts.calibration.rows(wanted.samples, wanted.positions)
         calibrating = torch.from_numpy(rows_BT)
         talk(f"calibrating with {rows_BT.size:,} tokens of {texts.calibration.name}")
-    done = compress.compress(
-        given, wanted.to, wanted.type, wanted.method, again=wanted.again, tokens_BT=calibrating,
-        talk=talk,
-    )  # fmt: skip
+    rounding = Rounding(wanted.type, wanted.method, calibrating)
+    done = compress.compress(given, wanted.to, rounding, again=wanted.again, talk=talk)
     quality, here = _quality(path, wanted, texts.held, talk)
     before, after = rates([(path, wanted.checkpoint), (wanted.to, None)], _prompt(given))
     by = texts.calibration if calibrating is not None else None

@@ -1,6 +1,6 @@
 """A model in fewer bits: a GGUF file of 4 or 8, proved to hold just what was chosen.
 
-compress(source, to, type, method) → Compressed
+compress(source, to, rounding) → Compressed
 
 source → matrices in groups → a file, as `export` writes it → read back: equal, value by value
 """
@@ -11,10 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-
-from narrows.adapt.method import TYPES, Method, Round, Type
-from narrows.adapt.quantize import quantized, type_of
+from narrows.adapt.method import TYPES, Round
+from narrows.adapt.quantize import Rounding, quantized, type_of
 from narrows.infer.export import GGUF, Exported, export_source
 from narrows.infer.loading import Talk
 from narrows.infer.source import Source
@@ -43,23 +41,21 @@ class _Matrices(NamedTuple):
 
 
 def compress(
-    given: Source, to: Path, type: Type, method: Method, *, again: bool = False,
-    tokens_BT: Tensor | None = None, talk: Talk = lambda text: None,
+    given: Source, to: Path, rounding: Rounding, *, again: bool = False,
+    talk: Talk = lambda text: None,
 ) -> Compressed:  # fmt: skip
-    """Write the model in that type. Matrices that the source has in it already are taken as they
+    """Write the model rounded so. Matrices that the source has in that type are taken as they
     lie; those packed otherwise are refused, unless to round `again` is asked for.
 
     Raises BadInput and what `export` raises; nothing is left of a file that is not whole.
     """
-    refuse_target(to, type)
-    found = _matrices(given, type, method, again=again)
+    refuse_target(to, rounding.type)
+    found = _matrices(given, rounding, again=again)
     if found.again:
         talk(f"rounding again what was packed before: {len(found.again)} matrices")
-    done = quantized(
-        given.weights, given.spec, type, method, kept=found.kept, tokens_BT=tokens_BT, talk=talk
-    )
+    done = quantized(given.weights, given.spec, rounding, kept=found.kept, talk=talk)
     source = given._replace(weights=done.weights, groups=done.groups)
-    exported = export_source(source, to, type=type, talk=talk)
+    exported = export_source(source, to, type=rounding.type, talk=talk)
     return Compressed(exported, len(found.rounded), len(found.again), len(found.kept))
 
 
@@ -75,13 +71,14 @@ def refuse_target(to: Path, type: str) -> None:
         raise BadInput(f"{to} exists already", hint=f"remove it, or --out {to.stem}-2{GGUF}")
 
 
-def _matrices(given: Source, type: Type, method: Method, *, again: bool) -> _Matrices:
+def _matrices(given: Source, rounding: Rounding, *, again: bool) -> _Matrices:
+    type = rounding.type
     shapes = parameters(given.spec)
     wanted = {name: own for name, shape in shapes.items() if (own := type_of(name, shape, type))}
     packed = _packed(given, shapes)
     # What a text tells is of all matrices of a block, so that none of them can stay.
     stay = [name for name, own in wanted.items() if packed.get(name) == {own.upper()}
-            and (isinstance(method, Round) or not name.startswith("blocks."))]  # fmt: skip
+            and (isinstance(rounding.method, Round) or not name.startswith("blocks."))]  # fmt: skip
     twice = [name for name in packed if name not in stay]
     if twice and not again:
         kinds = ", ".join(sorted({kind for name in twice for kind in packed[name]}))
