@@ -97,6 +97,16 @@ def test_a_method_without_a_text_is_refused(
     assert "--calibrate" in str(caught.value.hint)
 
 
+def test_a_text_that_is_too_short_is_refused_before_anything_is_written(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("ROMEO")
+    wanted = Wanted(tmp_path / "a.gguf", "q8_0", Round(), text=str(tmp_path / "short.txt"))
+    with pytest.raises(BadInput, match="a row takes"):
+        shrink(make_run(shape=SHAPE), wanted, talk=print)
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
 def test_the_verb_answers_and_refuses(
     make_run: MakeRun, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

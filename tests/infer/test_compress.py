@@ -98,6 +98,7 @@ def test_groups_that_stay_are_the_same_bytes(make_run: MakeRun, tmp_path: Path) 
         ("out", "q4_0", "does not end in .gguf"),
         ("out.gguf", "q4", "nothing is packed in q4"),
         ("there.gguf", "q4_0", "exists already"),
+        ("none/out.gguf", "q4_0", "is no folder"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_read(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from narrows.adapt.method import Method
     from narrows.evaluate.compression import Receipt
     from narrows.evaluate.divergence import Divergence
+    from narrows.evaluate.rates import Rate
 
 SUMMARY = "Round a model to 8 or 4 bits, and measure what is lost and won."
 EXAMPLES = """\
@@ -100,7 +101,7 @@ def _told(receipt: Receipt) -> str:
         f"{'':14}{'before':>14}{'after':>14}{'predicted':>14}",
         f"{'weights':14}{before:>14}{after:>14}{foretold:>14}",
         f"{'bits a weight':14}{r.bits_before:>14.2f}{r.bits:>14.2f}",
-        _rate_line(r),
+        *_rate_lines(r),
     ]
     if r.rate.joules_per_token and r.rate_before.joules_per_token:
         pair = r.rate_before.joules_per_token, r.rate.joules_per_token
@@ -113,12 +114,22 @@ def _told(receipt: Receipt) -> str:
     return "\n".join(lines)
 
 
-def _rate_line(receipt: Receipt) -> str:
-    before, after = receipt.rate_before, receipt.rate
-    foretold = after.tokens_per_s_predicted
-    shown = f"{foretold:>14,.0f}" if foretold else f"{'not probed':>14}"
-    return (f"{'tokens/s':14}{before.tokens_per_s:>14,.0f}{after.tokens_per_s:>14,.0f}{shown}"
-            f"  ({before.precision}, {after.precision}, {after.threads} threads)")  # fmt: skip
+def _rate_lines(receipt: Receipt) -> list[str]:
+    pair = receipt.rate_before, receipt.rate
+    measured = "".join(f"{each.tokens_per_s:>14,.0f}" for each in pair)
+    how = ", ".join(each.precision for each in pair)
+    lines = [f"{'tokens/s':14}{measured}  in {how}; threads: {receipt.rate.threads}"]
+    if foretold := "".join(_foretold(each) for each in pair).rstrip():
+        lines.append(f"{'  predicted':14}{foretold}")
+    return lines
+
+
+def _foretold(rate: Rate) -> str:
+    """Of packed weights it is a bound."""
+    if rate.tokens_per_s_predicted is None:
+        return " " * 14
+    packed = rate.precision in ("int8", "int4")
+    return f"{'≤ ' * packed + format(rate.tokens_per_s_predicted, ',.0f'):>14}"
 
 
 def _quality_lines(what: str, found: Divergence) -> list[str]:

@@ -18,7 +18,7 @@ from narrows import __version__
 from narrows.adapt.method import Method, Round, Type
 from narrows.adapt.quantize import Rounding, bytes_of
 from narrows.data import windows
-from narrows.data.windows import HELD_SHARE, Stretch
+from narrows.data.windows import HELD_SHARE, Rows, Stretch
 from narrows.evaluate.divergence import Divergence, by_packed, by_torch, divergence
 from narrows.evaluate.progress import Talk
 from narrows.evaluate.rates import Rate, rates
@@ -92,9 +92,18 @@ class Receipt(Record):
         return 8.0 * self.bytes / self.parameters
 
 
+class _Part(NamedTuple):
+    """Rows [B,T] of a text, and which text it is."""
+
+    name: str
+    rows_BT: Rows
+
+
 class _Texts(NamedTuple):
-    calibration: Stretch | None
-    held: Stretch | None
+    """What to calibrate with and what to measure by, where there is any."""
+
+    calibration: _Part | None
+    held: _Part | None
 
 
 def shrink(path: Path, wanted: Wanted, *, talk: Talk) -> Receipt:
@@ -112,18 +121,16 @@ def shrink(path: Path, wanted: Wanted, *, talk: Talk) -> Receipt:
     wanted = wanted._replace(positions=min(wanted.positions, given.spec.context))
     texts = _texts(given, wanted)
     calibrating = None
-    if texts.calibration is not None and not isinstance(wanted.method, Round):
-        rows_BT = texts.calibration.rows(wanted.samples, wanted.positions)
-        calibrating = torch.from_numpy(rows_BT)
-        talk(f"calibrating with {rows_BT.size:,} tokens of {texts.calibration.name}")
+    if texts.calibration is not None:
+        calibrating = torch.from_numpy(texts.calibration.rows_BT)
+        talk(f"calibrating with {calibrating.numel():,} tokens of {texts.calibration.name}")
     rounding = Rounding(wanted.type, wanted.method, calibrating)
     done = compress.compress(given, wanted.to, rounding, again=wanted.again, talk=talk)
     quality, here = _quality(path, wanted, texts.held, talk)
     before, after = rates([(path, wanted.checkpoint), (wanted.to, None)], _prompt(given))
-    by = texts.calibration if calibrating is not None else None
     found = Receipt(
         model=given.what, file=wanted.to.name, sha256=_digest(wanted.to), type=wanted.type,
-        method=wanted.method, calibration=by and by.name,
+        method=wanted.method, calibration=texts.calibration and texts.calibration.name,
         calibration_tokens=0 if calibrating is None else calibrating.numel(),
         rounded=done.rounded, again=done.again, kept=done.kept, parameters=given.spec.parameters,
         bytes_before=_bytes_before(given), bytes=_bytes_of(wanted.to),
@@ -143,30 +150,36 @@ def _texts(given: Source, wanted: Wanted) -> _Texts:
     if calibrating and wanted.calibrate is None:
         what = "this method rounds by what a text makes of the model, and none is given"
         raise BadInput(what, hint="--calibrate shakespeare, or a file of your own")
-    text, whole = wanted.text, None
+    rest, held = None, None
     if wanted.calibrate is not None:
-        whole = windows.stretch(wanted.calibrate, tokenizer, field=wanted.field)
-    if text is not None:
-        return _Texts(whole, windows.stretch(text, tokenizer, field=wanted.field))
-    return _Texts(None, None) if whole is None else _Texts(*whole.cut(HELD_SHARE))
+        rest = windows.stretch(wanted.calibrate, tokenizer, field=wanted.field)
+    if wanted.text is not None:
+        held = windows.stretch(wanted.text, tokenizer, field=wanted.field)
+    elif rest is not None:
+        rest, held = rest.cut(HELD_SHARE)
+
+    def part(of: Stretch | None, count: int) -> _Part | None:
+        return of and _Part(of.name, of.rows(count, wanted.positions))
+
+    return _Texts(part(rest if calibrating else None, wanted.samples), part(held, wanted.held))
 
 
 def _quality(
-    path: Path, wanted: Wanted, held: Stretch | None, talk: Talk
+    path: Path, wanted: Wanted, held: _Part | None, talk: Talk
 ) -> tuple[Divergence | None, Divergence | None]:
     """With activations in fp32, and as the packed decoder has them."""
     if held is None:
         talk("no text was given: what is lost is not measured (--text CORPUS)")
         return None, None
-    rows_BT = held.rows(wanted.held, wanted.positions)
+    name, rows_BT = held
     before = by_torch(load(path, checkpoint=wanted.checkpoint, precision="fp32").model)
     after = by_torch(load(wanted.to, precision="fp32").model)
-    quality = divergence(before, after, rows_BT, held.name, talk)
+    quality = divergence(before, after, rows_BT, name, talk)
     writer = load_writer(wanted.to)
     if not isinstance(writer, PackedWriter):
         return quality, None
     here = by_packed(writer, wanted.positions)
-    return quality, divergence(before, here, rows_BT, held.name, talk)
+    return quality, divergence(before, here, rows_BT, name, talk)
 
 
 def _prompt(given: Source) -> list[int]:

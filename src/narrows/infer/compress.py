@@ -69,6 +69,8 @@ def refuse_target(to: Path, type: str) -> None:
         raise BadInput(f"{to} does not end in .gguf", hint=f"--out {to}.gguf")
     if to.exists():
         raise BadInput(f"{to} exists already", hint=f"remove it, or --out {to.stem}-2{GGUF}")
+    if not to.resolve().parent.is_dir():
+        raise BadInput(f"{to.resolve().parent} is no folder", hint=f"mkdir -p {to.parent}")
 
 
 def _matrices(given: Source, rounding: Rounding, *, again: bool) -> _Matrices:
