@@ -16,7 +16,7 @@ from narrows.adapt.quantize import Rounding, quantized, type_of
 from narrows.infer.export import GGUF, Exported, export_source
 from narrows.infer.loading import Talk
 from narrows.infer.source import Source
-from narrows.model.grouped import Groups
+from narrows.model.grouped import GROUP, Groups
 from narrows.model.writing import parameters
 from narrows.spec.errors import BadInput, nearest
 
@@ -77,6 +77,9 @@ def _matrices(given: Source, rounding: Rounding, *, again: bool) -> _Matrices:
     type = rounding.type
     shapes = parameters(given.spec)
     wanted = {name: own for name, shape in shapes.items() if (own := type_of(name, shape, type))}
+    if not wanted:
+        what = f"{given.what} has no matrix whose rows are whole groups of {GROUP} values"
+        raise BadInput(what, hint="narrows export MODEL --to FILE.gguf --type f16")
     packed = _packed(given, shapes)
     # What a text tells is of all matrices of a block, so that none of them can stay.
     stay = [name for name, own in wanted.items() if packed.get(name) == {own.upper()}
