@@ -13,7 +13,7 @@ import torch
 from narrows.adapt.method import AWQ, GPTQ, Round, Type
 from narrows.cli.main import main
 from narrows.evaluate.compression import Receipt, Wanted, shrink
-from narrows.evaluate.divergence import by_torch, divergence
+from narrows.evaluate.divergence import by_torch, divergences
 from narrows.infer.loading import load
 from narrows.kernels.build import obstacle
 from narrows.spec import record
@@ -66,7 +66,9 @@ def test_eight_bits_lose_less_than_four(make_run: MakeRun, text: str) -> None:
 def test_what_is_compared_is_what_is_said() -> None:
     one, other = built(spec(), seed=1, deviation=4.0), built(spec(), seed=2, deviation=4.0)
     rows_BT = np.random.default_rng(0).integers(0, VOCABULARY, (3, CONTEXT))
-    found = divergence(by_torch(one), by_torch(other), rows_BT, "noise", lambda line: None)
+    found, alike = divergences(
+        by_torch(one), [by_torch(other), by_torch(one)], rows_BT, "noise", lambda line: None
+    )
     tokens_BT = torch.from_numpy(rows_BT)
     p_MV, q_MV = (each(tokens_BT)[:, :-1].flatten(0, 1).log_softmax(-1) for each in (one, other))
     targets_M = tokens_BT[:, 1:].flatten()
@@ -77,7 +79,6 @@ def test_what_is_compared_is_what_is_said() -> None:
     loss = torch.nn.functional.nll_loss(q_MV, targets_M)
     assert found.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
     assert found.same == float((p_MV.argmax(-1) == q_MV.argmax(-1)).double().mean())
-    alike = divergence(by_torch(one), by_torch(one), rows_BT, "noise", lambda line: None)
     assert (alike.kl_mean, alike.same) == (0.0, 1.0)
 
 

@@ -19,7 +19,7 @@ from narrows.adapt.method import Method, Round, Type
 from narrows.adapt.quantize import Rounding, bytes_of
 from narrows.data import windows
 from narrows.data.windows import HELD_SHARE, Rows, Stretch
-from narrows.evaluate.divergence import Divergence, by_packed, by_torch, divergence
+from narrows.evaluate.divergence import Divergence, by_packed, by_torch, divergences
 from narrows.evaluate.progress import Talk
 from narrows.evaluate.rates import Rate, rates
 from narrows.hardware.find import memory_free
@@ -173,13 +173,12 @@ def _quality(
         return None, None
     name, rows_BT = held
     before = by_torch(load(path, checkpoint=wanted.checkpoint, precision="fp32").model)
-    after = by_torch(load(wanted.to, precision="fp32").model)
-    quality = divergence(before, after, rows_BT, name, talk)
+    afters = [by_torch(load(wanted.to, precision="fp32").model)]
     writer = load_writer(wanted.to)
-    if not isinstance(writer, PackedWriter):
-        return quality, None
-    here = by_packed(writer, wanted.positions)
-    return quality, divergence(before, here, rows_BT, name, talk)
+    if isinstance(writer, PackedWriter):
+        afters.append(by_packed(writer, wanted.positions))
+    quality, *here = divergences(before, afters, rows_BT, name, talk)
+    return quality, here[0] if here else None
 
 
 def _prompt(given: Source) -> list[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import final
 
 import torch
 from torch import Tensor
@@ -39,30 +40,51 @@ class Divergence(Record):
 
 
 @torch.inference_mode()
-def divergence(before: Read, after: Read, rows_BT: Rows, text: str, talk: Talk) -> Divergence:
-    """What two readers make of the same rows; the first token of each is not foretold."""
-    kl, same, nats_before, nats = [], [], [], []
+def divergences(
+    before: Read, afters: Sequence[Read], rows_BT: Rows, text: str, talk: Talk
+) -> list[Divergence]:
+    """What readers make of the same rows, each beside the first; the first token of a row is not
+    foretold.
+    """
+    sums = [_Sums() for _ in afters]
     progress = Progress(talk, "tokens compared", rows_BT.size)
     for row in rows_BT.tolist():
-        at = 0
-        for one_CV, other_CV in zip(before(row), after(row), strict=True):
-            p_CV, q_CV = (each.float().log_softmax(-1) for each in (one_CV, other_CV))
-            targets_C = torch.tensor(row[at + 1 : at + 1 + len(p_CV)])
-            at += len(p_CV)
-            p_CV, q_CV = p_CV[: len(targets_C)], q_CV[: len(targets_C)]
-            kl.append((p_CV.exp() * (p_CV - q_CV)).sum(-1).double())
-            same.append(p_CV.argmax(-1) == q_CV.argmax(-1))
-            nats_before.append(-p_CV.gather(1, targets_C[:, None])[:, 0].double())
-            nats.append(-q_CV.gather(1, targets_C[:, None])[:, 0].double())
+        following, readers = (
+            torch.tensor(row[1:]),
+            zip(*(each(row) for each in afters), strict=True),
+        )
+        for start, (one_CV, others) in enumerate(zip(before(row), readers, strict=True)):
+            targets_C = following[start * _POSITIONS : (start + 1) * _POSITIONS]
+            p_CV = one_CV[: len(targets_C)].float().log_softmax(-1)
+            for each, other_CV in zip(sums, others, strict=True):
+                q_CV = other_CV[: len(targets_C)].float().log_softmax(-1)
+                each.add(p_CV, q_CV, targets_C[:, None])
         progress.add(len(row))
-    kl_M = torch.cat(kl)
-    return Divergence(
-        text=text, tokens=len(kl_M),
-        perplexity_before=math.exp(torch.cat(nats_before).mean()),
-        perplexity=math.exp(torch.cat(nats).mean()),
-        kl_mean=float(kl_M.mean()), kl_p99=float(kl_M.quantile(0.99)),
-        same=float(torch.cat(same).double().mean()),
-    )  # fmt: skip
+    return [each.divergence(text) for each in sums]
+
+
+@final
+class _Sums:
+    """Numbers of each position."""
+
+    def __init__(self) -> None:
+        self._kl: list[Tensor] = []
+        self._same: list[Tensor] = []
+        self._nats: list[Tensor] = []
+
+    def add(self, p_CV: Tensor, q_CV: Tensor, targets_C1: Tensor) -> None:
+        self._kl.append((p_CV.exp() * (p_CV - q_CV)).sum(-1).double())
+        self._same.append((p_CV.argmax(-1) == q_CV.argmax(-1)).double())
+        both = [-each.gather(1, targets_C1)[:, 0].double() for each in (p_CV, q_CV)]
+        self._nats.append(torch.stack(both))
+
+    def divergence(self, text: str) -> Divergence:
+        kl_M, nats = torch.cat(self._kl), torch.cat(self._nats, dim=1).mean(1)
+        return Divergence(
+            text=text, tokens=len(kl_M), perplexity_before=math.exp(nats[0]),
+            perplexity=math.exp(nats[1]), kl_mean=float(kl_M.mean()),
+            kl_p99=float(kl_M.quantile(0.99)), same=float(torch.cat(self._same).mean()),
+        )  # fmt: skip
 
 
 def by_torch(model: Transformer) -> Read:
