@@ -99,6 +99,15 @@ def test_inputs_are_those_of_the_whole_model(name: str) -> None:
         torch.testing.assert_close(found[1][each].absolute_D, x_MD.abs().mean(0))
 
 
+def test_one_block_is_in_memory_at_a_time() -> None:
+    spec = SPECS["llama"]
+    calibration = Calibration(spec, dict(made(spec).named_parameters()), tokens(spec))
+    assert all(each.is_meta for each in calibration.model.parameters())
+    for block in calibration.blocks():
+        real = [each for each in calibration.model.parameters() if not each.is_meta]
+        assert len(real) == len(list(block.parameters()))
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_scaled_channels_compute_the_same(name: str) -> None:
     spec = SPECS[name]

@@ -72,9 +72,7 @@ class Calibration:
         )
         self._x_BTD = torch.cat([self.model._embedded(each, 0, None)
                                  for each in tokens_BT.split(_ROWS)])  # fmt: skip
-        for each in (self.model.tokens, self.model.positions):
-            if each is not None:
-                each.to("meta")
+        self.model.to("meta")
 
     def blocks(self) -> Iterator[Block]:
         """Each with its weights in fp32, which may be changed; the stream then goes on by those
@@ -97,10 +95,10 @@ class Calibration:
         """Those of some of the block's matrices, which lie one behind the other; what comes behind
         the last is not computed.
         """
-        with _observed(block, names) as found, suppress(_Enough):
-            for each in range(0, len(self._x_BTD), _ROWS):
+        with _observed(block, names) as found:
+            for each in self._x_BTD.split(_ROWS):
                 with suppress(_Enough):
-                    self._computed(block, self._x_BTD[each : each + _ROWS])
+                    self._computed(block, each)
         return found
 
     @torch.no_grad()
