@@ -12,6 +12,7 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache" / "peers"
 TORCH = "torch==2.13.0"
 PACKAGES = {
     "transformers": ("transformers==5.23.0", "accelerate==1.15.0"),
+    "transformers_gguf": ("transformers==5.23.0", "accelerate==1.15.0", "gguf>=0.17"),
     "peft": ("transformers==5.23.0", "accelerate==1.15.0", "peft==0.21.2"),
     "litgpt": ("litgpt==0.5.13",),
     "llama_cpp": ("llama-cpp-python==0.3.36",),

@@ -9,6 +9,7 @@ import sys
 from narrows import __version__
 from narrows.cli import (
     chat,
+    compress,
     doctor,
     evaluate,
     export,
@@ -27,7 +28,8 @@ from narrows.cli.parser import Parser
 from narrows.spec.errors import BadInput, NarrowsError, RunFailed
 
 VERBS = (
-    probe, doctor, plan, train, tune, launch, generate, chat, serve, evaluate, export, report,
+    probe, doctor, plan, train, tune, launch, generate, chat, serve, evaluate, export, compress,
+    report,
 )  # fmt: skip
 EXAMPLES = """\
 narrows probe                                       measure this machine, once

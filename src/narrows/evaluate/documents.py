@@ -15,6 +15,7 @@ from itertools import islice
 from typing import NamedTuple, final
 
 from narrows.data import corpora, pieces, reading
+from narrows.data.windows import beginning
 from narrows.evaluate.assessment import Found, Item, Kind, Manner, Texts, metrics
 from narrows.evaluate.likelihood import Reader, Reading
 from narrows.evaluate.progress import Progress, Talk
@@ -79,9 +80,8 @@ def read(generator: Generator, data: Texts, manner: Manner, talk: Talk) -> Found
 
 
 def begin(generator: Generator) -> list[int]:
-    """What a text begins behind: the tokenizer's own beginning, else the end of another text."""
-    tokenizer = generator.tokenizer
-    return list(tokenizer.begin) or [tokenizer.end_of_document]
+    """What a text begins behind."""
+    return beginning(generator.tokenizer)
 
 
 @final

@@ -158,7 +158,10 @@ def _to_gguf(given: Source, path: Path, type: str) -> None:
         raise BadInput(what, hint="--to FOLDER")
     kind = ggml.kind_of(spec, given.kind)
     facts = _facts(given, kind, type)
-    tensors = [*ggml.factors(spec), *outgoing(given.weights, spec, ggml.NAMINGS[kind])]
+    tensors = [
+        *ggml.factors(spec),
+        *outgoing(given.weights, spec, ggml.NAMINGS[kind], given.groups),
+    ]
     packed = [(each, _block(each, type)) for each in tensors]
     _refuse_full(path, sum(block.bytes_of(math.prod(each.shape)) for each, block in packed))
     gguf.write(path, facts, packed)

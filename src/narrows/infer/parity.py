@@ -78,7 +78,7 @@ def compare(given: Source, written: Path, type: str, to: Path) -> Parity:
     if given.labels != again.labels:
         raise _refused(to, f"the labels were {given.labels} and are {again.labels}")
     after = _seen(again, ids)
-    exact = _exact(given.dtype, type)
+    exact = _exact(given, type)
     wrong = _words_lost(before, after) or _words_differ(before, after)
     if wrong := wrong or _numbers_differ(before, after, type, exact):
         raise _refused(to, f"read back by narrows, {wrong}")
@@ -164,9 +164,10 @@ def loss_of(logits_TV: Tensor, ids: list[int]) -> float:
     return float(F.cross_entropy(logits_TV[:-1], torch.tensor(ids[1:])))
 
 
-def _exact(dtype: torch.dtype | None, type: str) -> bool:
-    """Whether the type holds all that the weights' own does."""
-    return type == "f32" or (dtype, type) in ((torch.float16, "f16"), (torch.bfloat16, "bf16"))
+def _exact(given: Source, type: str) -> bool:
+    """Whether the type holds all that the weights' own does, or they were rounded to it before."""
+    same = ((torch.float16, "f16"), (torch.bfloat16, "bf16"))
+    return type == "f32" or (given.dtype, type) in same or bool(given.groups)
 
 
 def _other_shape(spec: ModelSpec, again: ModelSpec) -> str | None:

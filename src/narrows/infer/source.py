@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +20,7 @@ from narrows.data.published import Words
 from narrows.infer.checkpoint import locate, saved, step
 from narrows.infer.loading import PLAN
 from narrows.model.configuration import family
+from narrows.model.grouped import Groups
 from narrows.model.mapped import Tensors
 from narrows.model.naming import OURS
 from narrows.model.opening import CONFIG, Original, opened
@@ -41,6 +43,9 @@ class Source(NamedTuple):
     `facts` what its config.json or the header of its GGUF file says, `there` what its files call
     each tensor, and `left` are tensors of its files that we have no place for. `labels` are those
     of a head for classes, none where it says a number.
+
+    `groups` are matrices that lie in groups and are to be written so, by our names; their values
+    are among the weights, too. `reader` has read the weights of a published model.
     """
 
     what: str
@@ -55,6 +60,8 @@ class Source(NamedTuple):
     there: Mapping[str, str] = {}
     left: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
+    groups: Mapping[str, Groups] = MappingProxyType({})
+    reader: Reader | None = None
 
 
 def source(path: Path, checkpoint: str | None = None) -> Source:
@@ -70,13 +77,13 @@ def of_original(original: Original) -> Source:
     """A published model."""
     spec, naming, tensors, path = original.spec, original.naming, original.tensors, original.path
     shapes = parameters(spec)
-    weights = Unread(shapes, Reader(shapes, spec, naming, tensors))
+    reader = Reader(shapes, spec, naming, tensors)
     silent = path.is_dir() and not (path / tokenizers.FILE).is_file()
     words = None if silent else published.words(path, original.facts)
     left = tuple(name for name in tensors.names() if naming.leaves(name))
     given = Source(
-        str(path), spec, weights, _dtype(tensors), words, original.kind, left=left,
-        labels=original.labels,
+        str(path), spec, Unread(shapes, reader), _dtype(tensors), words, original.kind, left=left,
+        labels=original.labels, reader=reader,
     )  # fmt: skip
     return given._replace(**_own(original))
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
 from narrows.model.blocks import BLOCKS, Block, packed, unpack
+from narrows.model.grouped import to_blocks
 from narrows.model.mapped import DAMAGED, Mapped
 from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput
@@ -96,13 +97,21 @@ def write(path: Path, facts: Mapping[str, Any], tensors: Sequence[tuple[Outgoing
     with path.open("wb") as file:
         file.write(header + bytes(_padded(len(header)) - len(header)))
         for each, block in tensors:
-            values = each.take()
-            assert tuple(values.shape) == each.shape, each.name
-            for part in packed(values, block):
+            for part in _parts(each, block):
                 file.write(part.numpy().data)
             file.write(bytes(-file.tell() % _ALIGNMENT))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _parts(tensor: Outgoing, block: Block) -> Iterator[Tensor]:
+    """Its bytes; of what lies in groups, as it lies."""
+    if tensor.groups is not None:
+        yield to_blocks(tensor.groups(), block)
+        return
+    values = tensor.take()
+    assert tuple(values.shape) == tensor.shape, tensor.name
+    yield from packed(values, block)
 
 
 def _padded(size: int) -> int:

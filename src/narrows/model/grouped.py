@@ -1,17 +1,18 @@
 """Matrices in groups of 32 columns, each with a scale of its own: codes of 4 or 8 bits.
 
 A value is scale · code + least. Files that lie so (GGUF's Q4_0, Q4_1, Q8_0) are taken as they are:
-what was rounded once is not rounded again.
+what was rounded once is not rounded again; `to_blocks` makes the bytes of such a file again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from narrows.model.blocks import Block
+from narrows.model.blocks import Block, packed
 
 GROUP = 32
 Bits = Literal[4, 8]
@@ -32,6 +33,10 @@ class Groups(NamedTuple):
         grouped = self.codes_ND.float().unflatten(1, (-1, GROUP))
         scales, least = self.scales_NG.float(), self.least_NG.float()
         return (grouped * scales.unsqueeze(2) + least.unsqueeze(2)).flatten(1)
+
+    def laid(self, lay: Callable[[Tensor], Tensor]) -> Groups:
+        """The same with its rows in another order, or some of them."""
+        return Groups(self.bits, *(lay(each).contiguous() for each in self[1:]))
 
 
 def grouped(weight_ND: Tensor, bits: Bits) -> Groups:
@@ -66,6 +71,28 @@ def of_blocks(packed: memoryview, block: Block, shape: tuple[int, ...]) -> Group
     return _shaped(4, torch.cat([both & 15, both >> 4], dim=1), scales, least, shape)
 
 
+def to_blocks(groups: Groups, block: Block) -> Tensor:
+    """The bytes of a matrix in a file that packs it so: `of_blocks` the other way round."""
+    codes, scales = groups.codes_ND.reshape(-1, GROUP), _bytes(groups.scales_NG)
+    if block.name == "Q8_0":
+        assert groups.bits == 8
+        return torch.cat([scales, codes ^ 0x80], dim=1)
+    assert groups.bits == 4 and block.name in ("Q4_0", "Q4_1"), block.name
+    lower, upper = codes.chunk(2, dim=1)
+    if block.name == "Q4_1":
+        return torch.cat([scales, _bytes(groups.least_NG), lower | upper << 4], dim=1)
+    assert torch.equal(groups.least_NG, -8.0 * groups.scales_NG), "no place for the least values"
+    return torch.cat([scales, lower | upper << 4], dim=1)
+
+
+def as_ggml_rounds(weight_ND: Tensor, block: Block) -> Groups:
+    """A matrix rounded to blocks of groups by ggml's own rule."""
+    bytes_n = torch.cat(list(packed(weight_ND, block)))
+    found = of_blocks(memoryview(bytes_n.numpy().data), block, tuple(weight_ND.shape))
+    assert found is not None, block.name
+    return found
+
+
 def joined(pieces: list[Groups]) -> Groups | None:
     """One below the other; None where they have not the same bits."""
     if len({each.bits for each in pieces}) != 1:
@@ -80,6 +107,10 @@ def _shaped(
 ) -> Groups:
     rows = shape[0]
     return Groups(bits, codes.reshape(shape), scales.view(rows, -1), least.view(rows, -1))
+
+
+def _bytes(halves_NG: Tensor) -> Tensor:
+    return halves_NG.reshape(-1, 1).contiguous().view(torch.uint8)
 
 
 def _divisor(scales_NG: Tensor) -> Tensor:

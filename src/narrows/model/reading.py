@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import final
 
@@ -66,10 +66,28 @@ class Reader:
             own = of_blocks(self._source.packed(piece.name), lying.block, lying.shape)
             if own is None or piece.expert is not None:
                 return None
-            turned = (piece.lay.ours(each, self._spec) for each in own[1:])
-            found.append(Groups(own.bits, *(each.contiguous() for each in turned)))
+            found.append(own.laid(self._turn(piece)))
             self._source.file.release(lying.start, lying.size)
         return joined(found)
+
+    def _turn(self, piece: Piece) -> Callable[[Tensor], Tensor]:
+        return lambda theirs: piece.lay.ours(theirs, self._spec)
+
+    def packed_bytes(self) -> int | None:
+        """What a GGUF file has of the model; None of other files."""
+        if not isinstance(self._source, GGUF):
+            return None
+        names = {piece.name for pieces in self._pieces.values() for piece in pieces}
+        return sum(self._source.tensors[name].size for name in names)
+
+    def blocks(self, name: str) -> frozenset[str]:
+        """The types, as GGUF calls them, that the file packs a parameter in; none where it does
+        not.
+        """
+        if not isinstance(self._source, GGUF):
+            return frozenset()
+        lying = [self._source.tensors[piece.name] for piece in self._pieces[name]]
+        return frozenset(each.block.name for each in lying if each.block.dtype is None)
 
 
 @final

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from narrows.kernels.load import load
+from narrows.model.grouped import Groups
 from narrows.model.naming import Naming, Piece
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
@@ -23,15 +25,22 @@ from narrows.spec.model import ModelSpec
 
 
 class Outgoing(NamedTuple):
-    """A tensor to be written: its name in the file, its shape there, and where it comes from."""
+    """A tensor to be written: its name in the file, its shape there, and where it comes from;
+    `groups` where it lies in groups already, which are then not to be rounded again.
+    """
 
     name: str
     shape: tuple[int, ...]
     take: Callable[[], Tensor]
+    groups: Callable[[], Groups] | None = None
 
 
-def outgoing(weights: Mapping[str, Tensor], spec: ModelSpec, naming: Naming) -> list[Outgoing]:
-    """Every tensor of the files, in the order of our parameters. Nothing is read yet.
+def outgoing(
+    weights: Mapping[str, Tensor], spec: ModelSpec, naming: Naming,
+    groups: Mapping[str, Groups] = MappingProxyType({}),
+) -> list[Outgoing]:  # fmt: skip
+    """Every tensor of the files, in the order of our parameters; of `groups` by our names. Nothing
+    is read yet.
 
     Raises BadInput where the weights lack a parameter of the spec, or the family has no place for
     one.
@@ -39,7 +48,7 @@ def outgoing(weights: Mapping[str, Tensor], spec: ModelSpec, naming: Naming) -> 
     shapes = parameters(spec)
     if missing := [name for name in shapes if name not in weights]:
         raise BadInput(f"the weights lack {missing[0]}", hint="export an untouched checkpoint")
-    last = _Last(weights)
+    last = _Last(weights, groups)
     found: list[Outgoing] = []
     for name, shape in shapes.items():
         pieces = naming.pieces(name, spec)
@@ -61,8 +70,9 @@ def parameters(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 class _Last:
     """Weights of which the last one that was asked for is kept: its pieces follow each other."""
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], groups: Mapping[str, Groups]) -> None:
         self._weights, self._name, self._tensor = weights, "", torch.empty(0)
+        self.groups = groups
 
     def __call__(self, name: str) -> Tensor:
         if name != self._name:
@@ -89,8 +99,16 @@ def _of_parameter(
                 ours = last(name) if piece.expert is None else last(name)[piece.expert]
                 return piece.lay.theirs(ours.narrow(dim, at, rows), spec)
 
+            def packed(piece: Piece = piece, at: int = at, rows: int = rows) -> Groups:
+                return last.groups[name].laid(
+                    lambda ours: piece.lay.theirs(ours.narrow(0, at, rows), spec)
+                )
+
             part = torch.empty((*whole[:dim], rows, *whole[dim + 1 :]), device="meta")
-            yield Outgoing(piece.name, tuple(piece.lay.theirs(part, spec).shape), take)
+            yield Outgoing(
+                piece.name, tuple(piece.lay.theirs(part, spec).shape), take,
+                packed if name in last.groups else None,
+            )  # fmt: skip
             at += rows
 
 
