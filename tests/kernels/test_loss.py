@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from narrows.kernels.interface import Kernels
-from narrows.kernels.loss import linear_cross_entropy
+from narrows.kernels.loss import Head, Teacher, distillation, linear_cross_entropy
 
 from .conftest import ROUNDING, error, normal
 
@@ -109,3 +109,33 @@ def test_all_targets_ignored_is_no_loss(reference: Kernels) -> None:
     loss = linear_cross_entropy(x_MD, head_VD, nothing_M, kernels=reference, chunk=8, scale=1.0)
     loss.backward()
     assert loss.item() == 0.0 and (x_MD.grad == 0).all()
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("chunk", [5, M, 100])
+def test_distillation_and_its_gradients_equal_the_plain_formula(
+    chunk: int, cap: float | None
+) -> None:
+    x_MD, head_VD, targets_M = inputs()
+    bias_V = normal(V, seed=6, scale=0.2)
+    taught_ME, theirs_VE = normal(M, 16, seed=7), normal(V, 16, seed=8, scale=0.4)
+    teacher = Teacher(taught_ME, Head(theirs_VE), 2.0, 0.3)
+    leaves = [each.clone().requires_grad_() for each in (x_MD, head_VD, bias_V)]
+    loss = distillation(
+        leaves[0], Head(leaves[1], leaves[2], cap), teacher, targets_M, chunk=chunk, scale=0.1
+    )
+    (2.0 * loss).backward()
+    twins = [each.double().requires_grad_() for each in (x_MD, head_VD, bias_V)]
+    logits_MV = twins[0] @ twins[1].t() + twins[2]
+    logits_MV = logits_MV if cap is None else cap * (logits_MV / cap).tanh()
+    there = targets_M >= 0
+    soft = F.kl_div(
+        (logits_MV / 2)[there].log_softmax(-1),
+        (taught_ME.double() @ theirs_VE.double().t() / 2)[there].softmax(-1), reduction="sum",
+    )  # fmt: skip
+    plain = F.cross_entropy(logits_MV[there], targets_M[there], reduction="sum")
+    expected = 0.1 * (0.7 * plain + 0.3 * 4 * soft)
+    (2.0 * expected).backward()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    for ours, theirs in zip(leaves, twins, strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-6)

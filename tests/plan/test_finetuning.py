@@ -15,7 +15,16 @@ from narrows.spec.errors import BadInput
 from narrows.spec.job import DataSpec, Job, LayoutIntent, ModelIntent, TrainIntent, budget
 from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec, gpt2, llama
-from narrows.spec.objective import Chat, Classify, Distil, Masked, Objective, Prefer, Regress
+from narrows.spec.objective import (
+    Chat,
+    Classify,
+    Distil,
+    Masked,
+    Objective,
+    Prefer,
+    Regress,
+    refuse_unable,
+)
 from narrows.spec.plan import Start
 
 SMALL = llama(layers=2, width=128, heads=2, vocabulary=4096, context=2048)
@@ -173,3 +182,27 @@ def test_epochs_end_a_budget_that_would_hold_more(machine: Machine, dataset: Dat
 def test_steps_count_for_more_than_epochs(machine: Machine) -> None:
     found: Design = design(job(Chat(), steps=7, epochs=9.0), machine, rows(), start())
     assert found.steps == 7
+
+
+def test_what_a_model_cannot_learn_is_refused_in_the_plan_as_in_training(
+    machine: Machine,
+) -> None:
+    for objective in (Chat(), Prefer(), Distil(teacher="big")):
+        with pytest.raises(BadInput, match="a model that sees what follows"):
+            refuse_unable(objective, ENCODER)
+        with pytest.raises(BadInput, match="a model that sees what follows"):
+            design(job(objective), machine, rows(), start(ENCODER))
+    with pytest.raises(BadInput, match="a causal model cannot tell a masked token"):
+        design(job(MASKS), machine, PLAYS, start())
+
+
+def test_a_teacher_that_reads_other_tokens_or_shorter_rows_is_refused() -> None:
+    asked = Distil(teacher="big")
+    asked.check(SMALL, SMALL, SMALL.context)
+    other = msgspec.structs.replace(SMALL, vocabulary=SMALL.vocabulary + 1)
+    with pytest.raises(BadInput, match="they do not read the same text"):
+        asked.check(other, SMALL, 64)
+    with pytest.raises(BadInput, match="was made for 2048 positions, and rows have 4096"):
+        asked.check(SMALL, SMALL, 4096)
+    with pytest.raises(BadInput, match="does not say which token is next"):
+        asked.check(ENCODER, SMALL, 64)

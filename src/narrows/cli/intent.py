@@ -77,16 +77,26 @@ def planned(job: Job, machine: Machine) -> Plan:
     from narrows.plan.plan import make_plan
 
     start = started(job)
-    return make_plan(job, machine, dataset(job, start), start)
+    return make_plan(job, machine, dataset(job, start), start, teacher(job))
 
 
 def started(job: Job) -> Start | None:
     """The published model that `job` starts from, its tokenizer and template laid out."""
-    if job.model.start is None:
-        return None
+    return None if job.model.start is None else _opened(job.model.start)
+
+
+def teacher(job: Job) -> Start | None:
+    """The published model that `job` learns from."""
+    from narrows.spec.objective import Distil
+
+    asked = job.train.objective
+    return _opened(asked.teacher) if isinstance(asked, Distil) else None
+
+
+def _opened(name: str) -> Start:
     from narrows.data.recalled import recall, remember
 
-    path = Path(job.model.start)
+    path = Path(name)
     start = recall(path)
     if start is None:
         from narrows.train.start import started as opened

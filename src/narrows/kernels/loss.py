@@ -6,6 +6,8 @@ buffer where the product put them (the idea of arXiv:2410.10989).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -55,11 +57,7 @@ def weighted_cross_entropy(
     x_MD: Tensor, head: Head, targets: Targets, *, kernels: Kernels, chunk: int, scale: float
 ) -> Tensor:
     """The same with each row's cross entropy times its weight."""
-    learning = any(each is not None and each.requires_grad for each in (x_MD, *head[:2]))
-    loss: Tensor = _LinearCrossEntropy.apply(
-        x_MD, *head, *targets, kernels, chunk, scale, torch.is_grad_enabled() and learning
-    )
-    return loss
+    return _judged(x_MD, head, partial(_cross_entropy_, targets, kernels, scale), chunk, scale)
 
 
 @torch.no_grad()
@@ -88,35 +86,51 @@ def distillation(
     x_MD: Tensor, head: Head, teacher: Teacher, targets_M: Tensor, *, chunk: int, scale: float
 ) -> Tensor:
     """Sum over rows with a target of (1 - share) · cross entropy + share · t² · KL(teacher ‖ us),
-    times `scale` (arXiv:1503.02531, section 2); fp32.
-
-    A chunk's logits are made again in the backward pass, so that they never exist whole.
+    times `scale` (arXiv:1503.02531, section 2); fp32. Backward as of `linear_cross_entropy`.
     """
-    from torch.utils.checkpoint import checkpoint
-
-    total = torch.zeros((), dtype=torch.float32, device=x_MD.device)
-    pieces = (x_MD.split(chunk), teacher.x_MD.split(chunk), targets_M.split(chunk))
-    for x_CD, taught_CD, own_C in zip(*pieces, strict=True):
-        part = checkpoint(
-            _divergence, x_CD, head, teacher._replace(x_MD=taught_CD), own_C, use_reentrant=False
-        )
-        total = total + part
-    return total * scale
+    return _judged(x_MD, head, partial(_divergence_, teacher, targets_M, scale), chunk, scale)
 
 
-def _divergence(x_CD: Tensor, head: Head, teacher: Teacher, targets_C: Tensor) -> Tensor:
+Judge = Callable[[Tensor, slice], Tensor]
+"""Of a chunk's logits, which are these rows: each one's loss [C]; puts the gradient of their sum,
+scaled, in the logits' place.
+"""
+
+
+def _cross_entropy_(
+    targets: Targets, kernels: Kernels, scale: float, logits_CV: Tensor, rows: slice
+) -> Tensor:
+    losses_C = kernels.cross_entropy_(logits_CV, targets.tokens_M[rows], scale)
+    if targets.weights_M is None:
+        return losses_C
+    weights_C = targets.weights_M[rows]
+    logits_CV.mul_(weights_C.unsqueeze(-1).to(logits_CV.dtype))
+    return losses_C * weights_C
+
+
+def _divergence_(
+    teacher: Teacher, targets_M: Tensor, scale: float, logits_CV: Tensor, rows: slice
+) -> Tensor:
+    """With z and s logits, ours and the teacher's, and y the target, the gradient by z is
+    (1 - share) · (softmax(z) - y) + share · t · (softmax(z / t) - softmax(s / t)).
+    """
     t, share = teacher.temperature, teacher.share
-    logits_CV = _logits(x_CD, head).float()
-    taught_CV = _logits(teacher.x_MD, teacher.head).float()
-    there_C = targets_C >= 0
-    kl_CV = F.kl_div(
-        F.log_softmax(logits_CV / t, dim=-1), F.log_softmax(taught_CV / t, dim=-1),
-        reduction="none", log_target=True,
-    )  # fmt: skip
-    plain = F.cross_entropy(
-        logits_CV, targets_C.where(there_C, -100), ignore_index=-100, reduction="sum"
-    )
-    return (1.0 - share) * plain + share * t * t * (kl_CV.sum(-1) * there_C).sum()
+    own_C1 = targets_M[rows].clamp(min=0).unsqueeze(-1)
+    there_C = (targets_M[rows] >= 0).float()
+    ours_CV = F.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+    plain_C = -ours_CV.gather(1, own_C1).squeeze(-1)
+    pull_CV = ours_CV.exp_().mul_(1.0 - share)
+    pull_CV.scatter_add_(1, own_C1, torch.full_like(own_C1, share - 1.0, dtype=torch.float32))
+    taught_CV = _logits(teacher.x_MD[rows], teacher.head).float().div_(t)
+    taught_CV = F.log_softmax(taught_CV, dim=-1)
+    # In fp32 this divides the logits themselves, which nobody reads again.
+    soft_CV = F.log_softmax(logits_CV.float().div_(t), dim=-1)
+    pull_CV.add_(soft_CV.exp(), alpha=share * t)
+    told_CV = taught_CV.exp()
+    apart_C = taught_CV.sub_(soft_CV).mul_(told_CV).sum(-1)
+    pull_CV.sub_(told_CV.mul_(share * t))
+    logits_CV.copy_(pull_CV.mul_((scale * there_C).unsqueeze(-1)))
+    return ((1.0 - share) * plain_C + share * t * t * apart_C) * there_C
 
 
 def _logits(x_CD: Tensor, head: Head) -> Tensor:
@@ -124,12 +138,19 @@ def _logits(x_CD: Tensor, head: Head) -> Tensor:
     return logits_CV if head.cap is None else head.cap * (logits_CV / head.cap).tanh()
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+def _judged(x_MD: Tensor, head: Head, judge: Judge, chunk: int, scale: float) -> Tensor:
+    learning = any(each is not None and each.requires_grad for each in (x_MD, *head[:2]))
+    loss: Tensor = _Judged.apply(
+        x_MD, *head, judge, chunk, scale, torch.is_grad_enabled() and learning
+    )
+    return loss
+
+
+class _Judged(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_MD: Tensor, head_VD: Tensor, bias_V: Tensor | None, cap: float | None,
-        targets_M: Tensor, weights_M: Tensor | None, kernels: Kernels, chunk: int, scale: float,
-        needs_gradient: bool,
+        judge: Judge, chunk: int, scale: float, needs_gradient: bool,
     ) -> Tensor:  # fmt: skip
         total = torch.zeros((), dtype=torch.float32, device=x_MD.device)
         dx, dhead, dbias = (needs_gradient and each for each in ctx.needs_input_grad[:3])
@@ -146,11 +167,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits_CV.div_(cap).tanh_()
                 slope_CV = 1.0 - logits_CV.square()
                 logits_CV.mul_(cap)
-            losses_C = kernels.cross_entropy_(logits_CV, targets_M[rows], scale)
-            if weights_M is not None:
-                losses_C = losses_C * weights_M[rows]
-                logits_CV.mul_(weights_M[rows].unsqueeze(-1).to(logits_CV.dtype))
-            total += losses_C.sum()
+            total += judge(logits_CV, rows).sum()
             if not needs_gradient:
                 continue
             if slope_CV is not None:
@@ -172,7 +189,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return *(_times(each, upstream[0]) for each in ctx.saved_tensors), *(None,) * 7
+        return *(_times(each, upstream[0]) for each in ctx.saved_tensors), *(None,) * 5
 
 
 def _times(gradient: Tensor | None, upstream: Tensor) -> Tensor | None:

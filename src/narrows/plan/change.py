@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from narrows.plan import gradients, optimizer, processes
+from narrows.plan.layouts import Judged
 from narrows.plan.network import Network
 from narrows.plan.predict import Run, predict
 from narrows.plan.recipe import Cadence
@@ -16,6 +17,7 @@ from narrows.spec.job import LayoutIntent, TrainIntent
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Ledger
 from narrows.spec.machine import Machine
+from narrows.spec.objective import Prefer
 from narrows.spec.plan import Plan
 from narrows.spec.record import from_builtins, with_override
 
@@ -103,6 +105,10 @@ def _predicted(plan: Plan, machine: Machine) -> Ledger:
     run = Run(
         steps=plan.steps, batch_sequences=plan.batch_sequences, cadence=cadence,
         seconds_start=before.seconds_start, reads_text=plan.data is not None,
-        gradients=plan.exchange, optimizer=plan.optimizer,
+        gradients=plan.exchange, optimizer=plan.optimizer, learning=plan.learning,
+        judged=Judged(
+            teacher=None if plan.teacher is None else plan.teacher.model,
+            twice=isinstance(plan.objective, Prefer),
+        ),
     )  # fmt: skip
     return predict(plan.model, plan.layout, machine, run)

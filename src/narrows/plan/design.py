@@ -9,14 +9,14 @@ import msgspec
 
 from narrows.plan import dial, finetuning, recipe, scaling
 from narrows.plan.family import is_sized, resolve
-from narrows.plan.layouts import Shapes
+from narrows.plan.layouts import USUALLY, Judged, Shapes
 from narrows.plan.text import Text, check_context
 from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.errors import BadInput
 from narrows.spec.job import Budget, Job, TrainIntent
 from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
-from narrows.spec.objective import NextToken, Objective
+from narrows.spec.objective import NextToken, Objective, refuse_unable
 from narrows.spec.plan import Start
 from narrows.spec.units import Seconds, Tokens
 
@@ -33,7 +33,8 @@ _STEPS_UNKNOWN = 1000
 class Design:
     """A model, a batch in sequences and the tokens it is meant to see; `steps` where asked for.
     `epochs` of the data are enough where they are known to be, and logits are made of a `said` part
-    of the tokens. Where training starts from a model, `start` is it.
+    of the tokens, which are `judged` so. Where training starts from a model, `start` is it, and
+    `teacher` who teaches.
     """
 
     model: ModelSpec
@@ -47,6 +48,8 @@ class Design:
     said: float = 1.0
     attended: float | None = None
     start: Start | None = None
+    teacher: Start | None = None
+    judged: Judged = USUALLY
     learning: Learning = EVERYTHING
 
     @property
@@ -58,8 +61,9 @@ class Design:
     def shapes(self) -> Shapes:
         """What is computed."""
         return Shapes.of(
-            [self.model], said=self.said, attended=self.attended, learning=self.learning
-        )
+            [self.model], said=self.said, attended=self.attended, learning=self.learning,
+            judged=self.judged,
+        )  # fmt: skip
 
     def intent(self, train: TrainIntent) -> TrainIntent:
         """The training's, with the habits of tuning where it starts from a model."""
@@ -68,12 +72,18 @@ class Design:
         return finetuning.intent_of(train, self.model, self.why)
 
 
-def design(job: Job, machine: Machine, text: Text, start: Start | None = None) -> Design:
+def design(
+    job: Job, machine: Machine, text: Text, start: Start | None = None,
+    teacher: Start | None = None,
+) -> Design:  # fmt: skip
     """Raises BadInput where the job contradicts itself, DoesNotFit where no size fits a budget."""
     found = _design(job, machine, text, start)
     model = finetuning.shaped(found.model, job, text)
+    refuse_unable(job.train.objective, model)
     return replace(
-        found, model=model, start=start, learning=finetuning.learning_of(job, model, found.why),
+        found, model=model, start=start, teacher=teacher,
+        judged=finetuning.judged(job, model, teacher),
+        learning=finetuning.learning_of(job, model, found.why),
         objective=finetuning.objective_of(job, text), said=finetuning.said(job, text),
         attended=text.examples.attended if text.examples else None,
     )  # fmt: skip

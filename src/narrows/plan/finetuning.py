@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from narrows.plan.layouts import Judged
 from narrows.plan.recipe import OVER_ADAMW
 from narrows.plan.text import Text
 from narrows.spec.adapter import Biases, Learning, LowRank
@@ -18,9 +19,11 @@ from narrows.spec.objective import (
     OF_DOCUMENTS,
     OF_EXAMPLES,
     Classify,
+    Distil,
     Masked,
     NextToken,
     Objective,
+    Prefer,
     Regress,
 )
 from narrows.spec.optimizer import name_of
@@ -48,6 +51,15 @@ def said(job: Job, text: Text) -> float:
     """Share of the tokens whose logits are made."""
     asked = job.train.objective
     return asked.share if isinstance(asked, Masked) else text.said
+
+
+def judged(job: Job, model: ModelSpec, teacher: Start | None) -> Judged:
+    """How what the model says is judged; raises BadInput where the teacher cannot."""
+    asked = job.train.objective
+    if isinstance(asked, Distil) and teacher is not None:
+        asked.check(teacher.model, model, model.context)
+        return Judged(teacher=teacher.model)
+    return Judged(twice=isinstance(asked, Prefer))
 
 
 def context_of(job: Job, text: Text, start: Start | None, why: dict[str, str]) -> int | None:

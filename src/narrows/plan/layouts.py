@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,6 +23,18 @@ Array = npt.NDArray[np.float64]
 TrainingPrecision = Literal["fp32", "bf16"]
 SPREAD = tuple(each.name for each in msgspec.structs.fields(Layout) if not each.required)
 """What a layout says of several processes; a lone one has the defaults."""
+
+
+class Judged(NamedTuple):
+    """How an objective judges what a model says, beside one loss of its own logits: by what a
+    `teacher` says of the same tokens, or with its own logits made once more (`twice`).
+    """
+
+    teacher: ModelSpec | None = None
+    twice: bool = False
+
+
+USUALLY = Judged()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +109,9 @@ class Layouts:
 class Shapes:
     """Models of one kind; every array has shape [models, 1] and broadcasts against layouts. Norms
     and what else is not divided see a `sequence`-th part of the tokens; logits are made of a `said`
-    part of them. Tokens attend within documents of `attended` tokens, where rows hold several. Of
-    all models the same is `learning`, of their parameters as many as `parameters_trained`.
+    part of them, which are `judged` so. Tokens attend within documents of `attended` tokens, where
+    rows hold several. Of all models the same is `learning`, of their parameters as many as
+    `parameters_trained`.
     """
 
     specs: tuple[ModelSpec, ...]
@@ -117,6 +130,7 @@ class Shapes:
     rotary: bool
     learned: bool
     gated: bool
+    causal: bool
     tied: bool
     biases: bool
     centred: bool
@@ -126,11 +140,12 @@ class Shapes:
     said: float = 1.0
     attended: float | None = None
     learning: Learning = EVERYTHING
+    judged: Judged = USUALLY
 
     @classmethod
     def of(
         cls, models: Sequence[ModelSpec], *, said: float = 1.0, attended: float | None = None,
-        learning: Learning = EVERYTHING,
+        learning: Learning = EVERYTHING, judged: Judged = USUALLY,
     ) -> Shapes:  # fmt: skip
         """Stack models that differ in sizes only; but for one all of them learns."""
         assert learning.everything or len(models) == 1
@@ -155,6 +170,7 @@ class Shapes:
             rotary=isinstance(first.positions, Rotary),
             learned=isinstance(first.positions, Learned),
             gated=first.gated,
+            causal=first.causal,
             tied=first.tied_embeddings and not first.classes,
             biases=first.biases,
             centred=isinstance(first.norm, LayerNorm),
@@ -165,7 +181,16 @@ class Shapes:
             learning=learning,
             said=0.0 if first.classes else said,
             attended=attended,
+            judged=judged,
         )
+
+    @cached_property
+    def taught(self) -> Shapes | None:
+        """The teacher, of rows as long as the model's."""
+        if self.judged.teacher is None:
+            return None
+        context = int(self.context.flat[0])
+        return Shapes.of([msgspec.structs.replace(self.judged.teacher, context=context)])
 
     @cached_property
     def trained(self) -> Trained:

@@ -2,7 +2,8 @@
 
 Three moments compete: the loss, when every block's saved activations meet the logits of a chunk;
 the last block's backward pass, when they meet its gradients; and the end of the backward pass,
-when all gradients stand beside a single block. The tables below mirror what `kernels` keep.
+when all gradients stand beside a single block. Where there is a teacher, its forward pass is one
+more. The tables below mirror what `kernels` keep.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ WEAR = 1.12
 HOLES_GRADIENTS = 0.5
 HOLES_RECOMPUTE = 3.0
 _FP32 = 4
+_DIVERGENCE_FP32 = 4
 _TOKEN = 8
 
 Moment = dict[str, Array]
@@ -117,6 +119,8 @@ def memory_bytes(
         learned = held.kept + nothing
         weights = learned + held.gathered + (held.whole if held.copied else 0.0)
         weights = value * weights + held.frozen_bytes
+    if model.taught is not None:
+        weights = weights + value * model.taught.parameters
     return MemoryBytes(
         weights=weights,
         masters=(_FP32 - value) * learned + nothing,
@@ -228,7 +232,7 @@ def _largest(model: Shapes) -> Array:
     return np.asarray(rows * model.width)
 
 
-def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment, Moment, Moment]:
+def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment, ...]:
     value = layouts.setting.value_bytes
     tokens = layouts.micro_batch * model.context
     stream = tokens * model.width * value
@@ -256,9 +260,11 @@ def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment
         own = np.where(layouts.accumulation > 1, _largest(model), own)
     buffer = np.where(layouts.accumulation > 1, _FP32 * summed, 0.0)
     working = tokens * _working_bytes(model, layouts.setting) + value * _unpacked(model)
+    taught = model.taught
+    said = 0.0 if taught is None else tokens * taught.width * value
     loss = {
         "gradients": buffer + table,
-        "activations": flowing * flight + ends,
+        "activations": flowing * flight + ends + said,
         "logits": _logits_bytes(model, layouts),
         "workspace": stream,
     }
@@ -274,7 +280,15 @@ def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment
         "logits": 0 * tokens,
         "workspace": working,
     }
-    return loss, last_block, end
+    if taught is None:
+        return loss, last_block, end
+    teaching = {
+        "gradients": buffer,
+        "activations": tokens * 2 * _TOKEN,
+        "logits": 0 * tokens,
+        "workspace": tokens * _working_bytes(taught, layouts.setting),
+    }
+    return loss, last_block, end, teaching
 
 
 def _flowing(model: Shapes) -> Array:
@@ -306,11 +320,13 @@ def _unpacked(model: Shapes) -> Array:
 
 def _logits_bytes(model: Shapes, layouts: Layouts) -> Array:
     """A chunk's logits, which their gradient replaces; torch's softmax is another tensor in fp32,
-    of an fp32 copy.
+    of an fp32 copy. Beside a teacher's, some in fp32 (kernels/loss.py).
     """
     rows = np.minimum(layouts.loss_chunk, layouts.micro_batch * model.context * model.said)
     value = layouts.setting.value_bytes
     each = value
     if layouts.setting.kernels == "torch":
         each += _FP32 if value == _FP32 else 2 * _FP32
+    if model.judged.teacher is not None:
+        each = value + _DIVERGENCE_FP32 * _FP32
     return rows * model.vocabulary * each

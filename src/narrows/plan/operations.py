@@ -21,6 +21,7 @@ from narrows.plan.operation import (
     Transfer,
     host,
     kernel,
+    matmul,
     pointwise,
     product,
 )
@@ -38,6 +39,7 @@ def step_operations(
         *(_embedding(model, layouts) if first else ()),
         *_blocks(model, layouts),
         *(_head(model, layouts) if last else ()),
+        *(_taught(model, layouts) if last else ()),
         *_optimizer(model, layouts),
         *_besides(model, layouts),
     )
@@ -139,8 +141,27 @@ def _head(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     sizes = rows, model.vocabulary, model.width
     learns = Matrix(weight=trained.head, bias=False, low=0, reads=trained.hidden)
     yield from product("head", sizes, count * chunks, layouts, learns)
-    losses = pointwise("cross_entropy", rows * model.vocabulary, count * chunks, layouts)
-    yield replace(next(losses), kind="loss")
+    losses = next(pointwise("cross_entropy", rows * model.vocabulary, count * chunks, layouts))
+    yield replace(losses, kind="loss")
+    if model.judged.twice:
+        yield matmul("head", "forward", sizes, count * chunks, layouts)
+        yield replace(losses, kind="loss")
+
+
+def _taught(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
+    """A teacher's forward pass over the same rows, and how far the model's logits are from its."""
+    if model.taught is None:
+        return
+    compiled = layouts.setting.compile
+    for each in step_operations(model.taught, replace(layouts, recompute=0 * layouts.recompute)):
+        if each.phase == "forward" and each.kind != "loss":
+            yield replace(each, name="teacher", in_block=each.in_block and not compiled)
+    tokens = layouts.micro_batch * model.context
+    chunks = np.ceil(tokens / layouts.loss_chunk)
+    values = tokens / chunks * model.vocabulary
+    moved = values * (_DIVERGENCE_FP32 * 4 + _DIVERGENCE_VALUES * layouts.setting.value_bytes)
+    often = layouts.accumulation * chunks
+    yield kernel("divergence", ("forward", "loss"), values, often, moved)
 
 
 def _optimizer(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
@@ -179,6 +200,8 @@ def _besides(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
 
 # A token is stored in 2 bytes and handed to the model as int64.
 _TOKEN_BYTES = 2 + 8
+# What kernels/loss.py's divergence reads and writes of each logit, beside the cross entropy.
+_DIVERGENCE_FP32, _DIVERGENCE_VALUES = 32, 3
 # Calls of torch that no curve holds (views, autograd's own nodes), forward and backward: in a
 # block, and for a chunk of the loss.
 _HOST_CALLS_BLOCK = 24
@@ -213,8 +236,9 @@ def _linear(name: str, sizes: tuple[Array, Array, Array], own: _Own) -> Iterator
 
 
 def _attention(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operation]:
-    """Two products over half of the T·T scores forward; five backward, since the scores are made
-    again (arXiv:2205.14135). Of documents side by side each is computed by itself.
+    """Two products over half of the T·T scores forward, over all of them where tokens see what
+    follows; five backward, since the scores are made again (arXiv:2205.14135). Of documents side
+    by side each is computed by itself.
     """
     tokens = layouts.micro_batch * model.context
     positions, documents = model.context, np.ones_like(tokens)
@@ -222,6 +246,7 @@ def _attention(model: Shapes, layouts: Layouts, count: Array) -> Iterator[Operat
         positions = np.full_like(model.context, model.attended)
         documents = tokens / positions
     rows = tokens / positions / documents * model.heads
+    rows = rows * (1 if model.causal else 2)
     scores = rows * positions * positions / 2
     count, tokens = count * documents, tokens / documents
     out = tokens * model.heads * model.head_width

@@ -30,6 +30,7 @@ from narrows.spec.errors import BadInput
 from narrows.spec.job import Job
 from narrows.spec.layout import Layout
 from narrows.spec.machine import Machine
+from narrows.spec.objective import Prefer
 from narrows.spec.plan import Data, Plan, Provenance, Start
 from narrows.spec.record import digest
 from narrows.spec.units import Seconds, Tokens
@@ -57,16 +58,18 @@ class _Settled:
 
 
 def make_plan(
-    job: Job, machine: Machine, dataset: Dataset | None, start: Start | None = None
-) -> Plan:
-    """Settle `job` on `machine`; `start` is the model that the job starts from.
+    job: Job, machine: Machine, dataset: Dataset | None, start: Start | None = None,
+    teacher: Start | None = None,
+) -> Plan:  # fmt: skip
+    """Settle `job` on `machine`; `start` is the model that the job starts from, `teacher` the one
+    that it learns from.
 
     Raises BadInput where the job contradicts itself or the data, DoesNotFit where no allowed
     layout fits memory, or the checkpoints the disk.
     """
     text = known_text(job, dataset, start)
     job = msgspec.structs.replace(job, layout=finetuning.layout_of(job))
-    wanted = design(job, machine, text, start)
+    wanted = design(job, machine, text, start, teacher)
     train = job.train
     candidates = gradients.able(
         options(job.layout, machine, wanted.model, wanted.batch), train.exchange
@@ -119,16 +122,20 @@ def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, c
     updated = found.group_of(chosen).optimizer
     layouts = Layouts.of(found.layout(chosen), job.train.exchange, updated)
     step = float(found.step[0, chosen])
-    once = start_seconds(machine) + float(found.once[0, chosen])
     forward = float(evaluation_seconds(wanted.shapes, layouts, machine)[0, 0])
+    forward /= float(layouts.micro_batch[0])
     validation = text.tokens_validation
+    once = start_seconds(machine) + float(found.once[0, chosen])
+    if isinstance(wanted.objective, Prefer):
+        # What the model says at first of every answer (train/reference.py).
+        once += forward * ((text.tokens_train or 0) + (validation or 0)) / model.context
     sequences = _VALIDATION_SEQUENCES_UNKNOWN * int(layouts.micro_batch[0])
     if validation is not None:
         sequences = max(1, (validation - 1) // model.context)
 
     pace = recipe.Pace(
         step_seconds=step,
-        sequence_seconds=forward / float(layouts.micro_batch[0]),
+        sequence_seconds=forward,
         save_bytes=optimizer.checkpoint_bytes(wanted.shapes, layouts.setting.value_bytes, updated),
         validation_sequences=sequences,
         context=model.context,
@@ -152,6 +159,7 @@ def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, c
         steps=steps, batch_sequences=wanted.batch, seconds_start=once, cadence=cadence(steps),
         reads_text=text.tokens_train is not None, gradients=job.train.exchange, said=wanted.said,
         attended=wanted.attended, optimizer=updated, learning=wanted.learning,
+        judged=wanted.judged,
     )  # fmt: skip
 
 
@@ -235,6 +243,7 @@ def _record(job: Job, machine: Machine, dataset: Dataset | None, settled: _Settl
         seed=job.seed,
         objective=wanted.objective,
         start=wanted.start,
+        teacher=wanted.teacher,
         model=finetuning.whole(model, wanted.start),
         layout=layout,
         optimizer=updated,

@@ -9,7 +9,7 @@ import numpy as np
 
 from narrows.plan.cost import AS_IS, Scales, block_factor, operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
-from narrows.plan.layouts import Layouts, Shapes
+from narrows.plan.layouts import USUALLY, Judged, Layouts, Shapes
 from narrows.plan.memory import RUN_BYTES
 from narrows.plan.operation import Operation
 from narrows.plan.operations import step_operations
@@ -31,7 +31,7 @@ _LEAST_IDLE = 1e-9
 class Run:
     """What of a run is known besides its step: steps, batch and what else takes time, memory where
     it reads a text, how gradients are exchanged and what uses them, the share of the tokens that
-    are to be said, how long the documents are that they stand in, and what learns.
+    are to be said, how long the documents are that they stand in, what learns and how it is judged.
     """
 
     steps: int
@@ -44,12 +44,13 @@ class Run:
     said: float = 1.0
     attended: float | None = None
     learning: Learning = EVERYTHING
+    judged: Judged = USUALLY
 
 
 def predict(model: ModelSpec, layout: Layout, machine: Machine, run: Run) -> Ledger:
     """Rows by operation and phase, the memory peak and the whole run."""
     shapes = Shapes.of(
-        [model], said=run.said, attended=run.attended, learning=run.learning
+        [model], said=run.said, attended=run.attended, learning=run.learning, judged=run.judged
     )  # fmt: skip
     layouts = Layouts.of(layout, run.gradients, run.optimizer)
     if layout.processes > 1:

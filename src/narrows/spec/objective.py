@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from narrows.spec.errors import BadInput
 from narrows.spec.record import Record
+
+if TYPE_CHECKING:
+    from narrows.spec.model import ModelSpec
 
 Pooling = Literal["first", "last", "mean"]
 """Which of a document's last hidden states stands for it: one of them, or their mean."""
@@ -55,6 +58,27 @@ class Distil(Record, tag="distil", tag_field="type"):
         _between(self.share, "distil.share", 0.0, 1.0, "0.5")
         _between(self.temperature, "distil.temperature", 0.0, 100.0, "2.0")
 
+    def check(self, teacher: ModelSpec, model: ModelSpec, context: int) -> None:
+        """Raises BadInput where the teacher cannot say what the model is to say."""
+        if not teacher.writes:
+            raise BadInput(
+                f"the teacher {self.teacher} does not say which token is next",
+                hint="give train.objective.teacher a causal decoder",
+            )
+        if teacher.vocabulary != model.vocabulary:
+            raise BadInput(
+                f"the teacher {self.teacher} knows {teacher.vocabulary} tokens, and the model "
+                f"{model.vocabulary}: they do not read the same text",
+                hint="start from a model with the teacher's tokenizer (model.start), or train one "
+                "with data.tokenizer = the teacher's tokenizer.json",
+            )
+        if teacher.context < context:
+            raise BadInput(
+                f"the teacher {self.teacher} was made for {teacher.context} positions, and rows "
+                f"have {context}",
+                hint=f"--set model.context={teacher.context}",
+            )
+
 
 class Prefer(Record, tag="prefer", tag_field="type"):
     """The chosen one of two answers rather than the rejected one, by no more than what the model
@@ -74,6 +98,21 @@ OF_EXAMPLES = (Chat, Classify, Regress, Prefer)
 
 OF_DOCUMENTS = (Classify, Regress)
 """Those of them that say one thing of each document, by a head of their own."""
+
+
+def refuse_unable(objective: Objective, model: ModelSpec) -> None:
+    """Raises BadInput where a model cannot learn it: the plan and training ask alike."""
+    reads_both_ways = isinstance(objective, (Masked, *OF_DOCUMENTS))
+    if not model.writes and not (reads_both_ways and not model.encoder_layers):
+        raise BadInput(
+            "a model that sees what follows, or reads by an encoder, cannot learn the next token",
+            hint="train a causal decoder: model.causal = true and model.encoder_layers = 0",
+        )
+    if isinstance(objective, Masked) and model.causal:
+        raise BadInput(
+            "a causal model cannot tell a masked token from those behind it",
+            hint="--set model.causal=false",
+        )
 
 
 def _between(value: float, name: str, low: float, high: float, such: str) -> None:

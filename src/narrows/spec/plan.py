@@ -58,8 +58,9 @@ class Data(Record):
 
 
 class Start(Record):
-    """The published model that training starts from: where it is, its family by transformers' name,
-    a digest of its files, the shape it has, and the folder of its tokenizer and template.
+    """The published model that training starts from, or that teaches: where it is, its family by
+    transformers' name, a digest of its files, the shape it has, and the folder of its tokenizer and
+    template.
     """
 
     path: str
@@ -112,6 +113,7 @@ class Plan(Record):
     seed: int
     objective: Objective = NextToken()
     start: Start | None = None
+    teacher: Start | None = None
     model: ModelSpec
     layout: Layout
     optimizer: Optimizer

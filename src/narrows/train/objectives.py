@@ -39,7 +39,7 @@ def objective(plan: Plan, device: torch.device) -> Objective:
         case wanted.Regress():
             return Numbers()
         case wanted.Distil():
-            return Taught(teacher(asked.teacher, plan, device), asked.temperature, asked.share)
+            return Taught(teacher(asked, plan, device), asked.temperature, asked.share)
         case wanted.Prefer():
             return Preferred(asked.beta)
         case _:
@@ -236,18 +236,8 @@ def _summaries(model: Transformer, x_BTD: Tensor, rows: Rows) -> Iterator[Tensor
 
 
 def _check(plan: Plan) -> None:
-    asked, layout, model = plan.objective, plan.layout, plan.model
-    reads_both_ways = isinstance(asked, (wanted.Masked, *wanted.OF_DOCUMENTS))
-    if not model.writes and not (reads_both_ways and not model.encoder_layers):
-        raise BadInput(
-            "a model that sees what follows, or reads by an encoder, cannot learn the next token",
-            hint="train a causal decoder: model.causal = true and model.encoder_layers = 0",
-        )
-    if isinstance(asked, wanted.Masked) and model.causal:
-        raise BadInput(
-            "a causal model cannot tell a masked token from those behind it",
-            hint="--set model.causal=false",
-        )
+    asked, layout = plan.objective, plan.layout
+    wanted.refuse_unable(asked, plan.model)
     plain = isinstance(asked, wanted.NextToken | wanted.Masked)
     if not plain and max(layout.tensor, layout.pipeline, layout.context) > 1:
         raise BadInput(

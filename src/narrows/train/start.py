@@ -9,11 +9,10 @@ import torch
 
 from narrows.data import published, tokenizers
 from narrows.kernels.load import load
-from narrows.model.opening import CONFIG, PLAN, Original, build, opened
+from narrows.model.opening import CONFIG, PLAN, build, opened
 from narrows.model.transformer import Transformer
-from narrows.spec.errors import BadInput
 from narrows.spec.home import narrows_home
-from narrows.spec.model import ModelSpec
+from narrows.spec.objective import Distil
 from narrows.spec.plan import Plan, Start
 from narrows.train.earlier import Talk, laid_out
 
@@ -47,24 +46,14 @@ def _named(digest: str, path: Path) -> str:
     return said.hexdigest()[:24]
 
 
-def teacher(path: str, plan: Plan, device: torch.device) -> Transformer:
+def teacher(asked: Distil, plan: Plan, device: torch.device) -> Transformer:
     """A published model that another learns from: whole, and never changed.
 
-    Raises BadInput where it reads other tokens.
+    Raises BadInput where it cannot teach the plan's model.
     """
-    original = opened(path)
-    _same_tokens(original, path, plan.model)
+    original = opened(asked.teacher if plan.teacher is None else plan.teacher.path)
+    asked.check(original.spec, plan.model, plan.context)
     with torch.device("meta"):
-        model = Transformer(original.spec, load("torch"))
+        model = Transformer(original.spec, load(plan.layout.kernels))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[plan.layout.precision]
     return build(original, model, dtype, device).eval().requires_grad_(False)
-
-
-def _same_tokens(original: Original, path: str | Path, spec: ModelSpec) -> None:
-    if original.spec.vocabulary != spec.vocabulary:
-        raise BadInput(
-            f"the teacher {path} knows {original.spec.vocabulary} tokens, and the model "
-            f"{spec.vocabulary}: they do not read the same text",
-            hint="start from a model with the teacher's tokenizer (model.start), or train one with "
-            "data.tokenizer = the teacher's tokenizer.json",
-        )
