@@ -70,7 +70,7 @@ static inline void with_panel(const Matrix& w, int64_t panel, F f) {
 }
 
 // Rows of activations in 8 bits: codes, and of each group the scale, the sums of its codes and of
-// its first sixteen, and scale times sum. TILE rows lie together, codes as [quad of columns][row][4],
+// its first sixteen, and scale times sum. TILE rows lie together, codes [quad of columns][row][4],
 // the rest [group][row]: what a tile needs next is always so many bytes further.
 struct Codes {
   int8_t* values;
