@@ -14,7 +14,7 @@ from narrows.adapt.method import AWQ, GPTQ, Round, Type
 from narrows.adapt.quantize import Rounding, quantized
 from narrows.adapt.rounding import rounded
 from narrows.kernels.load import load
-from narrows.model.grouped import Groups
+from narrows.model.blocks import Groups
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from torch import Tensor
 
 from narrows.infer.decoding import Decoding
 from narrows.infer.export import export
@@ -16,14 +19,27 @@ from narrows.infer.packed import packs, unpackable
 from narrows.infer.sampling import Sampling
 from narrows.infer.writer import load_writer
 from narrows.kernels.build import obstacle
+from narrows.model import gguf
+from narrows.model.blocks import BLOCKS
 from narrows.model.opening import opened
+from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput
-from narrows.spec.model import llama
+from narrows.spec.model import GeGLU, Rotary, Window, llama
 
 from .conftest import CONTEXT, VOCABULARY, MakeRun, spec
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no native kernels: {obstacle()}")
 SHAPE = llama(layers=2, width=64, heads=2, kv_heads=1, vocabulary=VOCABULARY, context=CONTEXT)
+GEMMA = msgspec.structs.replace(
+    SHAPE, feed_forward=GeGLU(), block_norms="both", query_norm="head", embedding_scale=8.0,
+    positions=Rotary(base=1e6, window_base=1e4), window=Window(size=5, full_every=2),
+    query_scale=32**-0.5,
+)  # fmt: skip
+SCALES = {
+    "Q5_0": {0: 6e-3}, "Q8_0": {0: 1e-3}, "Q4_K": {0: 3e-4, 2: 2e-3}, "Q6_K": {208: 1e-4},
+    "Q5_K": {0: 15e-5, 2: 2e-3}, "Q5_1": {0: 6e-3, 2: -0.1}, "Q4_1": {0: 12e-3, 2: -0.1},
+}  # fmt: skip
+"""Of blocks that GGUF has, where scales and least values stand, and some that matrices may have."""
 TOKENS = [5, 80, 3, 120, 44, 9, 71, 250, 6, 31, 14, 200]
 
 
@@ -60,6 +76,50 @@ def test_a_folder_is_rounded_where_it_is_asked_for(make_run: MakeRun, tmp_path: 
     writer = load_writer(path, precision="int8", talk=said.append)
     assert said[0] == "9 of 9 matrices were rounded to 8 bits"
     assert writer.weight_bytes < load(path, precision="fp32").weight_bytes / 3
+
+
+def test_gemma_s_norms_windows_and_gates_are_computed(make_run: MakeRun, tmp_path: Path) -> None:
+    export(make_run(shape=GEMMA), tmp_path / "out", talk=print)
+    found_V = load_writer(tmp_path / "out", precision="int8").decoding(20).read(TOKENS)
+    expected_V = Decoding.of(load(tmp_path / "out", precision="fp32").model, 20).read(TOKENS)
+    assert float((found_V - expected_V).norm() / expected_V.norm()) < 0.05
+
+
+def test_k_types_are_taken_as_they_lie(make_run: MakeRun, tmp_path: Path) -> None:
+    """As a file of mixed types has them: what a block holds is random, so values are compared."""
+    wide = {"width": 256, "heads": 8, "kv_heads": 4, "feed_forward_width": 256}
+    shape = msgspec.structs.replace(SHAPE, **wide)
+    export(make_run(shape=shape), tmp_path / "whole.gguf", type="f32", talk=print)
+    mixed(tmp_path / "whole.gguf", tmp_path / "out.gguf")
+    said: list[str] = []
+    writer = load_writer(tmp_path / "out.gguf", talk=said.append)
+    assert not any("rounded" in each for each in said)
+    expected_V = Decoding.of(load(tmp_path / "out.gguf", precision="fp32").model, 20).read(TOKENS)
+    found_V = writer.decoding(20).read(TOKENS)
+    assert float((found_V - expected_V).norm() / expected_V.norm()) < 0.05
+
+
+def mixed(path: Path, to: Path) -> None:
+    """The file with its matrices in random blocks of all types, one beside the other."""
+    file, kinds = gguf.opened(path), {block.name: block for block in BLOCKS.values()}
+    generator, types = torch.Generator().manual_seed(3), cycle(SCALES)
+    tensors = []
+    for name, lying in file.tensors.items():
+        values, block = torch.empty(lying.shape), lying.block
+        file.read(name, values)
+        if values.ndim == 2:
+            kind = next(types)
+            size = (values.numel() // kinds[kind].values, kinds[kind].size)
+            packed = torch.randint(256, size, dtype=torch.uint8, generator=generator)
+            for at, scale in SCALES[kind].items():
+                packed[:, at : at + 2] = torch.tensor([scale]).half().view(torch.uint8)
+            block = kinds[kind]._replace(pack=partial(first, packed))
+        tensors.append((Outgoing(name, lying.shape, partial(first, values)), block))
+    gguf.write(to, file.facts, tensors)
+
+
+def first(given: Tensor, *_: Tensor) -> Tensor:
+    return given
 
 
 def test_reading_in_pieces_and_beyond_the_context_goes_on(

@@ -2,87 +2,186 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from narrows.kernels.build import obstacle
-from narrows.kernels.decoder import Packed, PackedDecoder, PackedLayer, PackedModel, Run
+from narrows.kernels.decoder import PackedDecoder, PackedLayer, PackedModel, Run
 from narrows.kernels.interface import Heads, Rotation
-from narrows.model.grouped import Bits, Groups, grouped
+from narrows.kernels.packing import Packed
+from narrows.model.blocks import Groups
+from narrows.model.grouped import Bits, grouped
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no native kernels: {obstacle()}")
-D, F, V, ROOM = 96, 160, 100, 96
+V, ROOM = 100, 96
+
+
+class Kind(NamedTuple):
+    """Of groups: bits, whether scales are whole numbers of units, and whether there are least
+    values.
+    """
+
+    bits: int
+    nested: bool = False
+    least: bool = False
+
+
+KINDS = {
+    "Q4_0": Kind(4), "Q4_1": Kind(4, least=True), "Q5_0": Kind(5), "Q5_1": Kind(5, least=True),
+    "Q8_0": Kind(8), "Q4_K": Kind(4, True, True), "Q5_K": Kind(5, True, True),
+    "Q6_K": Kind(6, True),
+}  # fmt: skip
+
+
+class Extras(NamedTuple):
+    """What models may have beside the plain ones."""
+
+    biases: bool = False
+    head_norms: bool = False
+    both_norms: bool = False
+    window: int | None = None
+    gelu: bool = False
+    caps: bool = False
+
+
+EXTRAS = {
+    "plain": Extras(), "biases and head norms": Extras(True, True),
+    "norms on both sides, windows, caps": Extras(False, True, True, 19, True, True),
+}  # fmt: skip
 
 
 def drawn(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
+def whole(*shape: int, seed: int, below: int) -> Tensor:
+    return torch.randint(below, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def groups_of(kind: Kind, rows: int, columns: int, seed: int) -> Groups:
+    """A matrix whose values are as large as the inverse root of its columns."""
+    bits, width = kind.bits, columns**-0.5
+    codes = whole(rows, columns, seed=seed, below=1 << bits).to(torch.uint8)
+    # Codes that are spread evenly miss their middle by the range over the root of 12.
+    step = width * 12**0.5 / (1 << bits)
+    middle = (1 << bits) / 2
+    if not kind.nested:
+        scales = step * (1.0 + 0.2 * drawn(rows, columns // 32, seed=seed + 1000))
+        return Groups(bits, codes, scales.half(), (-middle * scales).half() if kind.least else None)
+    if bits == 6:
+        scales = whole(rows, columns // 16, seed=seed + 1000, below=200) - 100
+        units = step / 60 * (1.0 + 0.2 * drawn(rows, columns // 256, seed=seed + 2000))
+        return Groups(bits, codes, scales.to(torch.int8), None, units.half())
+    scales = whole(rows, columns // 32, seed=seed + 1000, below=64).to(torch.uint8)
+    units = step / 40 * (1.0 + 0.2 * drawn(rows, columns // 256, 2, seed=seed + 2000))
+    units[..., 1] *= middle
+    return Groups(bits, codes, scales, scales.clone(), units.flatten(1).half())
+
+
 class Made:
     """A small random decoder, packed, and its matrices as they were rounded."""
 
-    def __init__(self, bits: Bits, heads: Heads, *, layers: int = 2, extras: bool = False) -> None:
-        self.heads, self.whole, self._bits, self._seed = heads, {}, bits, 0
+    def __init__(self, kind: Kind, heads: Heads, extras: Extras = EXTRAS["plain"]) -> None:
+        self.heads, self.whole, self.kind, self.extras, self._seed = heads, {}, kind, extras, 0
+        self.width, self.wide = (256, 256) if kind.nested else (96, 160)
+        if kind.nested:
+            self.heads = heads = Heads(256 // heads.width, 128 // heads.width, heads.width)
         N, K, H = heads
-        self.norms = [1.0 + drawn(2, D, seed=layer, scale=0.1) for layer in range(layers)]
-        self.head_norms = 1.0 + drawn(2, H, seed=9, scale=0.1) if extras else None
-        self.bias = drawn((N + 2 * K) * H, seed=10, scale=0.1) if extras else None
-        angles = torch.arange(ROOM)[:, None] / 100.0 ** (torch.arange(H // 2) / (H // 2))
-        self.rotation = Rotation(angles.cos(), angles.sin())
-        table = self.matrix("table", V, D)
+        self.norms = [1.0 + drawn(4, self.width, seed=layer, scale=0.1) for layer in range(2)]
+        self.head_norms = 1.0 + drawn(2, H, seed=9, scale=0.1) if extras.head_norms else None
+        self.bias = drawn((N + 2 * K) * H, seed=10, scale=0.1) if extras.biases else None
+        table = self.matrix("table", V, self.width)
+        cap = 2.0 if extras.caps else None
         self.model = PackedModel(
-            layers=tuple(self.layer(layer) for layer in range(layers)), heads=heads, epsilon=1e-5,
-            query_scale=H**-0.5, embedding_scale=1.0, logit_scale=1.0, rotation=self.rotation,
-            table=table, norm_D=self.norms[0][0], head=table,
+            layers=tuple(self.layer(layer) for layer in range(2)), heads=heads, epsilon=1e-5,
+            query_scale=H**-0.5, embedding_scale=2.0, logit_scale=0.5, angles=self.angles,
+            table=table, norm_D=self.norms[0][0], head=table, gelu=extras.gelu, score_cap=cap,
+            logit_cap=cap,
         )  # fmt: skip
+
+    def angles(self, positions: int, windowed: bool) -> Rotation:
+        half = self.heads.width // 2
+        base = 20.0 if windowed else 100.0
+        angles = torch.arange(positions)[:, None] / base ** (torch.arange(half) / half)
+        return Rotation(angles.cos(), angles.sin())
+
+    def window(self, layer: int) -> int | None:
+        return self.extras.window if layer == 0 else None
 
     def layer(self, layer: int) -> PackedLayer:
         N, K, H = self.heads
         query, key = (None, None) if self.head_norms is None else self.head_norms
-        first, second = self.norms[layer]
+        first, second, third, fourth = self.norms[layer]
+        both = self.extras.both_norms
         return PackedLayer(
-            first, query, key, self.matrix(f"qkv{layer}", (N + 2 * K) * H, D, self.bias),
-            self.matrix(f"out{layer}", D, N * H), second, self.matrix(f"up{layer}", 2 * F, D),
-            self.matrix(f"down{layer}", D, F),
+            first, query, key,
+            self.matrix(f"qkv{layer}", (N + 2 * K) * H, self.width, self.bias),
+            self.matrix(f"out{layer}", self.width, N * H), second,
+            self.matrix(f"up{layer}", 2 * self.wide, self.width),
+            self.matrix(f"down{layer}", self.width, self.wide),
+            third if both else None, fourth if both else None, self.window(layer),
         )  # fmt: skip
 
     def matrix(self, name: str, rows: int, columns: int, bias: Tensor | None = None) -> Packed:
         self._seed += 1
-        groups = grouped(drawn(rows, columns, seed=self._seed, scale=columns**-0.5), self._bits)
+        groups = groups_of(self.kind, rows, columns, self._seed)
         self.whole[name] = groups.whole()
-        return Packed.of(*groups, bias)
+        return Packed.of([(rows, [groups])], bias)
 
     def logits(self, tokens: list[int]) -> Tensor:
         """Of every position [T,V], as torch spells it, in fp32."""
-        (N, K, H), T = self.heads, len(tokens)
-        x_TD = self.whole["table"][tokens]
-        for layer, (first, second) in enumerate(self.norms):
-            qkv_TX = rms(x_TD, first) @ self.whole[f"qkv{layer}"].T
-            if self.bias is not None:
-                qkv_TX = qkv_TX + self.bias
-            q, k, v = (
-                each.view(T, -1, H).transpose(0, 1)
-                for each in qkv_TX.split([N * H, K * H, K * H], dim=1)
-            )
-            if self.head_norms is not None:
-                q, k = rms(q, self.head_norms[0]), rms(k, self.head_norms[1])
-            attended = torch.nn.functional.scaled_dot_product_attention(
-                self.turned(q), self.turned(k), v, is_causal=True, enable_gqa=True
-            )
-            x_TD = x_TD + attended.transpose(0, 1).flatten(1) @ self.whole[f"out{layer}"].T
+        x_TD = 2.0 * self.whole["table"][tokens]
+        for layer, (first, second, third, fourth) in enumerate(self.norms):
+            y_TD = self.attention(rms(x_TD, first), layer)
+            x_TD = x_TD + (rms(y_TD, third) if self.extras.both_norms else y_TD)
             gate, up = (rms(x_TD, second) @ self.whole[f"up{layer}"].T).chunk(2, dim=1)
-            x_TD = x_TD + (torch.nn.functional.silu(gate) * up) @ self.whole[f"down{layer}"].T
-        return rms(x_TD, self.norms[0][0]) @ self.whole["table"].T
+            tanh = functional.gelu(gate, approximate="tanh")
+            opened = tanh if self.extras.gelu else functional.silu(gate)
+            y_TD = (opened * up) @ self.whole[f"down{layer}"].T
+            x_TD = x_TD + (rms(y_TD, fourth) if self.extras.both_norms else y_TD)
+        logits_TV = 0.5 * rms(x_TD, self.norms[0][0]) @ self.whole["table"].T
+        return 2.0 * (logits_TV / 2.0).tanh() if self.extras.caps else logits_TV
 
-    def turned(self, x_NTH: Tensor) -> Tensor:
-        a, b = x_NTH.chunk(2, dim=-1)
-        cos, sin = (each[: x_NTH.shape[1]] for each in self.rotation)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    def attention(self, y_TD: Tensor, layer: int) -> Tensor:
+        (N, K, H), T, window = self.heads, len(y_TD), self.window(layer)
+        qkv_TX = y_TD @ self.whole[f"qkv{layer}"].T
+        if self.bias is not None:
+            qkv_TX = qkv_TX + self.bias
+        q, k, v = (
+            each.view(T, -1, H).transpose(0, 1)
+            for each in qkv_TX.split([N * H, K * H, K * H], dim=1)
+        )
+        if self.head_norms is not None:
+            q, k = rms(q, self.head_norms[0]), rms(k, self.head_norms[1])
+        rotation = self.angles(T, window is not None)
+        q, k, v = turned(q, rotation), turned(k, rotation), v
+        k, v = (each.repeat_interleave(N // K, dim=0) for each in (k, v))
+        scores_NTS = q @ k.transpose(1, 2) * H**-0.5
+        if self.extras.caps:
+            scores_NTS = 2.0 * (scores_NTS / 2.0).tanh()
+        far_TS = torch.arange(T)[:, None] - torch.arange(T)
+        allowed_TS = (far_TS >= 0) & (far_TS < (T if window is None else window))
+        shares_NTS = scores_NTS.masked_fill(~allowed_TS, -torch.inf).softmax(dim=-1)
+        return (shares_NTS @ v).transpose(0, 1).flatten(1) @ self.whole[f"out{layer}"].T
+
+
+def turned(x_NTH: Tensor, rotation: Rotation) -> Tensor:
+    a, b = x_NTH.chunk(2, dim=-1)
+    cos, sin = rotation
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def rms(x: Tensor, weight: Tensor) -> Tensor:
     return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, 1e-5)
+
+
+def nothing(like: Packed) -> Packed:
+    codes, scales = torch.zeros(like.rows, like.columns), torch.zeros(like.rows, like.columns // 32)
+    return Packed.of([(like.rows, [Groups(8, codes.to(torch.uint8), scales.half())])], None)
 
 
 def told(count: int, seed: int) -> list[int]:
@@ -90,13 +189,13 @@ def told(count: int, seed: int) -> list[int]:
     return torch.randint(V, (count,), generator=generator).tolist()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize(
     "heads", [Heads(3, 3, 32), Heads(6, 2, 32), Heads(9, 3, 64)], ids=["all", "grouped", "wide"]
 )
-@pytest.mark.parametrize("extras", [False, True], ids=["plain", "biases and head norms"])
-def test_logits_are_those_of_the_matrices(bits: Bits, heads: Heads, extras: bool) -> None:
-    made, tokens = Made(bits, heads, extras=extras), told(53, seed=3)
+@pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS)
+def test_logits_are_those_of_the_matrices(kind: Kind, heads: Heads, extras: Extras) -> None:
+    made, tokens = Made(kind, heads, extras), told(53, seed=3)
     decoder = PackedDecoder(made.model, room=ROOM, rows=64, threads=2)
     found_TV = decoder.step([Run(decoder.cache(), 0, 53)], tokens, range(53))
     expected_TV = made.logits(tokens)
@@ -107,9 +206,12 @@ def test_logits_are_those_of_the_matrices(bits: Bits, heads: Heads, extras: bool
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_row_is_the_same_alone_in_pieces_and_beside_others(bits: Bits, threads: int) -> None:
-    made, tokens = Made(bits, Heads(6, 2, 32)), told(41, seed=5)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS)
+def test_a_row_is_the_same_alone_in_pieces_and_beside_others(
+    kind: Kind, threads: int, extras: Extras
+) -> None:
+    made, tokens = Made(kind, Heads(6, 2, 32), extras), told(41, seed=5)
     decoder = PackedDecoder(made.model, room=ROOM, rows=64, threads=threads)
     whole_TV = decoder.step([Run(decoder.cache(), 0, 41)], tokens, range(41))
     cache = decoder.cache()
@@ -123,6 +225,42 @@ def test_a_row_is_the_same_alone_in_pieces_and_beside_others(bits: Bits, threads
     rest = [Run(other, 7, 2), Run(cache, 20, 21), Run(third, 0, 1)]
     ended = decoder.step(rest, [1, 2, *tokens[20:], 3], range(2, 23))
     assert torch.equal(ended, whole_TV[20:])
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_table_s_rows_are_what_their_groups_say(kind: Kind) -> None:
+    made = Made(kind, Heads(3, 3, 32))
+    first = made.model.layers[0]
+    layer = first._replace(out=nothing(first.out), down=nothing(first.down))
+    decoder = PackedDecoder(made.model._replace(layers=(layer,)), room=96, rows=96, threads=1)
+    decoder.step([Run(decoder.cache(), 0, 96)], range(96), [0])
+    assert torch.equal(decoder.stream, 2.0 * made.whole["table"][:96])
+
+
+def test_a_matrix_may_lie_in_parts_of_several_kinds() -> None:
+    made, tokens = Made(KINDS["Q5_K"], Heads(8, 2, 32), EXTRAS["biases and head norms"]), told(9, 4)
+    N, K, H = made.heads
+    kinds = ("Q5_K", "Q4_1", "Q6_K")
+    rows = (N * H, K * H, K * H)
+    pieces = [
+        groups_of(KINDS[kind], count, 256, 70) for kind, count in zip(kinds, rows, strict=True)
+    ]
+    made.whole["qkv0"] = torch.cat([each.whole() for each in pieces])
+    qkv = Packed.of([(len(each.codes_ND), [each]) for each in pieces], made.bias)
+    first = made.model.layers[0]._replace(qkv=qkv)
+    model = made.model._replace(layers=(first, made.model.layers[1]))
+    decoder = PackedDecoder(model, room=ROOM, rows=64, threads=2)
+    found_TV = decoder.step([Run(decoder.cache(), 0, 9)], tokens, range(9))
+    assert float((found_TV - made.logits(tokens)).norm() / found_TV.norm()) < 0.03
+
+
+def test_slabs_are_packed_as_the_whole() -> None:
+    groups = groups_of(KINDS["Q5_1"], 70, 64, 3)
+    assert groups.least_NG is not None
+    slabs = [Groups(5, groups.codes_ND[rows], groups.scales_NG[rows], groups.least_NG[rows])
+             for rows in (slice(32), slice(32, 64), slice(64, 70))]  # fmt: skip
+    pieces, whole_one = Packed.of([(70, slabs)], None), Packed.of([(70, [groups])], None)
+    assert torch.equal(pieces.parts[0].panels, whole_one.parts[0].panels)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -13,7 +13,8 @@ from torch import Tensor
 from narrows.adapt.calibration import Inputs
 from narrows.adapt.method import GPTQ, Type
 from narrows.adapt.rounding import fitted
-from narrows.model.grouped import GROUP, Groups
+from narrows.model.blocks import Groups
+from narrows.model.grouped import GROUP
 from narrows.spec.errors import RunFailed
 
 _BLOCK = 4 * GROUP
@@ -53,7 +54,7 @@ def gptq(weight_ND: Tensor, inputs: Inputs, type: Type, method: GPTQ) -> Groups:
             left_ND[:, at:stop] -= torch.outer(error_N, upper_DD[at, at:stop])
             errors_NB[:, at - start] = error_N
         left_ND[:, stop:] -= errors_NB @ upper_DD[start:stop, stop:]
-    return grid.groups(codes_ND)
+    return grid.groups(codes_ND, type)
 
 
 def _upper(second_DD: Tensor, damping: float) -> Tensor:

@@ -17,8 +17,8 @@ from narrows.adapt.calibration import MATRICES, Calibration
 from narrows.adapt.gptq import gptq
 from narrows.adapt.method import AWQ, GPTQ, Method, Round, Type
 from narrows.adapt.rounding import BY_NAME, clipped, rounded
-from narrows.model.blocks import packed, unpack
-from narrows.model.grouped import GROUP, Groups
+from narrows.model.blocks import Groups, packed, unpack
+from narrows.model.grouped import GROUP
 from narrows.model.writing import parameters
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec

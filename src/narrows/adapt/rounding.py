@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from narrows.adapt.method import Type
-from narrows.model.blocks import BLOCKS, Block
-from narrows.model.grouped import GROUP, Bits, Groups, as_ggml_rounds
+from narrows.model.blocks import BLOCKS, Block, Groups
+from narrows.model.grouped import GROUP, Bits, as_ggml_rounds
 
 BY_NAME: dict[str, Block] = {block.name.lower(): block for block in BLOCKS.values()}
 _SHRUNK = tuple(1.0 - 0.02 * step for step in range(16))
@@ -43,9 +43,9 @@ class Grid(NamedTuple):
         """One group's."""
         return Grid(self.bits, *(each[:, group : group + 1] for each in self[1:]))
 
-    def groups(self, codes_ND: Tensor) -> Groups:
-        """A matrix of those codes."""
-        scales, least = self.scales_NG.half(), self.least_NG.half()
+    def groups(self, codes_ND: Tensor, type: Type) -> Groups:
+        """A matrix of those codes; only of q4_1 have the least values a place of their own."""
+        scales, least = self.scales_NG.half(), self.least_NG.half() if type == "q4_1" else None
         return Groups(self.bits, codes_ND.to(torch.uint8), scales, least)
 
 
@@ -57,7 +57,7 @@ def rounded(weight_ND: Tensor, type: Type) -> Groups:
 def clipped(weight_ND: Tensor, type: Type, curvature_GCC: Tensor) -> Groups:
     """The nearest values of the grid that is fitted to the inputs."""
     grid = fitted(weight_ND, type, curvature_GCC)
-    return grid.groups(grid.codes(grouped(weight_ND)).flatten(1))
+    return grid.groups(grid.codes(grouped(weight_ND)).flatten(1), type)
 
 
 def fitted(weight_ND: Tensor, type: Type, curvature_GCC: Tensor) -> Grid:

@@ -16,7 +16,8 @@ from narrows.adapt.quantize import Rounding, quantized, type_of
 from narrows.infer.export import GGUF, Exported, export_source
 from narrows.infer.loading import Talk
 from narrows.infer.source import Source
-from narrows.model.grouped import GROUP, Groups
+from narrows.model.blocks import Groups
+from narrows.model.grouped import GROUP
 from narrows.model.writing import parameters
 from narrows.spec.errors import BadInput, nearest
 
@@ -96,8 +97,8 @@ def _matrices(given: Source, rounding: Rounding, *, again: bool) -> _Matrices:
     if not rounded and not twice:
         raise BadInput(f"{given.what} is in {type} already", hint="there is nothing to do")
     assert given.reader is not None or not stay
-    kept = {name: each for name in stay
-            if given.reader and (each := given.reader.groups(name)) is not None}  # fmt: skip
+    lying = {name: given.reader.whole_groups(name, shapes[name]) for name in stay if given.reader}
+    kept = {name: each for name, each in lying.items() if each is not None}
     return _Matrices(rounded, twice, kept)
 
 

@@ -17,15 +17,16 @@ from narrows.data.published import Words
 from narrows.infer.decoding import Cached, Decoding
 from narrows.infer.generate import ServingPrecision
 from narrows.kernels.build import obstacle
-from narrows.kernels.decoder import GROUP, Packed, PackedDecoder, PackedLayer, PackedModel
-from narrows.kernels.interface import Heads
+from narrows.kernels.decoder import PackedDecoder, PackedLayer, PackedModel
+from narrows.kernels.interface import Heads, Rotation
+from narrows.kernels.packing import GROUP, Packed
 from narrows.model.grouped import Bits, grouped
 from narrows.model.opening import Original
 from narrows.model.positions import angles
-from narrows.model.reading import Reader
+from narrows.model.reading import Grouped, Reader
 from narrows.model.writing import parameters
 from narrows.spec.errors import BadInput
-from narrows.spec.model import ModelSpec, RMSNorm, Rotary, SwiGLU
+from narrows.spec.model import GeGLU, ModelSpec, RMSNorm, Rotary, SwiGLU
 
 Talk = Callable[[str], None]
 _HEAD_WIDTH_MOST = 256
@@ -40,7 +41,7 @@ class PackedWriter:
     def __init__(self, original: Original, words: Words, bits: Bits, talk: Talk) -> None:
         self.spec, self.tokenizer, self.template = original.spec, words.tokenizer, words.template
         self.model = packed(original, bits=bits, talk=talk)
-        self.precision: ServingPrecision = "int4" if self.model.layers[0].up.bits == 4 else "int8"
+        self.precision: ServingPrecision = "int4" if self.model.layers[0].up.bits < 6 else "int8"
 
     @property
     def weight_bytes(self) -> int:
@@ -73,23 +74,23 @@ def packs(original: Original) -> bool:
         return False
     shapes = parameters(original.spec)
     reader = Reader(shapes, original.spec, original.naming, original.tensors)
-    return reader.groups("blocks.0.up.weight") is not None
+    return reader.grouped("blocks.0.up.weight")
 
 
 def unpackable(spec: ModelSpec) -> str | None:
     """Why the packed decoder does not compute this model, or None where it does."""
     simple = (
         (isinstance(spec.norm, RMSNorm), "its norm is no RMSNorm"),
-        (isinstance(spec.feed_forward, SwiGLU), "its feed-forward is no SwiGLU"),
+        (isinstance(spec.feed_forward, SwiGLU | GeGLU), "its feed-forward is no SwiGLU or GeGLU"),
         (isinstance(spec.positions, Rotary) and spec.positions.share == 1.0,
          "its positions are not rotary throughout"),
-        (spec.block_norms == "before", "its norms stand elsewhere than before each half"),
+        (spec.block_norms in ("before", "both"), "its norms stand not before each half"),
         (spec.query_norm != "whole", "it norms all queries as one"),
         (spec.causal and spec.final_norm and not spec.classes, "it is no causal decoder"),
         (not spec.head_bias, "its head has a bias"),
-        (not any((spec.experts, spec.latent, spec.window, spec.sinks, spec.encoder_layers,
-                  spec.score_cap, spec.logit_cap, spec.embedding_norm, spec.token_types)),
-         "it has experts, windows, caps or a second input"),
+        (not any((spec.experts, spec.latent, spec.sinks, spec.encoder_layers,
+                  spec.embedding_norm, spec.token_types)),
+         "it has experts, sinks or a second input"),
     )  # fmt: skip
     for holds, why in simple:
         if not holds:
@@ -110,10 +111,14 @@ def packed(original: Original, *, bits: Bits = 8, talk: Talk = lambda text: None
         raise BadInput(f"{original.path} cannot be packed: {reason}", hint="use --precision bf16")
     reading = _Reading(original, bits)
     table = reading.matrix("tokens")
-    layers = tuple(_layer(reading, spec, f"blocks.{index}.") for index in range(spec.layers))
+    layers = tuple(_layer(reading, spec, index) for index in range(spec.layers))
     head = table if spec.tied_embeddings else reading.matrix("head")
     if reading.rounded:
         talk(f"{reading.rounded} of {reading.read} matrices were rounded to {bits} bits")
+
+    def turns(positions: int, windowed: bool) -> Rotation:
+        return angles(spec, positions, torch.device("cpu"), windowed=windowed)
+
     scale = spec.head_width**-0.5 if spec.query_scale is None else spec.query_scale
     return PackedModel(
         layers=layers,
@@ -122,15 +127,19 @@ def packed(original: Original, *, bits: Bits = 8, talk: Talk = lambda text: None
         query_scale=scale,
         embedding_scale=spec.embedding_scale,
         logit_scale=spec.logit_scale,
-        rotation=angles(spec, spec.context, torch.device("cpu")),
+        angles=turns,
         table=table,
         norm_D=reading.values("norm.weight"),
         head=head,
+        gelu=isinstance(spec.feed_forward, GeGLU),
+        score_cap=spec.score_cap,
+        logit_cap=spec.logit_cap,
     )
 
 
-def _layer(reading: _Reading, spec: ModelSpec, within: str) -> PackedLayer:
-    normed = spec.query_norm is not None
+def _layer(reading: _Reading, spec: ModelSpec, index: int) -> PackedLayer:
+    within = f"blocks.{index}."
+    normed, twice = spec.query_norm is not None, spec.block_norms == "both"
     return PackedLayer(
         norm_D=reading.values(f"{within}norm_attention.weight"),
         query_norm_H=reading.values(f"{within}query_norms.query.weight") if normed else None,
@@ -140,6 +149,9 @@ def _layer(reading: _Reading, spec: ModelSpec, within: str) -> PackedLayer:
         second_norm_D=reading.values(f"{within}norm_feed_forward.weight"),
         up=reading.matrix(f"{within}up"),
         down=reading.matrix(f"{within}down"),
+        out_norm_D=reading.values(f"{within}norm_attention_out.weight") if twice else None,
+        down_norm_D=reading.values(f"{within}norm_feed_forward_out.weight") if twice else None,
+        window=spec.window_of(index),
     )
 
 
@@ -155,10 +167,12 @@ class _Reading:
         return self._reader.read(name, self._shapes[name])
 
     def matrix(self, name: str) -> Packed:
-        weight, bias = f"{name}.weight", f"{name}.bias"
-        found = self._reader.groups(weight)
+        weight, bias, shape = f"{name}.weight", f"{name}.bias", self._shapes[f"{name}.weight"]
         self.read += 1
-        if found is None:
+        if self._reader.grouped(weight):
+            pieces = self._reader.groups(weight, shape)
+        else:
             self.rounded += 1
-            found = grouped(self.values(weight), self._bits)
-        return Packed.of(*found, self.values(bias) if bias in self._shapes else None)
+            rounded = grouped(self.values(weight), self._bits)
+            pieces = [Grouped(shape[0], iter([rounded]))]
+        return Packed.of(pieces, self.values(bias) if bias in self._shapes else None)

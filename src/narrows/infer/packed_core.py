@@ -10,7 +10,8 @@ from torch import Tensor
 
 from narrows.infer.core import Core
 from narrows.infer.scheduler import CHUNK
-from narrows.kernels.decoder import PANEL, PackedDecoder, PackedModel, Run
+from narrows.kernels.decoder import PackedDecoder, PackedModel, Run
+from narrows.kernels.packing import PANEL
 
 
 @final

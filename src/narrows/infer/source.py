@@ -19,8 +19,8 @@ from narrows.data import published, tokenizers
 from narrows.data.published import Words
 from narrows.infer.checkpoint import locate, saved, step
 from narrows.infer.loading import PLAN
+from narrows.model.blocks import Groups
 from narrows.model.configuration import family
-from narrows.model.grouped import Groups
 from narrows.model.mapped import Tensors
 from narrows.model.naming import OURS
 from narrows.model.opening import CONFIG, Original, opened

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -19,53 +19,16 @@ from torch import Tensor
 
 from narrows.kernels.interface import Heads, Rotation
 from narrows.kernels.native import native_library
+from narrows.kernels.packing import GROUP, PANEL, PARTS_MOST, Packed
 
-PANEL, GROUP, _TILE = 16, 32, 8
+_TILE, _NOWHERE = 8, 1 << 62
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
-class Packed(NamedTuple):
-    """A matrix [rows, columns] in panels of 16 rows, and its bias, filled up to whole panels."""
-
-    panels: Tensor
-    bias: Tensor | None
-    rows: int
-    columns: int
-    bits: int
-
-    @property
-    def nbytes(self) -> int:
-        """Of the panels."""
-        return self.panels.nbytes
-
-    @staticmethod
-    def of(
-        bits: int, codes_ND: Tensor, scales_NG: Tensor, least_NG: Tensor, bias_N: Tensor | None
-    ) -> Packed:
-        """From codes [N,D] uint8, scales and least values [N,D/32] fp16."""
-        N, D = codes_ND.shape
-        assert D % GROUP == 0
-        lacking = -N % PANEL
-        codes, scales, least = (
-            torch.nn.functional.pad(each, (0, 0, 0, lacking))
-            for each in (codes_ND, scales_NG, least_NG)
-        )
-        quads = codes.view(-1, PANEL, D // GROUP, 8, 4).permute(0, 2, 3, 1, 4)
-        if bits == 4:
-            quads = quads[:, :, :4] | quads[:, :, 4:] << 4
-        behind = (scales, least) if bits == 4 else (scales,)
-        beside = [
-            each.half().view(-1, PANEL, D // GROUP).transpose(1, 2).contiguous().view(torch.uint8)
-            for each in behind
-        ]
-        panels = torch.cat([quads.flatten(2), *beside], dim=2)
-        if bias_N is not None:
-            bias_N = torch.nn.functional.pad(bias_N.float(), (0, lacking)).contiguous()
-        return Packed(panels, bias_N, N, D, bits)
-
-
 class PackedLayer(NamedTuple):
-    """A block: norms fp32, and matrices of [queries | keys | values], of [gate | up], and back."""
+    """A block: norms fp32, and matrices of [queries | keys | values], of [gate | up], and back. The
+    norms `out` and `down` are of what joins the stream; a windowed one sees the last `window`.
+    """
 
     norm_D: Tensor
     query_norm_H: Tensor | None
@@ -75,10 +38,15 @@ class PackedLayer(NamedTuple):
     second_norm_D: Tensor
     up: Packed
     down: Packed
+    out_norm_D: Tensor | None = None
+    down_norm_D: Tensor | None = None
+    window: int | None = None
 
 
 class PackedModel(NamedTuple):
-    """All of a decoder's weights and what is computed with them."""
+    """All of a decoder's weights and what is computed with them; `angles` are those of so many
+    first positions, in layers with a window or without.
+    """
 
     layers: tuple[PackedLayer, ...]
     heads: Heads
@@ -86,10 +54,13 @@ class PackedModel(NamedTuple):
     query_scale: float
     embedding_scale: float
     logit_scale: float
-    rotation: Rotation
+    angles: Callable[[int, bool], Rotation]
     table: Packed
     norm_D: Tensor
     head: Packed
+    gelu: bool = False
+    score_cap: float | None = None
+    logit_cap: float | None = None
 
     @property
     def nbytes(self) -> int:
@@ -110,16 +81,23 @@ class Run:
     count: int
 
 
+class _Part(ctypes.Structure):
+    _fields_ = (
+        ("panels", _P), ("first", _I), ("bits", _I), ("nested", _I), ("centred", _I),
+    )  # fmt: skip
+
+
 class _Matrix(ctypes.Structure):
     _fields_ = (
-        ("panels", _P), ("bias", _P), ("rows", _I), ("columns", _I), ("bits", _I),
+        ("parts", _Part * PARTS_MOST), ("bias", _P), ("rows", _I), ("columns", _I),
     )  # fmt: skip
 
 
 class _Layer(ctypes.Structure):
     _fields_ = (
         ("norm", _P), ("query_norm", _P), ("key_norm", _P), ("qkv", _Matrix), ("out", _Matrix),
-        ("second_norm", _P), ("up", _Matrix), ("down", _Matrix),
+        ("out_norm", _P), ("second_norm", _P), ("up", _Matrix), ("down", _Matrix),
+        ("down_norm", _P), ("cos", _P), ("sin", _P), ("window", _I),
     )  # fmt: skip
 
 
@@ -127,8 +105,8 @@ class _Decoder(ctypes.Structure):
     _fields_ = (
         ("layers", _P), ("count", _I), ("width", _I), ("heads", _I), ("kv_heads", _I),
         ("head_width", _I), ("room", _I), ("epsilon", _F), ("query_scale", _F),
-        ("embedding_scale", _F), ("logit_scale", _F), ("cos", _P), ("sin", _P),
-        ("table", _Matrix), ("norm", _P), ("head", _Matrix),
+        ("embedding_scale", _F), ("logit_scale", _F), ("score_cap", _F), ("logit_cap", _F),
+        ("gelu", _I), ("table", _Matrix), ("norm", _P), ("head", _Matrix),
     )  # fmt: skip
 
 
@@ -138,7 +116,8 @@ class _Sequence(ctypes.Structure):
 
 class _Codes(ctypes.Structure):
     _fields_ = (
-        ("values", _P), ("scales", _P), ("sums", _P), ("weighted", _P), ("columns", _I),
+        ("values", _P), ("scales", _P), ("sums", _P), ("firsts", _P), ("weighted", _P),
+        ("columns", _I),
     )  # fmt: skip
 
 
@@ -153,7 +132,8 @@ class _Step(ctypes.Structure):
 @final
 class PackedDecoder:
     """Computes up to `rows` new tokens at a time, of sequences of up to `room` positions, with so
-    many threads. One step at a time: what it works in is its own.
+    many threads. One step at a time: what it works in is its own; `stream` [rows,D] is the residual
+    stream behind the last.
     """
 
     def __init__(self, model: PackedModel, *, room: int, rows: int, threads: int) -> None:
@@ -166,7 +146,7 @@ class PackedDecoder:
         N, K, H = model.heads
         wide = model.layers[0].down.columns
         columns = model.layers[0].qkv.rows
-        self._x, self._y = torch.empty(rows, self.width), torch.empty(rows, self.width)
+        self.stream, self._y = torch.empty(rows, self.width), torch.empty(rows, self.width)
         self._qkv = torch.empty(rows, columns)
         self._queries = torch.empty(rows, N * H, dtype=torch.bfloat16)
         self._scores = torch.empty(threads, _TILE, self.room)
@@ -195,7 +175,7 @@ class PackedDecoder:
             ctypes.addressof(sequences), len(runs),
             ctypes.addressof(told := (_I * rows)(*tokens)), rows,
             ctypes.addressof(asked := (_I * len(wanted))(*wanted)), len(wanted),
-            logits.data_ptr(), self._x.data_ptr(), self._y.data_ptr(), self._qkv.data_ptr(),
+            logits.data_ptr(), self.stream.data_ptr(), self._y.data_ptr(), self._qkv.data_ptr(),
             self._queries.data_ptr(), *self._codes, self._scores.data_ptr(), self.threads,
         )  # fmt: skip
         self._library.narrows_decoder_step(ctypes.byref(self._decoder), ctypes.byref(step))
@@ -214,17 +194,30 @@ class PackedDecoder:
     def _described(self) -> _Decoder:
         m, (N, K, H) = self.model, self.model.heads
         layers = (_Layer * len(m.layers))()
+        angles = {windowed: m.angles(self.room, windowed) for windowed in self._windowed()}
         for into, each in zip(layers, m.layers, strict=True):
             into.norm, into.second_norm = each.norm_D.data_ptr(), each.second_norm_D.data_ptr()
+            into.out_norm, into.down_norm = _at(each.out_norm_D), _at(each.down_norm_D)
             into.query_norm, into.key_norm = _at(each.query_norm_H), _at(each.key_norm_H)
             into.qkv, into.out = _matrix(each.qkv), _matrix(each.out)
             into.up, into.down = _matrix(each.up), _matrix(each.down)
-        self._kept.append(layers)
+            rotation = angles[each.window is not None]
+            into.cos, into.sin = rotation.cos.data_ptr(), rotation.sin.data_ptr()
+            into.window = self.room if each.window is None else each.window
+        self._kept += [layers, angles]
         return _Decoder(
             ctypes.addressof(layers), len(m.layers), self.width, N, K, H, self.room, m.epsilon,
-            m.query_scale, m.embedding_scale, m.logit_scale, m.rotation.cos.data_ptr(),
-            m.rotation.sin.data_ptr(), _matrix(m.table), m.norm_D.data_ptr(), _matrix(m.head),
+            m.query_scale, m.embedding_scale, m.logit_scale, _cap(m.score_cap), _cap(m.logit_cap),
+            m.gelu, _matrix(m.table), m.norm_D.data_ptr(), _matrix(m.head),
         )  # fmt: skip
+
+    def _windowed(self) -> set[bool]:
+        """Whether layers have a window, as far as there are such."""
+        return {each.window is not None for each in self.model.layers}
+
+
+def _cap(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _at(tensor: Tensor | None) -> int | None:
@@ -232,17 +225,18 @@ def _at(tensor: Tensor | None) -> int | None:
 
 
 def _matrix(packed: Packed) -> _Matrix:
-    return _Matrix(
-        packed.panels.data_ptr(), _at(packed.bias), packed.rows, packed.columns, packed.bits
-    )
+    parts, first = (_Part * PARTS_MOST)(*[_Part(None, _NOWHERE)] * PARTS_MOST), 0
+    for index, part in enumerate(packed.parts):
+        panels = part.panels
+        parts[index] = _Part(panels.data_ptr(), first, part.bits, part.nested, part.centred)
+        first += len(panels)
+    return _Matrix(parts, _at(packed.bias), packed.rows, packed.columns)
 
 
 def _codes(rows: int, columns: int, kept: list[object]) -> _Codes:
     groups, rows = columns // GROUP, -(-rows // _TILE) * _TILE
     values = torch.empty(rows, columns, dtype=torch.int8)
     scales, weighted = torch.empty(rows, groups), torch.empty(rows, groups)
-    sums = torch.empty(rows, groups, dtype=torch.int32)
-    kept += [values, scales, sums, weighted]
-    return _Codes(
-        values.data_ptr(), scales.data_ptr(), sums.data_ptr(), weighted.data_ptr(), columns
-    )
+    sums, firsts = torch.empty(2, rows, groups, dtype=torch.int32)
+    kept += [values, scales, sums, firsts, weighted]
+    return _Codes(*(each.data_ptr() for each in (values, scales, sums, firsts, weighted)), columns)

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from narrows.kernels.decoder import GROUP, Packed, PackedDecoder, PackedLayer, PackedModel, Run
+from narrows.kernels.decoder import PackedDecoder, PackedLayer, PackedModel, Run
 from narrows.kernels.interface import Heads, Rotation
+from narrows.kernels.packing import GROUP, Packed
 from narrows.spec.model import ModelSpec, llama
 
 _HEAD_WIDTH, _VOCABULARY = 64, 16
@@ -78,15 +79,16 @@ def _model(shape: PackedShape) -> PackedModel:
         )
         for _ in range(spec.layers)
     )  # fmt: skip
-    angles = torch.ones(spec.context, spec.head_width // 2)
+    half = spec.head_width // 2
     return PackedModel(
         layers=layers, heads=heads, epsilon=1e-5, query_scale=1.0, embedding_scale=1.0,
-        logit_scale=1.0, rotation=Rotation(angles, torch.zeros_like(angles)), table=table,
-        norm_D=one_D, head=table,
+        logit_scale=1.0, table=table, norm_D=one_D, head=table,
+        angles=lambda count, _: Rotation(torch.ones(count, half), torch.zeros(count, half)),
     )  # fmt: skip
 
 
 def _matrix(bits: int, rows: int, columns: int) -> Packed:
     codes = torch.ones(rows, columns, dtype=torch.uint8)
     scales = torch.full((rows, columns // GROUP), 1e-3, dtype=torch.float16)
-    return Packed.of(bits, codes, scales, torch.zeros_like(scales), None)
+    least = torch.zeros_like(scales) if bits == 4 else None
+    return Packed.of([(rows, [(bits, codes, scales, least, None)])], None)

@@ -17,15 +17,51 @@ _ROWS = 1 << 14
 """Blocks unpacked at once: what they need in between stays in the caches."""
 
 
+class Groups(NamedTuple):
+    """Rows in codes of `bits` bits [N,D] uint8: a value is scale · code + least, and without least
+    values scale · (code - half of the codes' range).
+
+    Scales and least values are fp16, one for each group of 32 [N,D/32]. With `units`, fp16, one or
+    two for each superblock of 256, they are whole numbers of such units: the scales of the first,
+    of 6 bits one for each sixteen columns [N,D/16]; what is *subtracted* of the second.
+    """
+
+    bits: int
+    codes_ND: Tensor
+    scales_NG: Tensor
+    least_NG: Tensor | None = None
+    units_NU: Tensor | None = None
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Groups:
+        """With other rows, or others' order."""
+        beside = (None if each is None else move(each) for each in (self.least_NG, self.units_NU))
+        return Groups(self.bits, move(self.codes_ND), move(self.scales_NG), *beside)
+
+    def whole(self) -> Tensor:
+        """The values [N,D] in fp32."""
+        scales_NG, least_NG = self.scales_NG.float(), self.least_NG
+        codes_NGX = self.codes_ND.float().unflatten(1, (scales_NG.shape[1], -1))
+        if self.units_NU is not None:
+            units_NU1 = self.units_NU.float().view(len(codes_NGX), -1, 1 + (least_NG is not None))
+            each = 8 if self.bits < 6 else 16
+            scales_NG = scales_NG * units_NU1[..., 0].repeat_interleave(each, 1)
+            if least_NG is not None:
+                least_NG = -least_NG.float() * units_NU1[..., 1].repeat_interleave(each, 1)
+        if least_NG is None:
+            centred_NGX = codes_NGX - (1 << self.bits - 1)
+            return (scales_NG.unsqueeze(2) * centred_NGX).flatten(1)
+        return (scales_NG.unsqueeze(2) * codes_NGX + least_NG.float().unsqueeze(2)).flatten(1)
+
+
 class Block(NamedTuple):
     """A type: `values` numbers in `size` bytes, numbers of `dtype` where they are not packed;
-    `unpack` makes [n, size] bytes [n, values] fp32, and `pack` the bytes again where we can.
+    `groups` makes [n, size] bytes n rows of groups, and `pack` the bytes again where we can.
     """
 
     name: str
     values: int
     size: int
-    unpack: Callable[[Tensor], Tensor]
+    groups: Callable[[Tensor], Groups] | None = None
     dtype: torch.dtype | None = None
     pack: Callable[[Tensor], Tensor] | None = None
 
@@ -40,10 +76,11 @@ def unpack(packed: memoryview, block: Block, into: Tensor) -> None:
     if block.dtype is not None:
         into.view(-1).copy_(bytes_n.view(block.dtype))
         return
+    assert block.groups is not None
     packed_n, values_n = bytes_n.view(-1, block.size), into.view(-1, block.values)
     for start in range(0, len(packed_n), _ROWS):
         rows = slice(start, start + _ROWS)
-        values_n[rows].copy_(block.unpack(packed_n[rows]))
+        values_n[rows].copy_(block.groups(packed_n[rows]).whole())
 
 
 def packed(values: Tensor, block: Block) -> Iterator[Tensor]:
@@ -58,30 +95,29 @@ def packed(values: Tensor, block: Block) -> Iterator[Tensor]:
 
 
 def _plain(name: str, dtype: torch.dtype) -> Block:
-    return Block(name, 1, dtype.itemsize, lambda bytes_n: bytes_n.view(dtype).float(), dtype)
+    return Block(name, 1, dtype.itemsize, dtype=dtype)
 
 
-def _q4_0(block: Tensor) -> Tensor:
-    scale, quarters = _halves(block, 0, 1), _nibbles(block[:, 2:])
-    return scale * (quarters - 8)
+def _q4_0(block: Tensor) -> Groups:
+    return Groups(4, _nibbles(block[:, 2:]), _halves(block, 0, 1))
 
 
-def _q4_1(block: Tensor) -> Tensor:
+def _q4_1(block: Tensor) -> Groups:
     scale, least = _halves(block, 0, 2).split(1, 1)
-    return scale * _nibbles(block[:, 4:]) + least
+    return Groups(4, _nibbles(block[:, 4:]), scale, least)
 
 
-def _q5_0(block: Tensor) -> Tensor:
-    return _halves(block, 0, 1) * (_nibbles(block[:, 6:]) + 16 * _bits(block[:, 2:6]) - 16)
+def _q5_0(block: Tensor) -> Groups:
+    return Groups(5, _nibbles(block[:, 6:]) | _bits(block[:, 2:6]) << 4, _halves(block, 0, 1))
 
 
-def _q5_1(block: Tensor) -> Tensor:
+def _q5_1(block: Tensor) -> Groups:
     scale, least = _halves(block, 0, 2).split(1, 1)
-    return scale * (_nibbles(block[:, 8:]) + 16 * _bits(block[:, 4:8])) + least
+    return Groups(5, _nibbles(block[:, 8:]) | _bits(block[:, 4:8]) << 4, scale, least)
 
 
-def _q8_0(block: Tensor) -> Tensor:
-    return _halves(block, 0, 1) * block[:, 2:].contiguous().view(torch.int8).float()
+def _q8_0(block: Tensor) -> Groups:
+    return Groups(8, block[:, 2:] ^ 0x80, _halves(block, 0, 1))
 
 
 def _to_q4_0(values: Tensor) -> Tensor:
@@ -107,34 +143,34 @@ def _to_q8_0(values: Tensor) -> Tensor:
     return torch.cat([_to_halves(scale), steps.to(torch.int8).view(torch.uint8)], 1)
 
 
-def _q4_k(block: Tensor) -> Tensor:
-    scale, least = _scales(block)
-    pairs = block[:, 16:].reshape(-1, 4, 1, 32)
-    groups = torch.cat([pairs & 15, pairs >> 4], 2).reshape(-1, 8, 32)
-    return (scale * groups - least).flatten(1)
+def _q4_k(block: Tensor) -> Groups:
+    return Groups(4, _pairs(block[:, 16:]).flatten(1), *_sixes(block), _halves(block, 0, 2))
 
 
-def _q5_k(block: Tensor) -> Tensor:
-    scale, least = _scales(block)
-    pairs = block[:, 48:].reshape(-1, 4, 1, 32)
-    groups = torch.cat([pairs & 15, pairs >> 4], 2).reshape(-1, 8, 32)
+def _q5_k(block: Tensor) -> Groups:
     high = block[:, None, 16:48] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1
-    return (scale * (groups + 16 * high) - least).flatten(1)
+    codes = (_pairs(block[:, 48:]) | high << 4).flatten(1)
+    return Groups(5, codes, *_sixes(block), _halves(block, 0, 2))
 
 
-def _q6_k(block: Tensor) -> Tensor:
+def _q6_k(block: Tensor) -> Groups:
     low = block[:, :128].reshape(-1, 2, 1, 2, 32)
     low = torch.cat([low & 15, low >> 4], 2).reshape(-1, 2, 4, 32)
     shifts = torch.arange(0, 8, 2, dtype=torch.uint8)[:, None]
     high = block[:, 128:192].reshape(-1, 2, 1, 32) >> shifts & 3
-    scale = block[:, 192:208].contiguous().view(torch.int8).float()
-    scale = (scale * _halves(block, 208, 1)).reshape(-1, 16, 1)
-    return (scale * ((low + 16 * high).float() - 32).reshape(-1, 16, 16)).flatten(1)
+    scales = block[:, 192:208].contiguous().view(torch.int8)
+    return Groups(6, (low | high << 4).flatten(1), scales, None, _halves(block, 208, 1))
+
+
+def _pairs(bytes_n: Tensor) -> Tensor:
+    """Lower halves of 32 bytes, then their upper ones, and so on [n, 8, 32]."""
+    pairs = bytes_n.reshape(-1, 4, 1, 32)
+    return torch.cat([pairs & 15, pairs >> 4], 2).reshape(-1, 8, 32)
 
 
 def _halves(block: Tensor, at: int, count: int) -> Tensor:
     """fp16 numbers in the block [n, count]."""
-    return block[:, at : at + 2 * count].contiguous().view(torch.float16).float()
+    return block[:, at : at + 2 * count].contiguous().view(torch.float16)
 
 
 def _to_halves(numbers: Tensor) -> Tensor:
@@ -147,7 +183,7 @@ def _inverse(scale: Tensor) -> Tensor:
 
 def _nibbles(bytes_n: Tensor) -> Tensor:
     """Lower halves of all bytes, then the upper ones."""
-    return torch.cat([bytes_n & 15, bytes_n >> 4], 1).float()
+    return torch.cat([bytes_n & 15, bytes_n >> 4], 1)
 
 
 def _to_nibbles(steps: Tensor) -> Tensor:
@@ -157,16 +193,14 @@ def _to_nibbles(steps: Tensor) -> Tensor:
 
 def _bits(bytes_n: Tensor) -> Tensor:
     """All bits, the lowest of the first byte first."""
-    return (bytes_n[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten(1).float()
+    return (bytes_n[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten(1)
 
 
-def _scales(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and what is subtracted, of the eight groups of a superblock [n, 8, 1]."""
-    both = _halves(block, 0, 2)
+def _sixes(block: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and what is subtracted, six bits each, of the eight groups of a superblock [n, 8]."""
     low, middle, high = block[:, 4:16].split(4, 1)
-    scale = torch.cat([low & 63, (high & 15) | (low >> 6 << 4)], 1)
-    least = torch.cat([middle & 63, (high >> 4) | (middle >> 6 << 4)], 1)
-    return (both[:, :1] * scale)[:, :, None], (both[:, 1:] * least)[:, :, None]
+    scales = torch.cat([low & 63, (high & 15) | (low >> 6 << 4)], 1)
+    return scales, torch.cat([middle & 63, (high >> 4) | (middle >> 6 << 4)], 1)
 
 
 BLOCKS: dict[int, Block] = {

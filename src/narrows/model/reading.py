@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from narrows.model.blocks import Groups
 from narrows.model.gguf import GGUF
-from narrows.model.grouped import Groups, joined, of_blocks
+from narrows.model.grouped import joined, of_blocks
 from narrows.model.mapped import Tensors
 from narrows.model.naming import AS_IS, Naming, Piece
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec
 
 _SHOWN = 4
+_ROWS = 4096
+"""Of a matrix in groups, read at once."""
+
+
+class Grouped(NamedTuple):
+    """A matrix in groups: its rows, some at a time, whole panels of them but for the last."""
+
+    rows: int
+    slabs: Iterator[Groups]
 
 
 @torch.no_grad()
@@ -56,22 +66,40 @@ class Reader:
         self.into(name, whole)
         return whole
 
-    def groups(self, name: str) -> Groups | None:
-        """A matrix as its file packed it; None where it lies in no groups that we compute with."""
+    def grouped(self, name: str) -> bool:
+        """Whether the files have a matrix in groups throughout."""
         if not isinstance(self._source, GGUF):
-            return None
-        found = []
-        for piece in self._pieces[name]:
-            lying = self._source.tensors[piece.name]
-            own = of_blocks(self._source.packed(piece.name), lying.block, lying.shape)
-            if own is None or piece.expert is not None:
-                return None
-            found.append(own.laid(self._turn(piece)))
-            self._source.file.release(lying.start, lying.size)
-        return joined(found)
+            return False
+        blocks = [self._source.tensors[piece.name].block for piece in self._pieces[name]]
+        whole = all(piece.expert is None for piece in self._pieces[name])
+        return whole and all(block.groups is not None for block in blocks)
 
-    def _turn(self, piece: Piece) -> Callable[[Tensor], Tensor]:
-        return lambda theirs: piece.lay.ours(theirs, self._spec)
+    def groups(self, name: str, shape: tuple[int, ...]) -> list[Grouped]:
+        """The matrices, one below the other, that make up one of that shape that lies in groups."""
+        self.into(name, torch.empty(shape, device="meta"), write=False)
+        return [self._grouped(piece) for piece in self._pieces[name]]
+
+    def _grouped(self, piece: Piece) -> Grouped:
+        assert isinstance(self._source, GGUF)
+        lying = self._source.tensors[piece.name]
+        rows = lying.shape[0]
+        some = _ROWS if piece.lay is AS_IS else rows
+        return Grouped(rows, self._slabs(self._source, piece, some))
+
+    def _slabs(self, source: GGUF, piece: Piece, some: int) -> Iterator[Groups]:
+        lying = source.tensors[piece.name]
+        (rows, columns), each = lying.shape, lying.size // lying.shape[0]
+        for first in range(0, rows, some):
+            start, size = lying.start + first * each, min(some, rows - first) * each
+            found = of_blocks(source.file.bytes(start, size), lying.block, columns)
+            source.file.release(start, size)
+            yield found.moved(lambda part: piece.lay.ours(part, self._spec))
+
+    def whole_groups(self, name: str, shape: tuple[int, ...]) -> Groups | None:
+        """A matrix as its file packed it; None where it lies in no groups of one kind."""
+        if not self.grouped(name):
+            return None
+        return joined([slab for each in self.groups(name, shape) for slab in each.slabs])
 
     def packed_bytes(self) -> int | None:
         """What a GGUF file has of the model; None of other files."""

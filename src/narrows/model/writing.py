@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from narrows.kernels.load import load
-from narrows.model.grouped import Groups
+from narrows.model.blocks import Groups
 from narrows.model.naming import Naming, Piece
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
@@ -100,7 +100,7 @@ def _of_parameter(
                 return piece.lay.theirs(ours.narrow(dim, at, rows), spec)
 
             def packed(piece: Piece = piece, at: int = at, rows: int = rows) -> Groups:
-                return last.groups[name].laid(
+                return last.groups[name].moved(
                     lambda ours: piece.lay.theirs(ours.narrow(0, at, rows), spec)
                 )
 

@@ -7,29 +7,34 @@
 // [layer][key head]: keys [position / 16][H / 2][16][2], values [position / 2][H][2], in bf16.
 #include <omp.h>
 
-#include <atomic>
 #include <limits>
 #include <optional>
-#include <thread>
 
+#include "activations.h"
+#include "barrier.h"
 #include "quantized.h"
 
 namespace {
 
 constexpr int64_t WIDEST = 256;  // of a head
 
+// Norms that are not there are null; without a window it is the room.
 struct Layer {
   const float *norm, *query_norm, *key_norm;
   Matrix qkv, out;
-  const float* second_norm;
+  const float *out_norm, *second_norm;
   Matrix up, down;
+  const float* down_norm;
+  const float *cos, *sin;  // [positions][H / 2]
+  int64_t window;
 };
 
 struct Decoder {
   const Layer* layers;
   int64_t count, width, heads, kv_heads, head_width, room;  // room: positions of a cache
   float epsilon, query_scale, embedding_scale, logit_scale;
-  const float *cos, *sin;  // [positions][H / 2]
+  float score_cap, logit_cap;  // infinite where there is none
+  int64_t gelu;                // of the gate, in place of silu
   Matrix table;
   const float* norm;
   Matrix head;
@@ -56,29 +61,6 @@ struct Step {
   int64_t threads;
 };
 
-// Threads wait by looking: for a moment without letting others run.
-class Barrier {
- public:
-  explicit Barrier(int64_t threads) : threads_(threads) {}
-  void wait() {
-    const int64_t turn = turn_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
-      arrived_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
-      return;
-    }
-    for (int64_t looks = 0; turn_.load(std::memory_order_acquire) == turn; looks++) {
-      _mm_pause();
-      if (looks > 5000) std::this_thread::yield();
-    }
-  }
-
- private:
-  const int64_t threads_;
-  alignas(64) std::atomic<int64_t> arrived_{0};
-  alignas(64) std::atomic<int64_t> turn_{0};
-};
-
 void normed(const float* x, const float* weight, int64_t width, float epsilon, float* out) {
   __m512 squares = _mm512_setzero_ps();
   each16(width, [&](int64_t d, auto lanes) {
@@ -92,11 +74,6 @@ void normed(const float* x, const float* weight, int64_t width, float epsilon, f
   });
 }
 
-__m512 silu(__m512 x) {
-  const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), x));
-  return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
-}
-
 // One thread's part of a step.
 class Member {
  public:
@@ -104,10 +81,6 @@ class Member {
       : d(d), s(s), barrier(barrier), me(me) {}
 
   void run() {
-    const auto add = [&](int64_t r, int64_t p, __m512 value) {
-      float* at = x(r) + p * PANEL;
-      _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), value));
-    };
     each(s.rows, [&](int64_t r) {
       unpack_row(d.table, s.tokens[r], x(r));
       for (int64_t i = 0; i < d.width; i++) x(r)[i] *= d.embedding_scale;
@@ -123,22 +96,21 @@ class Member {
       barrier.wait();
       each(s.count * (d.heads + 2 * d.kv_heads), [&](int64_t i) { place(layer, l, i); });
       barrier.wait();
-      attend(l);
+      attend(layer, l);
       barrier.wait();
-      share(layer.out, s.out, s.rows, add);
-      barrier.wait();
+      add(layer.out, s.out, layer.out_norm);
       each(s.rows, [&](int64_t r) { enter(layer.second_norm, r, r); });
       barrier.wait();
       feed_forward(layer.up);
       barrier.wait();
-      share(layer.down, s.wide, s.rows, add);
-      barrier.wait();
+      add(layer.down, s.wide, layer.down_norm);
     }
+    barrier.wait();
     each(s.wanted_count, [&](int64_t i) { enter(d.norm, s.wanted[i], i); });
     barrier.wait();
     const int64_t columns = d.head.count() * PANEL;
     share(d.head, s.narrow, s.wanted_count, [&](int64_t r, int64_t p, __m512 value) {
-      value = _mm512_mul_ps(value, _mm512_set1_ps(d.logit_scale));
+      value = capped(_mm512_mul_ps(value, _mm512_set1_ps(d.logit_scale)), d.logit_cap);
       _mm512_storeu_ps(s.logits + r * columns + p * PANEL, value);
     });
   }
@@ -158,13 +130,29 @@ class Member {
     product(w, codes, rows, panels * me / s.threads, panels * (me + 1) / s.threads, emit);
   }
 
+  // A product, normalised where there is a norm, joins the stream.
+  void add(const Matrix& w, const Codes& codes, const float* norm) const {
+    float* into = norm ? s.y : s.x;
+    share(w, codes, s.rows, [&](int64_t r, int64_t p, __m512 value) {
+      float* at = into + r * d.width + p * PANEL;
+      _mm512_storeu_ps(at, norm ? value : _mm512_add_ps(_mm512_loadu_ps(at), value));
+    });
+    barrier.wait();
+    if (!norm) return;
+    each(s.rows, [&](int64_t r) {
+      float* y = s.y + r * d.width;
+      normed(y, norm, d.width, d.epsilon, y);
+      for (int64_t i = 0; i < d.width; i++) x(r)[i] += y[i];
+    });
+  }
+
   void enter(const float* weight, int64_t from, int64_t to) const {
     float* y = s.y + to * d.width;
     normed(x(from), weight, d.width, d.epsilon, y);
     s.narrow.set(to, y);
   }
 
-  // silu(gate) · up, thirty-two columns at a time.
+  // The gate's activation · up, thirty-two columns at a time.
   void feed_forward(const Matrix& up) const {
     const int64_t panels = up.count() / 2, groups = panels / 2;
     for (int64_t g = groups * me / s.threads; g < groups * (me + 1) / s.threads; g++)
@@ -183,7 +171,8 @@ class Member {
               gate[i][m] = _mm512_add_ps(gate[i][m], _mm512_loadu_ps(bias));
               value[i][m] = _mm512_add_ps(value[i][m], _mm512_loadu_ps(bias + panels * PANEL));
             }
-            y[i] = _mm512_mul_ps(silu(gate[i][m]), value[i][m]);
+            const __m512 open = d.gelu ? gelu(gate[i][m]) : silu(gate[i][m]);
+            y[i] = _mm512_mul_ps(open, value[i][m]);
           }
           s.wide.set(first + m, g, y[0], y[1]);
         }
@@ -221,7 +210,7 @@ class Member {
         continue;
       }
       if (weight) normed(from, weight, H, d.epsilon, from);
-      turn(from, position);
+      turn(layer, from, position);
       if (query) {
         bf16* to = s.queries + (row * d.heads + head) * H;
         const __m512 scale = _mm512_set1_ps(d.query_scale);
@@ -237,9 +226,9 @@ class Member {
     }
   }
 
-  void turn(float* head, int64_t position) const {
+  void turn(const Layer& layer, float* head, int64_t position) const {
     const int64_t half = d.head_width / 2;
-    const float *cos = d.cos + position * half, *sin = d.sin + position * half;
+    const float *cos = layer.cos + position * half, *sin = layer.sin + position * half;
     each16(half, [&](int64_t h, auto lanes) {
       const __m512 a = load_float(head + h, lanes), b = load_float(head + half + h, lanes);
       const __m512 c = load_float(cos + h, lanes), n = load_float(sin + h, lanes);
@@ -249,7 +238,7 @@ class Member {
   }
 
   // All queries of a sequence that share a key head, some at a time; items go round the team.
-  void attend(int64_t l) const {
+  void attend(const Layer& layer, int64_t l) const {
     const int64_t group = d.heads / d.kv_heads;
     const int64_t some = s.rows * d.heads >= 8 * TILE * s.threads ? TILE : 1;
     int64_t item = 0;
@@ -259,27 +248,29 @@ class Member {
           if (item % s.threads == me) {
             const int64_t count = std::min(some, s.sequences[i].count * group - q);
             if (count == 1)
-              attended<1>(s.sequences[i], l, head, q, count);
+              attended<1>(s.sequences[i], layer.window, l, head, q, count);
             else if (count <= 4)
-              attended<4>(s.sequences[i], l, head, q, count);
+              attended<4>(s.sequences[i], layer.window, l, head, q, count);
             else
-              attended<TILE>(s.sequences[i], l, head, q, count);
+              attended<TILE>(s.sequences[i], layer.window, l, head, q, count);
           }
   }
 
-  // Queries that are computed together: where each is and the last position it sees, their scores
-  // [T][room], which become shares, and the sums of these.
+  // Queries that are computed together: where each is and the last position it sees, of how many;
+  // the blocks of positions that any sees; their scores [T][room], which become shares, and the
+  // sums of these.
   template <int T>
   struct Queries {
     const bf16* at[T];
-    int64_t last[T];
-    int64_t blocks;
+    int64_t last[T], window;
+    int64_t first_block, blocks;
     float* scores;
     __m512 total[T];
   };
 
   template <int T>
-  void attended(const Sequence& own, int64_t l, int64_t head, int64_t first, int64_t count) const {
+  void attended(const Sequence& own, int64_t window, int64_t l, int64_t head, int64_t first,
+                int64_t count) const {
     const int64_t group = d.heads / d.kv_heads, H = d.head_width;
     Queries<T> queries;
     for (int t = 0; t < T; t++) {
@@ -287,6 +278,8 @@ class Member {
       queries.at[t] = s.queries + (row * d.heads + head * group + q % group) * H;
       queries.last[t] = own.start + q / group;
     }
+    queries.window = window;
+    queries.first_block = std::max<int64_t>(queries.last[0] + 1 - window, 0) / 16;
     queries.blocks = queries.last[T - 1] / 16 + 1;
     queries.scores = s.scores + me * TILE * d.room;
     score(queries, keys(own.cache, l, head));
@@ -309,7 +302,8 @@ class Member {
     const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
     __m512 most[T];
     for (int t = 0; t < T; t++) most[t] = never;
-    for (int64_t b = 0; b < q.blocks; b++, key += 16 * d.head_width) {
+    key += q.first_block * 16 * d.head_width;
+    for (int64_t b = q.first_block; b < q.blocks; b++, key += 16 * d.head_width) {
       __m512 sum[T];
       for (int t = 0; t < T; t++) sum[t] = _mm512_setzero_ps();
       for (int64_t h = 0; h < d.head_width; h += 2) {
@@ -318,8 +312,10 @@ class Member {
         for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], q.at[t] + h, pair);
       }
       for (int t = 0; t < T; t++) {
-        const int64_t seen = q.last[t] + 1 - 16 * b;
+        sum[t] = capped(sum[t], d.score_cap);
+        const int64_t seen = q.last[t] + 1 - 16 * b, past = seen - q.window;
         if (seen < 16) sum[t] = _mm512_mask_mov_ps(never, seen <= 0 ? 0 : tail(seen), sum[t]);
+        if (past > 0) sum[t] = _mm512_mask_mov_ps(sum[t], tail(past), never);
         most[t] = _mm512_max_ps(most[t], sum[t]);
         _mm512_storeu_ps(q.scores + t * d.room + 16 * b, sum[t]);
       }
@@ -328,7 +324,7 @@ class Member {
       const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most[t]));
       float* scores = q.scores + t * d.room;
       q.total[t] = _mm512_setzero_ps();
-      for (int64_t b = 0; b < q.blocks; b++) {
+      for (int64_t b = q.first_block; b < q.blocks; b++) {
         const __m512 score = _mm512_loadu_ps(scores + 16 * b);
         const __mmask16 there = _mm512_cmp_ps_mask(score, never, _CMP_NEQ_OQ);
         const __m512 share = _mm512_maskz_mov_ps(there, exp_ps(_mm512_sub_ps(score, top)));
@@ -344,7 +340,7 @@ class Member {
     for (int64_t h = 0; h < d.head_width; h += 32) {
       __m512 sum[T][2];
       for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = _mm512_setzero_ps();
-      for (int64_t p = 0; p < 16 * q.blocks; p += 2) {
+      for (int64_t p = 16 * q.first_block; p < 16 * q.blocks; p += 2) {
         const __m512i low = _mm512_loadu_si512(value + p * d.head_width + 2 * h);
         const __m512i high = _mm512_loadu_si512(value + p * d.head_width + 2 * h + 32);
 #pragma GCC unroll 8

@@ -3,25 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "activations.h"
 #include "shares.h"
-#include "simd.h"
 
 namespace {
-
-// s(2u) of GELU's tanh form and its derivative: gelu(h) = h · s, u = √(2/π) (h + 0.044715 h³).
-inline __m512 gelu_gate(__m512 h, __m512& slope) {
-  const __m512 root = _mm512_set1_ps(2 * 0.7978845608028654f), cubic = _mm512_set1_ps(0.044715f);
-  const __m512 one = _mm512_set1_ps(1.0f), square = _mm512_mul_ps(h, h);
-  __m512 twice = _mm512_mul_ps(root, _mm512_fmadd_ps(_mm512_mul_ps(cubic, square), h, h));
-  const __m512 triple = _mm512_mul_ps(cubic, _mm512_set1_ps(3.0f));
-  slope = _mm512_mul_ps(root, _mm512_fmadd_ps(triple, square, one));
-  return _mm512_div_ps(one, _mm512_add_ps(one, exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), twice))));
-}
-
-inline __m512 sigmoid(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1.0f);
-  return _mm512_div_ps(one, _mm512_add_ps(one, exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), x))));
-}
 
 void norm_row(const bf16* x, const bf16* delta, const bf16* weight, const bf16* bias, bf16* sum,
               bf16* out, float* stats, int64_t width, float epsilon, bool centre) {
