@@ -12,6 +12,7 @@ import pytest
 from torch import Tensor
 
 from narrows.data.template import Template
+from narrows.infer.grammar import Grammars
 from narrows.infer.loading import Generator
 from narrows.infer.scheduler import Scheduler
 from narrows.infer.server.app import app
@@ -33,7 +34,8 @@ def make(generator: Generator) -> Iterator[Make]:
     def service(slots: int = 4, queue: int = 64, **limits: Any) -> Service:
         core = TorchCore(talking.model, slots)
         made.append(Scheduler(core, talking.tokenizer, queue=queue, chunk=4))
-        return Service("small", 1, talking, made[-1], Limits(**{"tokens_max": 40, **limits}))
+        allowed = Limits(**{"tokens_max": 40, **limits})
+        return Service("small", 1, talking, made[-1], allowed, Grammars(talking.tokenizer))
 
     yield service
     for each in made:
@@ -263,7 +265,8 @@ def test_what_cannot_be_read_is_refused_with_its_cause(
         ("logit_bias", {"99999": 1}, "99999"), ("top_logprobs", 2, "without logprobs"),
         ("stream_options", {"include_usage": True}, "without stream"),
         ("tools", [{"type": "function"}], "tools is not served"),
-        ("response_format", {"type": "json_object"}, "response_format is not served"),
+        ("response_format", {"type": "yaml"}, "$.response_format"),
+        ("regex", "(", "regex is wrong: unclosed group"), ("grammar", "start: x", 'name: "x"'),
         ("temprature", 1.0, "did you mean temperature"), ("model", "other", "no model 'other'"),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "text alone"),
     ],
@@ -339,3 +342,32 @@ def test_a_core_that_fails_is_an_error_and_the_next_is_answered(
     monkeypatch.setattr(TorchCore, "prefill", once)
     assert "engine failed" in error(post(service, CHAT, talk()), 500)["message"]
     assert post(service, CHAT, talk()).status_code == 200
+
+
+def test_an_answer_keeps_to_the_form_that_is_asked_for(make: Make) -> None:
+    service = make()
+    wanted = {"type": "object", "properties": {"age": {"enum": [30, 31]}}, "required": ["age"],
+              "additionalProperties": False}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": wanted, "strict": True}}
+    asked = talk("B", response_format=form, n=3, temperature=2.0)
+    choices = post(service, CHAT, asked).json()["choices"]
+    assert [each["finish_reason"] for each in choices] == ["stop"] * 3
+    assert {json.loads(each["message"]["content"])["age"] for each in choices} <= {30, 31}
+    streamed = chunks(post(service, CHAT, {**asked, "n": 1, "stream": True}))
+    text = "".join(each["choices"][0]["delta"].get("content", "") for each in streamed)
+    assert text == choices[0]["message"]["content"]
+    asked = {"prompt": "B", "regex": "(yes|no)", "max_tokens": 9}
+    assert post(service, TEXT, asked).json()["choices"][0]["text"] in ("yes", "no")
+    open_ended = talk("B", response_format={"type": "json_object"}, max_tokens=3)
+    [choice] = post(service, CHAT, open_ended).json()["choices"]
+    assert choice["message"]["content"].startswith("{")
+
+
+def test_a_wrong_schema_is_refused_with_its_place(make: Make) -> None:
+    wrong = {"properties": {"a": {"type": "strin"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": wrong}}
+    told = error(post(make(), CHAT, talk(response_format=form)), 400)
+    assert told["param"] == "response_format.json_schema.schema.properties.a"
+    assert "Invalid type: strin" in told["message"]
+    both = talk(response_format={"type": "json_object"}, regex="a")
+    assert "at once" in error(post(make(), CHAT, both), 400)["message"]

@@ -13,6 +13,7 @@ import uvicorn
 
 from narrows.infer.core import Core
 from narrows.infer.generate import Writer
+from narrows.infer.grammar import Grammars
 from narrows.infer.loading import Generator
 from narrows.infer.packed import PackedWriter
 from narrows.infer.packed_core import PackedCore
@@ -50,7 +51,8 @@ def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) 
     listening = _listening(place)
     core = core_of(writer, room)
     scheduler = Scheduler(core, writer.tokenizer, queue=room.queue, talk=talk)
-    service = Service(place.name, int(time.time()), writer, scheduler, limits)
+    grammars = Grammars(writer.tokenizer)
+    service = Service(place.name, int(time.time()), writer, scheduler, limits, grammars)
     config = uvicorn.Config(
         app(service, place.api_key), log_level="warning", access_log=False, lifespan="off",
         timeout_graceful_shutdown=int(limits.drain_s) + 2, timeout_keep_alive=30,

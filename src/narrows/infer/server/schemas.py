@@ -20,7 +20,7 @@ _HARMLESS = frozenset({
 })  # fmt: skip
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": (None, []), "tool_choice": (None, "none", "auto"), "functions": (None, []),
-    "function_call": (None, "none", "auto"), "response_format": (None, {"type": "text"}),
+    "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]), "audio": (None,), "reasoning_effort": (None, "none"),
     "web_search_options": (None,), "verbosity": (None, "medium"), "suffix": (None, ""),
     "echo": (None, False), "best_of": (None, 1), "dimensions": (None,),
@@ -41,9 +41,32 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     include_obfuscation: bool | None = None
 
 
+class NamedSchema(msgspec.Struct, frozen=True, kw_only=True):
+    """A JSON schema as response_format has it."""
+
+    name: str
+    schema: dict[str, Any] = {}
+    description: str | None = None
+    strict: bool | None = None
+
+
+class AnyText(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
+    """Any text."""
+
+
+class AnyObject(msgspec.Struct, frozen=True, kw_only=True, tag="json_object"):
+    """Any JSON object."""
+
+
+class OfSchema(msgspec.Struct, frozen=True, kw_only=True, tag="json_schema"):
+    """JSON that fits a schema."""
+
+    json_schema: NamedSchema
+
+
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a conversation and a text have in common; top_k, min_p and repetition_penalty are not
-    OpenAI's.
+    """What a conversation and a text have in common; top_k, min_p, repetition_penalty, regex and
+    grammar are not OpenAI's.
     """
 
     model: str | None = None
@@ -61,6 +84,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     n: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: AnyText | AnyObject | OfSchema | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from narrows.infer.chat import conversation
 from narrows.infer.generate import Writer, tokens_of
+from narrows.infer.grammar import Grammars
 from narrows.infer.requests import Answer, Request
 from narrows.infer.sampling import SEEDS, Sampling
 from narrows.infer.scheduler import Scheduler
 from narrows.infer.server.errors import Refusal
+from narrows.infer.server.formats import guide_of
 from narrows.infer.server.schemas import Asked, ChatAsked, TextAsked, TokensAsked
 from narrows.spec.errors import NarrowsError
 from narrows.spec.record import Record
@@ -35,6 +37,7 @@ class Service(NamedTuple):
     writer: Writer
     scheduler: Scheduler
     limits: Limits
+    grammars: Grammars
 
 
 def chat_requests(service: Service, asked: ChatAsked) -> list[Request]:
@@ -108,6 +111,7 @@ def _request(
     return Request(
         prompt=tuple(prompt), tokens_max=most or max(1, min(limits.tokens_max, room)),
         sampling=_sampling(asked), stop=stop, count=asked.n or 1, logprobs=odds,
+        guide=guide_of(asked, service.grammars),
     )  # fmt: skip
 
 
