@@ -90,6 +90,12 @@ def generator(bpe: Tokenizer) -> Generator:
     return Generator(built(spec(), seed=3), bpe)
 
 
+@pytest.fixture(scope="session")
+def roomy(bpe: Tokenizer) -> Generator:
+    """The same with room for a conversation."""
+    return Generator(built(spec(context=1500), seed=3), bpe)
+
+
 def plan(shape: ModelSpec, precision: str = "fp32") -> Plan:
     layout = Layout(
         micro_batch=1, accumulation=1, precision=precision, recompute="none", compile=False,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 JSON = {"type": "object"}
 """The schema of any JSON object."""
-_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write a value: white space of any length has no end."""
 _LENGTH_MOST = {"schema": 2**17, "lark": 2**16, "regex": 2**12}
 """Characters; 20,000 optional groups of a regex took 7 s and 0.8 GB."""
@@ -217,7 +217,7 @@ def _of_schema(schema: Any, strict: bool) -> str:
 
     if not isinstance(schema, dict):
         raise BadGrammar("a schema is a JSON object", hint='{"type": "object"}')
-    form: Any = {**_FORM, "lenient": not strict}
+    form: Any = {**FORM, "lenient": not strict}
     try:
         return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=form)
     except ValueError as error:  # nested too deeply

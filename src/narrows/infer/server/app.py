@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from narrows.infer.server import metrics, schemas
+from narrows.infer.server.calls import calls_of
 from narrows.infer.server.errors import Refusal, response_to
 from narrows.infer.server.forms import ChatForm, Form, TextForm
 from narrows.infer.server.page import page
@@ -115,8 +116,10 @@ async def _tokenize(http: Request) -> Response:
 async def _chat(http: Request) -> Response:
     service = _service(http)
     asked = await _asked(http, ChatAsked)
-    requests = await run_in_threadpool(chat_requests, service, asked)
-    form = ChatForm(service.name, service.writer.tokenizer, odds=bool(asked.logprobs))
+    calls = await run_in_threadpool(calls_of, asked, service.writer.template)
+    requests = await run_in_threadpool(chat_requests, service, asked, calls)
+    tokenizer = service.writer.tokenizer
+    form = ChatForm(service.name, tokenizer, odds=bool(asked.logprobs), calls=calls)
     return await _answered(http, asked, requests, form)
 
 
