@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -72,6 +73,11 @@ def spec(kind: str = "llama", *, context: int = CONTEXT, vocabulary: int = VOCAB
         "layers": 2, "width": 64, "heads": 4, "vocabulary": vocabulary, "context": context
     }  # fmt: skip
     return llama(**shape, kv_heads=2) if kind == "llama" else gpt2(**shape)
+
+
+def encoder_spec() -> ModelSpec:
+    """Like BERT's, that reads both ways."""
+    return msgspec.structs.replace(spec("gpt2"), causal=False)
 
 
 def built(shape: ModelSpec, *, seed: int = 0, deviation: float = 8.0) -> Transformer:

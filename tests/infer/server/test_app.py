@@ -15,7 +15,8 @@ from narrows.data.template import Template
 from narrows.infer.grammar import Grammars
 from narrows.infer.loading import Generator
 from narrows.infer.scheduler import Scheduler
-from narrows.infer.server.app import app
+from narrows.infer.server.app import Guards, app
+from narrows.infer.server.run import Place, _guards
 from narrows.infer.server.service import Limits, Service
 from narrows.infer.torch_core import TorchCore
 
@@ -57,7 +58,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def client(service: Service, key: str | None = None) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app(service, key), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app(service, Guards(key)), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://small", timeout=30.0)
 
 
@@ -371,3 +372,23 @@ def test_a_wrong_schema_is_refused_with_its_place(make: Make) -> None:
     assert "Invalid type: strin" in told["message"]
     both = talk(response_format={"type": "json_object"}, regex="a")
     assert "at once" in error(post(make(), CHAT, both), 400)["message"]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("localhost:8000", 200), ("127.0.0.1:80", 200), ("[::1]:8000", 200),
+     ("LOCALHOST", 200), ("evil.example", 403), ("localhost.evil.example:8000", 403), ("", 403),
+     ("[::1", 403)],
+)  # fmt: skip
+def test_a_page_whose_name_was_made_to_lead_here_is_refused(
+    make: Make, host: str, status: int
+) -> None:
+    guarded = app(make(), _guards(Place("small", "127.0.0.1", 8000, None)))
+
+    async def asked() -> httpx.Response:
+        transport = httpx.ASGITransport(guarded)
+        async with httpx.AsyncClient(transport=transport, base_url="http://small") as http:
+            return await http.get("/v1/models", headers={"Host": host})
+
+    assert asyncio.run(asked()).status_code == status
+    assert _guards(Place("small", "0.0.0.0", 8000, None)).hosts is None

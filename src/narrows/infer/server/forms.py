@@ -120,7 +120,8 @@ class ChatForm(Form):
             found = reader.push(text)
             text, calls = _parted(found + reader.finish() if piece.finish else found)
             finish = _called(finish) if first or calls else finish
-        delta: dict[str, Any] = {"content": text} if text or piece.finish is None else {}
+        waits = piece.finish is None and self.calls is None
+        delta: dict[str, Any] = {"content": text} if text or waits else {}
         if calls:
             delta["tool_calls"] = [{"index": first + number, **_call(each)}
                                    for number, each in enumerate(calls)]  # fmt: skip
