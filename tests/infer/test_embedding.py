@@ -9,7 +9,7 @@ import torch
 
 from narrows.data.published import Words
 from narrows.data.tokenizers import Tokenizer
-from narrows.infer.embedding import Encoder, Pooling, Recipe, recipe_of
+from narrows.infer.embedding import Embedder, Pooling, Recipe, recipe_of
 from narrows.infer.generate import TooLong
 from narrows.spec.errors import BadInput
 
@@ -18,9 +18,9 @@ from .conftest import CONTEXT, built, encoder_spec
 TEXTS = [[5, 6, 7], [9], [8, 7, 6], [1, 2, 3, 4, 5], [3]]
 
 
-def encoder(bpe: Tokenizer, pooling: Pooling, normalised: bool = False) -> Encoder:
+def encoder(bpe: Tokenizer, pooling: Pooling, normalised: bool = False) -> Embedder:
     model = built(encoder_spec(), seed=2, deviation=4.0)
-    return Encoder(model, Words(bpe), Recipe(pooling, normalised, CONTEXT))
+    return Embedder(model, Words(bpe), Recipe(pooling, normalised, CONTEXT))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first", "last", "max"])

@@ -50,6 +50,7 @@ def run(chosen: argparse.Namespace) -> int:
     api_key = _api_key(chosen)
     path = folder.of_model(chosen.folder)
     from narrows.infer import embedding
+    from narrows.infer.server.forecast import Asked, measured, predicted, speeds
     from narrows.infer.server.need import need, refuse_too_large
     from narrows.infer.server.run import Place, Room, serve, serve_encoder
     from narrows.infer.server.service import Limits
@@ -70,7 +71,13 @@ def run(chosen: argparse.Namespace) -> int:
         path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
     )
     room = Room(chosen.slots, chosen.queue, found.context)
-    serve(writer, place, room, limits, speak.talk)
+    usual = Asked()
+    speak.talk(predicted(speeds(writer, path, chosen.slots, usual), usual))
+    tally = serve(writer, place, room, limits, speak.talk)
+    asked = Asked.mean(tally)
+    if asked:
+        speak.talk(predicted(speeds(writer, path, chosen.slots, asked), asked))
+        speak.talk(measured(tally))
     return 0
 
 

@@ -1,6 +1,6 @@
 """Texts to vectors, by an encoder that was trained for it, as its makers pool and normalise.
 
-load(path) → Encoder;   Encoder.embed(texts as tokens) → vectors [N,D]
+load(path) → Embedder;   Embedder.embed(texts as tokens) → vectors [N,D]
 
 What sentence-transformers writes beside a model is followed: modules.json, the pooling's
 config.json, and how many tokens it reads. Without these the mean of the last hidden states is
@@ -49,7 +49,7 @@ class Recipe(NamedTuple):
     tokens_max: int
 
 
-class Encoder(NamedTuple):
+class Embedder(NamedTuple):
     """The model, how it reads texts, and what it makes of them."""
 
     model: Transformer
@@ -109,7 +109,7 @@ def is_encoder(path: Path) -> bool:
     return not spec.causal and original.labels is None and not spec.encoder_layers
 
 
-def load(path: Path, checkpoint: str | None = None) -> Encoder:
+def load(path: Path, checkpoint: str | None = None) -> Embedder:
     """The encoder of a run, by default its best checkpoint, or of a published model's folder, in
     fp32; raises BadInput where its vectors are made by what is not known here.
     """
@@ -117,7 +117,7 @@ def load(path: Path, checkpoint: str | None = None) -> Encoder:
     if (path / PLAN).is_file():
         plan = load_record(Plan, path / PLAN)
         model = model_of(plan, locate(path, checkpoint)).float()
-        return Encoder(model, words_of(path), Recipe("mean", False, plan.model.context))
+        return Embedder(model, words_of(path), Recipe("mean", False, plan.model.context))
     if checkpoint is not None:
         raise BadInput(f"{path} is no run, and has no checkpoints", hint="leave it out")
     original = opened(path)
@@ -126,7 +126,7 @@ def load(path: Path, checkpoint: str | None = None) -> Encoder:
         model = Transformer(original.spec, load_kernels("torch"))
     model = build(original, model, torch.float32, torch.device("cpu"))
     spoken = words(original.path, original.facts)
-    return Encoder(model.eval().requires_grad_(False), spoken, recipe)
+    return Embedder(model.eval().requires_grad_(False), spoken, recipe)
 
 
 def recipe_of(folder: Path, context: int) -> Recipe:

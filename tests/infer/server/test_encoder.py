@@ -10,7 +10,7 @@ import torch
 
 from narrows.data.published import Words
 from narrows.data.tokenizers import Tokenizer
-from narrows.infer.embedding import Encoder, Recipe
+from narrows.infer.embedding import Embedder, Recipe
 from narrows.infer.server.app import Guards
 from narrows.infer.server.encoder import EncoderService, encoder_app
 from narrows.infer.server.service import Limits
@@ -21,7 +21,7 @@ PATH = "/v1/embeddings"
 
 @pytest.fixture
 def service(bpe: Tokenizer) -> EncoderService:
-    encoder = Encoder(built(encoder_spec(), seed=2), Words(bpe), Recipe("mean", True, CONTEXT))
+    encoder = Embedder(built(encoder_spec(), seed=2), Words(bpe), Recipe("mean", True, CONTEXT))
     waiting = asyncio.Semaphore(3)
     return EncoderService("small", 1, encoder, Limits(tokens_max=1), asyncio.Lock(), waiting)
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from torch import Tensor
 
-from narrows.infer.embedding import Encoder
+from narrows.infer.embedding import Embedder
 from narrows.infer.requests import Full
 from narrows.infer.server.app import Guards, asked_of, assembled, json_of, refuse_other
 from narrows.infer.server.errors import Refusal
@@ -31,7 +31,7 @@ class EncoderService(NamedTuple):
 
     name: str
     since: int
-    encoder: Encoder
+    encoder: Embedder
     limits: Limits
     turn: asyncio.Lock
     waiting: asyncio.Semaphore
@@ -93,7 +93,7 @@ async def _embeddings(http: Request) -> Response:
     return json_of({"object": "list", "data": data, "model": service.name, "usage": usage})
 
 
-def _tokens(encoder: Encoder, asked: VectorsAsked) -> list[list[int]]:
+def _tokens(encoder: Embedder, asked: VectorsAsked) -> list[list[int]]:
     """Of each input, with what stands around every text."""
     if asked.dimensions not in (None, encoder.width):
         what = f"{asked.dimensions} dimensions are asked for, the model's vectors have"

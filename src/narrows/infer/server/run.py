@@ -13,7 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from narrows.infer.core import Core
-from narrows.infer.embedding import Encoder
+from narrows.infer.embedding import Embedder
 from narrows.infer.generate import Writer
 from narrows.infer.grammar import Grammars
 from narrows.infer.loading import Generator
@@ -23,6 +23,7 @@ from narrows.infer.scheduler import Scheduler
 from narrows.infer.server.app import Guards, app
 from narrows.infer.server.encoder import EncoderService, encoder_app
 from narrows.infer.server.service import Limits, Service
+from narrows.infer.tally import Tally
 from narrows.infer.torch_core import TorchCore
 from narrows.spec.errors import BadInput
 
@@ -46,8 +47,9 @@ class Room(NamedTuple):
     context: int
 
 
-def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) -> None:
+def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) -> Tally:
     """Answer at `place` until SIGTERM or SIGINT; answers in the making get `limits.drain_s` more.
+    Returns what was done.
 
     Raises BadInput where the address cannot be had.
     """
@@ -60,9 +62,10 @@ def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) 
         _answer(app(service, _guards(place)), place, listening, limits, talk, scheduler)
     finally:
         scheduler.close()
+    return scheduler.tally
 
 
-def serve_encoder(encoder: Encoder, place: Place, queue: int, limits: Limits, talk: Talk) -> None:
+def serve_encoder(encoder: Embedder, place: Place, queue: int, limits: Limits, talk: Talk) -> None:
     """As `serve`, of a model that makes vectors of texts; so many requests may wait."""
     listening, waiting = _listening(place), asyncio.Semaphore(queue + 1)
     since = int(time.time())
