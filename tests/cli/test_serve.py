@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from narrows.cli.main import main
+from narrows.cli.main import main, parser
+from narrows.cli.serve import _api_key
 
 
 @pytest.mark.parametrize(
@@ -18,3 +21,26 @@ def test_a_mistake_is_told_before_anything_is_loaded(
 ) -> None:
     assert main(["serve", "nowhere", *options]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_the_key_comes_from_one_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("from a file\n")
+    read = parser().parse_args
+
+    monkeypatch.delenv("NARROWS_API_KEY", raising=False)
+    assert _api_key(read(["serve", "nowhere"])) is None
+    monkeypatch.setenv("NARROWS_API_KEY", "from outside")
+    assert _api_key(read(["serve", "nowhere"])) == "from outside"
+    assert _api_key(read(["serve", "nowhere", "--api-key-file", str(file)])) == "from a file"
+    assert _api_key(read(["serve", "nowhere", "--api-key", "given"])) == "given"
+    monkeypatch.setenv("NARROWS_API_KEY", "")
+    for options, told in (
+        ([], "NARROWS_API_KEY is empty"),
+        (["--api-key-file", str(tmp_path / "no")], "cannot be read"),
+        (["--api-key-file", str(file), "--api-key", "a"], "both given"),
+    ):
+        assert main(["serve", "nowhere", *options]) == 2
+        assert told in capsys.readouterr().err

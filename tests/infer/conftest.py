@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -74,6 +75,11 @@ def spec(kind: str = "llama", *, context: int = CONTEXT, vocabulary: int = VOCAB
     return llama(**shape, kv_heads=2) if kind == "llama" else gpt2(**shape)
 
 
+def encoder_spec() -> ModelSpec:
+    """Like BERT's, that reads both ways."""
+    return msgspec.structs.replace(spec("gpt2"), causal=False)
+
+
 def built(shape: ModelSpec, *, seed: int = 0, deviation: float = 8.0) -> Transformer:
     """A model whose random weights are large enough for its choices to differ."""
     model = Transformer(shape, load("torch"))
@@ -88,6 +94,12 @@ def built(shape: ModelSpec, *, seed: int = 0, deviation: float = 8.0) -> Transfo
 @pytest.fixture(scope="session")
 def generator(bpe: Tokenizer) -> Generator:
     return Generator(built(spec(), seed=3), bpe)
+
+
+@pytest.fixture(scope="session")
+def roomy(bpe: Tokenizer) -> Generator:
+    """The same with room for a conversation."""
+    return Generator(built(spec(context=1500), seed=3), bpe)
 
 
 def plan(shape: ModelSpec, precision: str = "fp32") -> Plan:

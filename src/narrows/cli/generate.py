@@ -7,8 +7,13 @@ import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from narrows.cli import folder, speak
+from narrows.spec.errors import BadInput
+
+if TYPE_CHECKING:
+    from narrows.infer.grammar import Grammar
 
 SUMMARY = "Write text with a model that was trained here or published."
 EXAMPLES = """\
@@ -17,6 +22,7 @@ narrows generate runs/shakespeare --prompt "ROMEO:" --tokens 400 --temperature 0
 narrows generate SmolLM2-135M.gguf --prompt "The capital of France is" --temperature 0
 narrows generate runs/reviews --prompt "A fine film."       what a classifier says of it
 narrows generate HuggingFaceTB/SmolLM2-135M-Instruct --prompt "The capital of France is"
+narrows generate SmolLM2-135M.gguf --prompt "Ann, 30: " --json-schema person.json
 narrows generate runs/shakespeare --prompt "Enter" --top-p 0.9 --stop "JULIET:\""""
 
 
@@ -34,6 +40,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="divide the logits of what was said by X (default 1)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same text")
     parser.add_argument("--stop", action="append", default=[], help="end before it; repeatable")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json-schema", metavar="FILE", help="JSON that fits the schema")
+    forms.add_argument("--regex", help="a text that the regular expression fits throughout")
+    forms.add_argument("--grammar", metavar="FILE", help="a text of a grammar in Lark's notation")
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
                         help="of the weights (default: as they lie, or quickest)")  # fmt: skip
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
@@ -48,6 +58,7 @@ def run(chosen: argparse.Namespace) -> int:
         return _classified(path, chosen)
     from narrows.infer.account import Account, told
     from narrows.infer.generate import generate
+    from narrows.infer.grammar import Grammars
     from narrows.infer.sampling import Sampling
     from narrows.infer.writer import load_writer
     from narrows.spec.record import to_builtins
@@ -60,9 +71,12 @@ def run(chosen: argparse.Namespace) -> int:
     generator = load_writer(
         path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
     )
+    grammar = _grammar(chosen)
+    guide = None if grammar is None else Grammars(generator.tokenizer).guide(grammar)
     writing = generate(
-        generator, chosen.prompt, tokens=chosen.tokens, sampling=sampling, stop=chosen.stop
-    )
+        generator, chosen.prompt, tokens=chosen.tokens, sampling=sampling, stop=chosen.stop,
+        guide=guide,
+    )  # fmt: skip
     began = time.perf_counter()
     text = _collect(writing) if chosen.json else _stream(chosen.prompt, writing)
     seconds = time.perf_counter() - began
@@ -78,6 +92,26 @@ def run(chosen: argparse.Namespace) -> int:
     if (path / "plan.toml").is_file():
         speak.next_step(f"narrows report {shlex.quote(str(path))}")
     return 0
+
+
+def _grammar(chosen: argparse.Namespace) -> Grammar | None:
+    """What the text is held to."""
+    from narrows.infer.grammar import Grammar
+
+    if chosen.regex is not None:
+        return Grammar(kind="regex", text=chosen.regex)
+    if chosen.json_schema is not None:
+        return Grammar(kind="schema", text=_contents(chosen.json_schema))
+    if chosen.grammar is not None:
+        return Grammar(kind="lark", text=_contents(chosen.grammar))
+    return None
+
+
+def _contents(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read: {error}", hint="check the path") from None
 
 
 def _classified(path: Path, chosen: argparse.Namespace) -> int:

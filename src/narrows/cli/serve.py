@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 
 from narrows.cli import folder, speak
 from narrows.spec.errors import BadInput
 
+_KEY = "NARROWS_API_KEY"
 SUMMARY = "Serve a model over HTTP, as OpenAI's clients ask, with a page to talk with it."
 EXAMPLES = """\
 narrows serve SmolLM2-135M-Instruct.gguf                http://127.0.0.1:8000
 narrows serve runs/pirate --port 8080 --slots 4
-narrows serve runs/pirate --api-key SECRET --host 0.0.0.0 --tokens-max 512"""
+narrows serve all-MiniLM-L6-v2                          an encoder: /v1/embeddings
+narrows serve runs/pirate --api-key-file key.txt --host 0.0.0.0 --tokens-max 512"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +25,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="who may ask: by default this machine "
                         "alone, 0.0.0.0 any")  # fmt: skip
     parser.add_argument("--port", type=int, default=8000, help="0 is any free one (default 8000)")
-    parser.add_argument("--api-key", metavar="KEY", help="refuse who does not know it")
+    parser.add_argument("--api-key", metavar="KEY", help="refuse who does not know it; others see "
+                        "it among the processes: rather in NARROWS_API_KEY")  # fmt: skip
+    parser.add_argument("--api-key-file", metavar="FILE", help="the same, in a file")
     parser.add_argument("--slots", type=int, default=8, metavar="N",
                         help="texts written at once (default 8)")  # fmt: skip
     parser.add_argument("--queue", type=int, default=64, metavar="N",
@@ -41,28 +47,53 @@ def run(chosen: argparse.Namespace) -> int:
         if getattr(chosen, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise BadInput(f"{option} is {getattr(chosen, name)}", hint=f"at least {least}")
-    if chosen.api_key == "":
-        raise BadInput("--api-key is empty", hint="leave it out, or give a secret")
+    api_key = _api_key(chosen)
     path = folder.of_model(chosen.folder)
+    from narrows.infer import embedding
     from narrows.infer.server.forecast import Asked, measured, predicted, speeds
     from narrows.infer.server.need import need, refuse_too_large
-    from narrows.infer.server.run import Place, Room, serve
+    from narrows.infer.server.run import Place, Room, serve, serve_encoder
     from narrows.infer.server.service import Limits
     from narrows.infer.writer import load_writer
 
+    name = path.name.removesuffix(".gguf")
+    place = Place(name, chosen.host, chosen.port, api_key)
+    limits = Limits(tokens_max=chosen.tokens_max)
+    if embedding.is_encoder(path):
+        encoder = embedding.load(path, chosen.checkpoint)
+        speak.talk(f"{path}: an encoder, of {encoder.width} dimensions: /v1/embeddings alone")
+        serve_encoder(encoder, place, chosen.queue, limits, speak.talk)
+        return 0
     found = need(path, chosen.slots, chosen.context, chosen.precision)
     speak.talk(f"takes {found}")
     refuse_too_large(found, path)
     writer = load_writer(
         path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
     )
-    place = Place(path.name.removesuffix(".gguf"), chosen.host, chosen.port, chosen.api_key)
     room = Room(chosen.slots, chosen.queue, found.context)
     usual = Asked()
     speak.talk(predicted(speeds(writer, path, chosen.slots, usual), usual))
-    tally = serve(writer, place, room, Limits(tokens_max=chosen.tokens_max), speak.talk)
+    tally = serve(writer, place, room, limits, speak.talk)
     asked = Asked.mean(tally)
     if asked:
         speak.talk(predicted(speeds(writer, path, chosen.slots, asked), asked))
         speak.talk(measured(tally))
     return 0
+
+
+def _api_key(chosen: argparse.Namespace) -> str | None:
+    """From the one place where it is given; the environment counts last."""
+    if chosen.api_key is not None and chosen.api_key_file is not None:
+        raise BadInput("--api-key and --api-key-file are both given", hint="give one")
+    source, key = "--api-key", chosen.api_key
+    if chosen.api_key_file is not None:
+        source = chosen.api_key_file
+        try:
+            key = Path(source).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{source} cannot be read: {error}", hint="check the path") from None
+    elif key is None and _KEY in os.environ:
+        source, key = _KEY, os.environ[_KEY]
+    if key == "":
+        raise BadInput(f"{source} is empty", hint="leave it out, or give a secret")
+    return key

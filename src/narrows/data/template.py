@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, final
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -98,16 +98,14 @@ class Template:
             found.append(Turn(rest[len(before) :], False))
         return found
 
+    def reads(self, name: str) -> bool:
+        """Whether what it renders may depend on the variable of that name, such as tools."""
+        return name in meta.find_undeclared_variables(_environment().parse(self.source))
+
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
-            return environment.from_string(self.source)
+            return _environment().from_string(self.source)
         except jinja2.TemplateError as error:
             raise BadInput(
                 f"the model's chat template is no Jinja template: {error}",
@@ -126,6 +124,16 @@ def check(messages: Sequence[Message]) -> None:
             raise BadInput(what, hint=f"use one of: {', '.join(ROLES)}")
         if "content" not in message and "tool_calls" not in message:
             raise BadInput(f"message {number} has no content", hint='"content": "..."')
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
 
 
 class _Generation(Extension):

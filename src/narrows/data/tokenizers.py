@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from narrows.spec.dataset import Dataset
 from narrows.spec.errors import BadInput, nearest
@@ -67,6 +67,21 @@ class Tokenizer:
     def text_of(self, token: int) -> str | None:
         """The one token's text, as it is written in the vocabulary."""
         return self._tokenizer.id_to_token(token)
+
+    def added(self) -> dict[int, str]:
+        """Tokens that were added to the vocabulary, and their texts as they are written."""
+        found = self._tokenizer.get_added_tokens_decoder()
+        return {number: token.content for number, token in found.items()}
+
+    def special(self) -> list[int]:
+        """Those of them that no text has by itself."""
+        found = self._tokenizer.get_added_tokens_decoder()
+        return [number for number, token in found.items() if token.special]
+
+    def decoder(self) -> dict[str, Any] | None:
+        """How tokens become text, as tokenizer.json has it."""
+        inner = self._tokenizer.decoder
+        return None if inner is None else json.loads(inner.__getstate__())
 
     def to_json(self) -> str:
         """The contents of a tokenizer.json."""

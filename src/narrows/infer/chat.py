@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from narrows.data.template import Message
 from narrows.infer.generate import Generation, TooLong, Writer
 from narrows.infer.sampling import Sampling
+from narrows.infer.tools import Tool, told
 from narrows.spec.errors import BadInput
 
 
@@ -31,14 +32,17 @@ def answer(
     return Generation(generator, found, tokens, sampling or Sampling(), stop)
 
 
-def conversation(generator: Writer, messages: Sequence[Message]) -> list[int]:
-    """The tokens of the messages, up to where the model is to answer; raises BadInput where it has
-    no chat template, or the template refuses them.
+def conversation(
+    generator: Writer, messages: Sequence[Message], tools: Sequence[Tool] = ()
+) -> list[int]:
+    """The tokens of the messages, up to where the model is to answer, which may call the tools;
+    raises BadInput where it has no chat template, or the template refuses them.
     """
     if generator.template is None:
         raise BadInput(
             "the model has no chat template: it goes on with texts, and knows no conversation",
             hint="narrows generate MODEL --prompt TEXT, or take an instruction-tuned model",
         )
-    text = generator.template.render(messages, answer=True)
+    messages, shown = told(generator.template, messages, tools)
+    text = generator.template.render(messages, tools=shown, answer=True)
     return generator.tokenizer.encode(text, special=True)

@@ -15,6 +15,7 @@ from typing import Literal, Protocol, final
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.decoding import Decoding
+from narrows.infer.grammar import Guide
 from narrows.infer.loading import Generator
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.infer.stream import StopStrings, TextStream
@@ -62,18 +63,21 @@ Finish = Literal["length", "stop", "end"]
 
 
 def generate(
-    generator: Writer, prompt: str, *, tokens: int = 200,
-    sampling: Sampling | None = None, stop: Sequence[str] = (),
+    generator: Writer, prompt: str, *, tokens: int = 200, sampling: Sampling | None = None,
+    stop: Sequence[str] = (), guide: Guide | None = None,
 ) -> Generation:  # fmt: skip
     """At most `tokens` tokens that go on from `prompt`; an empty one starts a new document.
 
-    The text ends before the first of the strings `stop`. Raises BadInput at once where something
-    cannot be: a prompt longer than the context, or of characters that the tokenizer lacks.
+    The text ends before the first of the strings `stop`, and keeps to the guide's grammar. Raises
+    BadInput at once where something cannot be: a prompt longer than the context, or of characters
+    that the tokenizer lacks.
     """
     if tokens < 1:
         raise BadInput(f"tokens is {tokens}", hint="ask for at least 1")
     found = tokens_of(prompt, generator)
-    return Generation(generator, found, tokens, sampling or Sampling(), stop)
+    generation = Generation(generator, found, tokens, sampling or Sampling(), stop)
+    generation.guide = guide and guide.copy()
+    return generation
 
 
 def sample(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int, seed: int) -> str:
@@ -98,6 +102,7 @@ class Generation:
         self.tokens = 0
         self.seconds: list[float] = []
         self.finish: Finish = "length"
+        self.guide: Guide | None = None
         self._tokens_max = tokens_max
         self._ends = generator.tokenizer.ends
         self._decoding = generator.decoding(len(prompt) + tokens_max)
@@ -113,6 +118,9 @@ class Generation:
             piece = self._stops.push(self._text.push(token))
             if piece:
                 yield piece
+            if self.guide and self.guide.whole:
+                self.finish = "end"
+                break
             if self._stops.found or self.tokens == self._tokens_max:
                 break
             token = self._next([token])
@@ -132,7 +140,10 @@ class Generation:
     def _next(self, tokens: Sequence[int]) -> int:
         """The token after `tokens`."""
         began = time.perf_counter()
-        token = self._sampler.choose(self._decoding.read(tokens))
+        logits_V = self._decoding.read(tokens)
+        token = self._sampler.choose(logits_V, self.guide and self.guide.allowed())
+        if self.guide and token not in self._ends:
+            self.guide.took(token)
         self.seconds.append(time.perf_counter() - began)
         return token
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import NamedTuple, final
 
 from narrows.infer.generate import Finish
+from narrows.infer.grammar import Guide
 from narrows.infer.sampling import Sampling
 from narrows.infer.tally import Outcome
 from narrows.spec.errors import BadInput, NarrowsError, RunFailed
@@ -31,7 +32,8 @@ class Closed(RunFailed):
 class Request(Record):
     """`count` texts that go on from the same prompt; the seed of each is one above the last's.
 
-    With `logprobs` each token comes with its log-probability and the so many likeliest.
+    With `logprobs` each token comes with its log-probability and the so many likeliest. Each text
+    begins where the guide is, and keeps to its grammar.
     """
 
     prompt: tuple[int, ...]
@@ -40,6 +42,7 @@ class Request(Record):
     stop: tuple[str, ...] = ()
     count: int = 1
     logprobs: int | None = None
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:

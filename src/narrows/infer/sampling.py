@@ -92,15 +92,20 @@ class Sampler:
         """Count `tokens`, of the prompt or chosen elsewhere, among what was said."""
         self._seen_V[list(tokens)] = True
 
-    def choose(self, logits_V: Tensor) -> int:
-        """The next token; ids from `vocabulary` on, which no text has, are never chosen."""
+    def choose(self, logits_V: Tensor, allowed_V: Tensor | None = None) -> int:
+        """The next token, one of those that are allowed; ids from `vocabulary` on, which no text
+        has, are never chosen.
+        """
         logits_V = logits_V[: self.vocabulary].float().cpu()
         if not torch.isfinite(logits_V).all():
             raise RunFailed(
                 "the model answers with numbers that are not finite",
                 hint="its training went wrong; try an earlier checkpoint (--checkpoint)",
             )
-        logits_V = shaped(self._leaned(logits_V), self.sampling, self._seen_V)
+        logits_V = self._leaned(logits_V)
+        if allowed_V is not None:
+            logits_V = logits_V.masked_fill(~allowed_V, -math.inf)
+        logits_V = shaped(logits_V, self.sampling, self._seen_V)
         token = int(logits_V.argmax()) if self.sampling.greedy else draw(logits_V, self._generator)
         self._seen_V[token] = True
         self._counts_V[token] += 1

@@ -36,6 +36,7 @@ class Writing:
         self._sampler.saw(request.prompt)
         self._text = TextStream(tokenizer, request.prompt)
         self._stops = StopStrings(request.stop)
+        self._guide = request.guide and request.guide.copy()
         self._tokens = 0
         self._told = 0
         self._chosen: list[Chosen] = []
@@ -44,15 +45,20 @@ class Writing:
         """Choose the token after those read, and hand over what it completes; whether the text goes
         on, by reading `last`.
         """
-        token = self._sampler.choose(logits_V)
+        token = self._sampler.choose(logits_V, self._guide and self._guide.allowed())
         if token in self._ends:
             self._finish("end")
             return False
+        if self._guide:
+            self._guide.took(token)
         self.last = token
         self._tokens += 1
         if self.answer.request.logprobs is not None:
             self._chosen.append(self._odds(token, logits_V, self.answer.request.logprobs))
         text = self._stops.push(self._text.push(token))
+        if self._guide and self._guide.whole:
+            self._finish("end", text)
+            return False
         if self._stops.found or self._tokens == self.answer.request.tokens_max:
             self._finish("length", text)
             return False

@@ -12,9 +12,11 @@ import pytest
 from torch import Tensor
 
 from narrows.data.template import Template
+from narrows.infer.grammar import Grammars
 from narrows.infer.loading import Generator
 from narrows.infer.scheduler import Scheduler
-from narrows.infer.server.app import app
+from narrows.infer.server.app import Guards, app
+from narrows.infer.server.run import Place, _guards
 from narrows.infer.server.service import Limits, Service
 from narrows.infer.torch_core import TorchCore
 
@@ -33,7 +35,8 @@ def make(generator: Generator) -> Iterator[Make]:
     def service(slots: int = 4, queue: int = 64, **limits: Any) -> Service:
         core = TorchCore(talking.model, slots)
         made.append(Scheduler(core, talking.tokenizer, queue=queue, chunk=4))
-        return Service("small", 1, talking, made[-1], Limits(**{"tokens_max": 40, **limits}))
+        allowed = Limits(**{"tokens_max": 40, **limits})
+        return Service("small", 1, talking, made[-1], allowed, Grammars(talking.tokenizer))
 
     yield service
     for each in made:
@@ -55,7 +58,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def client(service: Service, key: str | None = None) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app(service, key), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app(service, Guards(key)), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://small", timeout=30.0)
 
 
@@ -240,7 +243,7 @@ def test_what_takes_too_long_is_ended_and_said(make: Make, held: threading.Event
         (b"[]", 400, "not a JSON object"),
         (b"", 400, "JSON"),
         (b'{"messages": []}', 400, "length >= 1"),
-        (b'{"messages": [{"role": "king", "content": ""}]}', 400, "role 'king'"),
+        (b'{"messages": [{"role": "king", "content": ""}]}', 400, "$.messages[0].role"),
         (b'{"messages": [{"role": "user", "content": 3}]}', 400, "$.messages[0].content"),
         (b" " * 5000, 413, "larger than 4096 bytes"),
     ],
@@ -262,8 +265,9 @@ def test_what_cannot_be_read_is_refused_with_its_cause(
         ("stop", [""], "empty"), ("logit_bias", {"x": 1}, "no token"),
         ("logit_bias", {"99999": 1}, "99999"), ("top_logprobs", 2, "without logprobs"),
         ("stream_options", {"include_usage": True}, "without stream"),
-        ("tools", [{"type": "function"}], "tools is not served"),
-        ("response_format", {"type": "json_object"}, "response_format is not served"),
+        ("tools", [{"type": "function"}], "$.tools[0]"), ("tool_choice", "required", "not among"),
+        ("response_format", {"type": "yaml"}, "$.response_format"),
+        ("regex", "(", "regex is wrong: unclosed group"), ("grammar", "start: x", 'name: "x"'),
         ("temprature", 1.0, "did you mean temperature"), ("model", "other", "no model 'other'"),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "text alone"),
     ],
@@ -339,3 +343,52 @@ def test_a_core_that_fails_is_an_error_and_the_next_is_answered(
     monkeypatch.setattr(TorchCore, "prefill", once)
     assert "engine failed" in error(post(service, CHAT, talk()), 500)["message"]
     assert post(service, CHAT, talk()).status_code == 200
+
+
+def test_an_answer_keeps_to_the_form_that_is_asked_for(make: Make) -> None:
+    service = make()
+    wanted = {"type": "object", "properties": {"age": {"enum": [30, 31]}}, "required": ["age"],
+              "additionalProperties": False}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": wanted, "strict": True}}
+    asked = talk("B", response_format=form, n=3, temperature=2.0)
+    choices = post(service, CHAT, asked).json()["choices"]
+    assert [each["finish_reason"] for each in choices] == ["stop"] * 3
+    assert {json.loads(each["message"]["content"])["age"] for each in choices} <= {30, 31}
+    streamed = chunks(post(service, CHAT, {**asked, "n": 1, "stream": True}))
+    text = "".join(each["choices"][0]["delta"].get("content", "") for each in streamed)
+    assert text == choices[0]["message"]["content"]
+    asked = {"prompt": "B", "regex": "(yes|no)", "max_tokens": 9}
+    assert post(service, TEXT, asked).json()["choices"][0]["text"] in ("yes", "no")
+    open_ended = talk("B", response_format={"type": "json_object"}, max_tokens=3)
+    [choice] = post(service, CHAT, open_ended).json()["choices"]
+    assert choice["message"]["content"].startswith("{")
+
+
+def test_a_wrong_schema_is_refused_with_its_place(make: Make) -> None:
+    wrong = {"properties": {"a": {"type": "strin"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": wrong}}
+    told = error(post(make(), CHAT, talk(response_format=form)), 400)
+    assert told["param"] == "response_format.json_schema.schema.properties.a"
+    assert "Invalid type: strin" in told["message"]
+    both = talk(response_format={"type": "json_object"}, regex="a")
+    assert "at once" in error(post(make(), CHAT, both), 400)["message"]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("localhost:8000", 200), ("127.0.0.1:80", 200), ("[::1]:8000", 200),
+     ("LOCALHOST", 200), ("evil.example", 403), ("localhost.evil.example:8000", 403), ("", 403),
+     ("[::1", 403)],
+)  # fmt: skip
+def test_a_page_whose_name_was_made_to_lead_here_is_refused(
+    make: Make, host: str, status: int
+) -> None:
+    guarded = app(make(), _guards(Place("small", "127.0.0.1", 8000, None)))
+
+    async def asked() -> httpx.Response:
+        transport = httpx.ASGITransport(guarded)
+        async with httpx.AsyncClient(transport=transport, base_url="http://small") as http:
+            return await http.get("/v1/models", headers={"Host": host})
+
+    assert asyncio.run(asked()).status_code == status
+    assert _guards(Place("small", "0.0.0.0", 8000, None)).hosts is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,11 +17,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from narrows.infer.server import metrics, schemas
+from narrows.infer.server.calls import calls_of
 from narrows.infer.server.errors import Refusal, response_to
 from narrows.infer.server.forms import ChatForm, Form, TextForm
 from narrows.infer.server.page import page
 from narrows.infer.server.schemas import ChatAsked, TextAsked, TokensAsked
 from narrows.infer.server.service import (
+    Limits,
     Service,
     chat_requests,
     submitted,
@@ -37,11 +39,34 @@ _OPEN = ("/", "/health", "/ready")
 A = TypeVar("A", bound=msgspec.Struct)
 
 
-def app(service: Service, api_key: str | None = None) -> Starlette:
-    """The server as an ASGI application."""
+class Guards(NamedTuple):
+    """Who is answered: who knows the key, where there is one, and who asks for one of the hosts,
+    where they are told.
+    """
+
+    api_key: str | None = None
+    hosts: tuple[str, ...] | None = None
+
+
+_ANYBODY = Guards()
+
+
+class Named(Protocol):
+    """What is served, as all routes need it."""
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+
+    @property
+    def limits(self) -> Limits:
+        """What a request may take."""
+
+
+def app(service: Service, guards: Guards = _ANYBODY) -> Starlette:
+    """The server of a model that writes, as an ASGI application."""
     routes = [
         Route("/", _page),
-        Route("/health", _health),
         Route("/ready", _ready),
         Route("/metrics", _metrics),
         Route("/tokenize", _tokenize, methods=["POST"]),
@@ -51,11 +76,19 @@ def app(service: Service, api_key: str | None = None) -> Starlette:
         Route("/v1/completions", _text, methods=["POST"]),
         Route("/v1/embeddings", _embeddings, methods=["POST"]),
     ]
+    return assembled(routes, service, guards)
+
+
+def assembled(routes: list[Route], service: Named, guards: Guards) -> Starlette:
+    """Routes to a service, their errors told in OpenAI's form, behind the guards."""
     handlers = {NarrowsError: _told, HTTPException: _misled, Exception: _broken}
-    made = Starlette(routes=routes, exception_handlers=handlers)
+    own = [Route("/health", _health)]
+    made = Starlette(routes=[*own, *routes], exception_handlers=handlers)
     made.state.service = service
-    if api_key is not None:
-        made.add_middleware(_Guard, api_key=api_key)
+    if guards.api_key is not None:
+        made.add_middleware(_Guard, api_key=guards.api_key)
+    if guards.hosts is not None:
+        made.add_middleware(_HostGuard, hosts=guards.hosts)
     return made
 
 
@@ -77,17 +110,35 @@ class _Guard:
         await self._inner(scope, receive, send)
 
 
+class _HostGuard:
+    """Refuses who asks for another host: a page elsewhere whose name was made to lead here."""
+
+    def __init__(self, inner: ASGIApp, hosts: tuple[str, ...]) -> None:
+        self._inner, self._hosts = inner, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+            host = given[: given.find("]") + 1] if given[:1] == "[" else given.partition(":")[0]
+            if host not in self._hosts:
+                told = Refusal(f"this server is not {host[:100]!r}", status=403,
+                               hint=f"ask for {self._hosts[0]}")  # fmt: skip
+                await response_to(told)(scope, receive, send)
+                return
+        await self._inner(scope, receive, send)
+
+
 async def _page(http: Request) -> Response:
     return HTMLResponse(page(), headers={"Cache-Control": "no-cache"})
 
 
 async def _health(http: Request) -> Response:
-    return _json({"status": "ok"})
+    return json_of({"status": "ok"})
 
 
 async def _ready(http: Request) -> Response:
     ready = _service(http).scheduler.alive
-    return _json({"status": "ready" if ready else "shutting down"}, 200 if ready else 503)
+    return json_of({"status": "ready" if ready else "shutting down"}, 200 if ready else 503)
 
 
 async def _metrics(http: Request) -> Response:
@@ -95,34 +146,36 @@ async def _metrics(http: Request) -> Response:
 
 
 async def _models(http: Request) -> Response:
-    return _json({"object": "list", "data": [_card(_service(http))]})
+    return json_of({"object": "list", "data": [_card(_service(http))]})
 
 
 async def _model(http: Request) -> Response:
     service = _service(http)
-    _refuse_other(service, http.path_params["name"])
-    return _json(_card(service))
+    refuse_other(service, http.path_params["name"])
+    return json_of(_card(service))
 
 
 async def _tokenize(http: Request) -> Response:
     service = _service(http)
-    asked = await _asked(http, TokensAsked)
+    asked = await asked_of(http, TokensAsked)
     tokens = await run_in_threadpool(tokens_asked, service, asked)
     context = service.scheduler.core.context
-    return _json({"tokens": tokens, "count": len(tokens), "context": context})
+    return json_of({"tokens": tokens, "count": len(tokens), "context": context})
 
 
 async def _chat(http: Request) -> Response:
     service = _service(http)
-    asked = await _asked(http, ChatAsked)
-    requests = await run_in_threadpool(chat_requests, service, asked)
-    form = ChatForm(service.name, service.writer.tokenizer, odds=bool(asked.logprobs))
+    asked = await asked_of(http, ChatAsked)
+    calls = await run_in_threadpool(calls_of, asked, service.writer.template)
+    requests = await run_in_threadpool(chat_requests, service, asked, calls)
+    tokenizer = service.writer.tokenizer
+    form = ChatForm(service.name, tokenizer, odds=bool(asked.logprobs), calls=calls)
     return await _answered(http, asked, requests, form)
 
 
 async def _text(http: Request) -> Response:
     service = _service(http)
-    asked = await _asked(http, TextAsked)
+    asked = await asked_of(http, TextAsked)
     requests = await run_in_threadpool(text_requests, service, asked)
     form = TextForm(service.name, service.writer.tokenizer, odds=asked.logprobs is not None)
     return await _answered(http, asked, requests, form)
@@ -149,14 +202,16 @@ async def _answered(
     return Events(answers, form, service.limits.seconds, usage=usage)
 
 
-async def _asked(http: Request, kind: type[A]) -> A:
+async def asked_of(http: Request, kind: type[A]) -> A:
+    """The body as that form; raises Refusal where it is none, or asks for another model."""
     asked = await run_in_threadpool(schemas.read, await _body(http), kind)
-    _refuse_other(_service(http), getattr(asked, "model", None))
+    refuse_other(http.app.state.service, getattr(asked, "model", None))
     return asked
 
 
 async def _body(http: Request) -> bytes:
-    limits, body = _service(http).limits, bytearray()
+    limits: Limits = http.app.state.service.limits
+    body = bytearray()
     try:
         async with asyncio.timeout(limits.body_seconds):
             async for part in http.stream():
@@ -170,7 +225,8 @@ async def _body(http: Request) -> bytes:
     return bytes(body)
 
 
-def _refuse_other(service: Service, name: str | None) -> None:
+def refuse_other(service: Named, name: str | None) -> None:
+    """Raises Refusal where the name is not the model's."""
     if name is not None and name != service.name:
         what = f"there is no model {name[:100]!r} here"
         raise Refusal(what, status=404, hint=f"ask for {service.name}", param="model",
@@ -187,7 +243,8 @@ def _card(service: Service) -> dict[str, Any]:
             "owned_by": "narrows", "context": service.scheduler.core.context}  # fmt: skip
 
 
-def _json(value: Any, status: int = 200) -> Response:
+def json_of(value: Any, status: int = 200) -> Response:
+    """A response."""
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 

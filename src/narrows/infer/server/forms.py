@@ -11,6 +11,8 @@ from typing import Any, final
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.generate import Finish
 from narrows.infer.requests import Answer, Chosen, Likely, Piece
+from narrows.infer.server.calls import Calls
+from narrows.infer.tools import Call, CallReader
 
 _FINISHES: dict[Finish | None, str | None] = {
     None: None, "length": "length", "stop": "stop", "end": "stop"
@@ -49,8 +51,9 @@ class Form(ABC):
 
     def part(self, first: int, piece: Piece) -> Any:
         """One chunk of a stream."""
-        choice = {"index": first + piece.choice, **self._part(piece),
-                  "finish_reason": _FINISHES[piece.finish]}  # fmt: skip
+        index = first + piece.choice
+        choice = {"index": index, "finish_reason": _FINISHES[piece.finish],
+                  **self._part(index, piece)}  # fmt: skip
         return {**self._head, "object": self.chunk, "choices": [choice]}
 
     def closing(self, answers: list[Answer], pieces: Sequence[tuple[int, Piece]]) -> Any:
@@ -60,16 +63,16 @@ class Form(ABC):
     def _whole(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in pieces)
         chosen = tuple(each for piece in pieces for each in piece.chosen)
-        return {"index": index, **self._said(text, chosen),
-                "finish_reason": _FINISHES[pieces[-1].finish]}  # fmt: skip
+        finish = _FINISHES[pieces[-1].finish]
+        return {"index": index, "finish_reason": finish, **self._said(text, chosen, finish)}
 
     @abstractmethod
-    def _said(self, text: str, chosen: tuple[Chosen, ...]) -> dict[str, Any]:
+    def _said(self, text: str, chosen: tuple[Chosen, ...], finish: str | None) -> dict[str, Any]:
         """A whole text, in a choice."""
 
     @abstractmethod
-    def _part(self, piece: Piece) -> dict[str, Any]:
-        """A part of it."""
+    def _part(self, index: int, piece: Piece) -> dict[str, Any]:
+        """A part of that choice's."""
 
     def text_of(self, token: int) -> str:
         """A token by itself; half a character reads U+FFFD."""
@@ -82,6 +85,13 @@ class ChatForm(Form):
 
     prefix, whole, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
+    def __init__(
+        self, model: str, tokenizer: Tokenizer, *, odds: bool, calls: Calls | None = None
+    ) -> None:  # fmt: skip
+        super().__init__(model, tokenizer, odds=odds)
+        self.calls = calls
+        self._readers: dict[int, CallReader] = {}
+
     def opening(self, choices: int) -> list[Any]:
         said = {"delta": {"role": "assistant", "content": ""}, "logprobs": None,
                 "finish_reason": None}  # fmt: skip
@@ -90,13 +100,32 @@ class ChatForm(Form):
             for index in range(choices)
         ]
 
-    def _said(self, text: str, chosen: tuple[Chosen, ...]) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"message": message, "logprobs": self._odds(chosen)}
+    def _said(self, text: str, chosen: tuple[Chosen, ...], finish: str | None) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self.calls is not None:
+            reader = self.calls.reader()
+            text, calls = _parted([*reader.push(text), *reader.finish()])
+            if calls:
+                listed = [_call(each) for each in calls]
+                message = {**message, "content": text.strip() or None, "tool_calls": listed}
+                finish = _called(finish)
+        return {"message": message, "logprobs": self._odds(chosen), "finish_reason": finish}
 
-    def _part(self, piece: Piece) -> dict[str, Any]:
-        delta = {"content": piece.text} if piece.text or piece.finish is None else {}
-        return {"delta": delta, "logprobs": self._odds(piece.chosen)}
+    def _part(self, index: int, piece: Piece) -> dict[str, Any]:
+        text, finish = piece.text, _FINISHES[piece.finish]
+        calls: list[Call] = []
+        if self.calls is not None:
+            reader = self._readers.setdefault(index, self.calls.reader())
+            first = reader.calls
+            found = reader.push(text)
+            text, calls = _parted(found + reader.finish() if piece.finish else found)
+            finish = _called(finish) if first or calls else finish
+        waits = piece.finish is None and self.calls is None
+        delta: dict[str, Any] = {"content": text} if text or waits else {}
+        if calls:
+            delta["tool_calls"] = [{"index": first + number, **_call(each)}
+                                   for number, each in enumerate(calls)]  # fmt: skip
+        return {"delta": delta, "logprobs": self._odds(piece.chosen), "finish_reason": finish}
 
     def _odds(self, chosen: tuple[Chosen, ...]) -> dict[str, Any] | None:
         if not self.odds:
@@ -119,11 +148,11 @@ class TextForm(Form):
 
     prefix, whole, chunk = "cmpl", "text_completion", "text_completion"
 
-    def _said(self, text: str, chosen: tuple[Chosen, ...]) -> dict[str, Any]:
+    def _said(self, text: str, chosen: tuple[Chosen, ...], finish: str | None) -> dict[str, Any]:
         return {"text": text, "logprobs": self._odds(chosen)}
 
-    def _part(self, piece: Piece) -> dict[str, Any]:
-        return self._said(piece.text, piece.chosen)
+    def _part(self, index: int, piece: Piece) -> dict[str, Any]:
+        return self._said(piece.text, piece.chosen, None)
 
     def _odds(self, chosen: tuple[Chosen, ...]) -> dict[str, Any] | None:
         if not self.odds:
@@ -137,6 +166,22 @@ class TextForm(Form):
             "top_logprobs": likeliest,
             "text_offset": [sum(map(len, texts[:count])) for count in range(len(texts))],
         }  # fmt: skip
+
+
+def _parted(found: list[str | Call]) -> tuple[str, list[Call]]:
+    """The text, and the calls."""
+    text = "".join(each for each in found if isinstance(each, str))
+    return text, [each for each in found if isinstance(each, Call)]
+
+
+def _call(call: Call) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
+def _called(finish: str | None) -> str | None:
+    """Why an answer ended that has calls."""
+    return "tool_calls" if finish == "stop" else finish
 
 
 def usage(answers: list[Answer], pieces: Sequence[tuple[int, Piece]]) -> dict[str, Any]:

@@ -10,14 +10,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import uvicorn
+from starlette.applications import Starlette
 
 from narrows.infer.core import Core
+from narrows.infer.embedding import Embedder
 from narrows.infer.generate import Writer
+from narrows.infer.grammar import Grammars
 from narrows.infer.loading import Generator
 from narrows.infer.packed import PackedWriter
 from narrows.infer.packed_core import PackedCore
 from narrows.infer.scheduler import Scheduler
-from narrows.infer.server.app import app
+from narrows.infer.server.app import Guards, app
+from narrows.infer.server.encoder import EncoderService, encoder_app
 from narrows.infer.server.service import Limits, Service
 from narrows.infer.tally import Tally
 from narrows.infer.torch_core import TorchCore
@@ -52,9 +56,29 @@ def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) 
     listening = _listening(place)
     core = core_of(writer, room)
     scheduler = Scheduler(core, writer.tokenizer, queue=room.queue, talk=talk)
-    service = Service(place.name, int(time.time()), writer, scheduler, limits)
+    grammars = Grammars(writer.tokenizer)
+    service = Service(place.name, int(time.time()), writer, scheduler, limits, grammars)
+    try:
+        _answer(app(service, _guards(place)), place, listening, limits, talk, scheduler)
+    finally:
+        scheduler.close()
+    return scheduler.tally
+
+
+def serve_encoder(encoder: Embedder, place: Place, queue: int, limits: Limits, talk: Talk) -> None:
+    """As `serve`, of a model that makes vectors of texts; so many requests may wait."""
+    listening, waiting = _listening(place), asyncio.Semaphore(queue + 1)
+    since = int(time.time())
+    service = EncoderService(place.name, since, encoder, limits, asyncio.Lock(), waiting)
+    _answer(encoder_app(service, _guards(place)), place, listening, limits, talk)
+
+
+def _answer(
+    made: Starlette, place: Place, listening: socket.socket, limits: Limits, talk: Talk,
+    scheduler: Scheduler | None = None,
+) -> None:  # fmt: skip
     config = uvicorn.Config(
-        app(service, place.api_key), log_level="warning", access_log=False, lifespan="off",
+        made, log_level="warning", access_log=False, lifespan="off",
         timeout_graceful_shutdown=int(limits.drain_s) + 2, timeout_keep_alive=30,
         h11_max_incomplete_event_size=2**16,
     )  # fmt: skip
@@ -68,9 +92,14 @@ def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) 
     try:
         asyncio.run(_until_told(server, listening, scheduler, limits.drain_s))
     finally:
-        scheduler.close()
         listening.close()
-    return scheduler.tally
+
+
+def _guards(place: Place) -> Guards:
+    """Bound to this machine alone, it is asked for by the machine's own names alone."""
+    local = place.host == "localhost" or place.host == "::1" or place.host.startswith("127.")
+    names = (place.host, "localhost", "127.0.0.1", "[::1]")
+    return Guards(place.api_key, names if local else None)
 
 
 def core_of(writer: Writer, room: Room) -> Core:
@@ -82,13 +111,14 @@ def core_of(writer: Writer, room: Room) -> Core:
 
 
 async def _until_told(
-    server: uvicorn.Server, listening: socket.socket, scheduler: Scheduler, drain_s: float
+    server: uvicorn.Server, listening: socket.socket, scheduler: Scheduler | None, drain_s: float
 ) -> None:
     """Uvicorn waits for open responses; the scheduler takes nothing more meanwhile."""
     serving = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not server.should_exit and not serving.done():
         await asyncio.sleep(0.1)
-    await asyncio.to_thread(scheduler.close, drain_s=drain_s)
+    if scheduler is not None:
+        await asyncio.to_thread(scheduler.close, drain_s=drain_s)
     await serving
 
 

@@ -6,7 +6,7 @@ where they would not; a field that nobody knows is refused with the one that was
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -20,7 +20,7 @@ _HARMLESS = frozenset({
 })  # fmt: skip
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": (None, []), "tool_choice": (None, "none", "auto"), "functions": (None, []),
-    "function_call": (None, "none", "auto"), "response_format": (None, {"type": "text"}),
+    "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]), "audio": (None,), "reasoning_effort": (None, "none"),
     "web_search_options": (None,), "verbosity": (None, "medium"), "suffix": (None, ""),
     "echo": (None, False), "best_of": (None, 1), "dimensions": (None,),
@@ -41,9 +41,32 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     include_obfuscation: bool | None = None
 
 
+class NamedSchema(msgspec.Struct, frozen=True, kw_only=True):
+    """A JSON schema as response_format has it."""
+
+    name: str
+    schema: dict[str, Any] = {}
+    description: str | None = None
+    strict: bool | None = None
+
+
+class AnyText(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
+    """Any text."""
+
+
+class AnyObject(msgspec.Struct, frozen=True, kw_only=True, tag="json_object"):
+    """Any JSON object."""
+
+
+class OfSchema(msgspec.Struct, frozen=True, kw_only=True, tag="json_schema"):
+    """JSON that fits a schema."""
+
+    json_schema: NamedSchema
+
+
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a conversation and a text have in common; top_k, min_p and repetition_penalty are not
-    OpenAI's.
+    """What a conversation and a text have in common; top_k, min_p, repetition_penalty, regex and
+    grammar are not OpenAI's.
     """
 
     model: str | None = None
@@ -61,6 +84,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     n: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: AnyText | AnyObject | OfSchema | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,25 +96,90 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
 
 
+class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """What was called; arguments are JSON."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class Called(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the model made before."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+    def plain(self, place: str) -> dict[str, Any]:
+        """As templates know it, its arguments a table."""
+        try:
+            arguments = msgspec.json.decode(self.function.arguments)
+        except (msgspec.DecodeError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise Refusal(f"{place}.function.arguments is no JSON object", param=place)
+        function = {"name": self.function.name, "arguments": arguments}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody said, whole or in parts."""
+    """What somebody said, whole or in parts, what the model called, or what came of that."""
 
-    role: str
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
-    tool_calls: list[Any] | None = None
+    name: str | None = None
+    tool_calls: list[Called] | None = None
+    tool_call_id: str | None = None
 
-    def plain(self, index: int) -> dict[str, str]:
+    def plain(self, index: int) -> dict[str, Any]:
         """As templates know it; raises Refusal where a part is no text."""
         place = f"messages[{index}]"
+        found: dict[str, Any] = {"role": self.role, "content": self._text(place)}
         if self.tool_calls:
-            raise Refusal(f"{place} calls tools, which are not served", param=place)
+            found["tool_calls"] = [call.plain(f"{place}.tool_calls[{number}]")
+                                   for number, call in enumerate(self.tool_calls)]  # fmt: skip
+        for key in ("name", "tool_call_id"):
+            if (said := getattr(self, key)) is not None:
+                found[key] = said
+        return found
+
+    def _text(self, place: str) -> str:
         if not isinstance(self.content, list):
-            return {"role": self.role, "content": self.content or ""}
+            return self.content or ""
         for part in self.content:
             if part.type != "text" or part.text is None:
                 what = f"{place} has a part of type {part.type!r}: the model reads text alone"
                 raise Refusal(what, param=place)
-        return {"role": self.role, "content": "".join(part.text or "" for part in self.content)}
+        return "".join(part.text or "" for part in self.content)
+
+
+class Function(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the model may call, and the JSON schema of its arguments."""
+
+    name: Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(msgspec.Struct, frozen=True, kw_only=True):
+    """Such a function, as OpenAI lists tools."""
+
+    function: Function
+    type: Literal["function"]
+
+
+class FunctionName(msgspec.Struct, frozen=True, kw_only=True):
+    """One of them."""
+
+    name: str
+
+
+class NamedTool(msgspec.Struct, frozen=True, kw_only=True):
+    """The one to be called."""
+
+    function: FunctionName
+    type: Literal["function"]
 
 
 class ChatAsked(Asked, frozen=True, kw_only=True):
@@ -98,6 +189,9 @@ class ChatAsked(Asked, frozen=True, kw_only=True):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Annotated[list[FunctionTool], Meta(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class TextAsked(Asked, frozen=True, kw_only=True):

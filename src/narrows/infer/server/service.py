@@ -5,12 +5,17 @@ from __future__ import annotations
 import secrets
 from typing import NamedTuple
 
+import msgspec
+
 from narrows.infer.chat import conversation
 from narrows.infer.generate import Writer, tokens_of
+from narrows.infer.grammar import Grammars
 from narrows.infer.requests import Answer, Request
 from narrows.infer.sampling import SEEDS, Sampling
 from narrows.infer.scheduler import Scheduler
+from narrows.infer.server.calls import Calls
 from narrows.infer.server.errors import Refusal
+from narrows.infer.server.formats import guide_of
 from narrows.infer.server.schemas import Asked, ChatAsked, TextAsked, TokensAsked
 from narrows.spec.errors import NarrowsError
 from narrows.spec.record import Record
@@ -35,18 +40,27 @@ class Service(NamedTuple):
     writer: Writer
     scheduler: Scheduler
     limits: Limits
+    grammars: Grammars
 
 
-def chat_requests(service: Service, asked: ChatAsked) -> list[Request]:
-    """The one request of a conversation."""
+def chat_requests(
+    service: Service, asked: ChatAsked, calls: Calls | None = None
+) -> list[Request]:  # fmt: skip
+    """The one request of a conversation, whose answer may be calls."""
     messages = [message.plain(index) for index, message in enumerate(asked.messages)]
-    prompt = conversation(service.writer, messages)
+    prompt = conversation(service.writer, messages, calls.known if calls else ())
     if asked.top_logprobs is not None and not asked.logprobs:
         raise Refusal("top_logprobs without logprobs", hint='add "logprobs": true',
                       param="top_logprobs")  # fmt: skip
     most = asked.max_completion_tokens or asked.max_tokens
     odds = (asked.top_logprobs or 0) if asked.logprobs else None
-    return [_request(service, asked, prompt, most, odds)]
+    request = _request(service, asked, prompt, most, odds)
+    if calls is None:
+        return [request]
+    if request.guide is not None:
+        what = "a form of the answer and tools that it may call are asked for at once"
+        raise Refusal(what, hint='"tool_choice": "none"', param="tool_choice")
+    return [msgspec.structs.replace(request, guide=calls.guide(service.grammars))]
 
 
 def text_requests(service: Service, asked: TextAsked) -> list[Request]:
@@ -108,6 +122,7 @@ def _request(
     return Request(
         prompt=tuple(prompt), tokens_max=most or max(1, min(limits.tokens_max, room)),
         sampling=_sampling(asked), stop=stop, count=asked.n or 1, logprobs=odds,
+        guide=guide_of(asked, service.grammars),
     )  # fmt: skip
 
 

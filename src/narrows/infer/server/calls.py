@@ -1,0 +1,62 @@
+"""tools, tool_choice and parallel_tool_calls: what may be called, and what must be."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from narrows.data.template import Template
+from narrows.infer import tools
+from narrows.infer.grammar import BadGrammar, Grammars, Guide
+from narrows.infer.server.errors import Refusal
+from narrows.infer.server.schemas import ChatAsked, NamedTool
+from narrows.infer.tools import CallReader, Style, Tool
+
+
+class Calls(NamedTuple):
+    """The tools that an answer may call, in the style of the model; `chosen` those that it must
+    call one of, none where it need not.
+    """
+
+    style: Style
+    known: tuple[Tool, ...]
+    chosen: tuple[Tool, ...]
+    several: bool
+
+    def reader(self) -> CallReader:
+        """For one answer."""
+        return CallReader(self.style, self.known)
+
+    def guide(self, grammars: Grammars) -> Guide | None:
+        """What holds the answer to a call; raises Refusal where a tool's schema is wrong."""
+        if not self.chosen:
+            return None
+        try:
+            return tools.guide(grammars, self.style, self.chosen, several=self.several)
+        except BadGrammar as error:
+            raise Refusal(error.what, hint=error.hint, param=f"tools{error.place}") from None
+
+
+def calls_of(asked: ChatAsked, template: Template | None) -> Calls | None:
+    """None where nothing may be called; raises Refusal where the choice is none of the tools."""
+    choice, given = asked.tool_choice, asked.tools or []
+    known = tuple(
+        Tool(name=each.function.name, description=each.function.description,
+             parameters=each.function.parameters, strict=bool(each.function.strict))
+        for each in given
+    )  # fmt: skip
+    names = [tool.name for tool in known]
+    if len(set(names)) < len(names):
+        raise Refusal("two tools have the same name", param="tools")
+    chosen: tuple[Tool, ...] = ()
+    if isinstance(choice, NamedTool):
+        chosen = tuple(tool for tool in known if tool.name == choice.function.name)
+    elif choice == "required":
+        chosen = known
+    if not chosen and choice not in (None, "none", "auto"):
+        what = "tool_choice asks for a call of what is not among the tools"
+        raise Refusal(what, hint=f"known: {', '.join(names) or 'none'}", param="tool_choice")
+    if not known or choice == "none":
+        return None
+    style = (template and tools.style_of(template)) or "hermes"
+    several = asked.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
+    return Calls(style, known, chosen, several)
