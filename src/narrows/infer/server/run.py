@@ -40,6 +40,7 @@ class Room(NamedTuple):
     slots: int
     queue: int
     context: int
+    speculate: int = 0
 
 
 def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) -> None:
@@ -49,7 +50,9 @@ def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) 
     """
     listening = _listening(place)
     core = core_of(writer, room)
-    scheduler = Scheduler(core, writer.tokenizer, queue=room.queue, talk=talk)
+    scheduler = Scheduler(
+        core, writer.tokenizer, queue=room.queue, speculate=room.speculate, talk=talk
+    )
     service = Service(place.name, int(time.time()), writer, scheduler, limits)
     config = uvicorn.Config(
         app(service, place.api_key), log_level="warning", access_log=False, lifespan="off",
