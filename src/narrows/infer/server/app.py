@@ -51,7 +51,8 @@ def app(service: Service, api_key: str | None = None) -> Starlette:
         Route("/v1/completions", _text, methods=["POST"]),
         Route("/v1/embeddings", _embeddings, methods=["POST"]),
     ]
-    handlers = {NarrowsError: _told, HTTPException: _misled, Exception: _broken}
+    handlers = {NarrowsError: _told, HTTPException: _misled, ClientDisconnect: _left,
+                Exception: _broken}  # fmt: skip
     made = Starlette(routes=routes, exception_handlers=handlers)
     made.state.service = service
     if api_key is not None:
@@ -210,6 +211,9 @@ async def _misled(http: Request, error: Exception) -> Response:
 
 
 async def _broken(http: Request, error: Exception) -> Response:
-    if isinstance(error, ClientDisconnect):
-        return Response(status_code=400)
     return response_to(RunFailed("the server failed; its log says why"))
+
+
+async def _left(http: Request, error: Exception) -> Response:
+    """Nobody reads it; what ends so often is not to fill the log."""
+    return Response(status_code=400)

@@ -55,7 +55,8 @@ def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) 
     )
     service = Service(place.name, int(time.time()), writer, scheduler, limits)
     config = uvicorn.Config(
-        app(service, place.api_key), log_level="warning", access_log=False, lifespan="off",
+        # What is no HTTP is answered so, and warned of for each.
+        app(service, place.api_key), log_level="error", access_log=False, lifespan="off",
         timeout_graceful_shutdown=int(limits.drain_s) + 2, timeout_keep_alive=30,
         h11_max_incomplete_event_size=2**16,
     )  # fmt: skip
