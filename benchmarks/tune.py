@@ -103,7 +103,8 @@ def plan_of(folder: Path, way: str, name: str, machine: Machine) -> Plan:
     said, layout = OURS[way][name]
     train: dict[str, object] = {
         "steps": 100_000, "batch_sequences": BATCH, "learning_rate": RATES[way],
-        "schedule": "constant", "warmup_steps": 0, **said,
+        "schedule": "constant", "warmup_steps": 0,
+        "optimizer": {"type": "adamw", "beta2": 0.999}, **said,
     }  # fmt: skip
     if way == "lora":
         train["adapter"] = {"type": "lora", "rank": RANK, "alpha": 2 * RANK}

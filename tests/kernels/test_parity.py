@@ -12,7 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from narrows.kernels.interface import AdamWStep, Code, Heads, Kernels, Moments, Rotation, Spans
+from narrows.kernels.interface import (
+    AdamWStep,
+    Code,
+    Heads,
+    Kernels,
+    Master,
+    Moments,
+    Rotation,
+    Spans,
+)
 from narrows.spec.optimizer import BLOCK
 
 from .conftest import ROUNDING, error, normal
@@ -261,16 +270,51 @@ def test_a_target_beyond_the_vocabulary_is_refused(
 @pytest.mark.parametrize("count", [1, 15, 16, 1000, 70_001])
 def test_adamw(count: int, precision: torch.dtype, native: Kernels, reference: Kernels) -> None:
     start = normal(count)
-    both = [Moments(start.clone(), *(torch.zeros(count) for _ in range(2))) for _ in range(2)]
-    weights = [torch.empty(count, dtype=torch.bfloat16) for _ in range(2)]
+    all_moments = [Moments(torch.zeros(count), torch.zeros(count)) for _ in range(3)]
+    wide = Master(start.clone(), None)
+    masters = [parted(native, start), parted(reference, start), wide]
     for number in range(1, 6):
         gradient = normal(count, seed=number).to(precision)
         step = AdamWStep(1e-2, 0.1, 0.9, 0.95, 1e-8, number, 0.7)
-        for kernels, moments, weight in zip((native, reference), both, weights, strict=True):
-            kernels.adamw_(moments, gradient, weight, step)
-    for found, expected in zip(*both, strict=True):
-        torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-7)
-    assert torch.equal(weights[0], both[0].master.bfloat16())
+        for kernels, master, moments in zip(
+            (native, reference, native), masters, all_moments, strict=True
+        ):
+            kernels.adamw_(master, moments, gradient, step)
+    for moments in all_moments[1:]:
+        for found, expected in zip(all_moments[0], moments, strict=True):
+            torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-7)
+    found = native.values(masters[0])
+    for master in masters[1:]:
+        torch.testing.assert_close(found, reference.values(master), rtol=2e-6, atol=1e-7)
+    assert torch.equal(masters[0].weight, found.bfloat16())
+
+
+def parted(kernels: Kernels, values: Tensor) -> Master:
+    rest = torch.empty(values.shape, dtype=torch.int16)
+    master = Master(torch.empty(values.shape, dtype=torch.bfloat16), rest)
+    kernels.set_(master, values)
+    return master
+
+
+@pytest.mark.parametrize("kernels", ["native", "reference"])
+def test_a_master_in_two_parts_is_the_same_number(
+    kernels: str, request: pytest.FixtureRequest
+) -> None:
+    """Every pattern of the bits that rounding takes, beside weights of both signs, odd and even;
+    what lies half way between two weights is one bit more.
+    """
+    chosen: Kernels = request.getfixturevalue(kernels)
+    low = torch.arange(1 << 16, dtype=torch.int32)
+    highs = (0x0000, 0x0001, 0x3F80, 0x3F81, 0x7F7F, 0xBF80, 0xBF81)
+    for high in highs:
+        bits = torch.tensor(high, dtype=torch.uint16).view(torch.int16).to(torch.int32) << 16 | low
+        values = bits.view(torch.float32)
+        master = parted(chosen, values)
+        half = low == 0x8000
+        expected = torch.where(half, bits | 1, bits)
+        assert torch.equal(chosen.values(master).view(torch.int32), expected)
+        rounded = expected.view(torch.float32).bfloat16()
+        assert torch.equal(master.weight.view(torch.int16), rounded.view(torch.int16))
 
 
 @pytest.mark.parametrize("signed", [True, False])

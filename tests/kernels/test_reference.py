@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from narrows.kernels.interface import AdamWStep, Heads, Kernels, Moments, Rotation
+from narrows.kernels.interface import AdamWStep, Heads, Kernels, Master, Moments, Rotation
 from narrows.kernels.reference import rotate, split_heads
 
 from .conftest import normal
@@ -98,7 +98,8 @@ def test_cross_entropy_and_its_gradient(reference: Kernels) -> None:
 
 def test_adamw_is_torch_s(reference: Kernels) -> None:
     parameter = torch.nn.Parameter(normal(50))
-    moments = Moments(parameter.detach().clone(), torch.zeros(50), torch.zeros(50))
+    master = Master(parameter.detach().clone(), None)
+    moments = Moments(torch.zeros(50), torch.zeros(50))
     optimizer = torch.optim.AdamW(
         [parameter], lr=0.03, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1
     )
@@ -107,5 +108,5 @@ def test_adamw_is_torch_s(reference: Kernels) -> None:
         parameter.grad = gradient * 0.5
         optimizer.step()
         step = AdamWStep(0.03, 0.1, 0.9, 0.95, 1e-8, number, 0.5)
-        reference.adamw_(moments, gradient, None, step)
-        torch.testing.assert_close(moments.master, parameter.detach(), rtol=1e-6, atol=1e-7)
+        reference.adamw_(master, moments, gradient, step)
+        torch.testing.assert_close(master.weight, parameter.detach(), rtol=1e-6, atol=1e-7)

@@ -28,7 +28,7 @@ def test_gpt2_has_its_published_number_of_parameters() -> None:
 def test_states_take_their_bytes_a_parameter() -> None:
     bf16, fp32 = memory(), memory(kernels="torch", precision="fp32")
     assert float(bf16.weights[0, 0]) == 2 * GPT2.parameters
-    assert float(bf16.masters[0, 0]) == 4 * GPT2.parameters
+    assert float(bf16.masters[0, 0]) == 2 * GPT2.parameters
     assert float(fp32.weights[0, 0]) == 4 * GPT2.parameters
     assert float(fp32.masters[0, 0]) == 0
     assert float(bf16.optimizer[0, 0]) == float(fp32.optimizer[0, 0]) == 8 * GPT2.parameters

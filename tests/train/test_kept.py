@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from narrows.kernels.interface import Master
 from narrows.kernels.reference import TorchKernels
 from narrows.spec.optimizer import BLOCK, Kept
 from narrows.train.kept import State, code
@@ -53,7 +54,7 @@ def test_nought_and_the_largest_stay_what_they_are() -> None:
 @pytest.mark.parametrize("kind", ["first", "second"])
 def test_a_state_is_nought_at_first_and_keeps_what_was_changed(kind: str, bits: int) -> None:
     what = Kept(kind, (70, 100), bits)  # type: ignore[arg-type]
-    state = State(what, torch.ones(70, 100), TorchKernels())
+    state = State(what, Master(torch.ones(70, 100), None), TorchKernels())
     with state.opened(0, 7000) as values:
         assert torch.equal(values, torch.zeros(7000))
     with state.opened(512, 1024) as values:
@@ -66,5 +67,5 @@ def test_a_state_is_nought_at_first_and_keeps_what_was_changed(kind: str, bits: 
 
 def test_an_average_begins_with_the_weights() -> None:
     master = torch.randn(4, 5)
-    state = State(Kept("average", (4, 5)), master, TorchKernels())
+    state = State(Kept("average", (4, 5)), Master(master, None), TorchKernels())
     assert torch.equal(state.values, master) and state.values is not master

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from narrows.kernels.interface import Master
+from narrows.kernels.reference import TorchKernels
 from narrows.parallel.mesh import Axis
 from narrows.parallel.split import local
 from narrows.spec.errors import BadInput
@@ -60,7 +62,7 @@ def test_outer_steps_are_those_of_torchs_sgd() -> None:
     begin = torch.randn(5, 4, generator=generator)
     settings = LocalSteps(every=2, outer_learning_rate=0.7, outer_momentum=0.9)
     master = begin.clone()
-    outer = Outer(settings, Axis(), {"a": master})
+    outer = Outer(settings, Axis(), TorchKernels(), {"a": Master(master, None)})
     theirs = torch.nn.Parameter(begin.clone())
     sgd = torch.optim.SGD([theirs], lr=0.7, momentum=0.9, nesterov=True)
     for _ in range(4):

@@ -14,8 +14,8 @@ from pathlib import Path
 from narrows.spec.errors import RunFailed
 from narrows.spec.home import narrows_home
 
-SOURCES = ("attention.cpp", "coded.cpp", "decoder.cpp", "pointwise.cpp")
-HEADERS = ("quantized.h", "rows.h", "simd.h")
+SOURCES = ("attention.cpp", "coded.cpp", "decoder.cpp", "pointwise.cpp", "update.cpp")
+HEADERS = ("quantized.h", "rows.h", "shares.h", "simd.h")
 FLAGS = (
     "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fast",
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni",

@@ -64,10 +64,24 @@ class AdamWStep(NamedTuple):
     scale: float
 
 
-class Moments(NamedTuple):
-    """What AdamW keeps of one parameter, all fp32."""
+class Master(NamedTuple):
+    """A parameter in fp32: its weight, or a bf16 weight and, in int16, the rest that rounding to it
+    took. As integers the fp32 value's bits are weight · 2¹⁶ + rest; what lies half way between two
+    weights is one bit more.
+    """
 
-    master: Tensor
+    weight: Tensor
+    rest: Tensor | None
+
+    def piece(self, start: int, stop: int) -> Master:
+        """Of all values in a row, those from `start` to `stop`."""
+        rest = None if self.rest is None else self.rest.view(-1)[start:stop]
+        return Master(self.weight.view(-1)[start:stop], rest)
+
+
+class Moments(NamedTuple):
+    """What AdamW keeps of one parameter beside its master, both fp32."""
+
     first: Tensor
     second: Tensor
 
@@ -122,10 +136,29 @@ class Kernels(ABC):
         """
 
     @abstractmethod
-    def adamw_(
-        self, moments: Moments, gradient: Tensor, weight: Tensor | None, step: AdamWStep
-    ) -> None:
-        """Update master and moments in place; `weight` receives the rounded master."""
+    def adamw_(self, master: Master, moments: Moments, gradient: Tensor, step: AdamWStep) -> None:
+        """Update master and moments in place."""
+
+    @abstractmethod
+    def joined(self, weight: Tensor, rest: Tensor) -> Tensor:
+        """The fp32 values of a master that is in two parts."""
+
+    @abstractmethod
+    def part_(self, weight: Tensor, rest: Tensor, values: Tensor) -> None:
+        """Make these fp32 values the master's, in its two parts."""
+
+    def values(self, master: Master) -> Tensor:
+        """A master in fp32: itself, where it is not in two parts."""
+        weight, rest = master
+        return weight if rest is None else self.joined(weight, rest)
+
+    def set_(self, master: Master, values: Tensor) -> None:
+        """Make these fp32 values the master's; those it gave, changed in place, may be given."""
+        weight, rest = master
+        if rest is not None:
+            self.part_(weight, rest, values)
+        elif values is not weight:
+            weight.copy_(values)
 
     @abstractmethod
     def decoded(self, codes: Tensor, scales: Tensor, code: Code) -> Tensor:

@@ -22,6 +22,7 @@ from narrows.kernels.interface import (
     Code,
     Heads,
     Kernels,
+    Master,
     Moments,
     Rotation,
     Spans,
@@ -46,7 +47,9 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "decoder_step": ([_P, _P], None),
     "accumulate": ([_P, _P, _I], None),
     "squared_norm": ([_P, _B, _P, _I], ctypes.c_double),
-    "adamw": ([_P] * 4 + [_B, _P, _I, _P], None),
+    "adamw": ([_P] * 5 + [_B, _I, _P], None),
+    "join": ([_P, _P, _P, _I], None),
+    "part": ([_P, _P, _P, _I], None),
 }
 
 
@@ -106,13 +109,21 @@ class NativeKernels(Kernels):
         _call("cross_entropy", logits_MV, targets_M, losses_M, scale, M, V)
         return losses_M
 
-    def adamw_(
-        self, moments: Moments, gradient: Tensor, weight: Tensor | None, step: AdamWStep
-    ) -> None:
+    def adamw_(self, master: Master, moments: Moments, gradient: Tensor, step: AdamWStep) -> None:
         correction1, correction2 = 1.0 - step.beta1**step.number, 1.0 - step.beta2**step.number
         numbers = (ctypes.c_float * 8)(*step[:5], correction1, correction2, step.scale)
         half = gradient.dtype == torch.bfloat16
-        _call("adamw", *moments, gradient, half, weight, gradient.numel(), ctypes.byref(numbers))
+        _call(
+            "adamw", *master, *moments, gradient, half, gradient.numel(), ctypes.byref(numbers)
+        )  # fmt: skip
+
+    def joined(self, weight: Tensor, rest: Tensor) -> Tensor:
+        values = torch.empty(weight.shape, dtype=torch.float32)
+        _call("join", weight, rest, values, values.numel())
+        return values
+
+    def part_(self, weight: Tensor, rest: Tensor, values: Tensor) -> None:
+        _call("part", weight, rest, values.contiguous(), values.numel())
 
     def decoded(self, codes: Tensor, scales: Tensor, code: Code) -> Tensor:
         values = torch.empty(codes.numel(), dtype=torch.float32)

@@ -14,6 +14,7 @@ from narrows.kernels.interface import (
     Code,
     Heads,
     Kernels,
+    Master,
     Moments,
     Rotation,
     Spans,
@@ -84,21 +85,29 @@ class TorchKernels(Kernels):
         logits_MV.copy_(gradient_MV)
         return losses_M
 
-    def adamw_(
-        self, moments: Moments, gradient: Tensor, weight: Tensor | None, step: AdamWStep
-    ) -> None:
-        master, first, second = moments
+    def adamw_(self, master: Master, moments: Moments, gradient: Tensor, step: AdamWStep) -> None:
+        values = self.values(master)
         gradient = gradient.to(torch.float32)
         if step.scale != 1.0:
             gradient = gradient * step.scale
-        counts = [torch.tensor(float(step.number - 1), device=master.device)]
+        counts = [torch.tensor(float(step.number - 1), device=values.device)]
         adamw(
-            [master], [gradient], [first], [second], [], counts, fused=master.device.type != "meta",
-            amsgrad=False, beta1=step.beta1, beta2=step.beta2, lr=step.rate,
-            weight_decay=step.decay, eps=step.epsilon, maximize=False,
+            [values], [gradient], [moments.first], [moments.second], [], counts,
+            fused=values.device.type != "meta", amsgrad=False, beta1=step.beta1, beta2=step.beta2,
+            lr=step.rate, weight_decay=step.decay, eps=step.epsilon, maximize=False,
         )  # fmt: skip
-        if weight is not None:
-            weight.copy_(master)
+        self.set_(master, values)
+
+    def joined(self, weight: Tensor, rest: Tensor) -> Tensor:
+        high = weight.view(torch.int16).to(torch.int32) << 16
+        return (high + rest).view(torch.float32)
+
+    def part_(self, weight: Tensor, rest: Tensor, values: Tensor) -> None:
+        bits = values.view(torch.int32)
+        bits = torch.where(bits & 0xFFFF == 0x8000, bits | 1, bits)
+        high = bits + 0x8000 >> 16
+        weight.copy_(high.to(torch.int16).view(torch.bfloat16))
+        rest.copy_(bits - (high << 16))
 
     def decoded(self, codes: Tensor, scales: Tensor, code: Code) -> Tensor:
         shares = code.levels.index_select(0, codes.to(torch.int32))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from narrows.kernels.draw import draw, tempered
-from narrows.kernels.interface import AdamWStep, Heads, Kernels, Moments
+from narrows.kernels.interface import AdamWStep, Heads, Kernels, Master, Moments
 from narrows.kernels.load import load
 from narrows.kernels.past import Cache, extend
 from narrows.spec.errors import BadInput
@@ -142,12 +142,14 @@ def _on_parameters(
     gradient = torch.randn(elements, dtype=dtype)
     if operation == "squared_norm":
         return lambda: kernels.squared_norm(gradient)
-    moments = Moments(*(torch.zeros(elements) for _ in range(3)))
     if operation == "accumulate":
-        return lambda: kernels.accumulate_(moments.master, gradient)
-    weight = torch.zeros(elements, dtype=dtype) if dtype != torch.float32 else None
+        sum_ = torch.zeros(elements)
+        return lambda: kernels.accumulate_(sum_, gradient)
+    moments = Moments(torch.zeros(elements), torch.zeros(elements))
+    rest = torch.zeros(elements, dtype=torch.int16) if dtype != torch.float32 else None
+    master = Master(torch.zeros(elements, dtype=dtype), rest)
     step = AdamWStep(1e-3, 0.1, 0.9, 0.95, 1e-8, 1, 1.0)
-    return lambda: kernels.adamw_(moments, gradient, weight, step)
+    return lambda: kernels.adamw_(master, moments, gradient, step)
 
 
 def _draw(vocabulary: int, dtype: torch.dtype) -> Callable[[], object]:

@@ -7,7 +7,7 @@ parts are given memory and first values; and from then on the model computes thi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -59,7 +59,7 @@ class Split:
     several ranks have alike, one owns it: it counts in norms and is written by that rank alone.
     `partial` have gradients that tensor ranks add up, `copied` such as the first and the last rank
     of a pipeline do. The `runner` takes micro-batches through what is there of the model.
-    What is `frozen` has no gradients.
+    What is `frozen` has no gradients. Of what learns in bf16, `rests` are what rounding took.
     Gradients that are `compressed` are no part of the backward pass: `complete` adds them up.
     """
 
@@ -74,6 +74,7 @@ class Split:
     objective: Objective
     compressed: Compressed | None = None
     frozen: frozenset[str] = frozenset()
+    rests: dict[str, Tensor] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Those that learn, by name."""
@@ -169,9 +170,10 @@ def split(
     whole = prepared.frozen if layout.sharding != "parameters" else frozenset[str]()
     data.apply(model, ranks, layout, making.exchange, whole)
     parts = _sharded(parts, ranks, whole)
+    rests: dict[str, Tensor] = {}
     if seed is not None:
         model.to_empty(device=making.device)
-        _fill(model, parts, prepared, _first(model.spec, seed, making.first))
+        rests = _fill(model, parts, prepared, _first(model.spec, seed, making.first))
     owned = {name for name in parts if _owns(name, alike.every, ranks)}
     # The first rank of a pipeline owns what the last has a copy of.
     owned -= copied if ranks.pipeline.rank else set()
@@ -181,7 +183,7 @@ def split(
     return Split(
         model=model, ranks=ranks, layout=layout, parts=parts, partial=frozenset(alike.partial),
         owned=frozenset(owned), copied=frozenset(copied), runner=runner,
-        objective=making.objective, frozen=prepared.frozen,
+        objective=making.objective, frozen=prepared.frozen, rests=rests,
         compressed=compressed(making.exchange, ranks.shared_mesh),
     )  # fmt: skip
 
@@ -217,16 +219,24 @@ def _prepare(model: Transformer, layout: Layout, making: Making) -> _Prepared:
 def _fill(
     model: Transformer, parts: dict[str, Part], prepared: _Prepared,
     first: Callable[[str, Sequence[int], bool], Tensor],
-) -> None:  # fmt: skip
+) -> dict[str, Tensor]:  # fmt: skip
+    """Give all parameters their first values; returns the rests of those that learn in bf16."""
+    rests = {}
     own = {name: local(each) for name, each in model.named_parameters()}
     packed = {name for each in prepared.packed.values() for name in each.names}
     for name in own.keys() - packed:
         whole = first(name, parts[name].shape, name in prepared.added)
-        own[name].copy_(parts[name].of(whole))
+        values = parts[name].of(whole)
+        if name in prepared.frozen or own[name].dtype != torch.bfloat16:
+            own[name].copy_(values)
+            continue
+        rests[name] = torch.empty_like(own[name], dtype=torch.int16)
+        model.kernels.part_(own[name], rests[name], values.to(own[name].device, torch.float32))
     for plain, each in prepared.packed.items():
         whole = first(plain, each.shape, False)
         for name, values in zip(each.names, each.pack(whole), strict=True):
             own[name].copy_(parts[name].of(values))
+    return rests
 
 
 def _first(

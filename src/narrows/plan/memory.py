@@ -119,7 +119,7 @@ def memory_bytes(
         weights = value * weights + held.frozen_bytes
     return MemoryBytes(
         weights=weights,
-        masters=_FP32 * learned if value < _FP32 else nothing,
+        masters=(_FP32 - value) * learned + nothing,
         optimizer=state + nothing,
         runtime=nothing + RUNTIME_BYTES + COMPILER_BYTES * layouts.setting.compile,
         **at_peak,

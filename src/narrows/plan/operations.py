@@ -151,7 +151,7 @@ def _optimizer(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     gradient = elements * np.where(layouts.accumulation > 1, 4.0, value)
     yield kernel("squared_norm", ("optimizer", "optimizer"), elements, once, gradient)
     optimizer = layouts.optimizer
-    moved = gradient + elements * moved_bytes(optimizer, value)
+    moved = gradient + elements * moved_bytes(optimizer)
     yield kernel(optimizer.operation, ("optimizer", "optimizer"), elements, once, moved)
     for m, n, k, times in orthogonalized(model, optimizer.rule):
         yield Operation(

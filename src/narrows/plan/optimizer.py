@@ -21,7 +21,7 @@ _ALONE = Layout(
 )  # fmt: skip
 _ITERATIONS_MOST = 99
 _MASTER = 8.0
-"""A master is read and written."""
+"""A master is read and written; that of a bf16 weight is the weight and as many bytes beside it."""
 _AVERAGE = 12.0
 """An average is read and written, and the master read."""
 _EAGER: dict[str, float] = {
@@ -58,17 +58,16 @@ def whole_state_bytes(model: Shapes, optimizer: Optimizer) -> Array:
 
 
 def checkpoint_bytes(model: Shapes, value_bytes: int, optimizer: Optimizer) -> float:
-    """Of what learns of one model: weights as they are computed with, fp32 masters where those are
-    bf16, what the rule keeps, and the weights that answer where those are others.
+    """Of what learns of one model: weights as they are computed with, what makes masters of those
+    in bf16, what the rule keeps, and the weights that answer where those are others.
     """
-    own = value_bytes * (2 if optimizer.averages else 1) + (4 if value_bytes < 4 else 0)
+    own = value_bytes * (2 if optimizer.averages else 1) + (2 if value_bytes < 4 else 0)
     learning, state = model.parameters_trained, whole_state_bytes(model, optimizer)
     return float((learning * own + state)[0, 0])
 
 
-def moved_bytes(optimizer: Optimizer, value_bytes: int) -> float:
+def moved_bytes(optimizer: Optimizer) -> float:
     """Read and written for a parameter in a step, but for its gradient."""
-    weight = value_bytes if value_bytes < 4 else 0
     average = _AVERAGE if optimizer.ema is not None else 0.0
     states = kept(optimizer, (1 << 10, 1 << 10), within=False)
     coded = sum(_CODED[each.bits] for each in states)
@@ -76,7 +75,7 @@ def moved_bytes(optimizer: Optimizer, value_bytes: int) -> float:
         moving = _MASTER + sum(2.0 * each.bits / 8 for each in states if each.kind != "average")
     else:
         moving = _EAGER[name_of(optimizer.rule)]
-    return moving + coded + weight + average
+    return moving + coded + average
 
 
 def orthogonalized(model: Shapes, rule: Rule) -> Iterator[tuple[Array, Array, Array, int]]:

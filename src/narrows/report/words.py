@@ -90,7 +90,7 @@ TRACKS = {
 
 MEMORY = {
     "weights": Phrase("weights", "权重"),
-    "masters": Phrase("fp32 masters", "fp32 主权重"),
+    "masters": Phrase("rest of fp32 masters", "fp32 主权重的余下部分"),
     "gradients": Phrase("gradients", "梯度"),
     "optimizer": Phrase("optimizer", "优化器状态"),
     "activations": Phrase("activations", "激活值"),

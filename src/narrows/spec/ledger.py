@@ -31,8 +31,9 @@ class Row(Record):
 
 
 class MemoryPeak(Record):
-    """Bytes by kind at the moment of the peak. `peak` is the resident set above the start, or what
-    the device's allocator reports; for a prediction it is the sum of the kinds.
+    """Bytes by kind at the moment of the peak; `masters` are what makes fp32 masters of weights in
+    fewer bits. `peak` is the resident set above the start, or what the device's allocator reports;
+    for a prediction it is the sum of the kinds.
     """
 
     weights: float = 0.0

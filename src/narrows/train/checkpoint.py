@@ -35,11 +35,11 @@ from narrows.train.schedule import Heard
 
 _TYPES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
-    torch.uint8: "U8",
+    torch.uint8: "U8", torch.int16: "I16",
 }  # fmt: skip
 _STATE = "state.json"
 _STATES = (
-    "first", "second", "rows", "columns", "anchor", "mass", "average", "master", "outer", "error",
+    "first", "second", "rows", "columns", "anchor", "mass", "average", "rest", "outer", "error",
 )  # fmt: skip
 _OTHERS_SECONDS = 600.0
 """How long the first process waits for the files of the others."""

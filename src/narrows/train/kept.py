@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from narrows.kernels.interface import Code, Kernels
+from narrows.kernels.interface import Code, Kernels, Master
 from narrows.spec.optimizer import BLOCK, Kept
 
 _NEVER_NEGATIVE = ("second",)
@@ -30,17 +30,17 @@ class State:
     master.
     """
 
-    def __init__(self, what: Kept, master: Tensor, kernels: Kernels) -> None:
+    def __init__(self, what: Kept, master: Master, kernels: Kernels) -> None:
         self.kind, self.bits = what.kind, what.bits
         self._kernels = kernels
-        device = master.device
+        device = master.weight.device
         self.values = torch.zeros(what.shape, dtype=_DTYPES[what.bits], device=device)
         self.scales: Tensor | None = None
         if what.bits == 8:
             self.scales = torch.zeros(what.scales, device=device)
             self.values.fill_(_NOUGHT[self.signed])
         if what.kind in ("anchor", "average"):
-            self.values.copy_(master)
+            self.values.copy_(kernels.values(master))
 
     @property
     def signed(self) -> bool:

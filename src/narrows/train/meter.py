@@ -20,8 +20,8 @@ def memory_peak(trainer: Trainer, peak: float) -> MemoryPeak:
     weights = sum(local(p).nbytes for p in trainer.model.parameters())
     learning = sum(p.nbytes for p in optimizer.parameters.values())
     state = optimizer.state()
-    masters = sum(t.nbytes for name, t in state.items() if name.startswith("master."))
-    moments = sum(t.nbytes for name, t in state.items() if not name.startswith("master."))
+    masters = sum(t.nbytes for name, t in state.items() if name.startswith("rest."))
+    moments = sum(t.nbytes for name, t in state.items() if not name.startswith("rest."))
     moments += sum(t.numel() * 4 for t in _exchanged(trainer))
     gradients = sum(t.numel() * 4 for t in optimizer.sums.values()) or learning
     if trainer.plan.optimizer.fused:

@@ -1,4 +1,4 @@
-"""An optimizer over a model's parameters: fp32 masters beside bf16 weights, and a rule's states."""
+"""An optimizer over a model's parameters: their masters in fp32, and what a rule keeps of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from narrows.kernels.interface import Kernels
+from narrows.kernels.interface import Kernels, Master
 from narrows.parallel.split import Split, local
 from narrows.spec.optimizer import Optimizer as Settings
 from narrows.spec.optimizer import ScheduleFree, kept
@@ -37,7 +37,8 @@ class Optimizer:
         self.held = split.parameters()
         self.parameters = {name: local(parameter) for name, parameter in self.held.items()}
         self.own = {
-            name: _own(name, each, settings, self.kernels) for name, each in self.parameters.items()
+            name: _own(name, Master(each, split.rests.get(name)), settings, self.kernels)
+            for name, each in self.parameters.items()
         }
         self.sums: dict[str, Tensor] = {}
         # Of several processes, gradients are summed behind what they tell each other.
@@ -95,13 +96,13 @@ class Optimizer:
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """Masters (where the weights are not fp32 themselves) and what the rule keeps, by kind and
-        name.
+        """What beside the weights makes them masters (where they are not fp32 themselves), and what
+        the rule keeps, by kind and name.
         """
         named = {}
         for name, own in self.own.items():
-            if own.weight is not None:
-                named[f"master.{name}"] = own.master
+            if own.master.rest is not None:
+                named[f"rest.{name}"] = own.master.rest
             for state in own.states.values():
                 named |= {f"{kind}.{name}": each for kind, each in state.tensors().items()}
         return named
@@ -111,22 +112,15 @@ class Optimizer:
         return {kind for own in self.own.values() for kind in own.states}
 
     def load(self, read: Callable[[str], Tensor]) -> None:
-        """Take back what `state` gave, each tensor as `read` by its name; the weights follow their
-        masters.
+        """Take back what `state` gave, each tensor as `read` by its name, beside weights that were
+        taken back, too.
         """
         for name, target in self.state().items():
             target.copy_(read(name))
-        self.follow_masters()
 
-    def masters(self) -> dict[str, Tensor]:
-        """The weights in fp32, by name."""
+    def masters(self) -> dict[str, Master]:
+        """By name."""
         return {name: own.master for name, own in self.own.items()}
-
-    @torch.no_grad()
-    def follow_masters(self) -> None:
-        """Weights that are not fp32 themselves become what their masters are."""
-        for name, own in self.own.items():
-            self.parameters[name].copy_(own.master)
 
     def averages(self) -> dict[str, Tensor]:
         """The weights that answer, as they are computed with, where those are not in training."""
@@ -144,20 +138,20 @@ class Optimizer:
             yield
             return
         with torch.no_grad():
-            before = {n: own.master.clone() for n, own in self.own.items() if own.weight is None}
+            before = {name: each.clone() for name, each in self.parameters.items()}
             for name, own in self.own.items():
                 self.parameters[name].copy_(self._averaged(own))
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, own in self.own.items():
-                    self.parameters[name].copy_(before.get(name, own.master))
+                for name, each in self.parameters.items():
+                    each.copy_(before[name])
 
     def _averaged(self, own: Parameter) -> Tensor:
         rule = self.settings.rule
         if isinstance(rule, ScheduleFree):
-            return averaged(rule, own)
+            return averaged(rule, self.kernels, own)
         return own.states["average"].values
 
     def _gradients(self) -> Iterable[tuple[str, Tensor]]:
@@ -220,7 +214,7 @@ class Optimizer:
             return
         keeps = min(keeps, (1.0 + count) / (_SOON + count))
         for own in self.own.values():
-            own.states["average"].values.lerp_(own.master, 1.0 - keeps)
+            own.states["average"].values.lerp_(self.kernels.values(own.master), 1.0 - keeps)
 
     def _clear(self) -> None:
         for parameter in self.held.values():
@@ -242,10 +236,8 @@ def _room(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _own(name: str, weight: Tensor, settings: Settings, kernels: Kernels) -> Parameter:
-    wide = weight.dtype == torch.float32
-    master = weight if wide else weight.to(torch.float32)
+def _own(name: str, master: Master, settings: Settings, kernels: Kernels) -> Parameter:
     within = name.startswith("blocks.")
-    found = kept(settings, tuple(master.shape), within=within)
+    found = kept(settings, tuple(master.weight.shape), within=within)
     states = {each.kind: State(each, master, kernels) for each in found}
-    return Parameter(master, None if wide else weight, states, within)
+    return Parameter(master, states, within)

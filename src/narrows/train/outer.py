@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from narrows.kernels.interface import Kernels, Master
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import Axis
 from narrows.spec.exchange import LocalSteps
@@ -23,17 +24,19 @@ _BUCKET = 1 << 23
 class Outer:
     """What islands began with, and its momentum, in fp32, of the `masters` that they train."""
 
-    def __init__(self, settings: LocalSteps, axis: Axis, masters: Mapping[str, Tensor]) -> None:
-        self.settings, self.axis, self.masters = settings, axis, masters
-        self.begun = {name: master.clone() for name, master in masters.items()}
-        self.momentum = {name: torch.zeros_like(each) for name, each in masters.items()}
+    def __init__(
+        self, settings: LocalSteps, axis: Axis, kernels: Kernels, masters: Mapping[str, Master]
+    ) -> None:
+        self.settings, self.axis, self.kernels, self.masters = settings, axis, kernels, masters
+        self.begun = {name: kernels.values(each).clone() for name, each in masters.items()}
+        self.momentum = {name: torch.zeros_like(each) for name, each in self.begun.items()}
 
     @torch.no_grad()
     def meet(self) -> None:
         """All islands' masters become the same, in place."""
         s = self.settings
         for names in self._buckets():
-            moved = [(self.begun[name] - self.masters[name]).flatten() for name in names]
+            moved = [(self.begun[name] - self._now(name)).flatten() for name in names]
             mean = add_up(torch.cat(moved), self.axis).div_(self.axis.size)
             pieces = mean.split([each.numel() for each in moved])
             for name, piece in zip(names, pieces, strict=True):
@@ -42,19 +45,23 @@ class Outer:
                 momentum.mul_(s.outer_momentum).add_(gradient)
                 step = gradient.add(momentum, alpha=s.outer_momentum)
                 begun.sub_(step, alpha=s.outer_learning_rate)
-                self.masters[name].copy_(begun)
+                self.kernels.set_(self.masters[name], begun)
+        self.restored()
 
     def restored(self) -> None:
         """The masters are those of a meeting: from there islands begin."""
-        for name, master in self.masters.items():
-            self.begun[name].copy_(master)
+        for name, begun in self.begun.items():
+            begun.copy_(self._now(name))
+
+    def _now(self, name: str) -> Tensor:
+        return self.kernels.values(self.masters[name])
 
     def _buckets(self) -> Iterator[list[str]]:
         names: list[str] = []
         size = 0
         for name in sorted(self.masters):
             names.append(name)
-            size += self.masters[name].numel()
+            size += self.begun[name].numel()
             if size >= _BUCKET:
                 yield names
                 names, size = [], 0

@@ -1,4 +1,4 @@
-"""How each rule steps one parameter, on fp32 masters; torch's own functions where it has one.
+"""How each rule steps one parameter, in fp32; torch's own functions where it has one.
 
 Most rules go value by value: they are given a piece of a parameter at a time, small enough for the
 cache, so that the many operations of an update read memory once. Adafactor and Muon see all of it.
@@ -7,7 +7,7 @@ cache, so that the many operations of an update read memory once. Adafactor and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from narrows.kernels.interface import AdamWStep, Kernels, Moments
+from narrows.kernels.interface import AdamWStep, Kernels, Master, Moments
 from narrows.spec.optimizer import (
     SGD,
     Adafactor,
@@ -53,30 +53,23 @@ class Step(NamedTuple):
 
 
 class Updated(NamedTuple):
-    """A parameter, or a piece of it: the fp32 master, its gradient, the weight that follows the
-    master where that is another tensor, and what the rule keeps, by kind.
+    """A parameter, or a piece of it: its fp32 values, which change in place, its gradient, and what
+    the rule keeps, by kind.
     """
 
     master: Tensor
     gradient: Tensor
-    weight: Tensor | None
     state: dict[str, Tensor]
 
     def wide(self, scale: float) -> Tensor:
         """The gradient in fp32, times `scale`."""
         return self.gradient.to(torch.float32) * scale
 
-    def follow(self) -> None:
-        """The weight becomes what the master is."""
-        if self.weight is not None:
-            self.weight.copy_(self.master)
-
 
 class Parameter(NamedTuple):
     """A parameter of this process; `within` says whether it belongs to a block."""
 
-    master: Tensor
-    weight: Tensor | None
+    master: Master
     states: dict[str, State]
     within: bool
 
@@ -84,17 +77,19 @@ class Parameter(NamedTuple):
 @torch.no_grad()
 def update(rule: Rule, kernels: Kernels, own: Parameter, gradient: Tensor, step: Step) -> None:
     """One step of a parameter."""
-    shape = tuple(own.master.shape)
+    shape, count = tuple(own.master.weight.shape), own.master.weight.numel()
     if isinstance(rule, Adafactor):
-        whole = Updated(own.master, gradient, own.weight, _values(own))
-        _adafactor(rule, whole, step)
+        with _opened(kernels, own.master) as values:
+            _adafactor(rule, Updated(values, gradient, _values(own)), step)
     elif isinstance(rule, Muon) and orthogonal(rule, shape, within=own.within):
-        with own.states["first"].opened(0, own.master.numel()) as first:
-            state = {"first": first.view(shape)}
-            _muon(rule, Updated(own.master, gradient, own.weight, state), step)
+        with (
+            own.states["first"].opened(0, count) as first,
+            _opened(kernels, own.master) as values,
+        ):
+            _muon(rule, Updated(values, gradient, {"first": first.view(shape)}), step)
     else:
         fused = isinstance(rule, AdamW) and all(s.bits == 32 for s in own.states.values())
-        for start, stop in _pieces(own.master.numel(), whole=fused):
+        for start, stop in _pieces(count, whole=fused):
             _piece(rule, kernels, own, (gradient, start, stop), step)
 
 
@@ -102,20 +97,19 @@ def _piece(
     rule: Rule, kernels: Kernels, own: Parameter, of: tuple[Tensor, int, int], step: Step
 ) -> None:
     gradient, start, stop = of
-    weight = None if own.weight is None else own.weight.view(-1)[start:stop]
+    gradient, master = gradient.reshape(-1)[start:stop], own.master.piece(start, stop)
     with ExitStack() as stack:
         state = {
             kind: own.states[kind].values if kind == "mass"
             else stack.enter_context(own.states[kind].opened(start, stop))
             for kind in own.states if kind != "average"
         }  # fmt: skip
-        piece = Updated(
-            own.master.view(-1)[start:stop], gradient.reshape(-1)[start:stop], weight, state
-        )
-        last = stop == own.master.numel()
+        if isinstance(rule, AdamW | Muon):
+            moments = Moments(state["first"], state["second"])
+            kernels.adamw_(master, moments, gradient, _numbers(rule, step))
+            return
+        piece = Updated(stack.enter_context(_opened(kernels, master)), gradient, state)
         match rule:
-            case AdamW() | Muon():
-                _adamw(rule, kernels, piece, step)
             case Adam():
                 _adam(rule, piece, step)
             case Adagrad():
@@ -125,20 +119,28 @@ def _piece(
             case Lion():
                 _lion(rule, piece, step)
             case ScheduleFree():
+                last = stop == own.master.weight.numel()
                 _schedule_free(rule, piece, step, last=last)
 
 
-def averaged(rule: ScheduleFree, own: Parameter) -> Tensor:
+def averaged(rule: ScheduleFree, kernels: Kernels, own: Parameter) -> Tensor:
     """The mean that a schedule-free parameter answers with."""
-    return own.master.lerp(own.states["anchor"].values, 1.0 - 1.0 / rule.beta1)
+    anchor = own.states["anchor"].values
+    return kernels.values(own.master).lerp(anchor, 1.0 - 1.0 / rule.beta1)
 
 
-def _adamw(rule: AdamW | Muon, kernels: Kernels, own: Updated, step: Step) -> None:
-    moments = Moments(own.master, own.state["first"], own.state["second"])
-    numbers = AdamWStep(
+@contextmanager
+def _opened(kernels: Kernels, master: Master) -> Iterator[Tensor]:
+    """Its fp32 values; what is changed in place is kept."""
+    values = kernels.values(master)
+    yield values
+    kernels.set_(master, values)
+
+
+def _numbers(rule: AdamW | Muon, step: Step) -> AdamWStep:
+    return AdamWStep(
         step.rate, step.decay, rule.beta1, rule.beta2, rule.epsilon, step.number, step.scale
     )
-    kernels.adamw_(moments, own.gradient, own.weight, numbers)
 
 
 def _adam(rule: Adam, own: Updated, step: Step) -> None:
@@ -148,7 +150,6 @@ def _adam(rule: Adam, own: Updated, step: Step) -> None:
         beta1=rule.beta1, beta2=rule.beta2, lr=step.rate, weight_decay=step.decay,
         eps=rule.epsilon, maximize=False,
     )  # fmt: skip
-    own.follow()
 
 
 def _adagrad(rule: Adagrad, own: Updated, step: Step) -> None:
@@ -156,7 +157,6 @@ def _adagrad(rule: Adagrad, own: Updated, step: Step) -> None:
         [own.master], [own.wide(step.scale)], [own.state["second"]], _before(own, step),
         lr=step.rate, weight_decay=step.decay, lr_decay=0.0, eps=rule.epsilon, maximize=False,
     )  # fmt: skip
-    own.follow()
 
 
 def _sgd(rule: SGD, own: Updated, step: Step) -> None:
@@ -167,7 +167,6 @@ def _sgd(rule: SGD, own: Updated, step: Step) -> None:
         momentum=rule.momentum, lr=step.rate, dampening=0.0, nesterov=rule.nesterov,
         maximize=False,
     )  # fmt: skip
-    own.follow()
 
 
 def _lion(rule: Lion, own: Updated, step: Step) -> None:
@@ -175,7 +174,6 @@ def _lion(rule: Lion, own: Updated, step: Step) -> None:
     own.master.mul_(1.0 - step.rate * step.decay)
     own.master.add_(first.lerp(gradient, 1.0 - rule.beta1).sign_(), alpha=-step.rate)
     first.lerp_(gradient, 1.0 - rule.beta2)
-    own.follow()
 
 
 def _adafactor(rule: Adafactor, own: Updated, step: Step) -> None:
@@ -187,7 +185,6 @@ def _adafactor(rule: Adafactor, own: Updated, step: Step) -> None:
         lr=step.rate, beta2_decay=-rule.decay, weight_decay=step.decay, eps1=_EPSILON,
         eps2=rule.least, maximize=False,
     )  # fmt: skip
-    own.follow()
 
 
 def _muon(rule: Muon, own: Updated, step: Step) -> None:
@@ -200,7 +197,6 @@ def _muon(rule: Muon, own: Updated, step: Step) -> None:
         ns_steps=rule.iterations, eps=_MUON_LEAST, adjust_lr_fn="match_rms_adamw",
         has_complex=False,
     )  # fmt: skip
-    own.follow()
 
 
 def _schedule_free(rule: ScheduleFree, own: Updated, step: Step, *, last: bool) -> None:
@@ -220,7 +216,6 @@ def _schedule_free(rule: ScheduleFree, own: Updated, step: Step, *, last: bool) 
     anchor.sub_(gradient, alpha=step.rate)
     if last:
         mass.fill_(total)
-    own.follow()
 
 
 def _values(own: Parameter) -> dict[str, Tensor]:

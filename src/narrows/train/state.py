@@ -20,7 +20,7 @@ from narrows.train.outer import Outer
 from narrows.train.step import Trainer
 
 Talk = Callable[[str], None]
-_ALIKE_STATES = ("master", "outer")
+_ALIKE_STATES = ("rest", "outer")
 _ALIKE = "powersgd."
 
 

@@ -81,8 +81,8 @@ class Trainer:
         self.optimizer = Optimizer(self.split, plan.optimizer)
         self.outer: Outer | None = None
         if isinstance(plan.exchange, LocalSteps):
-            masters = self.optimizer.masters()
-            self.outer = Outer(plan.exchange, self.ranks.islands, masters)
+            kernels, masters = self.model.kernels, self.optimizer.masters()
+            self.outer = Outer(plan.exchange, self.ranks.islands, kernels, masters)
         self.span: Callable[[str], AbstractContextManager[object]] = no_span
         self.optimizer.span = lambda name: self.span(name)
         self.heard, self.noise, self.ramp = Heard(), NoiseScale(), Ramp()
@@ -136,7 +136,6 @@ class Trainer:
             norm = self.optimizer.step(update, factor, accept)
             if self.outer is not None and self.meets(number + 1):
                 self.outer.meet()
-                self.optimizer.follow_masters()
         self.ramp = self.ramp.updated(steps)
         if taken and self.optimizer.watching:
             self._listen(norm, micros)

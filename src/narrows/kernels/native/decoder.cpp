@@ -208,20 +208,31 @@ class Member {
       const int64_t row = own.first + i, position = own.start + i;
       float* from = s.qkv + row * layer.qkv.rows + head * H;
       if (!query && !key) {
-        bf16* to = values(own.cache, l, head - d.heads - d.kv_heads);
-        to += position / 2 * 2 * H + position % 2;
-        for (int64_t h = 0; h < H; h++) to[2 * h] = to_bf16(from[h]);
+        bf16* to = values(own.cache, l, head - d.heads - d.kv_heads) + position / 2 * 2 * H;
+        if (position % 2 == 0 && i + 1 < own.count) {
+          const float* next = from + layer.qkv.rows;
+          for (int64_t h = 0; h < H; h += 16)
+            _mm512_storeu_si512(to + 2 * h, pair_rows(_mm512_loadu_ps(from + h),
+                                                      _mm512_loadu_ps(next + h)));
+          i++;
+        } else {
+          for (int64_t h = 0; h < H; h++) to[2 * h + position % 2] = to_bf16(from[h]);
+        }
         continue;
       }
       if (weight) normed(from, weight, H, d.epsilon, from);
       turn(from, position);
       if (query) {
         bf16* to = s.queries + (row * d.heads + head) * H;
-        for (int64_t h = 0; h < H; h++) to[h] = to_bf16(from[h] * d.query_scale);
+        const __m512 scale = _mm512_set1_ps(d.query_scale);
+        for (int64_t h = 0; h < H; h += 16)
+          store_bf16(to + h, _mm512_mul_ps(_mm512_loadu_ps(from + h), scale));
       } else {
         bf16* to = keys(own.cache, l, head - d.heads);
         to += position / 16 * 16 * H + position % 16 * 2;
-        for (int64_t h = 0; h < H; h++) to[h / 2 * 32 + h % 2] = to_bf16(from[h]);
+        bf16 narrow[WIDEST];
+        for (int64_t h = 0; h < H; h += 16) store_bf16(narrow + h, _mm512_loadu_ps(from + h));
+        for (int64_t h = 0; h < H; h += 2) memcpy(to + h / 2 * 32, narrow + h, 4);
       }
     }
   }

@@ -1,10 +1,9 @@
-// The operations between the products: norms, activations, softmax cross entropy, AdamW. Each reads
-// and writes its operands once. Work is split statically, so sums do not depend on timing.
-#include <omp.h>
-
+// The operations between the products: norms, activations, softmax cross entropy. Each reads and
+// writes its operands once. Work is split statically, so sums do not depend on timing.
 #include <algorithm>
 #include <cmath>
 
+#include "shares.h"
 #include "simd.h"
 
 namespace {
@@ -22,17 +21,6 @@ inline __m512 gelu_gate(__m512 h, __m512& slope) {
 inline __m512 sigmoid(__m512 x) {
   const __m512 one = _mm512_set1_ps(1.0f);
   return _mm512_div_ps(one, _mm512_add_ps(one, exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), x))));
-}
-
-// Half-open range of `count` items that belongs to this thread.
-struct Range {
-  int64_t begin, end;
-};
-Range own_range(int64_t count, int64_t grain) {
-  const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-  const int64_t grains = (count + grain - 1) / grain;
-  return {std::min(count, grains * me / threads * grain),
-          std::min(count, grains * (me + 1) / threads * grain)};
 }
 
 void norm_row(const bf16* x, const bf16* delta, const bf16* weight, const bf16* bias, bf16* sum,
@@ -115,22 +103,6 @@ float cross_entropy_row(bf16* logits, int64_t target, float scale, int64_t vocab
   });
   logits[target] = to_bf16(own);
   return loss;
-}
-
-template <class Lanes>
-inline __m512 load_gradient(const void* gradient, bool half, int64_t at, Lanes lanes) {
-  return half ? load_bf16((const bf16*)gradient + at, lanes)
-              : load_float((const float*)gradient + at, lanes);
-}
-
-// f(i, lanes) for this thread's share of `count`.
-template <class F>
-inline void share16(int64_t count, F f) {
-#pragma omp parallel
-  {
-    const Range range = own_range(count, 1024);
-    each16(range.end - range.begin, [&](int64_t i, auto lanes) { f(range.begin + i, lanes); });
-  }
 }
 
 }  // namespace
@@ -265,67 +237,5 @@ void narrows_column_sum(const bf16* x, bf16* out, int64_t rows, int64_t columns)
       for (int64_t i = 0; i < width; i++) out[first + i] = to_bf16(sums[i]);
     }
   }
-}
-
-void narrows_accumulate(float* sum, const bf16* gradient, int64_t count) {
-  share16(count, [&](int64_t i, auto lanes) {
-    store_float(sum + i, _mm512_add_ps(load_float(sum + i, lanes), load_bf16(gradient + i, lanes)),
-                lanes);
-  });
-}
-
-// Sum of squares; `partial`: one double a thread.
-double narrows_squared_norm(const void* gradient, int32_t half, double* partial, int64_t count) {
-  int threads = 1;
-#pragma omp parallel
-  {
-#pragma omp single
-    threads = omp_get_num_threads();
-    const Range range = own_range(count, 4096);
-    double total = 0.0;
-    for (int64_t block = range.begin; block < range.end; block += 4096) {
-      const int64_t end = std::min(block + 4096, range.end);
-      __m512 sum = _mm512_setzero_ps();
-      each16(end - block, [&](int64_t i, auto lanes) {
-        __m512 g = load_gradient(gradient, half, block + i, lanes);
-        sum = _mm512_fmadd_ps(g, g, sum);
-      });
-      total += _mm512_reduce_add_ps(sum);
-    }
-    partial[omp_get_thread_num()] = total;
-  }
-  double total = 0.0;
-  for (int t = 0; t < threads; t++) total += partial[t];
-  return total;
-}
-
-struct AdamW {
-  float rate, decay, beta1, beta2, epsilon, correction1, correction2, scale;
-};
-
-// One step of AdamW on fp32 masters and moments; `weight` (bf16, or null) receives the rounded
-// master. The gradient is multiplied by `scale` first.
-void narrows_adamw(float* master, float* moment1, float* moment2, const void* gradient,
-                   int32_t half, bf16* weight, int64_t count, const AdamW* step) {
-  const AdamW s = *step;
-  const __m512 beta1 = _mm512_set1_ps(s.beta1), rest1 = _mm512_set1_ps(1.0f - s.beta1);
-  const __m512 beta2 = _mm512_set1_ps(s.beta2), rest2 = _mm512_set1_ps(1.0f - s.beta2);
-  const __m512 keep = _mm512_set1_ps(1.0f - s.rate * s.decay), scale = _mm512_set1_ps(s.scale);
-  const __m512 rate = _mm512_set1_ps(s.rate / s.correction1);
-  const __m512 root = _mm512_set1_ps(1.0f / std::sqrt(s.correction2));
-  const __m512 epsilon = _mm512_set1_ps(s.epsilon);
-  share16(count, [&](int64_t i, auto lanes) {
-    __m512 g = _mm512_mul_ps(load_gradient(gradient, half, i, lanes), scale);
-    __m512 m = load_float(moment1 + i, lanes), v = load_float(moment2 + i, lanes);
-    m = _mm512_fmadd_ps(beta1, m, _mm512_mul_ps(rest1, g));
-    v = _mm512_fmadd_ps(beta2, v, _mm512_mul_ps(rest2, _mm512_mul_ps(g, g)));
-    __m512 p = _mm512_mul_ps(load_float(master + i, lanes), keep);
-    __m512 divisor = _mm512_fmadd_ps(_mm512_sqrt_ps(v), root, epsilon);
-    p = _mm512_fnmadd_ps(rate, _mm512_div_ps(m, divisor), p);
-    store_float(moment1 + i, m, lanes);
-    store_float(moment2 + i, v, lanes);
-    store_float(master + i, p, lanes);
-    if (weight) store_bf16(weight + i, p, lanes);
-  });
 }
 }

@@ -37,6 +37,18 @@ static inline void store_bytes(uint8_t* p, __m128i x, All) { _mm_storeu_si128((_
 static inline void store_bytes(uint8_t* p, __m128i x, __mmask16 mask) {
   _mm_mask_storeu_epi8(p, mask, x);
 }
+static inline __m256i load_words(const int16_t* p, All) {
+  return _mm256_loadu_si256((const __m256i*)p);
+}
+static inline __m256i load_words(const int16_t* p, __mmask16 mask) {
+  return _mm256_maskz_loadu_epi16(mask, p);
+}
+static inline void store_words(int16_t* p, __m256i x, All) {
+  _mm256_storeu_si256((__m256i*)p, x);
+}
+static inline void store_words(int16_t* p, __m256i x, __mmask16 mask) {
+  _mm256_mask_storeu_epi16(p, mask, x);
+}
 static inline __m512 kept(__m512 x, All) { return x; }
 static inline __m512 kept(__m512 x, __mmask16 mask) { return _mm512_maskz_mov_ps(mask, x); }
 static inline void store_bf16(bf16* p, __m512 x) {
