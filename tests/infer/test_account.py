@@ -79,7 +79,7 @@ def test_without_a_probe_it_is_measured_alone(
     knows(None)
     _, predicted, measured = closed(generator, tmp_path)
     assert predicted is None and measured.first_token_s > 0
-    assert told(None, measured).splitlines()[-1].endswith("narrows probe")
+    assert told(None, measured).splitlines()[-1].endswith("narrows probe --refresh")
 
 
 def test_a_run_trained_here_tells_of_this_machine(

@@ -69,8 +69,7 @@ def run(chosen: argparse.Namespace) -> int:
     rate = f"{writing.tokens / seconds:,.0f} tokens/s"
     speak.talk(f"{writing.tokens} tokens in {seconds:.2f} s, {rate}, ended by: {writing.finish}")
     predicted, measured = account.close(generator, writing)
-    packed = generator.precision in ("int8", "int4")
-    speak.talk(told(predicted, measured, packed=packed))
+    speak.talk(told(predicted, measured))
     if chosen.json:
         answer = {"prompt": chosen.prompt, "text": text, "tokens": writing.tokens}
         ledgers = {"predicted": predicted and to_builtins(predicted),

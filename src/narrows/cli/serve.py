@@ -53,6 +53,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.api_key == "":
         raise BadInput("--api-key is empty", hint="leave it out, or give a secret")
     path = folder.of_model(chosen.folder)
+    from narrows.infer.server.forecast import Asked, measured, predicted, speeds
     from narrows.infer.server.need import need, refuse_too_large
     from narrows.infer.server.run import Place, Room, serve
     from narrows.infer.server.service import Limits
@@ -66,5 +67,11 @@ def run(chosen: argparse.Namespace) -> int:
     )
     place = Place(path.name.removesuffix(".gguf"), chosen.host, chosen.port, chosen.api_key)
     room = Room(chosen.slots, chosen.queue, found.context, chosen.speculate)
-    serve(writer, place, room, Limits(tokens_max=chosen.tokens_max), speak.talk)
+    usual = Asked()
+    speak.talk(predicted(speeds(writer, path, chosen.slots, usual), usual))
+    tally = serve(writer, place, room, Limits(tokens_max=chosen.tokens_max), speak.talk)
+    asked = Asked.mean(tally)
+    if asked:
+        speak.talk(predicted(speeds(writer, path, chosen.slots, asked), asked))
+        speak.talk(measured(tally))
     return 0

@@ -13,6 +13,7 @@ from narrows.hardware.probe import machine_known
 from narrows.infer.generate import Generation, Writer
 from narrows.kernels.meter import MemoryMeter
 from narrows.plan.answer import Question, predict_answer
+from narrows.plan.packed import PackedQuestion, predict_packed
 from narrows.plan.power import bill, watts
 from narrows.spec.errors import BadInput
 from narrows.spec.ledger import Ledger, MemoryPeak, Phase, Row, Total
@@ -33,22 +34,38 @@ class Account:
     def close(self, generator: Writer, generation: Generation) -> tuple[Ledger | None, Ledger]:
         """Predicted, where this machine was probed, and measured, of a text that is written."""
         peak = self._memory.peak()
-        machine = _machine(self._run)
-        precision = generator.precision
-        known = machine and any(curve.precision == precision for curve in machine.device.matmul)
-        if machine is None or not known or precision == "int8" or precision == "int4":
+        machine = machine_known_for(self._run)
+        predicted = None
+        if machine is not None:
+            counts = len(generation.prompt), len(generation.seconds)
+            predicted = predicted_answer(generator, machine, *counts)
+        if predicted is None:
             return None, _measured(generator, generation, peak, None, None)
-        asked = Question(
-            prompt=len(generation.prompt),
-            tokens=len(generation.seconds),
-            precision=precision,
-            fresh=True,
-        )
-        predicted = predict_answer(generator.spec, asked, machine)
         return predicted, _measured(generator, generation, peak, machine, predicted)
 
 
-def told(predicted: Ledger | None, measured: Ledger, *, packed: bool = False) -> str:
+def predicted_answer(
+    writer: Writer, machine: Machine, prompt: int, tokens: int, sequences: int = 1
+) -> Ledger | None:
+    """So many tokens that go on from prompts of so many, of `sequences` at once; None where the
+    machine was not probed for weights such as these.
+    """
+    precision = writer.precision
+    if precision == "int8" or precision == "int4":
+        packed = PackedQuestion(
+            prompt=prompt, tokens=tokens, weight_bytes=float(writer.weight_bytes),
+            sequences=sequences,
+        )  # fmt: skip
+        return predict_packed(writer.spec, packed, machine)
+    if not any(curve.precision == precision for curve in machine.device.matmul):
+        return None
+    asked = Question(
+        prompt=prompt, tokens=tokens, precision=precision, sequences=sequences, fresh=True
+    )
+    return predict_answer(writer.spec, asked, machine)
+
+
+def told(predicted: Ledger | None, measured: Ledger) -> str:
     """Both as lines of a table, and what to do where there is no prediction."""
     lines = [f"{'':12}{'measured':>11}"]
     if predicted:
@@ -61,10 +78,7 @@ def told(predicted: Ledger | None, measured: Ledger, *, packed: bool = False) ->
             error = before / value - 1.0
             lines.append(f"{name:12}{before.text():>11}{value.text():>11}{error:+8.0%}")
     if predicted is None:
-        lines.append(
-            "what packed weights take is not predicted yet" if packed
-            else "to have it predicted too: narrows probe"
-        )  # fmt: skip
+        lines.append("to have it predicted too: narrows probe --refresh")
     return "\n".join(lines)
 
 
@@ -75,7 +89,7 @@ def _figures(ledger: Ledger) -> dict[str, Quantity]:
     return {**figures, "memory": Bytes(ledger.memory.peak)}
 
 
-def _machine(run: Path) -> Machine | None:
+def machine_known_for(run: Path) -> Machine | None:
     """The record of this machine: the kept one, else the run's where it was trained here."""
     known = machine_known()
     if known is not None:

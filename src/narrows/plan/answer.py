@@ -77,7 +77,7 @@ def predict_answer(model: ModelSpec, asked: Question, machine: Machine) -> Ledge
         step_tokens=float(asked.sequences * asked.tokens),
         mfu=sum(row.flop for row in rows) / (seconds * peak),
         memory=answer_memory(model, asked),
-        total=_total(rows, seconds, passes, asked, machine),
+        total=whole(rows, asked.tokens, asked.sequences, machine),
     )
 
 
@@ -136,7 +136,7 @@ def _rows(
     rows: dict[str, Row] = {}
     for operation in pass_operations(shapes, each, setting):
         count = _only(operation.count)
-        seconds = _seconds(operation, setting, machine, curves)
+        seconds = seconds_of(operation, setting, machine, curves)
         if operation.in_block and operation.name == _HOST and block.between is not None:
             seconds = model.layers * block.between
         elif operation.in_block:
@@ -219,7 +219,7 @@ def _expected(
         sequences=1, queries=point.queries, past=point.keys - point.queries
     )  # fmt: skip
     return sum(
-        _seconds(one, setting, machine, curves)
+        seconds_of(one, setting, machine, curves)
         for one in block_operations(Shapes.of([spec]), each, setting, weights)
         if point.queries > 1 or one.name != _HOST
     )
@@ -238,7 +238,8 @@ def _measured(
     return [(point, make) for point in curve.points]
 
 
-def _seconds(operation: Operation, setting: Setting, machine: Machine, curves: Curves) -> float:
+def seconds_of(operation: Operation, setting: Setting, machine: Machine, curves: Curves) -> float:
+    """Of one of the operations of a pass, once."""
     layouts = Layouts(
         setting=setting, micro_batch=np.ones(1), accumulation=np.ones(1), recompute=np.zeros(1),
         threads=np.array([float(machine.device.threads)]), loss_chunk=np.ones(1),
@@ -246,12 +247,12 @@ def _seconds(operation: Operation, setting: Setting, machine: Machine, curves: C
     return _only(operation_seconds(operation, layouts, machine, curves))
 
 
-def _total(
-    rows: tuple[Row, ...], seconds: float, passes: int, asked: Question, machine: Machine
-) -> Total:
+def whole(rows: tuple[Row, ...], tokens: int, sequences: int, machine: Machine) -> Total:
+    """What answers of so many tokens take and cost, by the rows of all their passes."""
+    seconds = sum(row.seconds for row in rows)
     cost = bill(machine, seconds, sum(row.joules for row in rows) / seconds)
     return Total(
-        steps=passes, tokens=float(asked.sequences * asked.tokens), seconds=seconds,
+        steps=max(0, tokens - 1), tokens=float(sequences * tokens), seconds=seconds,
         seconds_training=0.0, seconds_start=0.0, seconds_evaluating=0.0, seconds_saving=0.0,
         joules=cost.joules, dollars=cost.dollars, carbon_grams=cost.carbon_grams,
     )  # fmt: skip

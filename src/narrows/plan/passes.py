@@ -56,7 +56,7 @@ def pass_operations(model: Shapes, each: Pass, setting: Setting) -> tuple[Operat
     rows = each.sequences * once
     operations.append(_product("head", (rows, model.vocabulary, model.width), weights, setting))
     operations.append(host(once * _HOST_CALLS_PASS))
-    operations.append(_draw(model, rows))
+    operations.append(draw(model, rows))
     return tuple(operations)
 
 
@@ -125,7 +125,7 @@ def seen(each: Pass) -> float:
     return each.queries * (each.past + each.queries / 2)
 
 
-def _draw(model: Shapes, rows: Array) -> Operation:
+def draw(model: Shapes, rows: Array) -> Operation:
     """One token for each sequence, one after the other."""
     return Operation(
         name="draw", phase="forward", kind="other", count=rows, flop=0 * rows,

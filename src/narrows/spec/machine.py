@@ -182,6 +182,27 @@ class ExtendedCurve(Record):
     points: tuple[ExtendedPoint, ...]
 
 
+class PackedPoint(Record):
+    """Seconds of a step of a decoder whose matrices are packed in groups: `queries` new positions
+    of each of `sequences` behind `past` cached ones, through `layers` of llama's habits, heads 64
+    wide.
+    """
+
+    layers: int
+    width: int
+    sequences: int
+    queries: int
+    past: int
+    seconds: float
+
+
+class PackedCurve(Record):
+    """Such steps with codes of so many bits."""
+
+    bits: int
+    points: tuple[PackedPoint, ...]
+
+
 class BandwidthPoint(Record):
     """Rate at which a working set of this size is read and written."""
 
@@ -213,6 +234,7 @@ class Device(Record):
     streamed: tuple[StreamedCurve, ...] = ()
     cached: tuple[CachedCurve, ...] = ()
     extended: tuple[ExtendedCurve, ...] = ()
+    packed: tuple[PackedCurve, ...] = ()
     launch: Fact[Seconds] | None = None
     power_idle: Fact[Watts] | None = None
     power_full: Fact[Watts] | None = None

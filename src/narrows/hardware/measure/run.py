@@ -11,7 +11,16 @@ import torch
 
 from narrows.hardware import disk, find, power
 from narrows.hardware.load import LoadWatch
-from narrows.hardware.measure import answering, blocks, compiling, links, matmul, memory, operations
+from narrows.hardware.measure import (
+    answering,
+    blocks,
+    compiling,
+    links,
+    matmul,
+    memory,
+    operations,
+    packing,
+)
 from narrows.hardware.measure.device import Target, memory_bytes, target
 from narrows.hardware.measure.sampling import Sample
 from narrows.hardware.measurement import Measurement, Request, Spot
@@ -32,7 +41,7 @@ from narrows.spec.units import Bytes, Watts
 
 _IDLE_SECONDS, _FULL_SECONDS = 0.8, 0.8
 _SPOT_SECONDS = 1.0
-_ANSWERING_SHARE = 0.14
+_ANSWERING_SHARE, _PACKED_SHARE = 0.14, 0.08
 """Of the time for the device; the shares in `_device` are of the rest."""
 _PRIORITY = -15
 
@@ -107,7 +116,8 @@ def _device(
     threads = matmul.threads_best(where, candidates) if len(candidates) > 1 else candidates[0]
     torch.set_num_threads(threads)
     answering_seconds = _ANSWERING_SHARE * seconds
-    seconds -= answering_seconds
+    packed_seconds = _PACKED_SHARE * seconds if "native" in sets else 0.0
+    seconds -= answering_seconds + packed_seconds
     _tell("memory")
     points, copy, samples = memory.copying(where, seconds=0.07 * seconds)
     fresh = memory.fresh_pages(where, seconds=0.03 * seconds)
@@ -130,6 +140,8 @@ def _device(
     _tell("answering: few rows, many weights, a cache")
     answers = answering.curves(where, seconds=answering_seconds, memory_bytes=float(free.value))
     samples += answers.samples
+    packed, taken = packing.curves(where, seconds=packed_seconds, memory_bytes=float(free.value))
+    samples += taken
     idle, full = _power(where, curves, threads)
     found = Device(
         kind=where.kind,
@@ -143,6 +155,7 @@ def _device(
         streamed=answers.streamed,
         cached=answers.cached,
         extended=answers.extended,
+        packed=packed,
         launch=launch,
         power_idle=idle,
         power_full=full,

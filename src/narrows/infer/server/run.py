@@ -19,6 +19,7 @@ from narrows.infer.packed_core import PackedCore
 from narrows.infer.scheduler import Scheduler
 from narrows.infer.server.app import app
 from narrows.infer.server.service import Limits, Service
+from narrows.infer.tally import Tally
 from narrows.infer.torch_core import TorchCore
 from narrows.spec.errors import BadInput
 
@@ -43,8 +44,9 @@ class Room(NamedTuple):
     speculate: int = 0
 
 
-def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) -> None:
+def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) -> Tally:
     """Answer at `place` until SIGTERM or SIGINT; answers in the making get `limits.drain_s` more.
+    Returns what was done.
 
     Raises BadInput where the address cannot be had.
     """
@@ -72,6 +74,7 @@ def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) 
     finally:
         scheduler.close()
         listening.close()
+    return scheduler.tally
 
 
 def core_of(writer: Writer, room: Room) -> Core:

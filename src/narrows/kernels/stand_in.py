@@ -1,0 +1,92 @@
+"""A decoder packed in groups, of noughts and ones, for `hardware` to time a step of.
+
+    packed_trial(shape) → a step, to be called
+
+What codes are does not change what a step takes; where they lie does: each layer has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from narrows.kernels.decoder import GROUP, Packed, PackedDecoder, PackedLayer, PackedModel, Run
+from narrows.kernels.interface import Heads, Rotation
+from narrows.spec.model import ModelSpec, llama
+
+_HEAD_WIDTH, _VOCABULARY = 64, 16
+
+
+class PackedShape(NamedTuple):
+    """What a step is made of: `queries` new positions of each of `sequences` behind `past`."""
+
+    bits: int
+    layers: int
+    width: int
+    sequences: int
+    queries: int
+    past: int
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The same blocks as a model, whose head does not matter."""
+        return llama(
+            layers=self.layers, width=self.width, heads=self.width // _HEAD_WIDTH,
+            vocabulary=_VOCABULARY, context=self.past + self.queries,
+        )  # fmt: skip
+
+
+def packed_trials(
+    shapes: list[PackedShape], threads: int
+) -> Iterator[tuple[PackedShape, Callable[[], Tensor]]]:
+    """A step of each, all by one decoder: of one model, and bits, alike in all."""
+    largest = max(shapes, key=lambda each: each.past + each.queries)
+    room = largest.past + largest.queries
+    rows = max(each.sequences * each.queries for each in shapes)
+    decoder = PackedDecoder(_model(largest), room=room, rows=rows, threads=threads)
+    caches = [decoder.cache() for _ in range(max(each.sequences for each in shapes))]
+    for cache in caches:
+        cache.zero_()
+    for shape in shapes:
+        runs = [Run(cache, shape.past, shape.queries) for cache in caches[: shape.sequences]]
+        count = shape.sequences * shape.queries
+        wanted = range(shape.queries - 1, count, shape.queries)
+        yield shape, _step(decoder, runs, [1] * count, list(wanted))
+
+
+def _step(
+    decoder: PackedDecoder, runs: list[Run], tokens: list[int], wanted: list[int]
+) -> Callable[[], Tensor]:
+    return lambda: decoder.step(runs, tokens, wanted)
+
+
+def _model(shape: PackedShape) -> PackedModel:
+    spec = shape.spec
+    heads = Heads(spec.heads, spec.kv_heads, spec.head_width)
+    D, F = spec.width, spec.feed_forward_width
+    one_D = torch.ones(D)
+    table = _matrix(shape.bits, spec.vocabulary, D)
+    layers = tuple(
+        PackedLayer(
+            norm_D=one_D, query_norm_H=None, key_norm_H=None, second_norm_D=one_D,
+            qkv=_matrix(shape.bits, (spec.heads + 2 * spec.kv_heads) * spec.head_width, D),
+            out=_matrix(shape.bits, D, D), up=_matrix(shape.bits, 2 * F, D),
+            down=_matrix(shape.bits, D, F),
+        )
+        for _ in range(spec.layers)
+    )  # fmt: skip
+    angles = torch.ones(spec.context, spec.head_width // 2)
+    return PackedModel(
+        layers=layers, heads=heads, epsilon=1e-5, query_scale=1.0, embedding_scale=1.0,
+        logit_scale=1.0, rotation=Rotation(angles, torch.zeros_like(angles)), table=table,
+        norm_D=one_D, head=table,
+    )  # fmt: skip
+
+
+def _matrix(bits: int, rows: int, columns: int) -> Packed:
+    codes = torch.ones(rows, columns, dtype=torch.uint8)
+    scales = torch.full((rows, columns // GROUP), 1e-3, dtype=torch.float16)
+    return Packed.of(bits, codes, scales, torch.zeros_like(scales), None)

@@ -1,0 +1,236 @@
+"""The predicted ledger of answering with matrices packed in groups of 4 or 8 bits.
+
+A step is products, whose weights are read once for all its rows, and attention over what is cached.
+Both are interpolated between steps that the machine has measured (Device.packed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from narrows.plan.answer import seconds_of, whole
+from narrows.plan.curves import Curves, matmul_peak
+from narrows.plan.layouts import Setting, Shapes
+from narrows.plan.passes import draw
+from narrows.plan.power import energy_basis, watts
+from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row
+from narrows.spec.machine import Machine, PackedCurve, PackedPoint
+from narrows.spec.model import ModelSpec, llama
+
+_GROUP_BITS = {4: 5.0, 8: 8.5}
+"""Of a weight, with its share of a group's scale and least value."""
+_MANY = 2
+"""Positions from which attention takes several at a time."""
+_CHUNK = 512
+"""Positions of a prompt that one step computes."""
+_DRAWN = Setting(precision="fp32", kernels="torch", compile=False)
+_PRODUCTS = Setting(precision="bf16", kernels="native", compile=False)
+_DRAW_BYTES = 40
+_LEAST_S = 1e-9
+_RUNTIME_BYTES = 60e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedQuestion:
+    """`sequences` prompts of `prompt` tokens, read in turn, each answered by `tokens` tokens, all
+    at once; the matrices take `weight_bytes`.
+    """
+
+    prompt: int
+    tokens: int
+    weight_bytes: float
+    sequences: int = 1
+
+
+def predict_packed(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> Ledger | None:
+    """Rows of reading a prompt and of writing the rest, the memory peak and what the answers cost;
+    None where the machine has measured no such steps.
+    """
+    rates = _rates(model, asked, machine)
+    if rates is None:
+        return None
+    rows = _reading(model, asked, rates, machine)
+    if asked.tokens > 1:
+        rows += _writing(model, asked, rates, machine)
+    flop, seconds = sum(row.flop for row in rows), sum(row.seconds for row in rows)
+    return Ledger(
+        basis="predicted",
+        energy_basis=energy_basis(machine),
+        rows=rows,
+        step_seconds=seconds,
+        step_tokens=float(asked.sequences * asked.tokens),
+        mfu=flop / (seconds * matmul_peak(machine, _PRODUCTS)),
+        memory=_memory(model, asked),
+        total=whole(rows, asked.tokens, asked.sequences, machine),
+    )
+
+
+class _Rates(NamedTuple):
+    """Seconds of products for each weight, at so many `rows` in a step; and of attention for each
+    position and value of a head: of single queries, which wait for what is cached, for each head
+    of that; of several for each of their own.
+    """
+
+    rows: tuple[float, ...]
+    of_weight: tuple[float, ...]
+    single: float
+    several: float
+
+    def products(self, weights: float, rows: float) -> float:
+        """Seconds of so many weights for as many rows."""
+        if rows >= self.rows[-1]:
+            return weights * self.of_weight[-1] * rows / self.rows[-1]
+        logs = np.log(self.of_weight)
+        return weights * float(np.exp(np.interp(np.log(rows), np.log(self.rows), logs)))
+
+    def attention(self, model: ModelSpec, queries: float, keys: float) -> float:
+        """Seconds of so many queries that see as many positions each, in all layers."""
+        several = queries >= _MANY
+        heads = model.heads if several else model.kv_heads
+        rate = self.several if several else self.single
+        return rate * queries * keys * model.layers * heads * model.head_width
+
+
+def _rates(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> _Rates | None:
+    """Between the two measured models, by the logarithm of the weights' bytes."""
+    bits = 8 * asked.weight_bytes / _weights(model)
+    curves = machine.device.packed
+    if not curves:
+        return None
+    curve = min(curves, key=lambda each: abs(_GROUP_BITS[each.bits] - bits))
+    lies = _GROUP_BITS[curve.bits] / 8
+    small, large = (_measured(curve, choose) for choose in (min, max))
+    sizes = np.log([small.weights * lies, large.weights * lies])
+    share = float(np.interp(np.log(asked.weight_bytes), sizes, [0.0, 1.0]))
+    of_weight = [
+        a ** (1.0 - share) * b**share
+        for a, b in zip(small.rates.of_weight, large.rates.of_weight, strict=True)
+    ]  # fmt: skip
+    # Of one row, reading is what takes the time.
+    of_weight[0] *= bits / _GROUP_BITS[curve.bits]
+    return large.rates._replace(of_weight=tuple(of_weight))
+
+
+class _Measured(NamedTuple):
+    weights: float
+    rates: _Rates
+
+
+def _measured(curve: PackedCurve, choose: Callable[[Iterable[int]], int]) -> _Measured:
+    """What the measured steps of the narrowest or the widest model say."""
+    width = choose(point.width for point in curve.points)
+    points = {(p.sequences, p.queries, p.past): p for p in curve.points if p.width == width}
+    spec = _spec(next(iter(points.values())))
+    unit, weights = spec.layers * spec.heads * spec.head_width, _block_weights(spec)
+    attention: dict[bool, float] = {}
+    for (sequences, queries, past), point in points.items():
+        if past:
+            more = point.seconds - points[sequences, queries, 0].seconds
+            each = max(0.0, more) / (sequences * queries * past * unit)
+            attention[queries >= _MANY] = each
+    products: dict[float, float] = {}
+    for (sequences, queries, past), point in points.items():
+        if not past:
+            keys = sequences * queries * (queries + 1) / 2
+            own = keys * unit * attention[queries >= _MANY]
+            products[float(sequences * queries)] = max(point.seconds - own, _LEAST_S) / weights
+    rows = tuple(sorted(products))
+    of_weight = tuple(products[each] for each in rows)
+    return _Measured(weights, _Rates(rows, of_weight, attention[False], attention[True]))
+
+
+def _spec(point: PackedPoint) -> ModelSpec:
+    return llama(
+        layers=point.layers, width=point.width, heads=point.width // 64, vocabulary=1,
+        context=point.past + point.queries,
+    )  # fmt: skip
+
+
+def _block_weights(model: ModelSpec) -> int:
+    """Of all matrices in blocks."""
+    attends = (2 * model.heads + 2 * model.kv_heads) * model.head_width
+    gates = 3 if model.gated else 2
+    return model.layers * model.width * (attends + gates * model.feed_forward_width)
+
+
+def _weights(model: ModelSpec) -> int:
+    """Of all matrices, those of tokens and head among them."""
+    ends = 1 if model.tied_embeddings else 2
+    return _block_weights(model) + ends * model.vocabulary * model.width
+
+
+def _reading(
+    model: ModelSpec, asked: PackedQuestion, rates: _Rates, machine: Machine
+) -> tuple[Row, ...]:
+    """One prompt, in chunks, and the choice of what follows."""
+    products, attended, chunks = 0.0, 0.0, -(-asked.prompt // _CHUNK)
+    for first in range(0, asked.prompt, _CHUNK):
+        count = min(_CHUNK, asked.prompt - first)
+        products += rates.products(_block_weights(model), count)
+        attended += rates.attention(model, count, first + (count + 1) / 2)
+    head = model.vocabulary * model.width
+    products += rates.products(head, 1)
+    flop = 2.0 * (_block_weights(model) * asked.prompt + head)
+    work = _Work(flop, chunks * asked.weight_bytes, products, attended, 1)
+    return _rows(model, work, "prefill", machine)
+
+
+def _writing(
+    model: ModelSpec, asked: PackedQuestion, rates: _Rates, machine: Machine
+) -> tuple[Row, ...]:
+    """The tokens behind the first of all texts, at the mean past."""
+    passes, texts = asked.tokens - 1, asked.sequences
+    past = asked.prompt + asked.tokens / 2
+    weights = _block_weights(model) + model.vocabulary * model.width
+    products = passes * rates.products(weights, texts)
+    attended = passes * texts * rates.attention(model, 1, past)
+    flop = 2.0 * weights * passes * texts
+    work = _Work(flop, passes * asked.weight_bytes, products, attended, passes * texts)
+    return _rows(model, work, "decode", machine)
+
+
+class _Work(NamedTuple):
+    flop: float
+    memory_bytes: float
+    products: float
+    attention: float
+    drawn: int
+
+
+def _rows(model: ModelSpec, work: _Work, phase: Phase, machine: Machine) -> tuple[Row, ...]:
+    one = draw(Shapes.of([model]), np.ones((1, 1)))
+    drawing = seconds_of(one, _DRAWN, machine, Curves.of(machine, _DRAWN))
+    parts: tuple[tuple[str, Kind, float, float, float, int], ...] = (
+        ("products", "gemm", work.flop, work.memory_bytes, work.products, 1),
+        ("attention", "attention", 0.0, 0.0, work.attention, 1),
+        ("draw", "other", 0.0, 0.0, work.drawn * drawing, work.drawn),
+    )
+    threads = machine.device.threads
+    return tuple(
+        Row(
+            operation=name, phase=phase, kind=kind, count=float(count), flop=flop,
+            memory_bytes=moved, network_bytes=0.0, seconds=seconds,
+            joules=seconds * watts(machine, kind, threads),
+        )
+        for name, kind, flop, moved, seconds, count in parts
+    )  # fmt: skip
+
+
+def _memory(model: ModelSpec, asked: PackedQuestion) -> MemoryPeak:
+    room = -(-(asked.prompt + asked.tokens) // 16) * 16
+    values = 2 * model.layers * model.kv_heads * model.head_width * room
+    rows = min(_CHUNK, room)
+    heads = (model.heads + 2 * model.kv_heads) * model.head_width
+    codes = model.width + model.feed_forward_width + model.heads * model.head_width
+    kinds = {
+        "weights": asked.weight_bytes,
+        "cache": float(2 * asked.sequences * values),
+        "activations": float(rows * (8 * model.width + 6 * heads + 1.5 * codes)),
+        "logits": float(model.vocabulary * (4 * asked.sequences + _DRAW_BYTES)),
+        "runtime": _RUNTIME_BYTES,
+    }
+    return MemoryPeak(**kinds, peak=sum(kinds.values()))

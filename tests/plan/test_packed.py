@@ -1,0 +1,116 @@
+"""Steps of packed decoders, predicted by steps that take what physics says of known rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from narrows.plan.packed import PackedQuestion, predict_packed
+from narrows.spec.machine import Machine, PackedCurve, PackedPoint
+from narrows.spec.model import ModelSpec, llama
+
+MakeMachine = Callable[..., Machine]
+RATE, KEYS_S, SCORES_S = 20e9, 0.2e-9, 0.02e-9
+"""Bytes a second; seconds of attention for each position and value of a head: one query, many."""
+MULTIPLIED_S = 5e-12
+"""Seconds for each weight and row."""
+SPEC = llama(layers=8, width=768, heads=12, kv_heads=4, vocabulary=32_000, context=2048)
+
+
+def weights(spec: ModelSpec) -> int:
+    return spec.parameters - spec.vocabulary * spec.width - (2 * spec.layers + 1) * spec.width
+
+
+def step(spec: ModelSpec, rows: int, bits: float, attended: float) -> float:
+    reading = weights(spec) * bits / 8 / RATE
+    return max(reading, weights(spec) * rows * MULTIPLIED_S) + attended
+
+
+def measured(bits: int, per_weight: float) -> PackedCurve:
+    points = []
+    for layers, width in ((2, 384), (14, 768)):
+        spec = llama(layers=layers, width=width, heads=width // 64, vocabulary=1, context=64)
+        unit = layers * width
+        for sequences, queries, past in (
+            (1, 1, 0), (8, 1, 0), (32, 1, 0), (1, 256, 0), (1, 1, 1024), (1, 256, 1024),
+        ):  # fmt: skip
+            rate = SCORES_S if queries > 1 else KEYS_S
+            keys = sequences * queries * (past + (queries + 1) / 2)
+            seconds = step(spec, sequences * queries, per_weight, rate * keys * unit)
+            points.append(
+                PackedPoint(layers=layers, width=width, sequences=sequences, queries=queries,
+                            past=past, seconds=seconds)
+            )  # fmt: skip
+    return PackedCurve(bits=bits, points=tuple(points))
+
+
+@pytest.fixture
+def machine(make_machine: MakeMachine) -> Machine:
+    made = make_machine()
+    packed = (measured(4, 5.0), measured(8, 8.5))
+    return msgspec.structs.replace(made, device=msgspec.structs.replace(made.device, packed=packed))
+
+
+def question(bits: float, *, prompt: int = 200, tokens: int = 65, texts: int = 1) -> PackedQuestion:
+    head = SPEC.vocabulary * SPEC.width
+    size = (weights(SPEC) + head) * bits / 8
+    return PackedQuestion(prompt=prompt, tokens=tokens, weight_bytes=size, sequences=texts)
+
+
+def seconds(machine: Machine, asked: PackedQuestion, operation: str, phase: str) -> float:
+    found = predict_packed(SPEC, asked, machine)
+    assert found is not None
+    return sum(r.seconds for r in found.rows if (r.operation, r.phase) == (operation, phase))
+
+
+@pytest.mark.parametrize("bits", [5.0, 8.5])
+def test_a_token_takes_what_reading_all_weights_does(machine: Machine, bits: float) -> None:
+    found = seconds(machine, question(bits), "products", "decode")
+    whole = weights(SPEC) + SPEC.vocabulary * SPEC.width
+    assert found == pytest.approx(64 * whole * bits / 8 / RATE, rel=0.02)
+
+
+def test_a_token_reads_what_is_cached_of_key_heads(machine: Machine) -> None:
+    found = seconds(machine, question(5.0), "attention", "decode")
+    unit = SPEC.layers * SPEC.kv_heads * SPEC.head_width
+    assert found == pytest.approx(64 * KEYS_S * unit * (200 + 65 / 2), rel=0.02)
+
+
+def test_a_prompt_multiplies_all_weights_by_all_rows(machine: Machine) -> None:
+    found = seconds(machine, question(5.0, prompt=1500), "products", "prefill")
+    head = SPEC.vocabulary * SPEC.width * 5.0 / 8 / RATE
+    expected = weights(SPEC) * 1500 * MULTIPLIED_S + head
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_attention_of_a_prompt_grows_with_its_square(machine: Machine) -> None:
+    short, long = (
+        seconds(machine, question(5.0, prompt=prompt), "attention", "prefill")
+        for prompt in (400, 1600)
+    )
+    assert long / short == pytest.approx(16.0, rel=0.01)
+
+
+def test_texts_share_what_is_read_until_they_multiply_for_longer(machine: Machine) -> None:
+    one, eight, many = (
+        seconds(machine, question(5.0, texts=texts), "products", "decode") for texts in (1, 8, 64)
+    )
+    assert eight < 1.5 * one
+    assert many / eight == pytest.approx(64 / 8, rel=0.25)
+
+
+def test_what_was_not_measured_is_not_predicted(make_machine: MakeMachine) -> None:
+    assert predict_packed(SPEC, question(5.0), make_machine()) is None
+
+
+def test_memory_is_the_sum_of_its_kinds(machine: Machine) -> None:
+    found = predict_packed(SPEC, question(5.0, texts=8), machine)
+    assert found is not None
+    memory = found.memory
+    assert memory.peak == pytest.approx(sum(size for _, size in memory.ranked()))
+    room = 272
+    cached = 2 * 2 * 8 * SPEC.layers * SPEC.kv_heads * SPEC.head_width * room
+    assert memory.cache == cached
+    assert found.step_seconds == pytest.approx(found.first_token_s + 64 * found.per_token_s)
