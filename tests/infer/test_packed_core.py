@@ -10,7 +10,7 @@ import torch
 from narrows.infer.export import export
 from narrows.infer.packed import PackedWriter
 from narrows.infer.packed_core import PackedCore
-from narrows.infer.requests import Request
+from narrows.infer.requests import Chosen, Piece, Request
 from narrows.infer.sampling import Sampling
 from narrows.infer.scheduler import Scheduler
 from narrows.infer.writer import load_writer
@@ -80,6 +80,34 @@ def test_a_conversation_that_goes_on_reads_what_is_new_alone(writer: PackedWrite
         fresh = Scheduler(PackedCore(writer.model, 1, CONTEXT), writer.tokenizer)
         assert "".join(piece.text for piece in fresh.submit(request)) == text
         fresh.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_guesses_change_no_text(writer: PackedWriter, temperature: float) -> None:
+    told, guessed = [], 0
+    for speculate in (0, 5):
+        core = PackedCore(writer.model, 3, CONTEXT)
+        scheduler = Scheduler(core, writer.tokenizer, chunk=20, speculate=speculate)
+        # What was said twice is guessed; a penalty counts what was said.
+        sampling = Sampling(temperature=temperature, repetition_penalty=1.02, seed=5)
+        asked = [
+            Request(prompt=(*PROMPT[:8], *PROMPT[:count]), tokens_max=20, sampling=sampling,
+                    count=2, logprobs=1) for count in (3, 4, 8)
+        ]  # fmt: skip
+        told.append([list(scheduler.submit(request)) for request in asked])
+        guessed += scheduler.tally.tokens_guessed
+        scheduler.close()
+    whole, parts = ([pieces_of(each) for each in answers] for answers in told)
+    assert whole == parts and guessed > 0
+
+
+def pieces_of(pieces: list[Piece]) -> dict[int, tuple[str, tuple[Chosen, ...], int]]:
+    """Of each choice: its text, odds and tokens."""
+    found: dict[int, tuple[str, tuple[Chosen, ...], int]] = {}
+    for choice, text, tokens, chosen, _ in pieces:
+        so_far = found.get(choice, ("", (), 0))
+        found[choice] = (so_far[0] + text, so_far[1] + chosen, so_far[2] + tokens)
+    return found
 
 
 def greedy(writer: PackedWriter, prompt: list[int], count: int) -> list[int]:

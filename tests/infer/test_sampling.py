@@ -43,6 +43,34 @@ def test_top_p_keeps_the_fewest_whose_odds_reach_p() -> None:
     assert kept(top_p(LOGITS, 1.0)) == [0, 1, 2, 3, 4]
 
 
+@given(st.integers(0, 2**31), st.floats(0.01, 0.9999), st.sampled_from([0.3, 1.0, 4.0]))
+def test_top_p_of_a_large_vocabulary_is_the_one_that_sorts(
+    seed: int, p: float, spread: float
+) -> None:
+    logits_V = torch.randn(3000, generator=torch.Generator().manual_seed(seed)) * spread
+    odds_V, places_V = logits_V.double().softmax(-1).sort(descending=True)
+    before_V = odds_V.cumsum(-1) - odds_V
+    clear_V = (before_V - p).abs() > 1e-5
+    left_V = torch.isfinite(top_p(logits_V, p))[places_V]
+    assert torch.equal(left_V[clear_V], (before_V < p)[clear_V])
+
+
+def test_of_equals_at_the_end_of_top_p_the_first_stay() -> None:
+    assert kept(top_p(torch.zeros(1000), 0.0105)) == list(range(11))
+
+
+@given(st.integers(0, 2**31), st.integers(2, 1500))
+def test_a_token_is_where_the_summed_odds_pass_the_number(seed: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits_V = top_k(torch.randn(count, generator=generator) * 3, count // 2 + 1)
+    state = generator.get_state()
+    token = draw(logits_V, generator)
+    uniform = torch.rand(1, generator=generator.set_state(state), dtype=torch.float64)
+    passed_V = logits_V.softmax(-1, dtype=torch.float64).cumsum(-1)
+    before = 0.0 if token == 0 else float(passed_V[token - 1])
+    assert before - 1e-6 <= float(uniform) * float(passed_V[-1]) <= float(passed_V[token]) + 1e-6
+
+
 def test_min_p_is_a_share_of_the_likeliest() -> None:
     assert kept(min_p(LOGITS, 0.7)) == [1, 3]
     assert kept(min_p(LOGITS, 0.2)) == [1, 2, 3, 4]

@@ -231,8 +231,8 @@ def test_closing_drains_or_tells(make: Make, gate: Gate) -> None:
     patient, hasty = make(), make()
     drained, dropped = patient.submit(request(tokens_max=3)), hasty.submit(request())
     threading.Timer(0.05, gate.open.set).start()
-    patient.close(drain_s=20.0)
     hasty.close()
+    patient.close(drain_s=20.0)
     assert texts(drained)[0][1] == 3
     with pytest.raises(Closed):
         list(dropped)

@@ -32,6 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="texts written at once (default 8)")  # fmt: skip
     parser.add_argument("--queue", type=int, default=64, metavar="N",
                         help="requests that may wait, more are refused (default 64)")  # fmt: skip
+    parser.add_argument("--speculate", type=int, default=0, metavar="N",
+                        help="guess up to N tokens by what was said before, which changes speed "
+                        "alone (default 0)")  # fmt: skip
     parser.add_argument("--context", type=int, metavar="N",
                         help="a prompt and its answer (default the model's)")  # fmt: skip
     parser.add_argument("--tokens-max", type=int, default=4096, metavar="N",
@@ -43,7 +46,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Serve until told to end."""
-    for name, least in (("slots", 1), ("queue", 0), ("tokens_max", 1), ("port", 0)):
+    for name, least in (
+        ("slots", 1),
+        ("queue", 0),
+        ("tokens_max", 1),
+        ("port", 0),
+        ("speculate", 0),
+    ):
         if getattr(chosen, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise BadInput(f"{option} is {getattr(chosen, name)}", hint=f"at least {least}")
@@ -70,7 +79,7 @@ def run(chosen: argparse.Namespace) -> int:
     writer = load_writer(
         path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
     )
-    room = Room(chosen.slots, chosen.queue, found.context)
+    room = Room(chosen.slots, chosen.queue, found.context, chosen.speculate)
     usual = Asked()
     speak.talk(predicted(speeds(writer, path, chosen.slots, usual), usual))
     tally = serve(writer, place, room, limits, speak.talk)

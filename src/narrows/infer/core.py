@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
+
+
+class Read(NamedTuple):
+    """Tokens, one or more, that are read in a slot at positions from `start` on, up to where it
+    must be filled; of the last `wanted` of them it is asked what follows.
+    """
+
+    slot: int
+    tokens: Sequence[int]
+    start: int
+    wanted: int = 1
 
 
 class Core(ABC):
@@ -29,8 +40,15 @@ class Core(ABC):
         """
 
     @abstractmethod
+    def step(self, reads: Sequence[Read]) -> Tensor:
+        """Read in different slots at once; logits [W,V] in fp32 of all that are wanted, in turn. A
+        core that is not `alike` is asked for at most the last of each.
+        """
+
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Read one token behind each of different slots' last; logits [M,V] in fp32."""
+        pairs = zip(slots, tokens, strict=True)
+        return self.step([Read(slot, [token], self.length(slot)) for slot, token in pairs])
 
     @abstractmethod
     def copy(self, source: int, target: int, count: int) -> None:

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from narrows.infer.core import Core
+from narrows.infer.core import Core, Read
 from narrows.infer.scheduler import CHUNK
 from narrows.kernels.decoder import PackedDecoder, PackedModel, Run
 from narrows.kernels.packing import PANEL
@@ -24,7 +24,7 @@ class PackedCore(Core):
 
     def __init__(self, model: PackedModel, slots: int, context: int) -> None:
         super().__init__(slots, context, model.head.rows)
-        rows, threads = max(slots, CHUNK), torch.get_num_threads()
+        rows, threads = slots + CHUNK, torch.get_num_threads()
         self._decoder = PackedDecoder(model, room=context, rows=rows, threads=threads)
         self._caches = [self._decoder.cache() for _ in range(slots)]
 
@@ -35,14 +35,19 @@ class PackedCore(Core):
         self._lengths[slot] = start + len(tokens)
         return logits_V
 
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        assert len(set(slots)) == len(slots) == len(tokens), "a slot twice"
-        assert all(self._lengths[slot] < self.context for slot in slots), "a slot is full"
-        runs = [Run(self._caches[slot], self._lengths[slot], 1) for slot in slots]
-        logits_MV = self._decoder.step(runs, tokens, range(len(slots)))
-        for slot in slots:
-            self._lengths[slot] += 1
-        return logits_MV
+    def step(self, reads: Sequence[Read]) -> Tensor:
+        assert len({each.slot for each in reads}) == len(reads), "a slot twice"
+        runs, tokens, wanted = list[Run](), list[int](), list[int]()
+        for slot, some, start, count in reads:
+            assert some and start <= self._lengths[slot], "a gap in the cache"
+            assert start + len(some) <= self.context, "the slot is full"
+            runs.append(Run(self._caches[slot], start, len(some)))
+            tokens += some
+            wanted += range(len(tokens) - count, len(tokens))
+        logits_WV = self._decoder.step(runs, tokens, wanted)
+        for slot, some, start, _ in reads:
+            self._lengths[slot] = start + len(some)
+        return logits_WV
 
     def copy(self, source: int, target: int, count: int) -> None:
         assert count <= self._lengths[source]

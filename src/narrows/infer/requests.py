@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import NamedTuple, final
 
 from narrows.infer.generate import Finish
@@ -91,7 +91,7 @@ class Answer:
         self.request = request
         self.reused = 0
         self._came: deque[Piece | NarrowsError] = deque()
-        self._wake: Callable[[], object] | None = None
+        self._reader: threading.Event | _Waiting | None = None
         self._left = request.count
         self._ended = False
         self.outcome: Outcome = "finished"
@@ -106,14 +106,13 @@ class Answer:
         if not self._ended:
             self.outcome = "cancelled"
         self._ended = True
-        self._call()
+        ring([self])
 
     def put(self, piece: Piece) -> None:
-        """The worker's: hand over more."""
+        """The worker's: hand over more; who reads it notices when `ring` is called."""
         self._left -= piece.finish is not None
         self._came.append(piece)
         self._ended = self._ended or self._left == 0
-        self._call()
 
     def fail(self, error: NarrowsError) -> None:
         """The worker's: there will be no more, and why."""
@@ -121,11 +120,10 @@ class Answer:
             self._came.append(error)
             self.outcome = "failed"
             self._ended = True
-        self._call()
+        ring([self])
 
     def __iter__(self) -> Iterator[Piece]:
-        arrived = threading.Event()
-        self._wake = arrived.set
+        arrived = self._reader = threading.Event()
         while True:
             arrived.clear()
             ended = self._ended
@@ -135,14 +133,8 @@ class Answer:
             arrived.wait()
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
-        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            # The loop may be gone before the worker notices that nobody listens.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(arrived.set)
-
-        self._wake = wake
+        arrived = asyncio.Event()
+        self._reader = _Waiting(asyncio.get_running_loop(), arrived)
         while True:
             arrived.clear()
             ended = self._ended
@@ -159,6 +151,29 @@ class Answer:
                 raise item
             yield item
 
-    def _call(self) -> None:
-        if self._wake is not None:
-            self._wake()
+
+def ring(answers: Iterable[Answer]) -> None:
+    """Wake who reads these; an event loop is called once for all of its own."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    for answer in answers:
+        reader = answer._reader
+        if isinstance(reader, threading.Event):
+            reader.set()
+        elif reader is not None:
+            loops.setdefault(reader.loop, []).append(reader.arrived)
+    for loop, arrived in loops.items():
+        # The loop may be gone before the worker notices that nobody listens.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_set, arrived)
+
+
+def _set(events: list[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
+
+
+class _Waiting(NamedTuple):
+    """Who reads in an event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    arrived: asyncio.Event

@@ -9,9 +9,11 @@ token that is ruled out has the logit -inf.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ _GREEDY = 1e-6
 """Below this temperature fp32 logits that differ at all leave one token."""
 SEEDS = 2**63
 """How many there are."""
+_FEW = 256
+"""The likeliest tokens, among which top-p mostly ends; sorting all takes twenty times as long."""
 
 
 class Sampling(Record):
@@ -79,53 +83,84 @@ class Sampler:
         self.sampling = sampling
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self.vocabulary = vocabulary
-        self._seen_V = torch.zeros(vocabulary, dtype=torch.bool)
-        self._counts_V = torch.zeros(vocabulary)
-        self._bias_V = torch.zeros(vocabulary)
-        for token, bias in sampling.logit_bias.items():
+        self._seen: set[int] = set()
+        self._counts: Counter[int] = Counter()
+        for token in sampling.logit_bias:
             if not 0 <= token < vocabulary:
                 what = f"logit bias names token {token}; the tokenizer has {vocabulary}"
                 raise BadInput(what, hint="leave it out")
-            self._bias_V[token] = bias
 
     def saw(self, tokens: Iterable[int]) -> None:
         """Count `tokens`, of the prompt or chosen elsewhere, among what was said."""
-        self._seen_V[list(tokens)] = True
+        self._seen.update(tokens)
 
     def choose(self, logits_V: Tensor, allowed_V: Tensor | None = None) -> int:
         """The next token, one of those that are allowed; ids from `vocabulary` on, which no text
         has, are never chosen.
         """
         logits_V = logits_V[: self.vocabulary].float().cpu()
-        if not torch.isfinite(logits_V).all():
+        token, most = likeliest(logits_V)
+        if not math.isfinite(most):
             raise RunFailed(
                 "the model answers with numbers that are not finite",
                 hint="its training went wrong; try an earlier checkpoint (--checkpoint)",
             )
-        logits_V = self._leaned(logits_V)
-        if allowed_V is not None:
-            logits_V = logits_V.masked_fill(~allowed_V, -math.inf)
-        logits_V = shaped(logits_V, self.sampling, self._seen_V)
-        token = int(logits_V.argmax()) if self.sampling.greedy else draw(logits_V, self._generator)
-        self._seen_V[token] = True
-        self._counts_V[token] += 1
+        if allowed_V is not None or not self._takes_likeliest:
+            leaned_V = self._leaned(logits_V)
+            if allowed_V is not None:
+                leaned_V = leaned_V.masked_fill(~allowed_V, -math.inf)
+            logits_V = shaped(leaned_V, self.sampling, self._marked() if self._penalises else None)
+            greedy = self.sampling.greedy
+            token = likeliest(logits_V)[0] if greedy else draw(logits_V, self._generator)
+        self._seen.add(token)
+        self._counts[token] += 1
         return token
+
+    @property
+    def _penalises(self) -> bool:
+        return self.sampling.repetition_penalty != 1.0
+
+    @property
+    def _takes_likeliest(self) -> bool:
+        """Whether the model's own likeliest token is taken, whatever was said."""
+        own = self.sampling
+        leans = own.logit_bias or own.presence_penalty or own.frequency_penalty
+        return own.greedy and not leans and not self._penalises
+
+    def _marked(self) -> Tensor:
+        seen_V = torch.zeros(self.vocabulary, dtype=torch.bool)
+        seen_V[list(self._seen)] = True
+        return seen_V
 
     def _leaned(self, logits_V: Tensor) -> Tensor:
         """With the bias, and without the presence and frequency penalties of what was chosen."""
-        sampling, counts_V = self.sampling, self._counts_V
-        if sampling.logit_bias:
-            logits_V = logits_V + self._bias_V
-        if sampling.presence_penalty:
-            logits_V = logits_V - sampling.presence_penalty * (counts_V > 0)
-        if sampling.frequency_penalty:
-            logits_V = logits_V - sampling.frequency_penalty * counts_V
+        own = self.sampling
+        leaned = own.presence_penalty or own.frequency_penalty
+        taken = {
+            token: own.presence_penalty + own.frequency_penalty * times
+            for token, times in (self._counts.items() if leaned else ())
+        }
+        changed = taken.keys() | own.logit_bias.keys()
+        if not changed:
+            return logits_V
+        logits_V = logits_V.clone()
+        for token in changed:
+            logits_V[token] += own.logit_bias.get(token, 0.0) - taken.get(token, 0.0)
         return logits_V
 
 
-def shaped(logits_V: Tensor, sampling: Sampling, seen_V: Tensor) -> Tensor:
+def likeliest(logits_V: Tensor) -> tuple[int, float]:
+    """The token of the largest logit, the first of several, and that logit; NaN counts as larger
+    than all.
+    """
+    values_V = logits_V.numpy()
+    token = int(values_V.argmax())
+    return token, float(values_V[token])
+
+
+def shaped(logits_V: Tensor, sampling: Sampling, seen_V: Tensor | None) -> Tensor:
     """The logits that a token is drawn from; at temperature 0 those whose largest is taken."""
-    if sampling.repetition_penalty != 1.0:
+    if sampling.repetition_penalty != 1.0 and seen_V is not None:
         logits_V = penalised(logits_V, seen_V, sampling.repetition_penalty)
     if sampling.greedy:
         return logits_V
@@ -155,6 +190,22 @@ def top_k(logits_V: Tensor, k: int) -> Tensor:
 
 def top_p(logits_V: Tensor, p: float) -> Tensor:
     """The fewest likeliest whose odds reach p (arXiv:1904.09751); at least one."""
+    if p == 1.0:
+        return logits_V
+    few_V = logits_V.topk(min(_FEW, logits_V.shape[-1])).values
+    most_1 = few_V[..., :1]
+    sum_1 = np.exp(logits_V.numpy() - most_1.numpy()).sum(-1, keepdims=True)
+    odds_V = (few_V - most_1).exp() / torch.from_numpy(sum_1)
+    beyond_V = odds_V.cumsum(-1) - odds_V >= p
+    least_1 = few_V.masked_fill(beyond_V, math.inf).amin(-1, keepdim=True)
+    # Where all of the few are needed, or equals stand on both sides, order decides.
+    unclear_V = beyond_V & (few_V == least_1)
+    if not beyond_V[..., -1].all() or unclear_V.any():
+        return _sorted_top_p(logits_V, p)
+    return logits_V.masked_fill(logits_V < least_1, -math.inf)
+
+
+def _sorted_top_p(logits_V: Tensor, p: float) -> Tensor:
     ordered_V, places_V = logits_V.sort(dim=-1, descending=True, stable=True)
     odds_V = ordered_V.softmax(-1)
     beyond_V = odds_V.cumsum(-1) - odds_V >= p

@@ -1,5 +1,5 @@
-"""Many requests through one core: each step reads a chunk of one prompt and writes one token of
-every text.
+"""Many requests through one core: each step reads some of the prompts that wait to be read, and
+writes a token of every text.
 
     Scheduler(core, tokenizer).submit(request) → Answer
 """
@@ -9,22 +9,24 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import final
 
 from torch import Tensor
 
 from narrows.data.tokenizers import Tokenizer
-from narrows.infer.core import Core
+from narrows.infer.core import Core, Read
 from narrows.infer.generate import TooLong
-from narrows.infer.requests import Answer, Closed, Full, Request
+from narrows.infer.requests import Answer, Closed, Full, Request, ring
 from narrows.infer.slots import Slots
 from narrows.infer.tally import Tally
 from narrows.infer.writing import Writing
 from narrows.spec.errors import NarrowsError, RunFailed
 
 CHUNK = 256
-"""Tokens of a prompt that are read before the other texts go on by a token."""
+"""Tokens of prompts that are read before the other texts go on by a token."""
+GUESSING = 4
+"""Texts that are written while guesses pay: a row costs little only beside few others."""
 
 Talk = Callable[[str], None]
 
@@ -40,9 +42,13 @@ class Scheduler:
 
     def __init__(
         self, core: Core, tokenizer: Tokenizer, *, queue: int = 64, chunk: int = CHUNK,
-        talk: Talk = lambda text: None,
+        speculate: int = 0, talk: Talk = lambda text: None,
     ) -> None:  # fmt: skip
+        """`speculate`: tokens that are guessed at most for each of few texts and read along; of
+        cores that are not `alike`, whose texts would change by it, none.
+        """
         self.core, self.queue = core, queue
+        self._speculate = min(speculate, chunk // GUESSING) if core.alike else 0
         self.tally = Tally()
         self._tokenizer, self._talk = tokenizer, talk
         self._slots = Slots(core, chunk)
@@ -77,7 +83,7 @@ class Scheduler:
         """
         self._refuse_long(request)
         answer = Answer(request)
-        first = Writing(answer, 0, self._tokenizer)
+        first = Writing(answer, 0, self._tokenizer, self._speculate)
         with self._changed:
             if self._closing:
                 raise Closed("the server is shutting down", hint="ask another, or later")
@@ -138,10 +144,19 @@ class Scheduler:
     def _step(self) -> None:
         self._settle()
         self._admit()
-        if self._reading:
-            self._read()
-        if self._writing:
-            self._write()
+        texts = [each for each in self._writing if not each.answer.over]
+        guessing = not self._reading and len(texts) <= GUESSING
+        guesses = [each.guess() if guessing else () for each in texts]
+        chunks = self._chunks()
+        written = [
+            Read(each.slot, (each.last, *guess), self.core.length(each.slot), 1 + len(guess))
+            for each, guess in zip(texts, guesses, strict=True)
+        ]
+        if written or chunks:
+            logits_WV = self.core.step([*written, *chunks])
+            rows = iter(logits_WV)
+            self._go_on(texts, guesses, rows)
+            self._read(chunks, rows)
         self._settle()
 
     def _settle(self) -> None:
@@ -173,16 +188,32 @@ class Scheduler:
                 self._reading.pop()
                 self._begin(writing, place.logits_V)
 
-    def _read(self) -> None:
-        """One chunk of the prompt that came first."""
-        writing = self._reading[0]
-        before = writing.read
-        prompt = writing.answer.request.prompt
-        writing.read, logits_V = self._slots.read(writing.slot, prompt, before)
-        self.tally.tokens_read += writing.read - before
-        if writing.read == len(prompt):
+    def _chunks(self) -> list[Read]:
+        """Of prompts in the order they came, together no more than one chunk may have."""
+        found, room = list[Read](), self._slots.chunk
+        for writing in self._reading:
+            chunk = self._slots.next(writing.slot, writing.answer.request.prompt, writing.read)
+            room -= len(chunk.tokens)
+            if room < 0:
+                break
+            found.append(chunk)
+        return found
+
+    def _read(self, chunks: list[Read], rows: Iterator[Tensor]) -> None:
+        """These chunks were read; `rows` say what follows those that end their prompts."""
+        going_on: list[Writing] = []
+        for writing, chunk in zip(list(self._reading), chunks, strict=False):
+            # A row alone, since it is kept: the others are not to stay with it.
+            logits_V = next(rows).clone() if chunk.wanted else None
+            self._slots.keep(chunk, logits_V)
+            writing.read += len(chunk.tokens)
+            self.tally.tokens_read += len(chunk.tokens)
             self._reading.popleft()
-            self._begin(writing, logits_V)
+            if logits_V is None:
+                going_on.append(writing)
+            else:
+                self._begin(writing, logits_V)
+        self._reading.extendleft(reversed(going_on))
 
     def _begin(self, writing: Writing, logits_V: Tensor) -> None:
         """The first token; the request's other texts, whose prompt is read now, come next."""
@@ -190,41 +221,40 @@ class Scheduler:
         if writing.choice == 0:
             self.tally.first.count(time.monotonic() - self._open[answer])
             rest = range(1, answer.request.count)
-            others = [Writing(answer, choice, self._tokenizer) for choice in rest]
+            others = [Writing(answer, choice, self._tokenizer, self._speculate) for choice in rest]
             with self._changed:
                 self._waiting.extendleft(reversed(others))
         self._writing.append(writing)
-        self._go_on([writing], [logits_V])
+        self._go_on([writing], [()], iter([logits_V]))
 
-    def _write(self) -> None:
-        """A token of every text that is still wanted."""
-        texts = [each for each in self._writing if not each.answer.over]
-        if not texts:
-            return
-        logits_MV = self.core.decode(
-            [each.slot for each in texts], [each.last for each in texts]
-        )  # fmt: skip
-        for each in texts:
-            each.written.append(each.last)
-        self._go_on(texts, list(logits_MV))
-
-    def _go_on(self, texts: list[Writing], logits: list[Tensor]) -> None:
-        for writing, logits_V in zip(texts, logits, strict=True):
+    def _go_on(
+        self, texts: list[Writing], guesses: list[tuple[int, ...]], rows: Iterator[Tensor]
+    ) -> None:
+        """Each chooses from its own of `rows`: one, and one more for each token guessed."""
+        for writing, guess in zip(texts, guesses, strict=True):
+            before, own = writing.tokens, [next(rows) for _ in range(1 + len(guess))]
             try:
-                goes_on = writing.go_on(logits_V)
+                goes_on = writing.go_on(own, guess)
             except NarrowsError as error:
                 writing.answer.fail(error)
                 continue
-            self._count(writing)
+            self._count(writing, writing.tokens - before)
             if not goes_on:
                 self._writing.remove(writing)
                 self._slots.give(writing.slot, writing.written)
+            elif guess:
+                known = len(writing.answer.request.prompt) + len(writing.written)
+                self.core.cut(writing.slot, known)
+                self.tally.tokens_guessed += len(guess)
+                self.tally.tokens_guessed_right += writing.tokens - before - 1
+        ring({writing.answer for writing in texts})
 
-    def _count(self, writing: Writing) -> None:
+    def _count(self, writing: Writing, tokens: int) -> None:
         now = time.monotonic()
-        self.tally.tokens_written += 1
+        self.tally.tokens_written += tokens
         if writing.wrote_s is not None:
-            self.tally.each.count(now - writing.wrote_s)
+            for _ in range(tokens):
+                self.tally.each.count((now - writing.wrote_s) / tokens)
         writing.wrote_s = now
 
     def _restart(self, error: BaseException) -> None:

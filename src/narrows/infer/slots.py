@@ -7,7 +7,7 @@ from typing import NamedTuple, final
 
 from torch import Tensor
 
-from narrows.infer.core import Core
+from narrows.infer.core import Core, Read
 
 
 class Place(NamedTuple):
@@ -61,15 +61,15 @@ class Slots:
         self._read[target], self._after[target] = prompt[:count], logits_V
         return Place(target, count, logits_V)
 
-    def read(self, slot: int, prompt: tuple[int, ...], count: int) -> tuple[int, Tensor]:
-        """Read the next chunk of a prompt, of which `count` tokens are read: how many are then, and
-        the logits of what follows.
-        """
+    def next(self, slot: int, prompt: tuple[int, ...], count: int) -> Read:
+        """The next chunk of a prompt, of which `count` tokens are read."""
         end = min(len(prompt), count - count % self.chunk + self.chunk)
-        logits_V = self._core.prefill(slot, prompt[count:end], count)
-        self._read[slot] = prompt[:end]
-        self._after[slot] = logits_V if end == len(prompt) else None
-        return end, logits_V
+        return Read(slot, prompt[count:end], count, wanted=int(end == len(prompt)))
+
+    def keep(self, read: Read, logits_V: Tensor | None) -> None:
+        """That chunk was read, and what follows where it was the last."""
+        self._read[read.slot] += tuple(read.tokens)
+        self._after[read.slot] = logits_V
 
     def give(self, slot: int, written: Sequence[int] = ()) -> None:
         """Nothing more is written there; `written` was read behind the prompt."""

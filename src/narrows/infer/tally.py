@@ -37,6 +37,8 @@ class Tally:
         self.tokens_read = 0
         self.tokens_reused = 0
         self.tokens_written = 0
+        self.tokens_guessed = 0
+        self.tokens_guessed_right = 0
         self.restarts = 0
         self.first = Durations()
         self.each = Durations()

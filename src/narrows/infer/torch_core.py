@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from narrows.infer.core import Core
+from narrows.infer.core import Core, Read
 from narrows.model.transformer import Transformer
 from narrows.spec.model import ModelSpec
 
@@ -36,11 +36,12 @@ class TorchCore(Core):
         self._lengths[slot] = start + len(tokens)
         return model.logits(hidden_BTD[0, -1]).float().cpu()
 
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        assert len(set(slots)) == len(slots) == len(tokens), "a slot twice"
-        pairs = zip(slots, tokens, strict=True)
-        return torch.stack([self.prefill(slot, [token], self._lengths[slot])
-                            for slot, token in pairs])  # fmt: skip
+    def step(self, reads: Sequence[Read]) -> Tensor:
+        assert len({each.slot for each in reads}) == len(reads), "a slot twice"
+        assert all(each.wanted <= 1 for each in reads), "rows of one pass are not those of many"
+        rows = [(each, self.prefill(each.slot, each.tokens, each.start)) for each in reads]
+        wanted = [logits_V for each, logits_V in rows if each.wanted]
+        return torch.stack(wanted) if wanted else torch.empty(0, self.vocabulary)
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import msgspec
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.generate import Finish
+from narrows.infer.lookup import Lookup
 from narrows.infer.requests import Answer, Chosen, Likely, Piece
 from narrows.infer.sampling import SEEDS, Sampler
 from narrows.infer.stream import StopStrings, TextStream
@@ -20,15 +22,23 @@ _NOWHERE = -1
 @final
 class Writing:
     """`slot` is where its cache lies, `read` how much of its prompt is there already, `last` the
-    token to be read next, and `wrote_s` when it was chosen. `written` was read behind the prompt.
+    token to be read next, and `wrote_s` when it was chosen. `written` was read behind the prompt;
+    `tokens` counts what was chosen.
+
+    With `guesses`, so many tokens at most are guessed from what the text said before, and read
+    along. Each is chosen as ever; a guess is right where it is the token that is chosen.
     """
 
-    def __init__(self, answer: Answer, choice: int, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, answer: Answer, choice: int, tokenizer: Tokenizer, guesses: int = 0
+    ) -> None:  # fmt: skip
         request = answer.request
         self.answer, self.choice = answer, choice
         self.slot, self.read, self.last = _NOWHERE, 0, _NOWHERE
         self.wrote_s: float | None = None
         self.written: list[int] = []
+        self.tokens = 0
+        self._lookup = Lookup(request.prompt, guesses) if guesses else None
         self._ends = tokenizer.ends
         seed = (request.sampling.seed + choice) % SEEDS
         sampling = msgspec.structs.replace(request.sampling, seed=seed)
@@ -37,14 +47,30 @@ class Writing:
         self._text = TextStream(tokenizer, request.prompt)
         self._stops = StopStrings(request.stop)
         self._guide = request.guide and request.guide.copy()
-        self._tokens = 0
         self._told = 0
         self._chosen: list[Chosen] = []
 
-    def go_on(self, logits_V: Tensor) -> bool:
-        """Choose the token after those read, and hand over what it completes; whether the text goes
-        on, by reading `last`.
+    def guess(self) -> tuple[int, ...]:
+        """What may follow `last`."""
+        left = self.answer.request.tokens_max - self.tokens - 1
+        return self._lookup.guess()[:left] if self._lookup else ()
+
+    def go_on(self, logits: Sequence[Tensor], guess: Sequence[int] = ()) -> bool:
+        """Choose the token behind those read, and those behind a guess as far as it is right; hand
+        over what they complete. Whether the text goes on, by reading `last`.
         """
+        for right, logits_V in enumerate(logits):
+            if self.last != _NOWHERE:
+                self.written.append(self.last)
+            if not self._choose(logits_V):
+                return False
+            if right == len(guess) or guess[right] != self.last:
+                break
+        if self._lookup and guess:
+            self._lookup.found(right)
+        return True
+
+    def _choose(self, logits_V: Tensor) -> bool:
         token = self._sampler.choose(logits_V, self._guide and self._guide.allowed())
         if token in self._ends:
             self._finish("end")
@@ -52,14 +78,16 @@ class Writing:
         if self._guide:
             self._guide.took(token)
         self.last = token
-        self._tokens += 1
+        self.tokens += 1
+        if self._lookup:
+            self._lookup.add(token)
         if self.answer.request.logprobs is not None:
             self._chosen.append(self._odds(token, logits_V, self.answer.request.logprobs))
         text = self._stops.push(self._text.push(token))
         if self._guide and self._guide.whole:
             self._finish("end", text)
             return False
-        if self._stops.found or self._tokens == self.answer.request.tokens_max:
+        if self._stops.found or self.tokens == self.answer.request.tokens_max:
             self._finish("length", text)
             return False
         if text:
@@ -72,8 +100,8 @@ class Writing:
 
     def _piece(self, text: str, finish: Finish | None = None) -> Piece:
         chosen, self._chosen = tuple(self._chosen), []
-        told, self._told = self._told, self._tokens
-        return Piece(self.choice, text, self._tokens - told, chosen, finish)
+        told, self._told = self._told, self.tokens
+        return Piece(self.choice, text, self.tokens - told, chosen, finish)
 
     def _odds(self, token: int, logits_V: Tensor, count: int) -> Chosen:
         known_V = logits_V[: self._sampler.vocabulary].double()

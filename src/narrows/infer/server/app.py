@@ -81,7 +81,8 @@ def app(service: Service, guards: Guards = _ANYBODY) -> Starlette:
 
 def assembled(routes: list[Route], service: Named, guards: Guards) -> Starlette:
     """Routes to a service, their errors told in OpenAI's form, behind the guards."""
-    handlers = {NarrowsError: _told, HTTPException: _misled, Exception: _broken}
+    handlers = {NarrowsError: _told, HTTPException: _misled, ClientDisconnect: _left,
+                Exception: _broken}  # fmt: skip
     own = [Route("/health", _health)]
     made = Starlette(routes=[*own, *routes], exception_handlers=handlers)
     made.state.service = service
@@ -267,6 +268,9 @@ async def _misled(http: Request, error: Exception) -> Response:
 
 
 async def _broken(http: Request, error: Exception) -> Response:
-    if isinstance(error, ClientDisconnect):
-        return Response(status_code=400)
     return response_to(RunFailed("the server failed; its log says why"))
+
+
+async def _left(http: Request, error: Exception) -> Response:
+    """Nobody reads it; what ends so often is not to fill the log."""
+    return Response(status_code=400)

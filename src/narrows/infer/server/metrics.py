@@ -20,6 +20,8 @@ def text(scheduler: Scheduler) -> str:
         ("tokens_read_total", "counter", tally.tokens_read, "Tokens of prompts computed."),
         ("tokens_reused_total", "counter", tally.tokens_reused, "Tokens of prompts found read."),
         ("tokens_written_total", "counter", tally.tokens_written, "Tokens written."),
+        ("tokens_guessed_total", "counter", tally.tokens_guessed, "Tokens guessed."),
+        ("tokens_guessed_right_total", "counter", tally.tokens_guessed_right, "Those right."),
         ("worker_restarts_total", "counter", tally.restarts, "Deaths of the worker."),
         ("texts_running", "gauge", scheduler.running, "Texts read or written now."),
         ("texts_waiting", "gauge", scheduler.waiting, "Texts without a slot."),

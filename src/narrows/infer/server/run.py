@@ -45,6 +45,7 @@ class Room(NamedTuple):
     slots: int
     queue: int
     context: int
+    speculate: int = 0
 
 
 def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) -> Tally:
@@ -55,7 +56,9 @@ def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) 
     """
     listening = _listening(place)
     core = core_of(writer, room)
-    scheduler = Scheduler(core, writer.tokenizer, queue=room.queue, talk=talk)
+    scheduler = Scheduler(
+        core, writer.tokenizer, queue=room.queue, speculate=room.speculate, talk=talk
+    )
     grammars = Grammars(writer.tokenizer)
     service = Service(place.name, int(time.time()), writer, scheduler, limits, grammars)
     try:
@@ -78,7 +81,8 @@ def _answer(
     scheduler: Scheduler | None = None,
 ) -> None:  # fmt: skip
     config = uvicorn.Config(
-        made, log_level="warning", access_log=False, lifespan="off",
+        # What is no HTTP is answered so, and warned of for each.
+        made, log_level="error", access_log=False, lifespan="off",
         timeout_graceful_shutdown=int(limits.drain_s) + 2, timeout_keep_alive=30,
         h11_max_incomplete_event_size=2**16,
     )  # fmt: skip
