@@ -103,7 +103,8 @@ def test_two_processes_leave_one_file_and_a_record(tmp_path: Path) -> None:
     with gzip.open(tmp_path / TRACE, "rt") as file:
         events = json.load(file)["traceEvents"]
     checked(events)
-    # On one clock no process is done with a sum before the other has begun it.
+    # On one clock no process is done with a sum before the other has begun it, but for what a busy
+    # core keeps one from noting.
     sums = [
         [(each["ts"], each["ts"] + each["dur"]) for each in events
          if each["name"] == "gloo:all_reduce" and each["pid"] == rank]
@@ -111,7 +112,7 @@ def test_two_processes_leave_one_file_and_a_record(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert len(sums[0]) == len(sums[1]) > 0
     for one, other in zip(*map(sorted, sums), strict=True):
-        assert max(one[0], other[0]) < min(one[1], other[1]) + 1e3
+        assert max(one[0], other[0]) < min(one[1], other[1]) + 2e4
     assert {event["pid"] for event in events} == {0, 1}
     names = {event["name"] for event in events}
     assert "aten::mm" in names or "aten::linear" in names
