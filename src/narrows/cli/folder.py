@@ -103,3 +103,11 @@ def _runs(path: Path) -> str:
 
 def _default() -> list[Path]:
     return sorted(Path("runs").glob("*/plan.toml"))
+
+
+def contents(path: str) -> str:
+    """A text file's; raises BadInput where it cannot be read."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read: {error}", hint="check the path") from None

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.cli import folder, speak
-from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
     from narrows.infer.grammar import Grammar
@@ -101,17 +100,10 @@ def _grammar(chosen: argparse.Namespace) -> Grammar | None:
     if chosen.regex is not None:
         return Grammar(kind="regex", text=chosen.regex)
     if chosen.json_schema is not None:
-        return Grammar(kind="schema", text=_contents(chosen.json_schema))
+        return Grammar(kind="schema", text=folder.contents(chosen.json_schema))
     if chosen.grammar is not None:
-        return Grammar(kind="lark", text=_contents(chosen.grammar))
+        return Grammar(kind="lark", text=folder.contents(chosen.grammar))
     return None
-
-
-def _contents(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read: {error}", hint="check the path") from None
 
 
 def _classified(path: Path, chosen: argparse.Namespace) -> int:

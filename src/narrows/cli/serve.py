@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from narrows.cli import folder, speak
 from narrows.spec.errors import BadInput
@@ -47,12 +46,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Serve until told to end."""
     for name, least in (
-        ("slots", 1),
-        ("queue", 0),
-        ("tokens_max", 1),
-        ("port", 0),
-        ("speculate", 0),
-    ):
+        ("slots", 1), ("queue", 0), ("tokens_max", 1), ("port", 0), ("speculate", 0),
+    ):  # fmt: skip
         if getattr(chosen, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise BadInput(f"{option} is {getattr(chosen, name)}", hint=f"at least {least}")
@@ -97,10 +92,7 @@ def _api_key(chosen: argparse.Namespace) -> str | None:
     source, key = "--api-key", chosen.api_key
     if chosen.api_key_file is not None:
         source = chosen.api_key_file
-        try:
-            key = Path(source).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{source} cannot be read: {error}", hint="check the path") from None
+        key = folder.contents(source).strip()
     elif key is None and _KEY in os.environ:
         source, key = _KEY, os.environ[_KEY]
     if key == "":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -18,8 +19,8 @@ from narrows.spec.ledger import Ledger, MemoryPeak, Phase, Row, Total
 from narrows.spec.machine import ExtendedPoint, Machine
 from narrows.spec.model import ModelSpec, gpt2, llama
 
-# What drawing a token holds at once for each logit: fp32 and fp64 copies, sums and places.
-_DRAW_BYTES = 40
+DRAW_BYTES = 40
+"""What drawing a token holds at once for each logit: fp32 and fp64 copies, sums and places."""
 _FP32 = 4
 _HOST = "host"
 # What torch takes once it computes without gradients: thread pools, products' code. What comes and
@@ -67,8 +68,27 @@ def predict_answer(model: ModelSpec, asked: Question, machine: Machine) -> Ledge
         rows += _made(asked.setting, machine)
     if passes:
         rows += _rows(model, each, asked.setting, machine, "decode", passes)
-    seconds = sum(row.seconds for row in rows)
     peak = matmul_peak(machine, asked.setting)
+    return ledger(rows, answer_memory(model, asked), asked, peak, machine)
+
+
+class Answers(Protocol):
+    """How many answers are asked for at once, and of how many tokens each."""
+
+    @property
+    def tokens(self) -> int:
+        """Of an answer."""
+
+    @property
+    def sequences(self) -> int:
+        """Answers."""
+
+
+def ledger(
+    rows: tuple[Row, ...], memory: MemoryPeak, asked: Answers, peak: float, machine: Machine
+) -> Ledger:
+    """The predicted one of answers, by the rows of all their passes; `peak` FLOP/s are the most."""
+    seconds = sum(row.seconds for row in rows)
     return Ledger(
         basis="predicted",
         energy_basis=energy_basis(machine),
@@ -76,8 +96,8 @@ def predict_answer(model: ModelSpec, asked: Question, machine: Machine) -> Ledge
         step_seconds=seconds,
         step_tokens=float(asked.sequences * asked.tokens),
         mfu=sum(row.flop for row in rows) / (seconds * peak),
-        memory=answer_memory(model, asked),
-        total=whole(rows, asked.tokens, asked.sequences, machine),
+        memory=memory,
+        total=_total(rows, asked, machine),
     )
 
 
@@ -93,7 +113,7 @@ def answer_memory(model: ModelSpec, asked: Question) -> MemoryPeak:
     shapes, value = Shapes.of([model]), asked.setting.value_bytes
     room = min(asked.prompt + asked.tokens, model.context)
     kept = 2 * model.layers * model.kv_heads * model.head_width * room
-    logits = model.vocabulary * (asked.sequences * value + _DRAW_BYTES)
+    logits = model.vocabulary * (asked.sequences * value + DRAW_BYTES)
     reading = _READING_BYTES + _TOKEN_BYTES * model.vocabulary
     kinds = {
         "weights": float(value * model.parameters),
@@ -247,12 +267,12 @@ def seconds_of(operation: Operation, setting: Setting, machine: Machine, curves:
     return _only(operation_seconds(operation, layouts, machine, curves))
 
 
-def whole(rows: tuple[Row, ...], tokens: int, sequences: int, machine: Machine) -> Total:
-    """What answers of so many tokens take and cost, by the rows of all their passes."""
+def _total(rows: tuple[Row, ...], asked: Answers, machine: Machine) -> Total:
     seconds = sum(row.seconds for row in rows)
     cost = bill(machine, seconds, sum(row.joules for row in rows) / seconds)
     return Total(
-        steps=max(0, tokens - 1), tokens=float(sequences * tokens), seconds=seconds,
+        steps=max(0, asked.tokens - 1), tokens=float(asked.sequences * asked.tokens),
+        seconds=seconds,
         seconds_training=0.0, seconds_start=0.0, seconds_evaluating=0.0, seconds_saving=0.0,
         joules=cost.joules, dollars=cost.dollars, carbon_grams=cost.carbon_grams,
     )  # fmt: skip

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from narrows.plan.answer import seconds_of, whole
+from narrows.plan.answer import DRAW_BYTES, ledger, seconds_of
 from narrows.plan.curves import Curves, matmul_peak
 from narrows.plan.layouts import Setting, Shapes
 from narrows.plan.passes import draw
-from narrows.plan.power import energy_basis, watts
+from narrows.plan.power import watts
 from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row
 from narrows.spec.machine import Machine, PackedCurve, PackedPoint
 from narrows.spec.model import ModelSpec, llama
@@ -29,7 +29,6 @@ _CHUNK = 512
 """Positions of a prompt that one step computes."""
 _DRAWN = Setting(precision="fp32", kernels="torch", compile=False)
 _PRODUCTS = Setting(precision="bf16", kernels="native", compile=False)
-_DRAW_BYTES = 40
 _LEAST_S = 1e-9
 _RUNTIME_BYTES = 60e6
 
@@ -56,17 +55,7 @@ def predict_packed(model: ModelSpec, asked: PackedQuestion, machine: Machine) ->
     rows = _reading(model, asked, rates, machine)
     if asked.tokens > 1:
         rows += _writing(model, asked, rates, machine)
-    flop, seconds = sum(row.flop for row in rows), sum(row.seconds for row in rows)
-    return Ledger(
-        basis="predicted",
-        energy_basis=energy_basis(machine),
-        rows=rows,
-        step_seconds=seconds,
-        step_tokens=float(asked.sequences * asked.tokens),
-        mfu=flop / (seconds * matmul_peak(machine, _PRODUCTS)),
-        memory=_memory(model, asked),
-        total=whole(rows, asked.tokens, asked.sequences, machine),
-    )
+    return ledger(rows, _memory(model, asked), asked, matmul_peak(machine, _PRODUCTS), machine)
 
 
 class _Rates(NamedTuple):
@@ -230,7 +219,7 @@ def _memory(model: ModelSpec, asked: PackedQuestion) -> MemoryPeak:
         "weights": asked.weight_bytes,
         "cache": float(2 * asked.sequences * values),
         "activations": float(rows * (8 * model.width + 6 * heads + 1.5 * codes)),
-        "logits": float(model.vocabulary * (4 * asked.sequences + _DRAW_BYTES)),
+        "logits": float(model.vocabulary * (4 * asked.sequences + DRAW_BYTES)),
         "runtime": _RUNTIME_BYTES,
     }
     return MemoryPeak(**kinds, peak=sum(kinds.values()))

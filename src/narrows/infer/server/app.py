@@ -62,6 +62,10 @@ class Named(Protocol):
     def limits(self) -> Limits:
         """What a request may take."""
 
+    @property
+    def card(self) -> dict[str, Any]:
+        """The model, as OpenAI lists it."""
+
 
 def app(service: Service, guards: Guards = _ANYBODY) -> Starlette:
     """The server of a model that writes, as an ASGI application."""
@@ -70,8 +74,6 @@ def app(service: Service, guards: Guards = _ANYBODY) -> Starlette:
         Route("/ready", _ready),
         Route("/metrics", _metrics),
         Route("/tokenize", _tokenize, methods=["POST"]),
-        Route("/v1/models", _models),
-        Route("/v1/models/{name:path}", _model),
         Route("/v1/chat/completions", _chat, methods=["POST"]),
         Route("/v1/completions", _text, methods=["POST"]),
         Route("/v1/embeddings", _embeddings, methods=["POST"]),
@@ -83,7 +85,11 @@ def assembled(routes: list[Route], service: Named, guards: Guards) -> Starlette:
     """Routes to a service, their errors told in OpenAI's form, behind the guards."""
     handlers = {NarrowsError: _told, HTTPException: _misled, ClientDisconnect: _left,
                 Exception: _broken}  # fmt: skip
-    own = [Route("/health", _health)]
+    own = [
+        Route("/health", _health),
+        Route("/v1/models", _models),
+        Route("/v1/models/{name:path}", _model),
+    ]
     made = Starlette(routes=[*own, *routes], exception_handlers=handlers)
     made.state.service = service
     if guards.api_key is not None:
@@ -147,13 +153,13 @@ async def _metrics(http: Request) -> Response:
 
 
 async def _models(http: Request) -> Response:
-    return json_of({"object": "list", "data": [_card(_service(http))]})
+    return json_of({"object": "list", "data": [http.app.state.service.card]})
 
 
 async def _model(http: Request) -> Response:
-    service = _service(http)
-    refuse_other(service, http.path_params["name"])
-    return json_of(_card(service))
+    service: Named = http.app.state.service
+    _refuse_other(service, http.path_params["name"])
+    return json_of(service.card)
 
 
 async def _tokenize(http: Request) -> Response:
@@ -206,7 +212,7 @@ async def _answered(
 async def asked_of(http: Request, kind: type[A]) -> A:
     """The body as that form; raises Refusal where it is none, or asks for another model."""
     asked = await run_in_threadpool(schemas.read, await _body(http), kind)
-    refuse_other(http.app.state.service, getattr(asked, "model", None))
+    _refuse_other(http.app.state.service, getattr(asked, "model", None))
     return asked
 
 
@@ -226,7 +232,7 @@ async def _body(http: Request) -> bytes:
     return bytes(body)
 
 
-def refuse_other(service: Named, name: str | None) -> None:
+def _refuse_other(service: Named, name: str | None) -> None:
     """Raises Refusal where the name is not the model's."""
     if name is not None and name != service.name:
         what = f"there is no model {name[:100]!r} here"
@@ -237,11 +243,6 @@ def refuse_other(service: Named, name: str | None) -> None:
 def _service(http: Request) -> Service:
     found: Service = http.app.state.service
     return found
-
-
-def _card(service: Service) -> dict[str, Any]:
-    return {"id": service.name, "object": "model", "created": service.since,
-            "owned_by": "narrows", "context": service.scheduler.core.context}  # fmt: skip
 
 
 def json_of(value: Any, status: int = 200) -> Response:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from narrows.infer.embedding import Embedder
 from narrows.infer.requests import Full
-from narrows.infer.server.app import Guards, asked_of, assembled, json_of, refuse_other
+from narrows.infer.server.app import Guards, asked_of, assembled, json_of
 from narrows.infer.server.errors import Refusal
 from narrows.infer.server.service import Limits
 
@@ -35,6 +35,13 @@ class EncoderService(NamedTuple):
     limits: Limits
     turn: asyncio.Lock
     waiting: asyncio.Semaphore
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The model, as OpenAI lists it, and what it is for."""
+        return {"id": self.name, "object": "model", "created": self.since, "owned_by": "narrows",
+                "context": self.encoder.recipe.tokens_max, "serves": ["/v1/embeddings"],
+                "dimensions": self.encoder.width}  # fmt: skip
 
 
 class VectorsAsked(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,8 +72,6 @@ def encoder_app(service: EncoderService, guards: Guards) -> Starlette:
     """The server as an ASGI application."""
     routes = [
         Route("/ready", _ready),
-        Route("/v1/models", _models),
-        Route("/v1/models/{name:path}", _model),
         Route("/v1/embeddings", _embeddings, methods=["POST"]),
         Route("/v1/chat/completions", _writes_not, methods=["POST"]),
         Route("/v1/completions", _writes_not, methods=["POST"]),
@@ -123,19 +128,3 @@ async def _writes_not(http: Request) -> Response:
     name = http.app.state.service.name
     what = f"{name} is an encoder: it makes vectors of texts, and writes none"
     raise Refusal(what, hint="POST /v1/embeddings, or serve a model that writes", param="model")
-
-
-async def _models(http: Request) -> Response:
-    return json_of({"object": "list", "data": [_card(http.app.state.service)]})
-
-
-async def _model(http: Request) -> Response:
-    refuse_other(http.app.state.service, http.path_params["name"])
-    return json_of(_card(http.app.state.service))
-
-
-def _card(service: EncoderService) -> dict[str, Any]:
-    encoder = service.encoder
-    return {"id": service.name, "object": "model", "created": service.since,
-            "owned_by": "narrows", "context": encoder.recipe.tokens_max,
-            "serves": ["/v1/embeddings"], "dimensions": encoder.width}  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -41,6 +41,12 @@ class Service(NamedTuple):
     scheduler: Scheduler
     limits: Limits
     grammars: Grammars
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The model, as OpenAI lists it."""
+        return {"id": self.name, "object": "model", "created": self.since,
+                "owned_by": "narrows", "context": self.scheduler.core.context}  # fmt: skip
 
 
 def chat_requests(
