@@ -66,11 +66,11 @@ def run(chosen: argparse.Namespace) -> int:
         temperature=chosen.temperature, top_k=chosen.top_k, top_p=chosen.top_p,
         min_p=chosen.min_p, repetition_penalty=chosen.repetition_penalty, seed=chosen.seed,
     )  # fmt: skip
+    grammar = _grammar(chosen)
     account = Account(path)
     generator = load_writer(
         path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
     )
-    grammar = _grammar(chosen)
     guide = None if grammar is None else Grammars(generator.tokenizer).guide(grammar)
     writing = generate(
         generator, chosen.prompt, tokens=chosen.tokens, sampling=sampling, stop=chosen.stop,
