@@ -32,7 +32,7 @@ from narrows.spec.errors import BadInput
 PRIORS: dict[str, tuple[float, float]] = {
     "PASSES_WIDTH": (100.0, 0.3), "PASSES_FEED_FORWARD": (8.0, 0.5), "FUSED": (0.5, 0.3),
     "COMPILED": (0.5, 0.2), "SCORE_PASSES": (14.0, 0.3), "MISALIGNED": (12.0, 0.6),
-    "HEAD_WIDTH_POWER": (0.2, 0.5), "LINK": (0.75, 0.1), "NETWORK": (0.7, 0.15),
+    "HEAD_WIDTH_POWER": (0.2, 0.5), "LINK": (1.07, 0.1), "NETWORK": (0.7, 0.15),
     "OVERLAP": (0.85, 0.08), "WAITING": (0.02, 0.4), "DEVIATION": (0.012, 0.4),
     "TENSOR_OVERLAP": (0.5, 0.2), "HOPS_SHOWN": (0.4, 0.4), "OUTSIDE": (0.4, 0.3),
     "CONTENTION": (0.15, 0.5), "EXPOSED_REDUCTION": (0.5, 0.3), "HOST_BLOCK": (0.006, 1.0),

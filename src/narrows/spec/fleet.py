@@ -63,6 +63,9 @@ class Reach(Record):
     A product of (m,k) @ (k,n) takes 2 (m+half)(n+half)(k+half) / (peak · matmul) seconds;
     `narrow` multiplies `matmul` for formats below 16 bits, `plain` where none are fused by
     hand, `biased` attention where a bias is added to the scores.
+
+    Large sums over all ranks keep `links` of a domain's bandwidth by a ring, and `switched` of it
+    where the switch adds them up (NVIDIA, NVLink SHARP, 2022); 0 where none does.
     """
 
     matmul: float
@@ -73,6 +76,8 @@ class Reach(Record):
     attention_backward: float
     biased: float
     memory: float
+    links: float = 0.7
+    switched: float = 0.0
     clock: float = 1.0
     source: str
     basis: Basis = "assumed"

@@ -62,7 +62,7 @@ def make_fleet() -> MakeFleet:
             peak={name: fact(FlopPerSecond(peak[name])) for name in formats},
             reach=Reach(
                 matmul=0.5, half=half, narrow=1.0, attention_forward=0.4, attention_backward=0.3,
-                biased=0.5, memory=0.8, source="made up for a test",
+                biased=0.5, memory=0.8, links=1.0, source="made up for a test",
             ),
             memory_capacity=fact(Bytes(gigabytes * 1e9)),
             memory_bandwidth=fact(BytesPerSecond(1e12)), domains=tuple(domains),

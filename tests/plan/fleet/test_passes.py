@@ -18,6 +18,7 @@ from narrows.plan.fleet.passes import (
     peak_of,
     prefill_pass,
     prefill_seconds,
+    reductions,
     seen,
     starts,
     touched_bytes,
@@ -167,9 +168,9 @@ def test_prefill_is_bound_by_computing(small: ModelSpec, make_fleet: MakeFleet) 
 def test_what_joins_a_step_starts_nothing_and_reads_no_weights_again(
     small: ModelSpec, make_fleet: MakeFleet
 ) -> None:
-    work, device = Work.of(small, 64), make_fleet(devices=1)
-    alone = prefill_pass(work, Replica(), Prompt(64.0), device)
-    joined = prefill_pass(work, Replica(), Prompt(64.0, beside=4.0), device)
+    work, device = Work.of(small, 16), make_fleet(devices=1)
+    alone = prefill_pass(work, Replica(), Prompt(16.0), device)
+    joined = prefill_pass(work, Replica(), Prompt(16.0, beside=4.0), device)
     assert joined.starts == 0.0
     # So few tokens compute for less time than the weights take to read.
     assert joined.seconds < 0.2 * alone.seconds
@@ -202,3 +203,32 @@ def test_ranks_reduce_after_each_half_of_a_block(small: ModelSpec, fleet: Fleet)
     assert parts.links == pytest.approx(2 * small.layers * reduce, rel=0.1)
     alone = decode_pass(work, replace(replica, tensor=1), Tokens(1.0, 1.0, 128.0), fleet)
     assert alone.links == 0.0 and alone.read > 3.0 * parts.read
+
+
+def test_a_switch_that_adds_up_sends_each_rank_the_sum_alone(
+    small: ModelSpec, fleet: Fleet
+) -> None:
+    work, replica, tokens = Work.of(small, 1024), Replica(tensor=4), 65_536.0
+    adding = msgspec.structs.replace(
+        fleet, reach=msgspec.structs.replace(fleet.reach, switched=0.9)
+    )
+    # A ring brings 2 (n-1)/n of the values; a switch the sum, and a rank's own share of the parts.
+    moved = 2 * small.layers * tokens * small.width * 2
+    rate = float(fleet.domains[0].bandwidth.value)
+    (ring, received), (switch, less) = (
+        reductions(work, replica, tokens, each) for each in (fleet, adding)
+    )
+    assert (received, less) == pytest.approx((1.5 * moved, 1.25 * moved))
+    assert switch - ring == pytest.approx((1.25 / 0.9 - 1.5) * moved / rate, rel=1e-6)
+
+
+def test_small_sums_are_read_all_at_once(small: ModelSpec, fleet: Fleet) -> None:
+    _, received = reductions(Work.of(small, 1024), Replica(tensor=4), 1.0, fleet)
+    assert received == pytest.approx(2 * small.layers * 3 * small.width * 2)
+
+
+def test_a_sum_beyond_a_domain_goes_by_its_ports(small: ModelSpec, make_fleet: MakeFleet) -> None:
+    work, tokens = Work.of(small, 1024), 65_536.0
+    far, near = make_fleet(devices=8, per_node=4), make_fleet(devices=8, per_node=8)
+    slow, quick = (reductions(work, Replica(tensor=8), tokens, each)[0] for each in (far, near))
+    assert slow > quick

@@ -30,8 +30,9 @@ FOUR_BITS = 1.52
 HEAD_WIDTH_POWER = 0.125
 # Bytes a logit takes through the loss.
 LOGIT_BYTES = 20.0
-# Shares of the data sheet's bandwidth that a collective reaches inside a domain and between hosts.
-LINK = 0.747
+# What training's collectives inside a domain reach of large sums alone (Reach.links), and those
+# between hosts of the data sheet's bandwidth.
+LINK = 1.067
 NETWORK = 0.859
 # What of a data-parallel collective can hide behind computation, and what of a plain all-reduce
 # of gradients, which starts only once the last micro-batch runs backward, cannot.
@@ -89,43 +90,43 @@ COMMUNICATOR_BYTES = 2.0e9
 
 # Serving. Shares of the memory's bandwidth that reading weights, keys and values, and experts reach
 # in whole decode steps.
-SERVING_MEMORY = 0.728
-SERVING_CACHE = 0.629
-SERVING_EXPERTS = 0.846
+SERVING_MEMORY = 0.798
+SERVING_CACHE = 0.696
+SERVING_EXPERTS = 0.927
 # Experts that tokens choose are not all alike: n tokens meet as many as n to this power that choose
 # by chance.
-SERVING_DRAWS = 0.93
+SERVING_DRAWS = 0.946
 # Products of whole prompts beside those of training; many small ones of experts beside a large one;
 # of what formats of 8 and 4 bits promise over 16, what is kept; one query's scores over a cache.
-SERVING_MATMUL = 0.939
-SERVING_GROUPED = 0.325
-SERVING_EIGHT = 1.16
-SERVING_FOUR = 0.909
-SERVING_SCORES = 0.797
+SERVING_MATMUL = 1.08
+SERVING_GROUPED = 0.323
+SERVING_EIGHT = 0.979
+SERVING_FOUR = 0.989
+SERVING_SCORES = 0.568
 # Values of the width that a block of a prefill reads and writes for a token.
-SERVING_PASSES = 6.8
+SERVING_PASSES = 7.5
 # Seconds to start a block's kernels, what choosing experts and latent attention add, and one by one
 # instead of as a graph; to bring operands into narrow formats, of all products and of experts; of
 # a step, and of each request in it.
-SERVING_BLOCK = 1e-05
-SERVING_ROUTING = 4.93e-06
-SERVING_LATENT = 4.48e-05
-SERVING_EAGER = 0.00165
-SERVING_NARROWED = 1.57e-05
-SERVING_NARROWED_EXPERTS = 4.49e-05
-SERVING_STEP = 0.000793
-SERVING_SEQUENCE = 4.06e-06
+SERVING_BLOCK = 1.27e-05
+SERVING_ROUTING = 7.11e-06
+SERVING_LATENT = 2.52e-05
+SERVING_EAGER = 0.00169
+SERVING_NARROWED = 1.67e-05
+SERVING_NARROWED_EXPERTS = 4.38e-05
+SERVING_STEP = 0.000922
+SERVING_SEQUENCE = 4.66e-06
 # Seconds of a reduction that reads all ranks' parts at once, what each rank adds, and what one that
 # scatters and gathers takes more before a byte moves.
-SERVING_REDUCE = 4.99e-06
-SERVING_REDUCE_RANK = 4.38e-07
-SERVING_REDUCE_TWICE = 4.48e-05
+SERVING_REDUCE = 3.86e-06
+SERVING_REDUCE_RANK = 1.8e-07
+SERVING_REDUCE_TWICE = 0.000127
 # Seconds that a step which a prompt joins takes more, and to hand a prompt's keys and values over.
-SERVING_JOIN = 0.00123
-SERVING_HANDED = 0.258
+SERVING_JOIN = 0.00148
+SERVING_HANDED = 0.216
 # What is left of the queue that random arrivals would make where requests follow one another: those
 # whose prompts were computed in turn end in turn, too.
-SERVING_CROWDED = 0.697
+SERVING_CROWDED = 0.768
 # Of a device's memory, what engines use, and of that their libraries and kernels; tokens of the
 # prompts that they compute in one pass where nothing is decoded (vLLM, gpu_memory_utilization and
 # max_num_batched_tokens, 2025).
@@ -153,7 +154,7 @@ class Engine(NamedTuple):
 # "bare": a loop without a server.
 ENGINES = {
     "bare": Engine(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0),
-    "vllm": Engine(0.00877, 4.76e-06, 0.000261, 1.88e-05, 9.66e-06, 1.1, 4.11, 0.5),
-    "trtllm": Engine(0.0043, 1.23e-06, 0.00044, 3.94e-06, 3.11e-06, 1.0, 10.7, 1.0),
-    "sglang": Engine(0.0101, 2.14e-05, 0.00163, 1.2e-05, 1.94e-05, 1.32, 30.7, 0.5),
+    "vllm": Engine(0.00976, 3.67e-06, 0.000381, 2.06e-05, 1.54e-05, 1.16, 3.62, 0.5),
+    "trtllm": Engine(0.00229, 1.96e-06, 0.000764, 2.74e-06, 5e-06, 0.951, 8.11, 1.0),
+    "sglang": Engine(0.0152, 3.95e-06, 0.00224, 1.46e-05, 4.02e-05, 1.62, 27.8, 0.5),
 }

@@ -30,7 +30,8 @@ class Links:
         """The innermost domain and the outermost."""
         inner, outer = fleet.domains[0], fleet.domains[-1]
         alone = inner is outer
-        share = constants.LINK if alone or inner.devices > 1 else constants.NETWORK
+        inside = constants.LINK * fleet.reach.links
+        share = inside if alone or inner.devices > 1 else constants.NETWORK
         return cls(
             domain=float(inner.devices),
             inside=float(inner.bandwidth.value) * share,

@@ -10,14 +10,11 @@ ranks come on top.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
-import numpy as np
-
 from narrows.plan.fleet import constants, here
-from narrows.plan.fleet.links import Links
-from narrows.plan.fleet.work import Matrix, Work, parameters
+from narrows.plan.fleet.work import Halves, Matrix, Work, halves
 from narrows.spec.fleet import Fleet
 from narrows.spec.ledger import Kind
 from narrows.spec.model import ModelSpec
@@ -74,6 +71,14 @@ class Part(NamedTuple):
     def seconds(self) -> float:
         """Whichever is longer."""
         return max(self.read, self.compute)
+
+
+class _Product(NamedTuple):
+    """Bytes that products read, their FLOP, and those that take as long without Reach's ramp."""
+
+    read: float
+    flop: float
+    timed: float
 
 
 class Tokens(NamedTuple):
@@ -185,14 +190,14 @@ def _between_products(
 
 def weights_bytes(work: Work, replica: Replica) -> float:
     """Of one device."""
-    return sum(read for read, _ in _matrices(work, replica, 1e12))
+    return sum(each.read for each in _matrices(work, replica, 1e12))
 
 
 def touched_bytes(work: Work, replica: Replica, tokens: float) -> float:
     """Weights that a pass of `tokens` reads on one device; of the experts, those that some token
     chose.
     """
-    return sum(read for read, _ in _matrices(work, replica, tokens))
+    return sum(each.read for each in _matrices(work, replica, tokens))
 
 
 def cache_bytes_per_token(spec: ModelSpec, replica: Replica) -> float:
@@ -230,37 +235,57 @@ def _products(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> list
     whole = peak_of(fleet, wide)
     peaks = (whole, whole, peak_of(fleet, own) * constants.SERVING_GROUPED, peak_of(fleet, 16.0))
     return [
-        Part(name, kind, flop, read, compute=flop / peak, read=read / rate / share)
-        for (name, kind), (read, flop), share, peak in zip(
-            _PRODUCTS, _matrices(work, replica, tokens), shares, peaks, strict=True
+        Part(
+            name,
+            kind,
+            each.flop,
+            each.read,
+            compute=each.timed / peak,
+            read=each.read / rate / share,
+        )
+        for (name, kind), each, share, peak in zip(
+            _PRODUCTS,
+            _matrices(work, replica, tokens, fleet.reach.half),
+            shares,
+            peaks,
+            strict=True,
         )
     ]
 
 
-def _matrices(work: Work, replica: Replica, tokens: float) -> list[tuple[float, float]]:
-    """Bytes that one device reads, and FLOP that it computes, of the same four."""
+def _matrices(
+    work: Work, replica: Replica, tokens: float, half: float = 0.0
+) -> tuple[_Product, ...]:
+    """The same four on one device."""
     spec, ranks = work.spec, float(replica.tensor)
-    shared = ranks / replica.attention_data
-    rest = _rest_bits(work, replica) / 8.0
-    own = max(1.0, tokens / replica.attention_data)
-    attention = work.layers * _size(work.attention) / shared
-    dense = work.layers_dense * _size(work.dense) / ranks
-    dense += work.layers_experts * _size(work.routed) / ranks
-    head = float(spec.vocabulary * spec.width) / ranks
-    experts = (0.0, 0.0)
+    bits, own = _rest_bits(work, replica), max(1.0, tokens / replica.attention_data)
+    ramp = partial(_product, byte=bits / 8.0, half=half)
+    attention = ramp(work.layers, work.attention, ranks / replica.attention_data, own)
+    dense = ramp(work.layers_dense, work.dense, ranks, tokens)
+    routed = ramp(work.layers_experts, work.routed, ranks, tokens)
+    experts = _Product(0.0, 0.0, 0.0)
     if spec.experts is not None:
-        each = work.layers_experts * _size(work.expert) / ranks
+        each = work.layers_experts * _size(work.expert, 0.0).over(1.0) / ranks
         draws = min(tokens, 1e6) ** constants.SERVING_DRAWS
         missed = (1.0 - spec.experts.chosen / spec.experts.count) ** draws
         touched = spec.experts.count * (1.0 - missed)
-        experts = (
-            each * touched * replica.weight_bits / 8.0,
-            2.0 * each * tokens * spec.experts.chosen,
-        )  # fmt: skip
-    return [
-        (attention * rest, 2.0 * own * attention), (dense * rest, 2.0 * tokens * dense), experts,
-        (head * 2.0, 2.0 * min(tokens, own) * head),
-    ]  # fmt: skip
+        flop = 2.0 * each * tokens * spec.experts.chosen
+        experts = _Product(each * touched * replica.weight_bits / 8.0, flop, flop)
+    head = float(spec.vocabulary * spec.width) / ranks
+    last = 2.0 * min(tokens, own) * head
+    together = _Product(*(a + b for a, b in zip(dense, routed, strict=True)))
+    return attention, together, experts, _Product(2.0 * head, last, last)
+
+
+def _product(
+    layers: float, matrices: tuple[Matrix, ...], ranks: float, tokens: float, *,
+    byte: float, half: float,
+) -> _Product:  # fmt: skip
+    """Of so many layers' `matrices` of `byte` bytes a weight, divided over `ranks`."""
+    held = layers * _size(matrices, 0.0).over(ranks)
+    # Few rows have kernels of their own, which start no tile that they do not fill.
+    timed = 2.0 * (tokens + min(half, tokens)) * layers * _size(matrices, half).over(ranks)
+    return _Product(byte * held, 2.0 * tokens * held, timed)
 
 
 def _rest_bits(work: Work, replica: Replica) -> float:
@@ -333,31 +358,32 @@ def _narrowing(work: Work, replica: Replica, fleet: Fleet) -> float:
 
 
 def reductions(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> tuple[float, float]:
-    """Seconds of all reductions across the ranks, two a block, and bytes that a rank receives:
-    small ones read all at once, others scatter and gather.
-    """
-    if replica.tensor == 1:
+    """Seconds of all sums across the ranks, two a block, and bytes that a rank receives."""
+    ranks = float(replica.tensor)
+    if ranks == 1.0:
         return 0.0, 0.0
-    moved = tokens * work.spec.width * 2.0
-    around = moved * _around(Links.of(fleet), replica.tensor)
-    once = replica.tensor * around
-    twice = 2.0 * around + constants.SERVING_REDUCE_TWICE
-    reduce = constants.SERVING_REDUCE + constants.SERVING_REDUCE_RANK * replica.tensor
-    times = replica.tensor if once <= twice else 2.0
-    share = (replica.tensor - 1.0) / replica.tensor
-    return (
-        2.0 * work.layers * (reduce + min(once, twice)),
-        2.0 * work.layers * times * share * moved,
-    )
+    moved, rate = tokens * work.spec.width * 2.0, _rate(fleet, ranks)
+    # Bytes that a rank receives, of each way: from all at once, around, or from a switch that adds.
+    once, around = (ranks - 1.0) * moved, 2.0 * (ranks - 1.0) / ranks * moved
+    later = constants.SERVING_REDUCE_TWICE
+    ways = [(once / rate, once), (later + around / rate, around)]
+    if fleet.reach.switched and ranks <= fleet.domains[0].devices:
+        added = (1.0 + 1.0 / ranks) * moved
+        ways.append((later + added * fleet.reach.links / fleet.reach.switched / rate, added))
+    reduce = constants.SERVING_REDUCE + constants.SERVING_REDUCE_RANK * ranks
+    seconds, received = min(ways)
+    return 2.0 * work.layers * (reduce + seconds), 2.0 * work.layers * received
+
+
+def _rate(fleet: Fleet, ranks: float) -> float:
+    """Bytes a second that each of so many neighbours receives."""
+    inner, outer = fleet.domains[0], fleet.domains[-1]
+    inside = float(inner.bandwidth.value) * fleet.reach.links
+    if ranks <= inner.devices:
+        return inside
+    return min(inside, float(outer.bandwidth.value) * constants.NETWORK * inner.devices)
 
 
 @cache
-def _around(links: Links, ranks: int) -> float:
-    """Seconds for each byte that is gathered over so many neighbours."""
-    return float(links.moving(np.ones(1), np.array([float(ranks)]), np.ones(1))[0])
-
-
-@cache
-def _size(matrices: tuple[Matrix, ...]) -> float:
-    sums = parameters(matrices)
-    return sums.whole + sums.cut
+def _size(matrices: tuple[Matrix, ...], half: float) -> Halves:
+    return halves(matrices, half)

@@ -33,6 +33,10 @@ class Halves(NamedTuple):
     whole: float
     cut: float
 
+    def over(self, ranks: float) -> float:
+        """Of one of so many tensor ranks."""
+        return self.whole + self.cut / ranks
+
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
