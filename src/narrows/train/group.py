@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from narrows.hardware.waking import waking_gently
 from narrows.spec.errors import LostOthers
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ def joined(kind: str) -> Iterator[Store | None]:
     backend = "nccl" if kind == "cuda" else "gloo"
     rank = int(os.environ["RANK"])
     store = _store(rank, count)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE)
+    with waking_gently():
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE
+        )
     try:
         yield store
     except RuntimeError as error:
