@@ -173,7 +173,7 @@ def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_
         running = _filled((m * largest, m * whole / p), filling, quicker, p)
     return Step(
         stages=tuple(stages), scales=scales, running=running,
-        working=np.minimum(running, m * largest), hops=_hops(tuple(stages), largest, spread, m),
+        working=np.minimum(running, m * largest), hops=_hops(tuple(stages), spread, m),
         once=np.stack([stage.once for stage in stages]).max(axis=0),
     )  # fmt: skip
 
@@ -323,7 +323,7 @@ def _hidden(told: tuple[Told, ...], network: Network) -> float:
     )  # fmt: skip
 
 
-def _hops(stages: tuple[Stage, ...], largest: Array, spread: Layout, m: Array) -> Array:
+def _hops(stages: tuple[Stage, ...], spread: Layout, m: Array) -> Array:
     """What activations and their gradients on their way add where stages wait for them."""
     p, v = spread.pipeline, spread.interleave
     if p == 1:
@@ -336,14 +336,10 @@ def _hops(stages: tuple[Stage, ...], largest: Array, spread: Layout, m: Array) -
             for index in range(m.size)
         ])  # fmt: skip
 
-    there, back = one("forward"), one("backward")
-    if spread.schedule == "gpipe":
-        late = np.maximum(0.0, there - (1.0 - _BACKWARD_SHARE) * largest)
-        late = late + np.maximum(0.0, back - _BACKWARD_SHARE * largest)
-        return np.asarray((p - 1) * (there + back) + (m - 1) * late)
-    # One forward and one backward in turn, a stage waits for its neighbour's answer each time.
+    # What is sent waits until the next stage asks for it: when it has done what was before. So
+    # neither way is hidden but where a stage's other pieces have something to do meanwhile.
     shown = constants.HOPS_SHOWN * v if v > 1 else 1.0
-    return np.asarray(shown * (m + p - 2) * (there + back))
+    return np.asarray(shown * (m + p - 2) * (one("forward") + one("backward")))
 
 
 def _held(share: Share, layouts: Layouts) -> Held:
