@@ -173,7 +173,7 @@ def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_
         running = _filled((m * largest, m * whole / p), filling, quicker, p)
     return Step(
         stages=tuple(stages), scales=scales, running=running,
-        working=np.minimum(running, m * largest), hops=_hops(tuple(stages), spread, m),
+        working=np.minimum(running, m * largest), hops=_hops(tuple(stages), network, m),
         once=np.stack([stage.once for stage in stages]).max(axis=0),
     )  # fmt: skip
 
@@ -323,9 +323,9 @@ def _hidden(told: tuple[Told, ...], network: Network) -> float:
     )  # fmt: skip
 
 
-def _hops(stages: tuple[Stage, ...], spread: Layout, m: Array) -> Array:
+def _hops(stages: tuple[Stage, ...], network: Network, m: Array) -> Array:
     """What activations and their gradients on their way add where stages wait for them."""
-    p, v = spread.pipeline, spread.interleave
+    p, v = network.layout.pipeline, network.layout.interleave
     if p == 1:
         return np.zeros_like(m)
 
@@ -336,9 +336,9 @@ def _hops(stages: tuple[Stage, ...], spread: Layout, m: Array) -> Array:
             for index in range(m.size)
         ])  # fmt: skip
 
-    # What is sent waits until the next stage asks for it: when it has done what was before. So
-    # neither way is hidden but where a stage's other pieces have something to do meanwhile.
-    shown = constants.HOPS_SHOWN * v if v > 1 else 1.0
+    # One forward and one backward in turn, a stage waits for its neighbour's answer each time. So
+    # do all where what is sent is asked for first: when the receiver has done what was before.
+    shown = constants.HOPS_SHOWN * v if v > 1 and not network.asked else v
     return np.asarray(shown * (m + p - 2) * (one("forward") + one("backward")))
 
 

@@ -35,7 +35,8 @@ _CALM_S = 2.0
 _STALE_S = 5.0
 """Who has written nothing for so long leaves no stack: it is stopped, or its host is gone."""
 _GONE_S = 60.0
-_TOLD_S = 10.0
+"""And for so long does not work, whatever it wrote last."""
+_TOLD_S = 6.0
 _ANSWER = timedelta(seconds=10)
 _LEFT = "left"
 _HANGS = "hangs"
@@ -156,7 +157,7 @@ class Sentry:
         return bool(hangs)
 
     def _end(self, run: Path, talk: Callable[[str], None]) -> None:
-        """Leave the stack; say all of them, or wait until they are said; and end."""
+        """Leave the stack; say all of them, unless one of those before does; and end."""
         from torch.distributed import DistError
 
         with suppress(DistError):
@@ -164,18 +165,26 @@ class Sentry:
             self.store.set(_HANGS, str(self.rank))
         now = time.monotonic()
         able = [rank for rank, line in self.lines.items() if line.stale_s(now) < _STALE_S]
-        if self.rank == min(able, default=self.rank):
+        before = sum(rank < self.rank for rank in able)
+        if not (before and self._is_told(before * _TOLD_S)):
             failure = self._failure(able)
             talk(f"error: {failure}")
             with suppress(OSError):
                 note(run, self.own.last.step, "hang", "\n".join([failure.what, *failure.causes]))
             with suppress(DistError):
                 self.store.set(_TOLD, "")
-        else:
-            with suppress(DistError):
-                self.store.wait([_TOLD], timedelta(seconds=_TOLD_S))
         sys.stderr.flush()
         os._exit(RunFailed.exit_code)
+
+    def _is_told(self, seconds: float) -> bool:
+        """Whether another process says it within so long."""
+        from torch.distributed import DistError
+
+        try:
+            self.store.wait([_TOLD], timedelta(seconds=seconds))
+        except DistError:
+            return False
+        return True
 
     def _failure(self, able: list[int]) -> RunFailed:
         from torch.distributed import DistError
