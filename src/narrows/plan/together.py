@@ -339,7 +339,10 @@ def _hops(stages: tuple[Stage, ...], network: Network, m: Array) -> Array:
     # One forward and one backward in turn, a stage waits for its neighbour's answer each time. So
     # do all where what is sent is asked for first: when the receiver has done what was before.
     shown = constants.HOPS_SHOWN * v if v > 1 and not network.asked else v
-    return np.asarray(shown * (m + p - 2) * (one("forward") + one("backward")))
+    there, back = one("forward"), one("backward")
+    # Torch's 1F1B waits, as it fills, for what it sent before it goes on; its GPipe does not.
+    filling = p - 1 if network.asked and (network.layout.schedule, v) == ("1f1b", 1) else 0
+    return np.asarray(shown * (m + p - 2) * (there + back) + filling * there)
 
 
 def _held(share: Share, layouts: Layouts) -> Held:
