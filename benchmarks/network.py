@@ -5,6 +5,8 @@ of Shakespeare in each layout. Prints a table, and as the last line the errors a
 there can be no such hosts, why:
 
     python benchmarks/network.py [--hosts 2 4] [--rate 100mbit 1gbit 10gbit] [--layout DDP ...]
+
+With --keep DIR plans and runs stay there, whose ledgers say in which operations a step went wrong.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ def main() -> int:
     parser.add_argument("--layout", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
     parser.add_argument("--steps", type=int, default=5, help="of each, the first two left out")
     parser.add_argument("--real-time", action="store_true", help=REAL_TIME)
+    parser.add_argument("--keep", type=Path, help="a folder that plans and runs are kept in")
     parser.add_argument("--refresh", action="store_true", help="probe a host of one core again")
     chosen = parser.parse_args()
     if chosen.steps <= _WARM:
@@ -116,7 +119,9 @@ def _cases(made: Hosts, chosen: argparse.Namespace) -> list[Case]:
     """All layouts between these hosts, their link measured first."""
     cases, environment = [], host_environment()
     with tempfile.TemporaryDirectory() as folder:
-        job = Path(folder) / "job.toml"
+        kept = chosen.keep and chosen.keep / f"{made.count}-{made.rate}"
+        job = (kept or Path(folder)) / "job.toml"
+        job.parent.mkdir(parents=True, exist_ok=True)
         job.write_text(JOB.format(steps=chosen.steps))
         if chosen.refresh:
             checked(made.run_alone([*NARROWS, "probe", "--refresh"], environment))

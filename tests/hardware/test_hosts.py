@@ -49,7 +49,7 @@ def started() -> Iterator[subprocess.Popen[str]]:
     """Three hosts that sleep, made by another process."""
     command = [sys.executable, str(FILE), "--hosts", "3", "--", "sleep", "300"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 20.0
+    until = time.monotonic() + 120.0
     while time.monotonic() < until and len(sleeping(process.pid)) < 3:
         time.sleep(0.1)
     yield process

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from narrows.plan import cost
+from narrows.plan.fleet.constants import HOPS_SHOWN
 from narrows.plan.layouts import Layouts, Shapes
 from narrows.plan.predict import Run, predict
 from narrows.plan.recipe import Cadence
@@ -84,6 +85,27 @@ def test_two_equal_stages_wait_for_their_schedule(
     each = np.array([stage.micro[0] for stage in found.stages])
     largest, other = each.max(), each.min()
     assert found.running[0] == pytest.approx(8 * largest + micros * other)
+
+
+@pytest.mark.parametrize(
+    ("given", "backend", "hops"),
+    [
+        ({"schedule": "gpipe"}, "gloo", 16.0),
+        ({"schedule": "1f1b"}, "gloo", 17.0),
+        ({"schedule": "1f1b"}, "nccl", 16.0),
+        ({"interleave": 2}, "gloo", 32.0),
+        ({"interleave": 2}, "nccl", 32.0 * HOPS_SHOWN),
+    ],
+)
+def test_a_stage_waits_for_what_it_asks_for(
+    machine: Machine, given: dict[str, Any], backend: str, hops: float
+) -> None:
+    """Eight micro-batches between two stages, there and back, none behind computing."""
+    link = msgspec.structs.replace(link_of(rate=1e7, wait=1e-12, hosts=2), backend=backend)
+    slow = msgspec.structs.replace(machine, links=(link,))
+    found = step(SHAPES, Layouts.of(layout_of(pipeline=2, **given)), slow)
+    hop_s = 2 * MODEL.context * MODEL.width * 2 / 1e7
+    assert found.hops[0] == pytest.approx(hops * hop_s, rel=0.01)
 
 
 def test_more_processes_than_cores_use_what_others_leave(machine: Machine) -> None:

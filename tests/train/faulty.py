@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from narrows.spec.errors import NarrowsError
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
 from narrows.spec.record import load
-from narrows.train import checkpoint
+from narrows.train import checkpoint, sentry
 from narrows.train.attend import attend
 from narrows.train.run import train
+from narrows.train.silence import Patience
 from narrows.train.step import Trainer
 
 
@@ -84,6 +86,8 @@ def once() -> bool:
 
 if __name__ == "__main__":
     attend()
+    # Where torchrun starts it, nobody says how patient it is to be.
+    sentry.Patience = partial(Patience, least_s=3.0)  # type: ignore[misc, assignment]
     run = Path(sys.argv[2])
     fault = json.loads((run / "fault.json").read_text()) if (run / "fault.json").exists() else {}
     if fault.get("rank") == int(os.environ.get("RANK", "0")):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from narrows.spec.errors import RunFailed
+from narrows.spec.errors import LostOthers, RunFailed
 from narrows.train import checkpoint
 from narrows.train.checkpoint import Checkpoints, Contents, State, write_tensors
 from narrows.train.step import Trainer
@@ -119,6 +119,20 @@ def test_a_write_that_fails_is_told_and_the_last_good_one_stays(
     found = checkpoints.newest()
     assert found is not None and found[1].step == 1
     assert not list(checkpoints.folder.glob("*.partial"))
+
+
+def test_where_the_first_process_gave_up_the_cause_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, *given: object) -> str:
+        path.parent.rmdir()
+        return write_tensors(path, {})
+
+    monkeypatch.setattr(checkpoint, "write_tensors", write)
+    second = Checkpoints(tmp_path, keep=2, talk=print, rank=1, ranks=2)
+    second.save(Contents({}, {}, {}), state(1), False)
+    with pytest.raises(LostOthers, match="the first process gave the checkpoint up"):
+        second.wait()
 
 
 def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from narrows.train.effort import efforts
+from narrows.train.effort import effort_of, efforts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
 SPINS = "import time\nuntil = time.process_time() + 0.3\nwhile time.process_time() < until: pass\n"
@@ -35,3 +35,14 @@ def test_work_counts_and_sleep_does_not(code: str) -> None:
 
 def test_of_who_leads_no_session_nothing_is_known() -> None:
     assert efforts([2**22 + os.getpid()]) == {}
+
+
+def test_of_what_a_process_started_the_work_is_its_own() -> None:
+    before = effort_of(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", SPINS + "input()"], stdin=subprocess.PIPE) as one:
+        time.sleep(1.0)
+        after = effort_of(os.getpid())
+        one.communicate(b"\n")
+    assert before is not None and after is not None
+    assert after.processor_s - before.processor_s >= 0.2
+    assert effort_of(2**22 + os.getpid()) is None

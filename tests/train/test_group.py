@@ -66,6 +66,38 @@ def test_torchrun_starts_a_killed_worker_again(dataset: Dataset, tmp_path: Path)
     assert {line["step"] for line in lines if "loss" in line} == set(range(1, 201))
 
 
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("rank", "what"),
+    [(1, "sleep"), pytest.param(1, "SIGSTOP", marks=pytest.mark.slow),
+     pytest.param(0, "SIGSTOP", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_torchrun_starts_again_what_hung(
+    dataset: Dataset, tmp_path: Path, rank: int, what: str
+) -> None:
+    plan = with_text(dataset, layout=layout(micro_batch=1, accumulation=2, data=2))
+    run = tmp_path / "run"
+    save(plan, run / "plan.toml")
+    save(tiny_machine(), run / "machine.toml")
+    (run / "fault.json").write_text(
+        json.dumps({"rank": rank, "when": "step", "at": 8, "what": what})
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", *RESTARTS]
+    words += [str(Path(__file__).with_name("faulty.py")), "train", str(run), "--resume"]
+    done = subprocess.run(
+        words, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600.0, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    said = done.stderr.partition("error: the training hangs: no sign of life for ")[2]
+    assert said.partition(" at ")[2].startswith("step 8\n  process 0 (step")
+    stopped = said.partition(f"process {rank} (step")[2]
+    assert ("faulty.py" if what == "sleep" else "no stack, it does not answer") in stopped
+    assert "all_reduce" in said.partition(f"process {1 - rank} (step 8, training")[2]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines if "event" in line] == ["hang", "resume"]
+    assert {line["step"] for line in lines if "loss" in line} == set(range(1, 13))
+
+
 def test_a_lone_process_was_started_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

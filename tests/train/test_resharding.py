@@ -95,7 +95,7 @@ def resumed(chosen: Plan, folders: list[Path]) -> list[float]:
         trainer, checkpoints = begun(chosen, folder)
         known = newest(trainer, checkpoints)
         assert known is not None and known[1].step == 3
-        restore(trainer, known[0])
+        restore(trainer, known[0], print)
         found += [trainer.step(number, Short()).loss for number in range(3, 6)]
     return found
 

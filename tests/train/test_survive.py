@@ -20,8 +20,8 @@ from narrows.spec.exchange import GradientExchange, LocalSteps, PowerSGD
 from narrows.spec.plan import Evaluation, Plan
 from narrows.spec.record import load, save
 from narrows.train.checkpoint import State
+from narrows.train.silence import Patience
 from narrows.train.survive import Survival, train_together
-from narrows.train.watch import Patience
 
 from .conftest import layout, tiny_machine, with_text
 

@@ -8,7 +8,8 @@ import pytest
 from narrows.train import watch
 from narrows.train.effort import Effort
 from narrows.train.pulse import Pulse
-from narrows.train.watch import Patience, Watch
+from narrows.train.silence import Patience
+from narrows.train.watch import Watch
 
 RUNNING = {0: 100, 1: 101}
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from narrows.hardware.waking import waking_gently
 from narrows.plan.gradients import islands
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import EXACT, GradientExchange
@@ -124,7 +125,8 @@ def _reading(grid: npt.NDArray[np.int64], size: int, device: torch.device) -> Ax
 
 
 def _mesh(grid: npt.NDArray[np.int64], names: tuple[str, ...], device: torch.device) -> DeviceMesh:
-    return DeviceMesh(device.type, torch.from_numpy(grid), mesh_dim_names=names)
+    with waking_gently():
+        return DeviceMesh(device.type, torch.from_numpy(grid), mesh_dim_names=names)
 
 
 def _axis(mesh: DeviceMesh, name: str) -> Axis:

@@ -63,6 +63,11 @@ class Network:
         return self.world.hosts if self.world is not None and self.known else 1
 
     @property
+    def asked(self) -> bool:
+        """Whether what is sent waits until the receiver asks for it, as gloo's does."""
+        return self.world is None or self.world.backend == "gloo"
+
+    @property
     def together(self) -> float:
         """How many times as fast all of them at once compute as one that has a machine for itself;
         where that was not measured, each host as fast as one.

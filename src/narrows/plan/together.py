@@ -173,7 +173,7 @@ def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_
         running = _filled((m * largest, m * whole / p), filling, quicker, p)
     return Step(
         stages=tuple(stages), scales=scales, running=running,
-        working=np.minimum(running, m * largest), hops=_hops(tuple(stages), largest, spread, m),
+        working=np.minimum(running, m * largest), hops=_hops(tuple(stages), network, m),
         once=np.stack([stage.once for stage in stages]).max(axis=0),
     )  # fmt: skip
 
@@ -323,9 +323,9 @@ def _hidden(told: tuple[Told, ...], network: Network) -> float:
     )  # fmt: skip
 
 
-def _hops(stages: tuple[Stage, ...], largest: Array, spread: Layout, m: Array) -> Array:
+def _hops(stages: tuple[Stage, ...], network: Network, m: Array) -> Array:
     """What activations and their gradients on their way add where stages wait for them."""
-    p, v = spread.pipeline, spread.interleave
+    p, v = network.layout.pipeline, network.layout.interleave
     if p == 1:
         return np.zeros_like(m)
 
@@ -336,14 +336,13 @@ def _hops(stages: tuple[Stage, ...], largest: Array, spread: Layout, m: Array) -
             for index in range(m.size)
         ])  # fmt: skip
 
+    # One forward and one backward in turn, a stage waits for its neighbour's answer each time. So
+    # do all where what is sent is asked for first: when the receiver has done what was before.
+    shown = constants.HOPS_SHOWN * v if v > 1 and not network.asked else v
     there, back = one("forward"), one("backward")
-    if spread.schedule == "gpipe":
-        late = np.maximum(0.0, there - (1.0 - _BACKWARD_SHARE) * largest)
-        late = late + np.maximum(0.0, back - _BACKWARD_SHARE * largest)
-        return np.asarray((p - 1) * (there + back) + (m - 1) * late)
-    # One forward and one backward in turn, a stage waits for its neighbour's answer each time.
-    shown = constants.HOPS_SHOWN * v if v > 1 else 1.0
-    return np.asarray(shown * (m + p - 2) * (there + back))
+    # Torch's 1F1B waits, as it fills, for what it sent before it goes on; its GPipe does not.
+    filling = p - 1 if network.asked and (network.layout.schedule, v) == ("1f1b", 1) else 0
+    return np.asarray(shown * (m + p - 2) * (there + back) + filling * there)
 
 
 def _held(share: Share, layouts: Layouts) -> Held:

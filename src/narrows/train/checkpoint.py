@@ -27,7 +27,7 @@ from torch import Tensor
 
 from narrows.parallel.parts import Part
 from narrows.parallel.saved import described
-from narrows.spec.errors import BadInput, RunFailed
+from narrows.spec.errors import BadInput, LostOthers, RunFailed
 from narrows.spec.record import Record, digest, load, save, write_atomically
 from narrows.train.kept import SCALES
 from narrows.train.ramp import Ramp
@@ -105,6 +105,9 @@ class Checkpoints:
             self._writer = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            if self.rank and isinstance(failure, FileNotFoundError):
+                # The first process takes the folder away where it fails: it knows why.
+                raise LostOthers("the first process gave the checkpoint up") from failure
             raise RunFailed(
                 f"the checkpoint could not be written: {failure}",
                 hint=f"free space under {self.folder}, then train again with --resume",

@@ -28,10 +28,28 @@ def efforts(leaders: Collection[int]) -> dict[int, Effort]:
     for process, words in _processes():
         leader = int(words[3])
         if leader in leaders:
-            seconds, disk = found.get(leader, Effort(0.0, False))
-            seconds += sum(map(int, words[_TIMES])) / os.sysconf("SC_CLK_TCK")
-            found[leader] = Effort(seconds, disk or _waits_for_disk(process))
+            found[leader] = _added(found.get(leader, Effort(0.0, False)), process, words)
     return found
+
+
+def effort_of(root: int) -> Effort | None:
+    """Of a process and of all that it started; None where nothing can be known."""
+    found = {int(place.name): (place, words) for place, words in _processes()}
+    if root not in found:
+        return None
+    below, new = set[int](), {root}
+    while new:
+        below |= new
+        new = {pid for pid, (_, words) in found.items() if int(words[1]) in new} - below
+    total = Effort(0.0, False)
+    for place, words in (found[pid] for pid in below):
+        total = _added(total, place, words)
+    return total
+
+
+def _added(effort: Effort, process: Path, words: list[str]) -> Effort:
+    seconds = sum(map(int, words[_TIMES])) / os.sysconf("SC_CLK_TCK")
+    return Effort(effort.processor_s + seconds, effort.disk or _waits_for_disk(process))
 
 
 def _processes() -> Iterator[tuple[Path, list[str]]]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from narrows.hardware.waking import waking_gently
 from narrows.spec.errors import LostOthers
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ def speaks() -> bool:
 
 
 @contextmanager
-def joined(kind: str) -> Iterator[None]:
-    """Within it this process talks to the others, by gloo on processors and NCCL on CUDA."""
+def joined(kind: str) -> Iterator[Store | None]:
+    """Within it this process talks to the others, by gloo on processors and NCCL on CUDA; yields
+    where they leave each other notes, None for one that is alone.
+    """
     count = started()
     if count is None or count == 1:
-        yield
+        yield None
         return
     import torch
     import torch.distributed as dist
@@ -45,11 +48,13 @@ def joined(kind: str) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if kind == "cuda" else "gloo"
     rank = int(os.environ["RANK"])
-    dist.init_process_group(
-        backend, store=_store(rank, count), rank=rank, world_size=count, timeout=_PATIENCE
-    )
+    store = _store(rank, count)
+    with waking_gently():
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE
+        )
     try:
-        yield
+        yield store
     except RuntimeError as error:
         if not _of_the_network(error):
             raise

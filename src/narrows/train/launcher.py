@@ -15,7 +15,8 @@ from typing import NamedTuple
 from narrows.train import attend, pulse
 from narrows.train.pulse import Failure, Kind
 from narrows.train.signals import StopRequest
-from narrows.train.watch import Patience, Watch
+from narrows.train.silence import Patience
+from narrows.train.watch import Watch
 
 NARROWS = (sys.executable, "-m", "narrows")
 _LOOK_S = 0.1
@@ -106,7 +107,7 @@ class Workers:
         return Failure(what=said.what, causes=causes, hint=said.hint, kind=said.kind)
 
     def _hung(self, running: dict[int, int]) -> Failure:
-        silent = min(self.watch.silent_s[rank] for rank in running)
+        silent = min(self.watch.silences[rank].seconds for rank in running)
         return Failure(
             what=f"the training hangs: no sign of life for {silent:.0f} s at step "
             f"{self.watch.furthest}",

@@ -2,8 +2,8 @@
 
 A product is known by its shapes, everything else by its own name or an ancestor's. FLOP and bytes
 of products are counted from the shapes that ran; of other operations they are the plan's count.
-Collectives run in threads of their own while the step waits for them, in no operation at all: that
-time is theirs.
+Collectives run in threads of their own while the step waits for them, in no operation at all or in
+the one that called them: that time is theirs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.autograd.profiler import profile, record_function
 
 from narrows.spec.ledger import Kind, Phase, Row
 from narrows.spec.model import SwiGLU
+from narrows.spec.pieces import even
 from narrows.spec.plan import Plan
 from narrows.train.step import Trainer, no_span
 
@@ -34,6 +35,8 @@ _LINKS = {
     "c10d::send": "send", "c10d::recv_": "send",
 }  # fmt: skip
 _WORKING = "gloo:"
+_SPANNING = ("narrows::", "FSDP::", "PP:", "autograd::engine")
+"""What spans a part of the step: its own time is the host's, or passes while it waits."""
 _SHARDS: dict[str, tuple[str, Phase, Kind]] = {
     "FSDP::all_gather": ("gathered", "forward", "pointwise"),
     "FSDP::post_backward_reduce": ("scattered", "backward", "pointwise"),
@@ -92,6 +95,8 @@ def _waits(events: Any) -> dict[tuple[str, Phase, Kind], float]:
     calls, works = (sorted(each, key=lambda e: e.time_range.start) for each in (calls, works))
     waits: dict[tuple[str, Phase, Kind], float] = {}
     for call, work in zip(calls, works, strict=False):
+        if _told_in(call.cpu_parent) is not None:
+            continue
         key = _told(_names(call))
         beyond = max(0.0, work.time_range.elapsed_us() - call.self_cpu_time_total)
         waits[key] = waits.get(key, 0.0) + beyond * 1e-6
@@ -128,6 +133,15 @@ def _told(names: list[str]) -> tuple[str, Phase, Kind]:
     return _LINKS[names[0]], phase, "link"
 
 
+def _told_in(event: Any) -> Any:
+    """The collective that an operation calls and waits for itself, such as parallel/collectives';
+    None where it is no such operation.
+    """
+    if event is None or event.name.startswith(_SPANNING):
+        return None
+    return next((each for each in event.cpu_children if each.name in _LINKS), None)
+
+
 def _names(event: Any) -> list[str]:
     """Its own and its ancestors'."""
     names = [event.name]
@@ -144,6 +158,8 @@ def _row(event: Any, plan: Plan) -> Row:
     if event.name in _PRODUCTS and "narrows::optimizer" not in names:
         operation, phase, flop, moved = _product(event, names, plan)
         kind: Kind = "gemm"
+    elif (call := _told_in(event)) is not None:
+        operation, phase, kind = _told(_names(call))
     else:
         operation, phase, kind = _place(names, plan)
     return Row(
@@ -159,13 +175,14 @@ def _product(event: Any, names: list[str], plan: Plan) -> tuple[str, Phase, floa
     batch = shapes[-2][0] if len(shapes[-2]) == 3 else 1
     value = 2 if plan.layout.precision == "bf16" else 4
     flop, moved = 2.0 * batch * m * k * n, float(batch * value * (m * k + k * n + m * n))
-    spec = plan.model
+    spec, cut = plan.model, plan.layout.tensor
+    rows_here = {len(range(*even(spec.vocabulary, cut, rank))) for rank in range(cut)}
     weights = {
-        (spec.vocabulary, spec.width): "head",
-        (spec.qkv_width, spec.width): "qkv",
-        (spec.width, spec.heads * spec.head_width): "out",
-        (spec.up_width, spec.width): "up",
-        (spec.width, spec.feed_forward_width): "down",
+        **{(here, spec.width): "head" for here in rows_here},
+        (spec.qkv_width // cut, spec.width): "qkv",
+        (spec.width, spec.heads * spec.head_width // cut): "out",
+        (spec.up_width // cut, spec.width): "up",
+        (spec.width, spec.feed_forward_width // cut): "down",
     }
     tokens = plan.layout.micro_batch * plan.context
     in_loss = any("LinearCrossEntropy" in name for name in names)
@@ -174,7 +191,7 @@ def _product(event: Any, names: list[str], plan: Plan) -> tuple[str, Phase, floa
     if k == rows and (m, n) in weights:
         return weights[m, n], "backward", flop, moved
     if in_loss:
-        return "head", "forward" if n == spec.vocabulary else "backward", flop, moved
+        return "head", "forward" if n in rows_here else "backward", flop, moved
     found = weights.get((k, n) if backward else (n, k))
     if found is None and any("_Linear" in name or "_ActivatedLinear" in name for name in names):
         # What is no matrix of the model's is of low rank, and stands beside one (adapt/low_rank).
@@ -191,12 +208,10 @@ def _place(names: list[str], plan: Plan) -> tuple[str, Phase, Kind]:
         return _SPANS[name]
     if name in _LINKS:
         return _told(names)
-    if name.startswith("FSDP::"):
-        return _SPANS["narrows::step"]
     for part, place in _SHARDS.items():
         if any(each.startswith(part) for each in names):
             return place
-    if name.startswith("autograd::engine"):
+    if name.startswith(_SPANNING):
         return _SPANS["narrows::step"]
     backward = any("Backward" in each for each in names)
     phase: Phase = "backward" if backward else "forward"

@@ -74,6 +74,11 @@ class Pulse:
         self._began = time.monotonic()
         self.beat(0, "starting")
 
+    @property
+    def last(self) -> Sign:
+        """Its newest sign."""
+        return self._sign
+
     def beat(self, step: int, doing: Doing = "training") -> None:
         """It goes on, now with this."""
         before, now = self._sign, time.monotonic()

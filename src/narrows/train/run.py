@@ -39,6 +39,7 @@ from narrows.train.pulse import Pulse, alive
 from narrows.train.ramp import Ramp
 from narrows.train.reference import refer
 from narrows.train.schedule import listened
+from narrows.train.sentry import watched
 from narrows.train.signals import StopRequest
 from narrows.train.state import contents, newest, restore
 from narrows.train.step import StepResult, Trainer, all_finite, evaluate, read
@@ -70,8 +71,10 @@ def train(
     Raises BadInput where the run cannot start, RunFailed where it had to stop, and Interrupted
     after ctrl-C; the newest checkpoint is kept in every case and `resume` goes on from it.
     """
-    kind = machine.device.kind
-    with locked(run), alive() as pulse, disk_errors(run), joined(kind):
+    with (
+        locked(run), alive() as pulse, disk_errors(run), joined(machine.device.kind) as store,
+        watched(pulse, store, run, talk),
+    ):  # fmt: skip
         talk = talk if speaks() else _nobody
         session = _Session(plan, run, machine, talk, pulse)
         if resume:
@@ -168,8 +171,7 @@ class _Session:
         self.step, self.trainer.skipped = state.step, state.skipped
         self.trainer.heard, self.trainer.noise = state.heard, NoiseScale(state.noise)
         self.trainer.ramp = state.ramp or Ramp()
-        first = self.trainer.ranks.first
-        self.metrics = Metrics(self.run, self.step) if first else NoMetrics()
+        self.metrics = Metrics(self.run, self.step) if self.trainer.ranks.first else NoMetrics()
 
     def loop(self, stop: StopRequest, also: Also) -> Ledger:
         """Every step that is left."""

@@ -27,7 +27,7 @@ from narrows.train.launcher import NARROWS, Start, Workers
 from narrows.train.lock import locked
 from narrows.train.pulse import Failure
 from narrows.train.signals import StopRequest
-from narrows.train.watch import Patience
+from narrows.train.silence import Patience
 
 Mode = Literal["shrink", "restart", "none"]
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from narrows.hardware import fit
 from narrows.hardware.measure.device import Target, processor, target
 from narrows.hardware.measure.together import Group, Threads, collectives, computing
+from narrows.hardware.waking import waking_gently
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import Fact, Link
 
@@ -136,10 +137,11 @@ def _measure(meeting: _Meeting, threads: int, seconds: float, local_rank: int) -
     places = _meet(meeting)
     where, backend = _device(local_rank, Counter(places)[places[meeting.rank]])
     try:
-        dist.init_process_group(
-            backend, store=dist.PrefixStore("group", meeting.store), rank=meeting.rank,
-            world_size=meeting.ranks, timeout=_PATIENCE,
-        )  # fmt: skip
+        with waking_gently():
+            dist.init_process_group(
+                backend, store=dist.PrefixStore("group", meeting.store), rank=meeting.rank,
+                world_size=meeting.ranks, timeout=_PATIENCE,
+            )  # fmt: skip
         group = Group(meeting.rank, meeting.ranks, where)
         points = collectives(group, seconds=(1 - _COMPUTING_SHARE) * seconds)
         most = max(Counter(places).values())
