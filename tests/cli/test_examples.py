@@ -17,6 +17,7 @@ from narrows.cli.main import VERBS, main
 from narrows.data.rows import rows
 from narrows.spec import record
 from narrows.spec.job import Job
+from narrows.spec.objective import Masked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NUMBERS = range(60)
@@ -87,6 +88,8 @@ def written(place: Path) -> Path:
         assert done.returncode == 0, done.stderr
     assert main(["train", "job.toml", "--run", "base", "--set", "model.context=512"]) == 0
     assert main(["export", "base", "--to", "small"]) == 0
+    masked = ["--set", "model.causal=false", "--set", "train.objective.type=masked"]
+    assert main(["train", "job.toml", "--run", "both-ways", *masked]) == 0
     Path("small/chat_template.jinja").write_text(CHATML)
     return place
 
@@ -113,7 +116,9 @@ def test_every_example_trains(path: Path, written: Path) -> None:
     assert job.data is not None
     changes = {"train.steps": "2", "layout.threads": "1", "layout.compile": "false"}
     if job.model.start is not None:
-        changes |= {"model.start": "small", "model.context": "512"}
+        masked = isinstance(job.train.objective, Masked)
+        changes |= {"model.start": "both-ways" if masked else "small"}
+        changes |= {} if masked else {"model.context": "512"}
     else:
         changes |= {"model.layers": "1", "model.width": "64", "data.vocabulary": "300"}
         changes |= {"model.context": "64"}
