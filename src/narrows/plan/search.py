@@ -338,9 +338,9 @@ def _check(intent: LayoutIntent, machine: Machine, batch_sequences: int) -> None
 def _check_selective(intent: LayoutIntent) -> None:
     """Raises BadInput where operations cannot be told apart, or would tell others things again."""
     if intent.kernels == "native" or intent.compile:
-        what = "native kernels keep" if intent.kernels == "native" else "a compiled block keeps"
+        what = "native kernels" if intent.kernels == "native" else "compiled blocks"
         raise BadInput(
-            f"{what} what it needs as a whole: nothing of it is computed again selectively",
+            f"{what} keep what they need as a whole: none of it is computed again selectively",
             hint='--set layout.recompute="full", or layout.kernels=torch and layout.compile=false',
         )
     if axis := _divided(intent):
