@@ -48,8 +48,8 @@ CONFIGURATIONS = (
                                                                   "precision": "bf16"}),
     Configuration("10M recompute", "llama", (6, 384, 6, 4096), 512, 16, {"recompute": "full"}),
     *(
-        Configuration(f"10M {name}", "llama", (6, 384, 6, 4096), 512, 8, {
-            "kernels": "torch", "precision": "bf16", "compile": False, "micro_batch": 8,
+        Configuration(f"10M {name}", "llama", (6, 384, 6, 4096), 512, 2, {
+            "kernels": "torch", "precision": "bf16", "compile": False, "micro_batch": 2,
             "recompute": how,
         })
         for name, how in (("kept", "none"), ("selective", "selective"), ("again", "full"))

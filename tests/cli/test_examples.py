@@ -11,12 +11,13 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from narrows.cli.main import VERBS, main
 from narrows.data.rows import rows
 from narrows.spec import record
-from narrows.spec.job import Job
+from narrows.spec.job import Job, ModelIntent
 from narrows.spec.objective import Masked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -88,8 +89,6 @@ def written(place: Path) -> Path:
         assert done.returncode == 0, done.stderr
     assert main(["train", "job.toml", "--run", "base", "--set", "model.context=512"]) == 0
     assert main(["export", "base", "--to", "small"]) == 0
-    masked = ["--set", "model.causal=false", "--set", "train.objective.type=masked"]
-    assert main(["train", "job.toml", "--run", "both-ways", *masked]) == 0
     Path("small/chat_template.jinja").write_text(CHATML)
     return place
 
@@ -114,11 +113,14 @@ def test_no_review_that_is_held_back_was_learned(written: Path) -> None:
 def test_every_example_trains(path: Path, written: Path) -> None:
     job = record.load(Job, path)
     assert job.data is not None
+    if isinstance(job.train.objective, Masked):
+        # None of the tokenizers here but one from nothing has a mask.
+        job = msgspec.structs.replace(job, model=ModelIntent(causal=False))
+        path = written / path.name
+        record.save(job, path)
     changes = {"train.steps": "2", "layout.threads": "1", "layout.compile": "false"}
     if job.model.start is not None:
-        masked = isinstance(job.train.objective, Masked)
-        changes |= {"model.start": "both-ways" if masked else "small"}
-        changes |= {} if masked else {"model.context": "512"}
+        changes |= {"model.start": "small", "model.context": "512"}
     else:
         changes |= {"model.layers": "1", "model.width": "64", "data.vocabulary": "300"}
         changes |= {"model.context": "64"}

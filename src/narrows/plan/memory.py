@@ -228,7 +228,9 @@ def _saved(model: Shapes, layouts: Layouts) -> tuple[Array, Array]:
 
 def _holes(model: Shapes, layouts: Layouts) -> Array:
     """Bytes that the heap holds and nobody uses."""
-    block = _saved(model, layouts)[1]
+    tokens = layouts.micro_batch * model.context
+    shared = layouts.selective * tokens * product_bytes(model, layouts.setting)[1]
+    block = _saved(model, layouts)[1] - shared
     again = np.where(
         layouts.recompute > 0, np.minimum(HOLES_RECOMPUTE, model.layers - 1) * block, 0.0
     )
