@@ -47,6 +47,13 @@ CONFIGURATIONS = (
     Configuration("10M torch", "gpt2", (6, 384, 6, 65), 256, 16, {"kernels": "torch",
                                                                   "precision": "bf16"}),
     Configuration("10M recompute", "llama", (6, 384, 6, 4096), 512, 16, {"recompute": "full"}),
+    *(
+        Configuration(f"10M {name}", "llama", (6, 384, 6, 4096), 512, 2, {
+            "kernels": "torch", "precision": "bf16", "compile": False, "micro_batch": 2,
+            "recompute": how,
+        })
+        for name, how in (("kept", "none"), ("selective", "selective"), ("again", "full"))
+    ),
     Configuration("10M compile", "llama", (6, 384, 6, 4096), 256, 8, {"compile": True,
                                                                       "precision": "bf16"}),
     Configuration("10M compile fp32", "gpt2", (6, 384, 6, 4096), 256, 4, {"compile": True,

@@ -10,7 +10,6 @@ from narrows.model.dropout import Draws
 from narrows.spec.adapter import Biases, Learning, LowRank, Rule
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import KernelSet
-from narrows.spec.model import Experts
 
 from .conftest import GPT2, LLAMA, SPECS, made, tokens, tuned
 
@@ -116,14 +115,14 @@ def test_what_was_trained_is_put_on_a_model_again() -> None:
 
 
 def test_what_a_model_has_not_is_refused() -> None:
-    routed = msgspec.structs.replace(LLAMA, experts=Experts(count=4, chosen=2, width=32))
+    paired = msgspec.structs.replace(LLAMA, encoder_layers=1)
     for spec, learning, match in (
         (LLAMA, Learning(adapter=Biases()), "no biases"),
         (GPT2, Learning(adapter=LowRank(targets=("gate",))), "gate, which the model has not"),
         (LLAMA, Learning(frozen=("layers.1-2",)), "the model has 2 layers"),
         (LLAMA, Learning(frozen=("head",)), "table of embeddings"),
         (LLAMA, Learning(adapter=LowRank(), frozen=("layers.0-1",)), "nothing would learn"),
-        (routed, Learning(adapter=LowRank()), "experts"),
+        (paired, Learning(adapter=LowRank()), "an encoder beside"),
     ):
         with pytest.raises(BadInput, match=match):
             apply(made(spec), learning)

@@ -11,12 +11,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from narrows.cli.main import VERBS, main
 from narrows.data.rows import rows
 from narrows.spec import record
-from narrows.spec.job import Job
+from narrows.spec.job import Job, ModelIntent
+from narrows.spec.objective import Masked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NUMBERS = range(60)
@@ -111,12 +113,17 @@ def test_no_review_that_is_held_back_was_learned(written: Path) -> None:
 def test_every_example_trains(path: Path, written: Path) -> None:
     job = record.load(Job, path)
     assert job.data is not None
+    if isinstance(job.train.objective, Masked):
+        # None of the tokenizers here but one from nothing has a mask.
+        job = msgspec.structs.replace(job, model=ModelIntent(causal=False))
+        path = written / path.name
+        record.save(job, path)
     changes = {"train.steps": "2", "layout.threads": "1", "layout.compile": "false"}
     if job.model.start is not None:
         changes |= {"model.start": "small", "model.context": "512"}
     else:
         changes |= {"model.layers": "1", "model.width": "64", "data.vocabulary": "300"}
-        changes |= {"model.context": "64"}
+        changes |= {"model.context": "16" if isinstance(job.train.objective, Masked) else "64"}
     if not job.data.corpus.startswith("rows/"):
         changes["data.corpus"] = "text"
     said = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]

@@ -16,7 +16,7 @@ from narrows.infer.decoding import Decoding
 from narrows.infer.export import export, export_source
 from narrows.infer.loading import load
 from narrows.infer.source import Source, source
-from narrows.model import safetensors
+from narrows.model import describing, safetensors
 from narrows.model.configuration import read_config
 from narrows.model.describing import kind_of
 from narrows.model.hugging_face import naming
@@ -97,6 +97,44 @@ def test_a_head_for_classes_says_the_same(labels: tuple[str, ...], tmp_path: Pat
     assert model.config.num_labels == max(1, len(labels))
 
 
+@pytest.mark.parametrize("labels", [("bad", "fair", "good"), ()])
+@pytest.mark.parametrize("name", ["llama 3.1", "gpt2", "qwen3", "gemma3", "mixtral", "phi"])
+def test_a_causal_model_s_head_for_classes_says_the_same(
+    name: str, labels: tuple[str, ...], tmp_path: Path
+) -> None:
+    given = judging(labels, tmp_path, name, pooling="last")
+    done = export_source(given, tmp_path / "out", reference=True)
+    assert done.parity.difference_readers is not None and done.parity.difference_readers < 1e-4
+    again = source(tmp_path / "out")
+    assert again.labels == labels and again.spec == given.spec
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.num_labels == max(1, len(labels))
+
+
+def test_a_causal_model_s_mean_is_refused(tmp_path: Path) -> None:
+    given = judging(("bad", "good"), tmp_path, "llama 3.1", pooling="mean")
+    with pytest.raises(BadInput, match="LlamaForSequenceClassification reads the last one"):
+        export_source(given, tmp_path / "out")
+
+
+def test_padding_is_never_the_token_that_ends_a_text(
+    bpe: Any, make_run: MakeRun, tmp_path: Path
+) -> None:
+    """transformers would read the state before it."""
+    run = source(make_run(shape=spec("llama"), tokenizer=bpe))
+    assert run.words is not None
+    end = run.words.tokenizer.end_of_document
+    shape = msgspec.structs.replace(run.spec, classes=2)
+    weights = {name: each.detach() for name, each in built(shape).named_parameters()}
+    told = {**describing.config(run.spec, "llama"), "pad_token_id": end}
+    given = Source(
+        "llama", shape, weights, torch.float32, run.words, "llama", config=told,
+        labels=("bad", "good"),
+    )  # fmt: skip
+    export_source(given, tmp_path / "out", reference=True)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "to", "what"),
     [
@@ -114,12 +152,13 @@ def test_a_head_that_no_class_computes_is_refused(
     assert not (tmp_path / to).exists()
 
 
-def judging(labels: tuple[str, ...], folder: Path, **changes: Any) -> Source:
-    (folder / "config.json").write_text(json.dumps(config("bert")))
+def judging(labels: tuple[str, ...], folder: Path, name: str = "bert", **changes: Any) -> Source:
+    (folder / "config.json").write_text(json.dumps(config(name)))
     head = {"classes": max(1, len(labels)), "pooling": "first", **changes}
     shape = msgspec.structs.replace(read_config(folder), **head)
     weights = {name: each.detach() for name, each in built(shape).named_parameters()}
-    return Source("bert", shape, weights, torch.float32, None, "bert", labels=labels)
+    kind = config(name)["model_type"]
+    return Source(name, shape, weights, torch.float32, None, kind, labels=labels)
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ MODELS = {
     "llama untied": msgspec.structs.replace(SMOL, tied_embeddings=False),
     "llama with biases": msgspec.structs.replace(SMOL, biases=True),
     "gpt2 both ways": msgspec.structs.replace(GPT2, causal=False),
+    "gpt2 with a transform": msgspec.structs.replace(GPT2, causal=False, head_transform=True),
     "gpt2 turned": msgspec.structs.replace(GPT2, positions=Rotary()),
 }
 named = pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS.keys())

@@ -91,6 +91,15 @@ def test_a_larger_loss_chunk_never_needs_less(layout: dict[str, object], model: 
     assert memory(model, **larger).peak >= memory(model, **layout).peak
 
 
+def test_selective_recompute_lies_between_none_and_full() -> None:
+    changes: dict[str, object] = {"kernels": "torch", "micro_batch": 16}
+    kept = [
+        float(memory(recompute=each, **changes).activations[0, 0])
+        for each in ("none", "selective", "full")
+    ]
+    assert kept[0] > 1.2 * kept[1] > 1.2 * kept[2]
+
+
 def test_recompute_saves_what_blocks_keep() -> None:
     full = memory(recompute="full", micro_batch=16)
     assert float(full.activations[0, 0]) < 0.4 * float(memory(micro_batch=16).activations[0, 0])

@@ -71,6 +71,15 @@ def test_recompute_runs_the_blocks_forward_pass_once_more() -> None:
     assert counts(again, "cross_entropy") == counts(plain, "cross_entropy")
 
 
+def test_selective_recompute_runs_no_product_twice() -> None:
+    plain = operations(SMOL, kernels="torch")
+    again = operations(SMOL, kernels="torch", recompute="selective")
+    assert flop(again, "gemm", "attention") == flop(plain, "gemm", "attention")
+    for name in ("swiglu", "rotary"):
+        forward = sum(float(o.count.sum()) for o in plain if (o.name, o.phase) == (name, "forward"))
+        assert counts(again, name) == counts(plain, name) + forward
+
+
 def test_the_loss_is_cut_into_chunks_that_cover_all_positions() -> None:
     found = operations(GPT2, loss_chunk=500)
     (loss,) = (o for o in found if o.name == "cross_entropy")

@@ -25,7 +25,10 @@ def found(machine: Machine, batch: int = 24, **intent: Any) -> Found:
 def test_every_open_choice_is_tried_and_every_fixed_one_kept(machine: Machine) -> None:
     everything = found(machine)
     assert set(everything.column("micro_batch").tolist()) == {1, 2, 3, 4, 6, 8, 12, 24}
-    assert set(everything.column("recompute").tolist()) == {0.0, 1.0}
+    assert set(everything.column("recompute").tolist()) == {0.0, 1.0, 2.0}
+    selective = everything.column("recompute") == 2.0
+    assert set(everything.column("kernels")[selective].tolist()) == {"torch"}
+    assert set(everything.column("compile")[selective].tolist()) == {False}
     assert set(everything.column("precision").tolist()) == {"bf16", "fp32"}
     assert set(everything.column("kernels").tolist()) == {"torch", "native"}
     assert set(everything.column("compile").tolist()) == {True, False}
@@ -114,7 +117,8 @@ def test_a_compiled_block_is_as_much_quicker_as_was_measured(make_machine: MakeM
         plain.compiler, speedup=msgspec.structs.replace(plain.electricity.overhead, value=1.5)
     )
     machine = msgspec.structs.replace(plain, device=device, compiler=compiler)
-    step = found(machine, kernels="torch", precision="bf16", micro_batch=24).step[0]
+    asked: Any = {"kernels": "torch", "precision": "bf16", "micro_batch": 24, "recompute": "none"}
+    step = found(machine, **asked).step[0]
     half = step.size // 2
     ratio = step[:half] / step[half:]
     assert ratio.min() > 1.1 and ratio.max() < 1.5
@@ -127,6 +131,9 @@ def test_a_compiled_block_is_as_much_quicker_as_was_measured(make_machine: MakeM
         ({"threads": 3}, "allows 2", "threads=2"),
         ({"kernels": "native", "compile": True}, "cannot be compiled", "kernels=torch"),
         ({"kernels": "native", "precision": "fp32"}, "cannot be run in fp32", "kernels=torch"),
+        ({"kernels": "native", "recompute": "selective"}, "native kernels keep", "kernels=torch"),
+        ({"compile": True, "recompute": "selective"}, "compiled blocks keep", "compile=false"),
+        ({"tensor": 2, "recompute": "selective"}, "layout.tensor is 2", "recompute"),
     ],
 )
 def test_layouts_that_cannot_be_are_refused(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from narrows.infer import adapters
 from narrows.infer.loading import load as load_generator
 from narrows.kernels.load import available
 from narrows.kernels.load import load as load_kernels
@@ -21,6 +22,7 @@ from narrows.model.opening import opened
 from narrows.model.transformer import Transformer
 from narrows.spec.adapter import Adapter, Biases, LowRank, target_rows
 from narrows.spec.dataset import Dataset
+from narrows.spec.errors import BadInput
 from narrows.spec.machine import KernelSet
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Plan, Start
@@ -138,6 +140,34 @@ def test_a_run_from_a_published_model_answers_as_that_with_what_it_learned(
         torch.testing.assert_close(
             found(tokens_BT).float(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
         )
+
+
+def test_what_a_run_learned_is_an_adapter_of_peft_s_and_is_merged_from_it(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = model("llama", vocabulary=dataset.vocabulary)
+    start = published_llama(spec, tmp_path / "base")
+    run, folder = tmp_path / "run", tmp_path / "peft"
+    chosen = tuning(text_plan(dataset, model=start.model, start=start, steps=6), ADAPTERS["lora"])
+    train(chosen, run, machine=tiny_machine(), resume=False, talk=silent)
+    assert "step 6" in adapters.write(run, folder, "latest")
+    with pytest.raises(BadInput, match="exists already"):
+        adapters.write(run, folder, "latest")
+    again = adapters.merged(Path(start.path), folder)
+    found = load_generator(run, checkpoint="latest").model
+    for name, parameter in found.named_parameters():
+        torch.testing.assert_close(
+            again.weights[name], parameter.float(), rtol=1e-2, atol=1e-5, msg=name
+        )
+    moved = first_value(spec, "blocks.0.out.weight", (spec.width, spec.width), 77)
+    assert float((again.weights["blocks.0.out.weight"] - moved).abs().max()) > 1e-3
+
+
+def test_a_run_without_an_adapter_has_none_to_write(dataset: Dataset, tmp_path: Path) -> None:
+    chosen = text_plan(dataset, steps=2)
+    train(chosen, tmp_path / "run", machine=tiny_machine(), resume=False, talk=silent)
+    with pytest.raises(BadInput, match="has learned no low-rank adapter"):
+        adapters.write(tmp_path / "run", tmp_path / "peft")
 
 
 @pytest.mark.parametrize("name", ["nf4", "dora"])

@@ -91,11 +91,18 @@ def test_a_class_is_read_from_where_the_pooling_says(pooling: Any) -> None:
     found = float(Classes().loss(model, rows, Loss(64, 1.0)).detach())
     take = {"first": lambda x: x[0], "last": lambda x: x[-1], "mean": lambda x: x.mean(0)}[pooling]
     assert model.score is not None
-    logits_NC = torch.stack([take(x_TD) for x_TD in alone(model)]) @ model.score.weight.t()
-    expected = F.cross_entropy(
-        logits_NC + model.score.bias, torch.tensor([0, 1, 1]), reduction="sum"
-    )
+    summaries_ND = torch.stack([take(x_TD) for x_TD in alone(model)])
+    logits_NC = F.linear(summaries_ND, model.score.weight, model.score.bias)
+    expected = F.cross_entropy(logits_NC, torch.tensor([0, 1, 1]), reduction="sum")
     assert found == pytest.approx(float(expected.detach()), rel=1e-5)
+    smoothed = Classes(0.2).loss(model, rows, Loss(64, 1.0)).detach()
+    spread_N = -logits_NC.log_softmax(-1).mean(-1)
+    expected = 0.8 * expected + 0.2 * spread_N.sum()
+    assert float(smoothed) == pytest.approx(float(expected.detach()), rel=1e-5)
+    with torch.no_grad():
+        assert float(Classes(0.2).loss(model, rows, Loss(64, 1.0))) == pytest.approx(found), (
+            "what is held back is judged as it is"
+        )
 
 
 def test_a_number_has_the_squared_error() -> None:
@@ -103,7 +110,8 @@ def test_a_number_has_the_squared_error() -> None:
     found = float(Numbers().loss(model, rows_of(batch(((0.5, -1.0), (2.0,))), CPU), Loss(8, 0.5)))
     assert model.score is not None
     said_N = (torch.stack([x[-1] for x in alone(model)]) @ model.score.weight.t())[:, 0]
-    expected = (said_N + model.score.bias - torch.tensor([0.5, -1.0, 2.0])).square().sum() / 2
+    assert model.score.bias is None, "as transformers' heads of causal models"
+    expected = (said_N - torch.tensor([0.5, -1.0, 2.0])).square().sum() / 2
     assert found == pytest.approx(float(expected.detach()), rel=1e-5)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from narrows.adapt.experts import AdaptedExperts
 from narrows.adapt.low_rank import Frozen, Low, activated_linear, linear, row_growth
 from narrows.adapt.packed import pack, packed_shapes, packed_types
 from narrows.kernels.interface import Activation, Kernels
@@ -18,7 +19,7 @@ from narrows.model.dropout import Draws, dropped, elsewhere
 from narrows.model.initial import first_value
 from narrows.model.transformer import Transformer
 from narrows.model.weights import Packing, Weights
-from narrows.spec.adapter import Base, Learning, LowRank, Target, target_rows
+from narrows.spec.adapter import EXPERTS, Base, Learning, LowRank, Target, target_rows
 from narrows.spec.errors import BadInput
 
 Numbers = Callable[[Tensor], Tensor]
@@ -152,19 +153,21 @@ def apply(model: Transformer, learning: Learning) -> dict[str, Packing]:
     kept: dict[str, Packing] = {}
     for layer, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        for site, (matrix, rows) in enumerate(target_rows(model.spec).items()):
+        for site, (matrix, rows) in enumerate(target_rows(model.spec, layer).items()):
             targets = adapter.of(matrix) if learning.adapts(layer) else ()
-            if not targets and adapter.base is None:
+            if not targets and (adapter.base is None or matrix.startswith(EXPERTS)):
                 continue
-            plain = getattr(block, matrix)
-            chosen = {target: rows[target] for target in targets if target in rows}
-            # Beyond the places of the model's own dropout, four a layer.
-            numbers = _numbers(model, 4 * (model.spec.layers + layer) + site)
-            own = Adapted(plain, adapter, chosen, numbers)
-            setattr(block, matrix, own)
-            name = f"blocks.{layer}.{matrix}"
-            if adapter.base is not None:
-                kept[f"{name}.weight"] = _packing(name, own, adapter.base)
+            plain, name = block.get_submodule(matrix), f"blocks.{layer}.{matrix}"
+            assert isinstance(plain, Weights)
+            own: Adapted | AdaptedExperts
+            if matrix.startswith(EXPERTS):
+                own = AdaptedExperts(plain, adapter)
+            else:
+                chosen = {target: rows[target] for target in targets if target in rows}
+                own = Adapted(plain, adapter, chosen, _numbers(model, _place(model, layer, site)))
+                if adapter.base is not None:
+                    kept[f"{name}.weight"] = _packing(name, own, adapter.base)
+            block.set_submodule(matrix, own)
             _begin(model, name, own)
     return kept
 
@@ -205,6 +208,12 @@ def _packing(name: str, own: Adapted, base: Base) -> Packing:
     return Packing(own.shape, (f"{name}.codes", f"{name}.scales"), lambda each: pack(each, base))
 
 
+def _place(model: Transformer, layer: int, site: int) -> int:
+    """Beyond the places of the model's own dropout, four a layer, as many times as it takes."""
+    again, site = divmod(site, 4)
+    return 4 * ((1 + again) * model.spec.layers + layer) + site
+
+
 def _numbers(model: Transformer, site: int) -> Numbers:
     def numbers(x_BTX: Tensor) -> Tensor:
         draws = model.draws or Draws(int(torch.randint(2**62, ())))
@@ -215,7 +224,7 @@ def _numbers(model: Transformer, site: int) -> Numbers:
 
 
 @torch.no_grad()
-def _begin(model: Transformer, name: str, own: Adapted) -> None:
+def _begin(model: Transformer, name: str, own: Adapted | AdaptedExperts) -> None:
     for inner, parameter in own.named_parameters():
         if parameter.requires_grad and not parameter.is_meta:
             whole = f"{name}.{inner}"

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from narrows.adapt.apply import Adapted
+from narrows.adapt.experts import AdaptedExperts
 from narrows.adapt.low_rank import linear
 from narrows.model.transformer import Transformer
 from narrows.model.weights import Weights
-from narrows.spec.adapter import MATRICES
+from narrows.spec.adapter import target_rows
 from narrows.spec.errors import RunFailed
 
 _EXACT = 1e-5
@@ -26,12 +27,14 @@ def merge(model: Transformer) -> Transformer:
     place. Raises RunFailed where a sum, before it is rounded, is another product.
     """
     for layer, block in enumerate(model.blocks):
-        for matrix in MATRICES:
-            own = getattr(block, matrix, None)
+        for matrix in target_rows(model.spec, layer):
+            own, dtype = block.get_submodule(matrix), model.tokens.weight.dtype
             if isinstance(own, Adapted):
                 sum_ED = own.merged()
                 _prove(f"blocks.{layer}.{matrix}", own, sum_ED)
-                setattr(block, matrix, _plain(own, sum_ED.to(model.tokens.weight.dtype)))
+                block.set_submodule(matrix, _plain(own, sum_ED.to(dtype)))
+            elif isinstance(own, AdaptedExperts):
+                block.set_submodule(matrix, _plain(own, own.merged().to(dtype)))
     return model
 
 
@@ -77,9 +80,9 @@ def _prove(name: str, own: Adapted, sum_ED: Tensor) -> None:
         )
 
 
-def _plain(own: Adapted, weight_ED: Tensor) -> Weights:
+def _plain(own: Adapted | AdaptedExperts, weight_ED: Tensor) -> Weights:
     with torch.device("meta"):
-        plain = Weights(*own.shape)
+        plain = Weights(1, 1)
     plain.weight = torch.nn.Parameter(weight_ED, requires_grad=False)
     plain.bias = own.bias
     return plain

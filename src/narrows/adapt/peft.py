@@ -4,7 +4,8 @@ write_adapter(folder, model, naming);   peft_reading.load_adapter is the way bac
 
 PEFT sets A and B beside modules as the family has them. Where one of theirs is several targets of
 ours (GPT-2's c_attn, Phi-3's gate_up_proj), theirs has the ranks of all: A below one another, B in
-blocks; and read, each of ours has all of their rank.
+blocks; and read, each of ours has all of their rank. A head for classes, new with the task, is kept
+whole beside them.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ import torch
 from torch import Tensor
 
 from narrows.adapt.apply import Adapted
+from narrows.adapt.experts import AdaptedExperts
 from narrows.adapt.low_rank import spread
 from narrows.model.hugging_face import TRANSPOSED
 from narrows.model.naming import Lay, Naming
 from narrows.model.transformer import Transformer
-from narrows.spec.adapter import LowRank, Target, target_rows
+from narrows.spec.adapter import EXPERTS, LowRank, Target, target_rows
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec
 from narrows.spec.record import write_atomically
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BEFORE = "base_model.model."
+SAVED = ("classifier", "score")
+"""What PEFT keeps whole of a model for classes, whichever it has."""
 
 
 class Module(NamedTuple):
@@ -54,12 +58,13 @@ def write_adapter(
     """Write the adapter of a model; `base` is what it was tuned from, a path or a name of the hub.
     Raises BadInput where it has none, or the family has no such modules.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = _head(model, naming)
     ranks: dict[str, int] = {}
     adapter, names, layers = None, dict[str, None](), set[int]()
     every = list(modules(model.spec, naming))
+    _refuse_experts(model)
     for module in every:
-        own = getattr(model.blocks[module.layer], module.matrix)
+        own = model.blocks[module.layer].get_submodule(module.matrix)
         if not isinstance(own, Adapted) or own.low is None:
             continue
         adapter = own.adapter
@@ -72,7 +77,7 @@ def write_adapter(
         tensors |= {f"{BEFORE}{module.name}.{kind}": each for kind, each in found.items()}
     if adapter is None:
         raise BadInput("the model has no low-rank adapter to write", hint="write its weights")
-    config = _config(adapter, list(names), ranks, base)
+    config = {**_config(adapter, list(names), ranks, base), **_task(model.spec)}
     config["fan_in_fan_out"] = any(module.lay is TRANSPOSED for module in every)
     if len(layers) < model.spec.layers:
         config["layers_to_transform"] = sorted(layers)
@@ -84,7 +89,9 @@ def write_adapter(
 def modules(spec: ModelSpec, naming: Naming) -> Iterator[Module]:
     """Theirs of all blocks' matrices; raises BadInput where a family has none for one."""
     for layer in range(spec.layers):
-        for matrix, rows in target_rows(spec).items():
+        for matrix, rows in target_rows(spec, layer).items():
+            if matrix.startswith(EXPERTS):
+                continue
             pieces = naming.pieces(f"blocks.{layer}.{matrix}.weight", spec)
             if len(pieces) not in (1, len(rows)):
                 raise BadInput(
@@ -95,6 +102,56 @@ def modules(spec: ModelSpec, naming: Naming) -> Iterator[Module]:
             for piece, own in zip(pieces, groups, strict=True):
                 name = piece.name.removesuffix(".weight")
                 yield Module(name, layer, matrix, own, piece.lay)
+
+
+def _refuse_experts(model: Transformer) -> None:
+    """PEFT takes every gate, up and down of a model with experts for those of all experts
+    (0.21, transformers_weight_conversion.py).
+    """
+    if model.spec.experts is None:
+        return
+    for name, each in model.named_modules():
+        attention = any(part in ("qkv", "out") for part in name.split("."))
+        if isinstance(each, (Adapted, AdaptedExperts)) and not attention:
+            raise BadInput(
+                f"PEFT would take what stands beside {name} for something of all experts",
+                hint="adapt attention alone (train.adapter.targets), or merge the adapter and "
+                "write the whole model: narrows export RUN --to FOLDER",
+            )
+
+
+def heads(spec: ModelSpec, naming: Naming) -> dict[str, str]:
+    """What files call the weights of a head for classes, by our names; raises BadInput where the
+    family's own head computes something else.
+    """
+    if not spec.classes:
+        return {}
+    alike = spec.pooling == "last" if spec.causal else spec.pooling == "first" and spec.pooler
+    found = {}
+    for kind in ("weight", "bias")[: 1 + spec.classes_biased]:
+        pieces = naming.pieces(f"score.{kind}", spec)
+        if not pieces or not alike:
+            raise BadInput(
+                f"the family's own head does not read the {spec.pooling} of a text's states",
+                hint="train with model.pooling = last, or of a BERT with a pooler, first",
+            )
+        found[f"score.{kind}"] = pieces[0].name
+    return found
+
+
+def _head(model: Transformer, naming: Naming) -> dict[str, Tensor]:
+    own = dict(model.named_parameters())
+    return {
+        f"{BEFORE}{theirs}": own[name].detach().float().contiguous()
+        for name, theirs in heads(model.spec, naming).items()
+    }
+
+
+def _task(spec: ModelSpec) -> dict[str, Any]:
+    """What PEFT calls the model's task; it has no name for masked tokens."""
+    if spec.classes:
+        return {"task_type": "SEQ_CLS", "modules_to_save": list(SAVED)}
+    return {"task_type": "CAUSAL_LM" if spec.causal else None}
 
 
 def _theirs(own: Adapted, module: Module, spec: ModelSpec) -> dict[str, Tensor] | None:
@@ -154,7 +211,7 @@ def _config(
 
     other = {name: rank for name, rank in ranks.items() if rank != adapter.ranks}
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
+        "peft_type": "LORA", "base_model_name_or_path": base,
         "r": adapter.ranks, "lora_alpha": alpha(adapter.ranks), "lora_dropout": adapter.dropout,
         "target_modules": names, "rank_pattern": other,
         "alpha_pattern": {name: alpha(rank) for name, rank in other.items()},

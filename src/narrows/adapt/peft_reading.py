@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from narrows.adapt.apply import Adapted, apply
-from narrows.adapt.peft import BEFORE, CONFIG, WEIGHTS, Module, modules, rows_of, sizes
+from narrows.adapt.peft import (
+    BEFORE,
+    CONFIG,
+    SAVED,
+    WEIGHTS,
+    Module,
+    heads,
+    modules,
+    rows_of,
+    sizes,
+)
 from narrows.model.hugging_face import TRANSPOSED
 from narrows.model.naming import Naming
 from narrows.model.safetensors import Safetensors
@@ -28,7 +38,7 @@ _KINDS = {
     ".lora_magnitude_vector.weight": "length", ".lora_magnitude_vector.default.weight": "length",
 }  # fmt: skip
 _UNKNOWN = (
-    "modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication",
+    "target_parameters", "trainable_token_indices", "layer_replication",
     "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config",
 )  # fmt: skip
 """What changes what is computed, and has no place here."""
@@ -52,7 +62,9 @@ def load_adapter(
     for another model.
     """
     told = _Told.of(folder)
-    found = _found(told, model.spec, naming)
+    source = Safetensors([told.folder / WEIGHTS])
+    head = _head(told, model.spec, naming, source)
+    found = _found(told, model.spec, naming, source, set(head.values()))
     scale, rank = found[0].scale, max(each.tensors["A"].shape[0] for each in found)
     targets = {target for each in found for target in each.module.rows}
     missing = set(range(model.spec.layers)) - {each.module.layer for each in found}
@@ -64,8 +76,12 @@ def load_adapter(
     frozen = tuple(f"layers.{layer}" for layer in sorted(missing))
     learning = Learning(adapter=adapter, frozen=frozen)
     apply(model, learning)
+    own_head = dict(model.named_parameters())
+    for name, theirs in head.items():
+        source.read(theirs, own_head[name].data)
     for each in found:
-        own = getattr(model.blocks[each.module.layer], each.module.matrix)
+        own = model.blocks[each.module.layer].get_submodule(each.module.matrix)
+        assert isinstance(own, Adapted)
         _take(own, each, each.scale / scale)
     return learning
 
@@ -91,12 +107,34 @@ def _take(own: Adapted, theirs: _Theirs, factor: float) -> None:
             lengths[target].copy_(length)
 
 
-def _found(told: _Told, spec: ModelSpec, naming: Naming) -> list[_Theirs]:
-    """All modules that the folder has tensors of."""
+def _head(told: _Told, spec: ModelSpec, naming: Naming, source: Safetensors) -> dict[str, str]:
+    """The tensors of a head for classes, by our names; raises BadInput where the model has another
+    head, or the folder keeps something else whole.
+    """
+    known = heads(spec, naming) if told.whole else {}
+    found = {ours: f"{BEFORE}{theirs}" for ours, theirs in known.items()}
+    for ours, name in found.items():
+        shape = (spec.classes, spec.width)[: 2 if ours.endswith("weight") else 1]
+        if name not in source.names() or tuple(source.shape(name)) != shape:
+            raise BadInput(
+                f"{told.folder} has no head for {spec.classes} classes: {name} of {list(shape)}",
+                hint="take an adapter that was made for this model",
+            )
+    if told.whole and not found:
+        raise BadInput(
+            f"{told.folder} keeps {', '.join(told.whole)} whole, and the model says no classes",
+            hint="merge it with PEFT, and take the merged model",
+        )
+    return found
+
+
+def _found(
+    told: _Told, spec: ModelSpec, naming: Naming, source: Safetensors, head: set[str]
+) -> list[_Theirs]:
+    """All modules that the folder has low-rank tensors of."""
     known = {naming.plain(each.name): each for each in modules(spec, naming)}
-    source = Safetensors([told.folder / WEIGHTS])
     found: dict[str, dict[str, Tensor]] = {}
-    for name in source.names():
+    for name in (each for each in source.names() if each not in head):
         stem, kind = _parsed(name)
         place = naming.plain(stem)
         if place not in known:
@@ -169,6 +207,7 @@ class _Told:
     root: bool
     ranks: dict[str, int]
     alphas: dict[str, float]
+    whole: tuple[str, ...]
 
     @classmethod
     def of(cls, folder: Path) -> _Told:
@@ -182,6 +221,8 @@ class _Told:
             what = f"{place} is of a {kind or 'nameless'} adapter, which narrows does not read"
             raise BadInput(what, hint="take a LoRA, rsLoRA or DoRA")
         wrong = [key for key in _UNKNOWN if config.get(key)]
+        if not set(config.get("modules_to_save") or ()) <= set(SAVED):
+            wrong.append("modules_to_save")
         if config.get("bias", "none") != "none":
             wrong.append("bias")
         if wrong:
@@ -196,6 +237,7 @@ class _Told:
         return cls(
             folder=folder, rank=table.r, alpha=table.lora_alpha, rule=rule, root=root,
             dropout=table.lora_dropout, ranks=table.rank_pattern, alphas=table.alpha_pattern,
+            whole=tuple(table.modules_to_save or ()),
         )  # fmt: skip
 
 
@@ -209,3 +251,4 @@ class _Config(msgspec.Struct):
     use_dora: bool = False
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
+    modules_to_save: list[str] | None = None

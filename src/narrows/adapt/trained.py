@@ -1,6 +1,6 @@
 """The model of a run that trained a part of it: what it began with and what was learned, made one.
 
-whole(plan, learned) → Transformer
+whole(plan, learned) → Transformer;   tuned(plan, learned), with its adapter still beside it
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ def whole(plan: Plan, learned: Mapping[str, Tensor]) -> Transformer:
     Raises BadInput where what training began with is no longer there, RunFailed where an adapter
     cannot be merged exactly.
     """
+    return merge(tuned(plan, learned))
+
+
+def tuned(plan: Plan, learned: Mapping[str, Tensor]) -> Transformer:
+    """The same with an adapter beside its matrices."""
     with torch.device("meta"):
         model = Transformer(plan.model, load("torch"))
     dtype = torch.bfloat16 if plan.layout.precision == "bf16" else torch.float32
@@ -36,4 +41,4 @@ def whole(plan: Plan, learned: Mapping[str, Tensor]) -> Transformer:
             value = first(name, parameter.shape)
             if value is not None:
                 parameter.data.copy_(value)
-    return merge(adapted(model, plan.learning, dict(learned)))
+    return adapted(model, plan.learning, dict(learned))

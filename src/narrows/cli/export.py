@@ -16,7 +16,9 @@ SUMMARY = "Write a model as a Hugging Face folder or a GGUF file, and prove that
 EXAMPLES = """\
 narrows export runs/shakespeare --to shakespeare-hf
 narrows export runs/shakespeare --to shakespeare.gguf --type q8_0
-narrows export SmolLM2-135M.gguf --to SmolLM2-135M --type bf16"""
+narrows export SmolLM2-135M.gguf --to SmolLM2-135M --type bf16
+narrows export runs/lora --to lora --adapter-only     what PEFT calls an adapter
+narrows export SmolLM2-135M --adapter lora --to tuned  one of PEFT's, merged"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,19 +30,36 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", help="f32, f16 or bf16; in GGUF also q8_0, q4_1 and q4_0 "
                         "(default the weights' own, f32 where they are packed)")  # fmt: skip
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
+    parser.add_argument("--adapter", metavar="FOLDER",
+                        help="one of PEFT's, to be merged into a published model")  # fmt: skip
+    parser.add_argument(
+        "--adapter-only",
+        action="store_true",
+        help="of a run with low-rank products these alone, as PEFT has them",
+    )
     parser.add_argument("--reference", action="store_true", help="refuse unless the format's own "
                         "reader compares, too (transformers; gguf)")  # fmt: skip
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Write, compare, and show what the comparison gave."""
-    path = folder.of_model(chosen.folder)
-    from narrows.infer.export import export
+    path, to = folder.of_model(chosen.folder), Path(chosen.to).expanduser()
+    if chosen.adapter_only:
+        return _alone(chosen, to)
+    from narrows.infer.export import export, export_source
 
-    done = export(
-        path, Path(chosen.to).expanduser(), type=chosen.type, checkpoint=chosen.checkpoint,
-        reference=chosen.reference, talk=speak.talk,
-    )  # fmt: skip
+    if chosen.adapter is not None:
+        from narrows.infer.adapters import merged
+
+        given = merged(path, Path(chosen.adapter).expanduser())
+        done = export_source(
+            given, to, type=chosen.type, reference=chosen.reference, talk=speak.talk, beside=path
+        )
+    else:
+        done = export(
+            path, to, type=chosen.type, checkpoint=chosen.checkpoint, reference=chosen.reference,
+            talk=speak.talk,
+        )  # fmt: skip
     if chosen.json:
         answer = {"path": str(done.path), "type": done.type, "bytes": done.bytes}
         speak.answer_json({**answer, **done.parity._asdict()})
@@ -48,6 +67,17 @@ def run(chosen: argparse.Namespace) -> int:
         speak.answer(_told(done))
     if done.parity.perplexity is not None:
         speak.next_step(f'narrows generate {shlex.quote(str(done.path))} --prompt "..."')
+    return 0
+
+
+def _alone(chosen: argparse.Namespace, to: Path) -> int:
+    from narrows.infer.adapters import write
+
+    what = write(folder.existing(chosen.folder), to, chosen.checkpoint)
+    if chosen.json:
+        speak.answer_json({"path": str(to), "what": what})
+    else:
+        speak.answer(f"{what} → {to}")
     return 0
 
 

@@ -134,6 +134,11 @@ def _config(given: Source, kind: str, dtype: torch.dtype) -> dict[str, Any]:
             )
     key = "dtype" if "dtype" in config else "torch_dtype"
     head = describing.head(spec, kind, given.labels or ())
+    if head and spec.causal and spec.classes and given.words is not None:
+        # transformers reads the last token that is no padding, and here a text ends with this one.
+        end = given.words.tokenizer.end_of_document
+        if config.get("pad_token_id") == end:
+            head["pad_token_id"] = None
     return {**config, **head, key: str(dtype).removeprefix("torch.")}
 
 

@@ -156,7 +156,8 @@ def _computed(given: Source, ids: list[int]) -> Tensor:
     if spec.classes:
         summaries = [model.summary(model.hidden(each)[0]) for each in texts_of(tokens_BT)]
         return model.scores(torch.stack(summaries))
-    return (model(tokens_BT) if spec.writes else model.hidden(tokens_BT))[0]
+    says = spec.writes or spec.head_transform
+    return (model(tokens_BT) if says else model.hidden(tokens_BT))[0]
 
 
 def loss_of(logits_TV: Tensor, ids: list[int]) -> float:

@@ -89,6 +89,7 @@ def _by_transformers(by: str, folder: Path, again: Source, ids: list[int]) -> Se
     transformers.logging.disable_progress_bar()
     spec, words = again.spec, again.words
     kind = "ForSeq2SeqLM" if spec.encoder_layers else "ForCausalLM" if spec.writes else ""
+    kind = "ForMaskedLM" if spec.head_transform else kind
     kind = "ForSequenceClassification" if spec.classes else kind
     model, told = getattr(transformers, f"AutoModel{kind}").from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
@@ -110,7 +111,7 @@ def _by_transformers(by: str, folder: Path, again: Source, ids: list[int]) -> Se
     if words.template is not None:
         rendered = _rendered(tokenizer)
         tokens[rendered] = list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-    if kind and not spec.classes:
+    if spec.writes and not spec.classes:
         told = model.generation_config.eos_token_id
         wrong = wrong or _unended(told, tokenizer, words.tokenizer.ends)
     return Seen(by, tokens, rendered, logits_TX=found, wrong=wrong)
@@ -159,7 +160,9 @@ def _unloaded(told: Any, again: Source) -> str | None:
     """A weight that the class wants or does not know."""
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = [str(name) for name in told[what]]
-        names = [name for name in names if again.spec.pooler or "pooler" not in name]
+        # Beside a head for masked tokens transformers has no pooler.
+        pooled = again.spec.pooler and not again.spec.head_transform
+        names = [name for name in names if pooled or "pooler" not in name]
         if names:
             return f"{what.replace('_', ' ')}: {', '.join(names[:3])}"
     return None

@@ -8,7 +8,7 @@ gives the very same spec does the class compute the same; so no rule has to be t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -41,8 +41,15 @@ CLASSES = {
     "qwen3_moe": "Qwen3MoeForCausalLM", "bert": "BertModel",
 }  # fmt: skip
 """transformers' class of a family; of several that compute the same the first is taken."""
-_JUDGES = {"bert": "BertForSequenceClassification"}
+_JUDGES = {
+    kind: f"{name.removesuffix('ForCausalLM').removesuffix('LMHeadModel').removesuffix('Model')}"
+    "ForSequenceClassification"
+    for kind, name in {**CLASSES, "gemma3_text": "Gemma3TextForCausalLM"}.items()
+}
 """That of a family with a head for classes, where it computes what ours does."""
+_FILLERS = {"bert": "BertForMaskedLM"}
+"""That of a family with a head for masked tokens behind a transform of its own."""
+_TRANSFORM = "cls.predictions.transform.dense.weight"
 _NUMBER = "regression"
 _ACTIVATIONS = {
     SwiGLU(): "silu", GeGLU(): "gelu_pytorch_tanh", GELU(exact=True): "gelu", GELU(): "gelu_new",
@@ -69,16 +76,20 @@ def means(
     spec: ModelSpec, kind: str, settings: Settings, *,
     then: Callable[[Shape], Shape] = lambda shape: shape,
 ) -> bool:  # fmt: skip
-    """Whether settings of the family say just what the spec does, dropout aside, a pooler, which
-    files have or have not, and a head for classes.
+    """Whether settings of the family say just what the spec does, dropout aside, a pooler and a
+    head for masked tokens, which files have or have not, and a head for classes.
     """
     window = spec.window if spec.window and spec.window.size < spec.context else None
+    judges = spec.classes > 0
     spec = msgspec.structs.replace(spec, window=window, classes=0, pooling="last")
     try:
         found = shaped(kind, settings, then=then)
     except BadInput:
         return False
-    return msgspec.structs.replace(found, dropout=spec.dropout, pooler=spec.pooler) == spec
+    beside: _Keys = {each: getattr(spec, each) for each in ("dropout", "pooler", "head_transform")}
+    if kind in _FILLERS or judges:
+        beside["head_bias"] = spec.head_bias
+    return msgspec.structs.replace(found, **beside) == spec
 
 
 def config(spec: ModelSpec, kind: str) -> _Keys:
@@ -92,13 +103,19 @@ def head(spec: ModelSpec, kind: str, labels: tuple[str, ...]) -> _Keys:
     Raises BadInput where no class of the family computes what the head does.
     """
     if not spec.classes:
-        return {}
-    if kind not in _JUDGES:
+        return {"architectures": [_FILLERS[kind]]} if spec.head_transform else {}
+    if kind not in _JUDGES or spec.causal != (kind != "bert"):
         raise BadInput(
             f"transformers' classes of {kind} models read texts otherwise than a head of ours does",
-            hint="start from a BERT model, such as MiniLM, with model.pooling = first",
+            hint="start from a BERT model, such as MiniLM, or from a causal one that stays causal",
         )
-    if spec.pooling != "first" or not spec.pooler:
+    if spec.causal and spec.pooling != "last":
+        raise BadInput(
+            f"the head reads the {spec.pooling} of a text's states, and {_JUDGES[kind]} reads the "
+            "last one",
+            hint="train with --set model.pooling=last",
+        )
+    if not spec.causal and (spec.pooling != "first" or not spec.pooler):
         raise BadInput(
             f"the head reads the {spec.pooling} of a text's states, and {_JUDGES[kind]} reads the "
             "first one, through a pooler",
@@ -130,8 +147,16 @@ def headed(
         )
     labels = tuple(str(told[str(number)]) for number in range(len(told)))
     number = len(labels) == 1 or settings.data.get("problem_type") == _NUMBER
-    spec = msgspec.structs.replace(spec, classes=len(labels), pooling="first")
+    pooling = "last" if spec.causal else "first"
+    spec = msgspec.structs.replace(spec, classes=len(labels), pooling=pooling)
     return spec, () if number else labels
+
+
+def saying(spec: ModelSpec, kind: str, names: Collection[str]) -> ModelSpec:
+    """The spec with the head for masked tokens that files with tensors of these names have."""
+    if kind not in _FILLERS or _TRANSFORM not in names:
+        return spec
+    return msgspec.structs.replace(spec, head_transform=True, head_bias=True)
 
 
 def _keys(spec: ModelSpec, kind: str) -> _Keys:

@@ -61,8 +61,8 @@ class Each(nn.Module):
         ends_E = counts_E.cumsum(0, dtype=torch.int32)
         numbers_E = torch.arange(counts_E.shape[0], device=x_RD.device)
         expert_R = numbers_E.repeat_interleave(counts_E, output_size=x_RD.shape[0])
-        h_RX = _grouped_linear(x_RD, self.up, expert_R, ends_E)
-        return _grouped_linear(activated(kernels, h_RX, self.kind), self.down, expert_R, ends_E)
+        h_RX = self.up.grouped(x_RD, expert_R, ends_E)
+        return self.down.grouped(activated(kernels, h_RX, self.kind), expert_R, ends_E)
 
 
 class Routed(nn.Module):
@@ -168,9 +168,3 @@ def _counts(expert_R: Tensor, experts: int) -> Tensor:
     """How often each expert is named [E] int32."""
     ones_R = torch.ones_like(expert_R, dtype=torch.int32)
     return ones_R.new_zeros(experts).scatter_add(0, expert_R, ones_R)
-
-
-def _grouped_linear(x_RD: Tensor, weights: Weights, expert_R: Tensor, ends_E: Tensor) -> Tensor:
-    """x Wᵀ + b, each row's by its expert; rows lie sorted by expert up to `ends`."""
-    y_RX = F.grouped_mm(x_RD, weights.weight.transpose(-1, -2), offs=ends_E)
-    return y_RX if weights.bias is None else y_RX + weights.bias[expert_R]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -87,7 +89,12 @@ NEIGHBOURS_QUERY = Lay(
 
 LLAMA = Naming(
     block="model.layers.{}",
-    whole={"tokens": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"},
+    whole={
+        "tokens": "model.embed_tokens",
+        "norm": "model.norm",
+        "head": "lm_head",
+        "score": "score",
+    },
     within={
         "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "out": ("self_attn.o_proj",),
@@ -106,7 +113,7 @@ _GPT2 = Naming(
     block="transformer.h.{}",
     whole={
         "tokens": "transformer.wte", "positions": "transformer.wpe", "norm": "transformer.ln_f",
-        "head": "lm_head",
+        "head": "lm_head", "score": "score",
     },
     within={
         "qkv": ("attn.c_attn",), "out": ("attn.c_proj",), "up": ("mlp.c_fc",),
@@ -124,6 +131,9 @@ _BERT = Naming(
         "types": "bert.embeddings.token_type_embeddings",
         "norm_embedding": "bert.embeddings.LayerNorm",
         "pooler": "bert.pooler.dense", "score": "classifier",
+        "transform": "cls.predictions.transform.dense",
+        "norm_transform": "cls.predictions.transform.LayerNorm",
+        "head": "cls.predictions.decoder", "head_bias": "cls.predictions.bias",
     },
     within={
         "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -132,8 +142,8 @@ _BERT = Naming(
         "norm_feed_forward": ("output.LayerNorm",),
     },
     before=("bert.",),
-    passed_over=_NO_WEIGHTS,
-    left_out=(r"^cls\.",),
+    passed_over=(*_NO_WEIGHTS, r"^cls\.predictions\.decoder\.bias$"),
+    left_out=(r"^cls\.seq_relationship\.",),
 )  # fmt: skip
 _OPT = Naming(
     block="model.decoder.layers.{}",
@@ -240,6 +250,11 @@ NAMINGS: dict[str, Naming] = {
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2"), _DEEPSEEK),
     "bert": _BERT,
+    # Where the table is not the head, the bias beside the transform is not the head's either.
+    "bert untied": replace(
+        _BERT.but(whole={"head_bias": "cls.predictions.decoder.bias"}),
+        passed_over=(*_NO_WEIGHTS, r"^cls\.predictions\.bias$"),
+    ),
     "bloom": _BLOOM,
     "gpt2": _GPT2,
     "gpt_oss": LLAMA.but(
@@ -288,4 +303,6 @@ def naming(kind: str, spec: ModelSpec) -> Naming:
             f"the weights of the family {kind} cannot be read, only planned with",
             hint=f"take a model of one of: {known}",
         )
+    if kind == "bert" and not spec.tied_embeddings:
+        kind = "bert untied"
     return NAMINGS["t5 gated" if kind == "t5" and spec.gated else kind]

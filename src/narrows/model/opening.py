@@ -151,6 +151,7 @@ def _of_folder(path: Path) -> Original:
     if spec.pooler:
         wanted = naming.plain(f"{naming.whole['pooler']}.weight")
         spec = msgspec.structs.replace(spec, pooler=wanted in naming.there(tensors.names()))
+    spec = describing.saying(spec, kind, naming.there(tensors.names()))
     _refuse_larger(spec, tensors.names(), files(path))
     return Original(kind, spec, naming, tensors, path, labels)
 

@@ -23,6 +23,7 @@ from narrows.model.attention import (
 )
 from narrows.model.block import Block, Wrapper
 from narrows.model.dropout import Draws
+from narrows.model.feed_forward import activated
 from narrows.model.positions import Documents, angles, mask, relative, table, within
 from narrows.model.weights import NormWeights, Stream, Weights
 from narrows.spec.errors import BadInput
@@ -51,10 +52,13 @@ class Transformer(nn.Module):
         self.norm = NormWeights.of_stream(spec) if spec.final_norm else None
         self.pooler = Weights(D, D, biased=True) if spec.pooler else None
         says = spec.classes == 0
+        turned = says and spec.head_transform
+        self.transform = Weights(D, D, biased=True) if turned else None
+        self.norm_transform = NormWeights(spec.norm, D, biased=True) if turned else None
         self.head = Weights(spec.vocabulary, D) if says and not spec.tied_embeddings else None
         biased = says and spec.head_bias
         self.head_bias = nn.Parameter(torch.empty(spec.vocabulary)) if biased else None
-        self.score = None if says else Weights(spec.classes, D, biased=True)
+        self.score = None if says else Weights(spec.classes, D, biased=spec.classes_biased)
         self._rotations: dict[tuple[bool, str], Rotation] = {}
         self.draws: Draws | None = None
 
@@ -203,6 +207,10 @@ class Transformer(nn.Module):
 
     def scaled(self, x_BTD: Tensor) -> Tensor:
         """Last hidden states as the head takes them."""
+        if self.transform is not None and self.norm_transform is not None:
+            h_BTD = self.transform.linear(self.kernels, x_BTD)
+            x_BTD = activated(self.kernels, h_BTD, self.spec.feed_forward)
+            x_BTD = self.norm_transform.alone(x_BTD)
         scale = self.spec.logit_scale
         return x_BTD if scale == 1.0 else x_BTD * scale
 

@@ -48,6 +48,11 @@ class Weights(nn.Module):
         """The product act(h) Wᵀ + b."""
         return kernels.activated_linear(h_BTX, self.weight, self.bias, activation)
 
+    def grouped(self, x_RD: Tensor, expert_R: Tensor, ends_E: Tensor) -> Tensor:
+        """Of experts x Wᵀ + b, each row's by its expert; rows lie sorted by expert up to `ends`."""
+        y_RX = F.grouped_mm(x_RD, self.weight.transpose(-1, -2), offs=ends_E)
+        return y_RX if self.bias is None else y_RX + self.bias[expert_R]
+
     def rows(self, index: Tensor) -> Tensor:
         """Of a table, those at `index` [...] → [..., columns]."""
         return F.embedding(index, self.weight)

@@ -19,13 +19,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils.checkpoint import checkpoint
 
 from narrows.kernels.load import load
 from narrows.model.block import Wrapper
 from narrows.parallel import data, expert
 from narrows.parallel.counting import AxisOf, Counting, Counts, axes, traffic
 from narrows.parallel.mesh import ranks_of
+from narrows.parallel.recompute import recomputed
 from narrows.parallel.running import Beside, Rows
 from narrows.parallel.split import Making, Split, local, split
 from narrows.spec.errors import BadInput
@@ -198,9 +198,7 @@ def _alone_among(count: int, rank: int) -> Iterator[None]:
 
 def wrapper(layout: Layout) -> Wrapper | None:
     """What a traced block is wrapped in."""
-    if layout.recompute == "none":
-        return None
-    return lambda block: lambda *args: checkpoint(block, *args, use_reentrant=False)
+    return recomputed(layout.recompute)
 
 
 def _refuse(spec: ModelSpec) -> None:

@@ -21,7 +21,7 @@ def copies(share: Share, layouts: Layouts) -> Iterator[Operation]:
     if share.layout.tensor > 1:
         stream = layouts.micro_batch * share.spec.context * share.spec.width * np.ones((1, 1))
         regions = 2 * len(share.blocks) - len(share.experts)
-        often = layouts.accumulation * (2.0 + layouts.recompute) * 2.0 * regions * np.ones((1, 1))
+        often = layouts.accumulation * (2.0 + layouts.full) * 2.0 * regions * np.ones((1, 1))
         moved = 2.0 * layouts.setting.value_bytes * stream
         yield kernel("joined", ("forward", "pointwise"), stream, often, moved)
     yield from exchanged(layouts, share.kept)

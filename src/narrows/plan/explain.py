@@ -7,12 +7,13 @@ import numpy.typing as npt
 
 from narrows.plan.processes import named
 from narrows.plan.search import Found
-from narrows.spec.layout import Layout
+from narrows.spec.layout import RECOMPUTES, Layout
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Alternative
 from narrows.spec.units import Seconds
 
 _Mask = npt.NDArray[np.bool_]
+_RECOMPUTE = {"full": "recompute", "selective": "selective recompute"}
 _CHOICES = ("precision", "kernels", "compile", "recompute", "micro_batch", "loss_chunk")
 _SPREAD = ("processes", "data", "tensor", "pipeline", "sharding", "schedule", "interleave")
 """Of several processes."""
@@ -70,7 +71,7 @@ def described(layout: Layout) -> str:
         layout.precision,
         f"{layout.kernels} kernels",
         *(["compiled"] if layout.compile else []),
-        *(["recompute"] if layout.recompute == "full" else []),
+        *([_RECOMPUTE[layout.recompute]] if layout.recompute in _RECOMPUTE else []),
         f"loss in {layout.loss_chunk}s",
     ]
     return ", ".join(parts)
@@ -117,7 +118,8 @@ def _verdict(found: Found, chosen: int, other: int, steps: int) -> str:
 
 def _said(name: str, value: object) -> str:
     if name == "recompute":
-        return "full recompute" if value else "no recompute"
+        chosen = RECOMPUTES[int(value)] if isinstance(value, float) else str(value)
+        return f"{'no' if chosen == 'none' else chosen} recompute"
     if name == "compile":
         return "torch.compile" if value else "no compile"
     if name in ("tensor", "pipeline", "data"):

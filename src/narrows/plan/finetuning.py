@@ -43,7 +43,7 @@ def objective_of(job: Job, text: Text) -> Objective:
     """The job's, with the classes that the rows have."""
     asked = job.train.objective
     if isinstance(asked, Classify) and text.examples is not None:
-        return Classify(labels=text.examples.labels)
+        return msgspec.structs.replace(asked, labels=text.examples.labels)
     return asked
 
 
@@ -109,6 +109,7 @@ def shaped(model: ModelSpec, job: Job, text: Text) -> ModelSpec:
         changes |= {
             "classes": classes, "pooling": pooling,
             "pooler": model.pooler and pooling == "first",
+            "head_transform": False, "head_bias": False,
         }  # fmt: skip
     if job.model.start is not None and job.model.dropout:
         changes["dropout"] = job.model.dropout
@@ -130,6 +131,11 @@ def layout_of(job: Job) -> LayoutIntent:
                 f"layout.{axis} is {getattr(layout, axis)}, and {name} taught to whole models",
                 hint=f"leave out layout.{axis}; layout.data and layout.sharding spread it",
             )
+    if layout.recompute == "selective" and isinstance(job.train.adapter, LowRank):
+        raise BadInput(
+            "low-rank products are added in place to those that selective recompute keeps",
+            hint='--set layout.recompute="full", or leave it out',
+        )
     changes: dict[str, object] = {"tensor": 1, "pipeline": 1, "context": 1}
     if isinstance(asked, OF_EXAMPLES):
         if layout.compile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from narrows.plan.trained import Trained
 from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.exchange import EXACT, GradientExchange
-from narrows.spec.layout import Layout
+from narrows.spec.layout import RECOMPUTES, Layout
 from narrows.spec.machine import KernelSet
 from narrows.spec.model import LayerNorm, Learned, ModelSpec, Rotary
 from narrows.spec.optimizer import USUAL, Optimizer
@@ -55,7 +55,8 @@ class Setting:
 class Layouts:
     """Candidate layouts with one setting; every array has shape [layouts]. Of several processes
     they are all `spread` as that layout is, tell each other `gradients` so, and the arrays are
-    those of one process. `optimizer` is what uses the gradients.
+    those of one process. `recompute` is its place among RECOMPUTES. `optimizer` is what uses the
+    gradients.
     """
 
     setting: Setting
@@ -79,7 +80,7 @@ class Layouts:
             ),
             micro_batch=np.array([float(layout.micro_batch)]),
             accumulation=np.array([float(layout.accumulation)]),
-            recompute=np.array([float(layout.recompute == "full")]),
+            recompute=np.array([float(RECOMPUTES.index(layout.recompute))]),
             threads=np.array([float(layout.threads)]),
             loss_chunk=np.array([float(layout.loss_chunk)]),
             spread=layout if layout.processes > 1 else None,
@@ -87,13 +88,28 @@ class Layouts:
             optimizer=optimizer,
         )
 
+    @property
+    def full(self) -> Array:
+        """1 where whole blocks are computed again."""
+        return np.where(self.recompute == RECOMPUTES.index("full"), 1.0, 0.0)
+
+    @property
+    def selective(self) -> Array:
+        """1 where all of a block but its products and attention is."""
+        return np.where(self.recompute == RECOMPUTES.index("selective"), 1.0, 0.0)
+
+    def those(self, kept: npt.NDArray[np.bool_]) -> Layouts:
+        """Those of them where `kept`."""
+        names = ("micro_batch", "accumulation", "recompute", "threads", "loss_chunk")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
+
     def layout(self, index: int) -> Layout:
         """The `index`-th candidate as a record."""
         own = Layout(
             micro_batch=int(self.micro_batch[index]),
             accumulation=int(self.accumulation[index]),
             precision=self.setting.precision,
-            recompute="full" if self.recompute[index] else "none",
+            recompute=RECOMPUTES[int(self.recompute[index])],
             compile=self.setting.compile,
             kernels=self.setting.kernels,
             threads=int(self.threads[index]),

@@ -178,6 +178,16 @@ def saved_bytes(model: Shapes, setting: Setting, layer: Layer | None = None) -> 
     return np.asarray(sum(saved.values()))
 
 
+def product_bytes(model: Shapes, setting: Setting) -> tuple[Array, Array]:
+    """Bytes of a block's products and attention, per token, which selective recompute keeps; but
+    for those of the last product, which are the next block's stream. And those of them that wait
+    for the backward pass without it, too.
+    """
+    out, value = model.heads * model.head_width, setting.value_bytes
+    shared = (model.qkv_width + out + model.up_width) * value + model.heads * _FP32
+    return shared + model.width * value, shared
+
+
 def _saved_beside(model: Shapes, value: int, layer: Layer) -> dict[str, Array | float]:
     """What low-rank products keep: what lies between A and B, where rows have lengths the product
     before them, and of dropout what is left and a byte a value.
@@ -218,7 +228,9 @@ def _saved(model: Shapes, layouts: Layouts) -> tuple[Array, Array]:
 
 def _holes(model: Shapes, layouts: Layouts) -> Array:
     """Bytes that the heap holds and nobody uses."""
-    block = _saved(model, layouts)[1]
+    tokens = layouts.micro_batch * model.context
+    shared = layouts.selective * tokens * product_bytes(model, layouts.setting)[1]
+    block = _saved(model, layouts)[1] - shared
     again = np.where(
         layouts.recompute > 0, np.minimum(HOLES_RECOMPUTE, model.layers - 1) * block, 0.0
     )
@@ -237,9 +249,11 @@ def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment
     tokens = layouts.micro_batch * model.context
     stream = tokens * model.width * value
     every, block = _saved(model, layouts)
-    again = np.where(layouts.recompute > 0, block, 0.0)
-    kept = np.where(layouts.recompute > 0, 2 * stream, block)
-    flowing = np.where(layouts.recompute > 0, 2 * stream * _flowing(model), every)
+    products, shared = (tokens * each for each in product_bytes(model, layouts.setting))
+    again = np.where(layouts.recompute > 0, block - layouts.selective * shared, 0.0)
+    dropped = 2 * stream + layouts.selective * products
+    kept = np.where(layouts.recompute > 0, dropped, block)
+    flowing = np.where(layouts.recompute > 0, dropped * _flowing(model), every)
     # Tokens and targets; the last stream, which the final norm keeps, and the loss's gradient.
     ends = tokens * 2 * _TOKEN + 2 * stream
     # The head's gradient, which a few classes have next to nothing of.

@@ -93,7 +93,10 @@ def _blocks(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
             operation = replace(each, count=each.count * count)
             yield operation
             if operation.phase == "forward" and layer.flows and layouts.recompute.any():
-                yield _again(operation, operation.count * layouts.recompute)
+                again = layouts.full
+                if operation.kind not in _KEPT:
+                    again = again + layouts.selective
+                yield _again(operation, operation.count * again)
 
 
 def _block(model: Shapes, layouts: Layouts, count: Array, layer: Layer) -> Iterator[Operation]:
@@ -136,16 +139,29 @@ def _head(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
         # A few numbers of each document, beside the blocks nothing.
         return
     said = tokens * model.said
+    yield from _transform(model, said, count, layouts)
     chunks = np.ceil(said / layouts.loss_chunk)
     rows = said / chunks
     sizes = rows, model.vocabulary, model.width
-    learns = Matrix(weight=trained.head, bias=False, low=0, reads=trained.hidden)
+    learns = Matrix(weight=trained.head, bias=False, low=0, reads=trained.told)
     yield from product("head", sizes, count * chunks, layouts, learns)
     losses = next(pointwise("cross_entropy", rows * model.vocabulary, count * chunks, layouts))
     yield replace(losses, kind="loss")
     if model.judged.twice:
         yield matmul("head", "forward", sizes, count * chunks, layouts)
         yield replace(losses, kind="loss")
+
+
+def _transform(model: Shapes, said: Array, count: Array, layouts: Layouts) -> Iterator[Operation]:
+    """What BERT's head makes of the last states before it reads them."""
+    trained = model.trained
+    if not trained.spec.head_transform:
+        return
+    learns = trained.learns("transform.weight")
+    own = Matrix(weight=learns, bias=learns, low=0, reads=trained.hidden)
+    yield from product("transform", (said, model.width, model.width), count, layouts, own)
+    for each in ("bias", "gelu", "norm"):
+        yield from pointwise(each, said * model.width, count, layouts, back=own.flows)
 
 
 def _taught(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
@@ -198,6 +214,8 @@ def _besides(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     yield host(count * chunks * _HOST_CALLS_CHUNK)
 
 
+# Of what is computed again selectively, all but these (parallel/recompute.py).
+_KEPT = ("gemm", "attention")
 # A token is stored in 2 bytes and handed to the model as int64.
 _TOKEN_BYTES = 2 + 8
 # What kernels/loss.py's divergence reads and writes of each logit, beside the cross entropy.

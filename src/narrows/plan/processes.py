@@ -53,10 +53,11 @@ def refuse_whole(model: ModelSpec, axis: Axis, ranks: int) -> None:
     reasons = {
         "tensor": {
             **encoder, "norm over all heads' queries": model.query_norm == "whole",
-            "pooler": model.pooler,
+            "pooler": model.pooler, "transform before the head": model.head_transform,
         },
         "pipeline": {
             **encoder, "pooler": model.pooler,
+            "transform before the head": model.head_transform,
             "one table of relative positions for all layers": isinstance(model.positions, Relative),
         },
         "context": encoder,

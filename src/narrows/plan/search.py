@@ -15,9 +15,10 @@ from narrows.plan.family import divisors
 from narrows.plan.layouts import SPREAD, Array, Layouts, Setting, Shapes
 from narrows.plan.processes import check, counts, spreads
 from narrows.plan.together import hosts, peak_bytes, step, step_seconds, usual_threads
+from narrows.spec.adapter import LowRank
 from narrows.spec.errors import BadInput
 from narrows.spec.job import LayoutIntent
-from narrows.spec.layout import Layout
+from narrows.spec.layout import RECOMPUTES, Layout
 from narrows.spec.machine import Machine
 from narrows.spec.model import ModelSpec
 
@@ -91,6 +92,9 @@ class Found:
 
 def search(shapes: Shapes, candidates: Sequence[Layouts], machine: Machine) -> Found:
     """Evaluate all candidates for all models."""
+    if isinstance(shapes.learning.adapter, LowRank):
+        # Low-rank products are added where the product that would be kept lies.
+        candidates = [_unselective(each) for each in candidates if not each.selective.all()]
     taken, peak, once, told, group, within = [], [], [], [], [], []
     for number, layouts in enumerate(candidates):
         size = layouts.micro_batch.size
@@ -179,16 +183,18 @@ def candidates(
     _check(intent, machine, batch_sequences)
     own = batch_sequences // intent.batches
     micro = [intent.micro_batch] if intent.micro_batch else divisors(own)
-    recompute = [intent.recompute == "full"] if intent.recompute else [False, True]
+    open_ = RECOMPUTES[:2] if _divided(intent) else RECOMPUTES
+    asked = [intent.recompute] if intent.recompute else open_
+    recompute = [RECOMPUTES.index(each) for each in asked]
     threads = intent.threads or machine.device.threads
-    rows: list[tuple[int, bool, int]] = [
+    rows: list[tuple[int, int, int]] = [
         (each, again, chunk)
         for each in micro
         for again in recompute
         for chunk in _chunks(intent, each * context)
     ]
     table = np.array(rows, dtype=float)
-    return [
+    found = [
         Layouts(
             setting=setting,
             micro_batch=table[:, 0],
@@ -199,6 +205,25 @@ def candidates(
         )
         for setting in _settings(intent, machine)
     ]
+    plain = [each if _selects(each.setting) else _unselective(each) for each in found]
+    return [each for each in plain if each.micro_batch.size]
+
+
+def _divided(intent: LayoutIntent) -> str | None:
+    """An axis that blocks tell each other things along, which they would do again."""
+    axes = ("tensor", "pipeline", "context", "expert")
+    return next((each for each in axes if (getattr(intent, each) or 1) > 1), None)
+
+
+def _selects(setting: Setting) -> bool:
+    """Whether operations can be told apart: native kernels keep next to nothing but products
+    anyway, and a compiled block is one operation.
+    """
+    return setting.kernels == "torch" and not setting.compile
+
+
+def _unselective(layouts: Layouts) -> Layouts:
+    return layouts.those(layouts.selective == 0.0)
 
 
 def memory_limit(machine: Machine) -> float:
@@ -295,6 +320,8 @@ def _check(intent: LayoutIntent, machine: Machine, batch_sequences: int) -> None
         raise BadInput(
             f"native kernels cannot be {what}", hint="--set layout.kernels=torch, or leave it out"
         )
+    if intent.recompute == "selective":
+        _check_selective(intent)
     if intent.compile and not machine.compiler.available:
         raise BadInput(
             f"torch.compile does not work here: {machine.compiler.reason}",
@@ -305,4 +332,19 @@ def _check(intent: LayoutIntent, machine: Machine, batch_sequences: int) -> None
         raise BadInput(
             f"{machine.name} has no {intent.precision} matmul figures",
             hint=f"--set layout.precision=... with one of {known}, or narrows probe --refresh",
+        )
+
+
+def _check_selective(intent: LayoutIntent) -> None:
+    """Raises BadInput where operations cannot be told apart, or would tell others things again."""
+    if intent.kernels == "native" or intent.compile:
+        what = "native kernels" if intent.kernels == "native" else "compiled blocks"
+        raise BadInput(
+            f"{what} keep what they need as a whole: none of it is computed again selectively",
+            hint='--set layout.recompute="full", or layout.kernels=torch and layout.compile=false',
+        )
+    if axis := _divided(intent):
+        raise BadInput(
+            f"selective recompute is of whole blocks, and layout.{axis} is {getattr(intent, axis)}",
+            hint=f'--set layout.recompute="full", or leave out layout.{axis}',
         )

@@ -281,6 +281,9 @@ class _Making:
             yield from (each._replace(partial=False) for each in self._norm())
         if last and spec.final_norm:
             yield from self._norm()
+        if last and spec.head_transform:
+            yield Table(spec.width, spec.width)
+            yield from (Table(spec.width, 1) for _ in range(3))
         if last and not spec.tied_embeddings:
             yield Table(stop - start, spec.width)
         if last and spec.head_bias:

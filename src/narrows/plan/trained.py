@@ -14,13 +14,13 @@ from typing import NamedTuple
 from narrows.spec.adapter import (
     BLOCK,
     EVERYTHING,
-    MATRICES,
+    EXPERTS,
     Learning,
     LowRank,
     inner_width,
     target_rows,
 )
-from narrows.spec.model import LayerNorm, Learned, ModelSpec, Relative
+from narrows.spec.model import Experts, LayerNorm, Learned, ModelSpec, Relative, Softmax
 
 
 class Parameter(NamedTuple):
@@ -170,6 +170,11 @@ class Trained:
         """Whether last hidden states have one."""
         return self.reaches or self.learns("norm.weight") or self.learns("norm.bias")
 
+    @property
+    def told(self) -> bool:
+        """Whether what the head reads has one."""
+        return self.hidden or (self.spec.head_transform and self.learns("transform.weight"))
+
     def _layer(self, layer: int, entered: bool) -> tuple[Layer, bool]:
         """A block, of which it is known whether what enters has a gradient; and what leaves."""
 
@@ -189,12 +194,14 @@ class Trained:
             kinds = ("weight", "bias")[: spec.norm_parameters // spec.width]
             return any(self.learns(f"blocks.{layer}.{name}.{kind}") for kind in kinds)
 
-        low = dict.fromkeys(MATRICES, 0)
+        low = dict.fromkeys(("qkv", "out", "up", "down"), 0)
         if adapter is not None and self.learning.adapts(layer):
-            low = {
-                name: adapter.ranks * len([t for t in adapter.of(name) if t in rows])
-                for name, rows in target_rows(spec).items()
-            }
+            for name, rows in target_rows(spec, layer).items():
+                # The matrices of latent attention are one product here, as experts' are.
+                place = name.split(".")[0] if name.startswith("qkv") else name.split("_")[-1]
+                if not name.startswith(EXPERTS):
+                    there = [target for target in adapter.of(name) if target in rows]
+                    low[place] += adapter.ranks * len(there)
         first = entered or norm("norm_attention")
         qkv = matrix("qkv", first)
         out = matrix("out", qkv.flows)
@@ -226,8 +233,13 @@ class Trained:
             yield self._of("pooler.bias", D)
         if spec.classes:
             yield self._of("score.weight", spec.classes, D)
-            yield self._of("score.bias", spec.classes)
+            if spec.classes_biased:
+                yield self._of("score.bias", spec.classes)
             return
+        if spec.head_transform:
+            yield self._of("transform.weight", D, D)
+            yield self._of("transform.bias", D)
+            yield from (self._of(f"norm_transform.{kind}", D) for kind in ("weight", "bias"))
         if not spec.tied_embeddings:
             yield self._of("head.weight", spec.vocabulary, D)
         if spec.head_bias:
@@ -247,17 +259,36 @@ class Trained:
                 yield self._of(f"{block}.query_norms.{name}.weight", wide)
         if spec.sinks:
             yield self._of(f"{block}.sinks", spec.heads)
-        for matrix, rows in target_rows(spec).items():
+        for matrix, rows in target_rows(spec, layer).items():
             total = list(rows.values())[-1][1]
             yield from self._matrix(layer, matrix, total)
-            if spec.biases or (matrix == "qkv" and spec.qkv_biases):
+            if (spec.biases or (matrix == "qkv" and spec.qkv_biases)) and "experts" not in matrix:
                 yield self._of(f"{block}.{matrix}.bias", total)
+        if spec.latent is not None:
+            yield self._of(f"{block}.qkv.key_value_norm.weight", spec.latent.kv_rank)
+            if spec.latent.query_rank is not None:
+                yield self._of(f"{block}.qkv.query_norm.weight", spec.latent.query_rank)
+        if spec.experts is not None and layer >= spec.experts.dense_layers:
+            yield from self._experts(spec.experts, f"{block}.experts")
+
+    def _experts(self, experts: Experts, name: str) -> Iterator[Parameter]:
+        """What of them is no matrix of a product for all rows."""
+        yield self._of(f"{name}.router.weight", experts.count, self.spec.width)
+        if experts.router_biases:
+            # Where experts are balanced by it, no gradient reaches it.
+            bias = self._of(f"{name}.router.bias", experts.count)
+            yield bias._replace(learns=bias.learns and isinstance(experts.gate, Softmax))
+        if experts.biases:
+            up = experts.width * (2 if self.spec.gated else 1)
+            yield self._of(f"{name}.each.up.bias", experts.count, up)
+            yield self._of(f"{name}.each.down.bias", experts.count, self.spec.width)
 
     def _matrix(self, layer: int, matrix: str, rows: int) -> Iterator[Parameter]:
         name, columns = f"blocks.{layer}.{matrix}", inner_width(self.spec, matrix)
-        adapter = self.learning.adapter
+        adapter, experts = self.learning.adapter, self.spec.experts
+        copies = experts.count if experts and matrix.startswith(EXPERTS) else 1
         if not isinstance(adapter, LowRank) or adapter.base is None:
-            yield self._of(f"{name}.weight", rows, columns)
+            yield self._of(f"{name}.weight", copies * rows, columns)
         elif adapter.base == "int8":
             yield Parameter(f"{name}.codes", rows, columns, False, 1.0)
             yield Parameter(f"{name}.scales", rows, 1, False, 4.0)
@@ -266,13 +297,13 @@ class Trained:
             yield Parameter(f"{name}.scales", rows, -(-columns // BLOCK), False, 2.0)
         if not isinstance(adapter, LowRank) or not self.learning.adapts(layer):
             return
-        known = target_rows(self.spec)[matrix]
+        known = target_rows(self.spec, layer)[matrix]
         parts = [known[target] for target in adapter.of(matrix) if target in known]
         if not parts:
             return
         wide = sum(stop - start for start, stop in parts)
-        yield Parameter(f"{name}.a.weight", len(parts) * adapter.ranks, columns, True)
-        yield Parameter(f"{name}.b", wide, adapter.ranks, True)
+        yield Parameter(f"{name}.a.weight", copies * len(parts) * adapter.ranks, columns, True)
+        yield Parameter(f"{name}.b", copies * wide, adapter.ranks, True)
         if adapter.rule == "dora":
             yield Parameter(f"{name}.length.weight", wide, 1, True)
 

@@ -22,18 +22,31 @@ Rule = Literal["lora", "rslora", "dora"]
 large ranks learn as fast (arXiv:2312.03732); or that of lora, with the length of each row of the
 sum a parameter of its own (arXiv:2402.09353).
 """
-Target = Literal["query", "key", "value", "out", "gate", "up", "down"]
+Target = Literal[
+    "query", "key", "value", "out", "gate", "up", "down",
+    "query_down", "query_up", "key_value_down", "key_value_up", "experts",
+]  # fmt: skip
+"""Of latent attention queries, keys and values are made down and up. In a layer with experts gate,
+up and down are those of the experts that all tokens share, and `experts` every other's, where gate
+and up are one: as PEFT has it, and as there, only where they are asked for.
+"""
 Base = Literal["int8", "nf4"]
 """What frozen matrices are kept as: 8 bits with a scale a row, or one of 16 quantiles of a normal
 distribution with a scale for each 64 (arXiv:2305.14314).
 """
 MATRICES: dict[str, tuple[Target, ...]] = {
-    "qkv": ("query", "key", "value"), "out": ("out",), "up": ("gate", "up"), "down": ("down",),
+    "qkv": ("query", "key", "value"), "qkv.query": ("query",), "qkv.query_down": ("query_down",),
+    "qkv.query_up": ("query_up",), "qkv.key_value_down": ("key_value_down",),
+    "qkv.key_value_up": ("key_value_up",), "out": ("out",), "up": ("gate", "up"),
+    "down": ("down",), "experts.shared_up": ("gate", "up"), "experts.shared_down": ("down",),
+    "experts.each.up": ("experts",), "experts.each.down": ("experts",),
 }  # fmt: skip
-"""A block's matrices, and what lies in the rows of each."""
+"""Matrices that blocks may have, and what lies in the rows of each."""
+EXPERTS = "experts.each."
 RANK, BLOCK = 16, 64
 _PLACE = "train.adapter"
 _PATTERN = re.compile(r"embeddings|head|norms|biases|layers\.(\d+)(?:-(\d+))?")
+_HEAD = ("transform", "norm_transform", "head", "head_bias")
 _ENDS = ("tokens", "positions", "types", "norm_embedding", "relative")
 
 
@@ -75,22 +88,38 @@ class LowRank(Record, tag="lora", tag_field="type"):
         not what it wants.
         """
         _refuse(spec)
-        known = [target for rows in target_rows(spec).values() for target in rows]
+        if self.base is not None and spec.experts is not None:
+            raise BadInput(
+                f"{_PLACE}.base is {self.base}, and experts' matrices are not kept in fewer bits",
+                hint=f"leave out {_PLACE}.base",
+            )
+        if "experts" in (self.targets or ()) and (self.rule == "dora" or self.dropout):
+            raise BadInput(
+                "experts' matrices have low-rank products alone: no lengths of rows, no dropout",
+                hint=f'--set {_PLACE}.rule="lora" --set {_PLACE}.dropout=0, or leave experts out '
+                f"of {_PLACE}.targets",
+            )
+        layers = (0, spec.layers - 1)
+        known = list(dict.fromkeys(
+            target for layer in layers for rows in target_rows(spec, layer).values()
+            for target in rows
+        ))  # fmt: skip
         for target in self.targets or ():
             if target not in known:
                 raise BadInput(
                     f"{_PLACE}.targets has {target}, which the model has not",
                     hint=f"use some of: {', '.join(known)}",
                 )
-        targets = tuple(each for each in known if self.targets is None or each in self.targets)
+        targets = tuple(each for each in known if self._wants(each))
         alpha = 2.0 * self.ranks if self.alpha is None else self.alpha
         return msgspec.structs.replace(self, rank=self.ranks, alpha=alpha, targets=targets)
 
     def of(self, matrix: str) -> tuple[Target, ...]:
         """Those of its targets that are rows of a block's matrix."""
-        return tuple(
-            each for each in MATRICES[matrix] if self.targets is None or each in self.targets
-        )
+        return tuple(each for each in MATRICES[matrix] if self._wants(each))
+
+    def _wants(self, target: Target) -> bool:
+        return target != "experts" if self.targets is None else target in self.targets
 
 
 class Biases(Record, tag="biases", tag_field="type"):
@@ -174,15 +203,13 @@ def check_patterns(frozen: Iterable[str]) -> None:
             raise BadInput(f'train.frozen has "{pattern}"', hint=f'"layers.{last}-{first}"')
 
 
-def target_rows(spec: ModelSpec) -> dict[str, dict[Target, tuple[int, int]]]:
-    """Of each of a block's matrices, the first row and the one behind the last of every target."""
-    N, K, H, F = spec.heads, spec.kv_heads, spec.head_width, spec.feed_forward_width
+def target_rows(spec: ModelSpec, layer: int = 0) -> dict[str, dict[Target, tuple[int, int]]]:
+    """Of each of a block's matrices, the first row and the one behind the last of every target; of
+    experts' matrices, those of each expert.
+    """
     sizes: dict[str, dict[Target, int]] = {
-        "qkv": {"query": N * H, "key": K * H, "value": K * H},
-        "out": {"out": spec.width},
-        "up": {"gate": F, "up": F} if spec.gated else {"up": F},
-        "down": {"down": spec.width},
-    }
+        **_attention(spec), "out": {"out": spec.width}, **_feed_forward(spec, layer)
+    }  # fmt: skip
     found: dict[str, dict[Target, tuple[int, int]]] = {}
     for matrix, parts in sizes.items():
         found[matrix], at = {}, 0
@@ -194,9 +221,53 @@ def target_rows(spec: ModelSpec) -> dict[str, dict[Target, tuple[int, int]]]:
 
 def inner_width(spec: ModelSpec, matrix: str) -> int:
     """Columns of a block's matrix."""
-    if matrix == "out":
-        return spec.heads * spec.value_width
-    return spec.feed_forward_width if matrix == "down" else spec.width
+    latent, experts = spec.latent, spec.experts
+    match matrix:
+        case "out":
+            return spec.heads * spec.value_width
+        case "down":
+            return spec.feed_forward_width
+        case "qkv.query_up" if latent is not None and latent.query_rank is not None:
+            return latent.query_rank
+        case "qkv.key_value_up" if latent is not None:
+            return latent.kv_rank
+        case "experts.shared_down" if experts is not None:
+            return experts.shared_total
+        case "experts.each.down" if experts is not None:
+            return experts.width
+        case _:
+            return spec.width
+
+
+def _attention(spec: ModelSpec) -> dict[str, dict[Target, int]]:
+    N, K, H, latent = spec.heads, spec.kv_heads, spec.head_width, spec.latent
+    if latent is None:
+        return {"qkv": {"query": N * H, "key": K * H, "value": K * H}}
+    wide, rank = N * spec.score_width, latent.query_rank
+    queries: dict[str, dict[Target, int]] = {"qkv.query": {"query": wide}}
+    if rank is not None:
+        queries = {"qkv.query_down": {"query_down": rank}, "qkv.query_up": {"query_up": wide}}
+    return {
+        **queries,
+        "qkv.key_value_down": {"key_value_down": latent.kv_rank + latent.rope_width},
+        "qkv.key_value_up": {"key_value_up": N * (H + latent.value_width)},
+    }
+
+
+def _feed_forward(spec: ModelSpec, layer: int) -> dict[str, dict[Target, int]]:
+    def both(before: str, F: int) -> dict[str, dict[Target, int]]:
+        up: dict[Target, int] = {"gate": F, "up": F} if spec.gated else {"up": F}
+        return {f"{before}up": up, f"{before}down": {"down": spec.width}}
+
+    experts = spec.experts
+    if experts is None or layer < experts.dense_layers:
+        return both("", spec.feed_forward_width)
+    shared = both("experts.shared_", experts.shared_total) if experts.shared_total else {}
+    up = experts.width * (2 if spec.gated else 1)
+    own: dict[str, dict[Target, int]] = {
+        f"{EXPERTS}up": {"experts": up}, f"{EXPERTS}down": {"experts": spec.width}
+    }  # fmt: skip
+    return {**shared, **own}
 
 
 def _is(name: str, pattern: str) -> bool:
@@ -205,9 +276,9 @@ def _is(name: str, pattern: str) -> bool:
     if pattern == "embeddings":
         return name.split(".")[0] in _ENDS
     if pattern == "head":
-        return name.split(".")[0] in ("head", "head_bias")
+        return name.split(".")[0] in _HEAD
     if pattern == "norms":
-        return owner.startswith("norm") or ".query_norms." in name
+        return owner.startswith("norm") or owner.endswith("_norm") or ".query_norms." in name
     if pattern == "biases":
         return kind in ("bias", "head_bias")
     first, last = _layers(pattern)
@@ -224,17 +295,12 @@ def _layers(pattern: str) -> tuple[int, int]:
 
 
 def _refuse(spec: ModelSpec) -> None:
-    reasons = {
-        "experts": spec.experts is not None,
-        "latent attention": spec.latent is not None,
-        "an encoder beside the decoder": spec.encoder_layers > 0,
-    }
-    for reason, there in reasons.items():
-        if there:
-            raise BadInput(
-                f"a model with {reason} is trained whole: adapters and frozen parts do not know it",
-                hint="leave out train.adapter and train.frozen",
-            )
+    if spec.encoder_layers > 0:
+        raise BadInput(
+            "a model with an encoder beside the decoder is trained whole: adapters and frozen "
+            "parts do not know it",
+            hint="leave out train.adapter and train.frozen",
+        )
 
 
 EVERYTHING = Learning()

@@ -191,7 +191,7 @@ class LayoutIntent(Record):
     processes: int | None = None
     micro_batch: int | None = None
     precision: Literal["fp32", "bf16"] | None = None
-    recompute: Literal["none", "full"] | None = None
+    recompute: Literal["none", "full", "selective"] | None = None
     compile: bool | None = None
     kernels: Literal["torch", "native"] | None = None
     threads: int | None = None

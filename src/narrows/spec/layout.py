@@ -8,7 +8,11 @@ from narrows.spec.fleet import Exchange, Schedule, Sharding, refuse
 from narrows.spec.machine import KernelSet
 from narrows.spec.record import Record
 
-Recompute = Literal["none", "full"]
+Recompute = Literal["none", "full", "selective"]
+"""What of a block is computed again in the backward pass; selective, all but products and attention
+(arXiv:2205.05198, which drops what is large and cheap to make).
+"""
+RECOMPUTES: tuple[Recompute, ...] = ("none", "full", "selective")
 
 
 class Layout(Record):
@@ -16,8 +20,8 @@ class Layout(Record):
 
     `micro_batch` sequences go through the model at once, `accumulation` times a step. `precision`
     is that of weights in products and of activations; masters and moments are fp32. `loss_chunk` is
-    the number of positions whose logits exist at once. `recompute` drops a block's activations and
-    computes them again in the backward pass.
+    the number of positions whose logits exist at once. `recompute` drops a block's activations, or
+    some, and computes them again in the backward pass.
 
     Of several processes each is at one place of replicas · data · tensor · pipeline · context; the
     names mean what they do in `fleet.Spread`. `threads` are those of one process.

@@ -75,9 +75,10 @@ class ModelSpec(Record):
     By default a pre-norm decoder. `query_norm`: a norm of queries and keys over each head, or over
     all heads. `encoder_layers` beside `layers` of a decoder that attends to them. Embeddings are
     multiplied by `embedding_scale`, scores by `query_scale` (None: 1 / √ of the head's width) and
-    logits by `logit_scale`; a cap c makes x of them c · tanh(x / c). With `classes` it says one of
-    them, or where there is one class a number, of each document by the state that `pooling` names,
-    and has no other head.
+    logits by `logit_scale`; a cap c makes x of them c · tanh(x / c). With `head_transform` the head
+    reads a product of the last states, activated and normalised, as BERT's does. With `classes` it
+    says one of them, or where there is one class a number, of each document by the state that
+    `pooling` names, and has no other head.
     """
 
     layers: int
@@ -99,6 +100,7 @@ class ModelSpec(Record):
     window: Window | None = None
     qkv_biases: bool = False
     head_bias: bool = False
+    head_transform: bool = False
     query_norm: Literal["head", "whole"] | None = None
     block_norms: Norms = "before"
     final_norm: bool = True
@@ -141,6 +143,11 @@ class ModelSpec(Record):
                 "cannot be open",
                 hint="use groups that divide model.experts.count, and open at least 1 of them",
             )
+        if self.head_transform and self.gated:
+            raise BadInput(
+                "a head that reads a product of the last states has no gate beside it",
+                hint="use a feed_forward without a gate, such as gelu, or no head_transform",
+            )
         if self.latent is not None and (self.biases or self.qkv_biases or self.query_norm):
             raise BadInput(
                 "latent attention has no biases and no query_norm",
@@ -163,6 +170,13 @@ class ModelSpec(Record):
     def writes(self) -> bool:
         """Whether it goes on with a text by itself: causal, and without an encoder."""
         return self.causal and not self.encoder_layers
+
+    @property
+    def classes_biased(self) -> bool:
+        """Whether the head for classes has a bias: that of causal models has none, as others' has
+        none.
+        """
+        return not self.causal
 
     @property
     def gated(self) -> bool:
@@ -223,7 +237,9 @@ class ModelSpec(Record):
             total += self.layers * self._attention_products
             block = self._attention_products + feed * self.width * self.feed_forward_width
             total += self.encoder_layers * block
-        return total + (0 if self.classes else self.vocabulary * self.width)
+        if self.classes:
+            return total
+        return total + self.width * (self.vocabulary + self.head_transform * self.width)
 
     @property
     def embedding_parameters(self) -> int:
@@ -239,7 +255,8 @@ class ModelSpec(Record):
                 pass
         total += self.token_types * D + self.embedding_norm * self.norm_parameters
         if self.classes:
-            return total + self.pooler * (D * D + D) + self.classes * (D + 1)
+            return total + self.pooler * (D * D + D) + self.classes * (D + self.classes_biased)
+        total += self.head_transform * (D * D + 3 * D)
         return total + self.pooler * (D * D + D) + self.head_bias * self.vocabulary
 
     @property

@@ -36,9 +36,19 @@ class Chat(Record, tag="chat", tag_field="type"):
 
 
 class Classify(Record, tag="classify", tag_field="type"):
-    """One of `labels` of each text; none given: those that the rows have."""
+    """One of `labels` of each text; none given: those that the rows have. A share `smoothing` of
+    what is to be said is spread over all of them (arXiv:1512.00567, section 7).
+    """
 
     labels: tuple[str, ...] = ()
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.smoothing < 1.0:
+            raise BadInput(
+                f"train.objective classify.smoothing is {self.smoothing}",
+                hint="use 0 <= smoothing < 1, such as 0.1",
+            )
 
 
 class Regress(Record, tag="regress", tag_field="type"):

@@ -14,7 +14,7 @@ from narrows.spec.fleet import Spread
 from narrows.spec.layout import Layout
 
 ENTRY = ("tokens", "positions", "types", "norm_embedding")
-EXIT = ("norm", "head", "head_bias")
+EXIT = ("norm", "transform", "norm_transform", "head", "head_bias")
 """Modules that stand before the blocks, and behind them."""
 
 

@@ -35,7 +35,7 @@ def objective(plan: Plan, device: torch.device) -> Objective:
     _check(plan)
     match asked:
         case wanted.Classify():
-            return Classes()
+            return Classes(asked.smoothing)
         case wanted.Regress():
             return Numbers()
         case wanted.Distil():
@@ -47,10 +47,10 @@ def objective(plan: Plan, device: torch.device) -> Objective:
 
 
 class Classes:
-    """The cross entropy of each document's class."""
+    """The cross entropy of each document's class, while it learns with a share of `smoothing`."""
 
-    def __init__(self) -> None:
-        self._right = 0
+    def __init__(self, smoothing: float = 0.0) -> None:
+        self.smoothing, self._right = smoothing, 0
 
     def count(self, rows: Rows) -> int:
         """Documents."""
@@ -62,9 +62,11 @@ class Classes:
 
     def _loss(self, rows: Rows, scale: float, scores_NC: Tensor) -> Tensor:
         classes_N = values_of(rows, scores_NC).long()
-        if not torch.is_grad_enabled():
+        learns = torch.is_grad_enabled()
+        if not learns:
             self._right = int((scores_NC.argmax(dim=-1) == classes_N).sum())
-        return F.cross_entropy(scores_NC, classes_N, reduction="sum") * scale
+        share = self.smoothing if learns else 0.0
+        return F.cross_entropy(scores_NC, classes_N, reduction="sum", label_smoothing=share) * scale
 
     def right(self) -> int:
         """Documents whose class is the likeliest."""

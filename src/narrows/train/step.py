@@ -241,10 +241,12 @@ def _wrapper(layout: Layout) -> Wrapper | None:
     wrappers: list[Wrapper] = []
     if layout.compile:
         wrappers.append(lambda block: torch.compile(block, dynamic=False))
-    if layout.recompute == "full":
-        from torch.utils.checkpoint import checkpoint
+    if layout.recompute != "none":
+        from narrows.parallel.recompute import recomputed
 
-        wrappers.append(lambda block: lambda *args: checkpoint(block, *args, use_reentrant=False))
+        again = recomputed(layout.recompute)
+        assert again is not None
+        wrappers.append(again)
     if not wrappers:
         return None
 
