@@ -228,6 +228,13 @@ class TokensAsked(msgspec.Struct, frozen=True, kw_only=True):
 A = TypeVar("A", bound=msgspec.Struct)
 
 
+def tolerated(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """JSON schemas of the fields that are no record's, and yet not refused."""
+    found: dict[str, Any] = {name: {} for name in sorted(_HARMLESS)}
+    found |= {name: {"enum": list(values)} for name, values in _NEUTRAL.items()}
+    return {name: one for name, one in found.items() if name not in kind.__struct_fields__}
+
+
 def read(body: bytes, kind: type[A]) -> A:
     """The request in a body; raises Refusal with the place of what is wrong."""
     try:
