@@ -116,6 +116,15 @@ def test_a_stream_says_what_the_whole_answer_says(make: Make) -> None:
         assert last["usage"][name] == whole["usage"][name] > 0
 
 
+def test_a_whole_number_may_be_written_with_a_point(make: Make) -> None:
+    service = make()
+    plain, pointed = (post(service, CHAT, talk(max_tokens=most)) for most in (3, 3.0))
+    assert plain.json()["choices"] == pointed.json()["choices"]
+    assert "max_tokens" in error(post(service, CHAT, talk(max_tokens=3.5)), 400)["message"]
+    endless = b'{"messages": [], "temperature": 1e999}'
+    assert "out of range" in error(post(service, CHAT, endless), 400)["message"]
+
+
 def test_what_is_asked_for_is_described_by_what_reads_it(make: Make) -> None:
     service = make()
     found = get(service, "/openapi.json", key="k", headers={"Authorization": "Bearer k"}).json()
