@@ -160,7 +160,7 @@ def test_who_reads_slowly_misses_nothing(served: Served) -> None:
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with asked(served, talk, connection):
-            until(lambda: figure(served, "narrows_texts_running") == 0)
+            time.sleep(1.0)
             slow = b""
             while not slow.endswith(b"0\r\n\r\n"):
                 slow += connection.recv(2**12)
