@@ -1,19 +1,21 @@
 """Clients of an OpenAI-compatible server: who asks what and when, and what came when.
 
-    asyncio.run(run(Target(...), requests)) → [Told, ...]
+    [each.told() for each in run("http://127.0.0.1:8000", requests(...), 32)]
 
-A client notes when bytes came, and reads them when all is over, so that it takes little of the
-machine that it shares with the server.
+All clients are one thread over plain sockets, that notes when bytes came and reads them when all is
+over, so that it takes little of the machine that it shares with the server.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import re
+import selectors
+import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -67,18 +69,25 @@ def requests(mix: Mix, model: str, rate: float | None) -> list[Asked]:
     return found
 
 
-async def run(url: str, asked: Sequence[Asked], clients: int | None) -> list[Told]:
+def run(url: str, asked: Sequence[Asked], clients: int | None) -> list[Came]:
     """All of them: when each comes, or one after the other by so many clients."""
-    if clients is None:
-        return list(await asyncio.gather(*(_later(url, each) for each in asked)))
-    left, told = iter(asked), []
-
-    async def client() -> None:
-        for each in left:
-            told.append(await _one(url, each.body))
-
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return told
+    place, left, over = urlsplit(url), deque(asked), list[Came]()
+    with selectors.DefaultSelector() as waiting:
+        began, open_ = time.perf_counter(), 0
+        while left or open_:
+            now = time.perf_counter() - began
+            while left and (left[0].at_s <= now if clients is None else open_ < clients):
+                one = Came(_sent(place.hostname, place.port, left.popleft().body))
+                waiting.register(one.socket, selectors.EVENT_READ, one)
+                open_ += 1
+            pause = max(0.0, left[0].at_s - now) if left and clients is None else None
+            for key, _ in waiting.select(pause):
+                if not key.data.take():
+                    waiting.unregister(key.data.socket)
+                    key.data.socket.close()
+                    over.append(key.data)
+                    open_ -= 1
+    return over
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -89,34 +98,37 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {name: round(ordered[round(share * last)], 4) for name, share in places.items()}
 
 
-async def _later(url: str, asked: Asked) -> Told:
-    await asyncio.sleep(asked.at_s)
-    return await _one(url, asked.body)
+class Came:
+    """A request that was sent, and the parts of its response with when they came."""
+
+    def __init__(self, sent: socket.socket) -> None:
+        self.socket, self._began = sent, time.perf_counter()
+        self._parts: list[tuple[float, bytes]] = []
+
+    def take(self) -> bool:
+        """Another part; False where there are no more."""
+        try:
+            part = self.socket.recv(2**14)
+        except ConnectionError:
+            part = b""
+        self._parts.append((time.perf_counter(), part))
+        return part != b""
+
+    def told(self) -> Told:
+        """What it all says."""
+        came = [(second - self._began, part) for second, part in self._parts]
+        head, _, _ = b"".join(part for _, part in came).partition(b"\r\n\r\n")
+        return _read(came, len(head) + 4, int(head.split(b" ", 2)[1]) if head else 0)
 
 
-async def _one(url: str, body: bytes) -> Told:
-    place = urlsplit(url)
-    began = time.perf_counter()
-    came = [(time.perf_counter() - began, part) async for part in _sent(place.hostname, place.port,
-                                                                        body)]  # fmt: skip
-    head, _, _ = b"".join(part for _, part in came).partition(b"\r\n\r\n")
-    status = int(head.split(b" ", 2)[1]) if head else 0
-    return _read(came, len(head) + 4, status)
-
-
-async def _sent(host: str | None, port: int | None, body: bytes) -> AsyncIterator[bytes]:
-    """The response as it comes, its head included."""
-    reader, writer = await asyncio.open_connection(host, port)
+def _sent(host: str | None, port: int | None, body: bytes) -> socket.socket:
+    made = socket.create_connection((host, port))
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    writer.write(head.encode() + body)
-    try:
-        while part := await reader.read(2**16):
-            yield part
-    finally:
-        writer.close()
+    made.sendall(head.encode() + body)
+    return made
 
 
 def _read(came: list[tuple[float, bytes]], skipped: int, status: int) -> Told:

@@ -5,14 +5,14 @@
     python benchmarks/serve.py --url http://127.0.0.1:8080 --served-name NAME --clients 8
 
 Clients ask one after the other (--clients), or requests come at random (--rate, a second). With
---model `narrows serve` is started for it, the engine's own rate of as many texts is measured beside
-it, and llama.cpp's Python server, by an interpreter that has one (--llama PYTHON). Last line: JSON.
+--model `narrows serve` is started for it, and beside it the engine's own rates are measured: of as
+many texts that only go on (decode), and of the same requests without a server (same). llama.cpp's
+server, compiled once, takes its turn with --llama. Last line: JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -24,14 +24,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from infer import prompt, take_turn
 from load import Mix, Told, percentiles, requests, run
 from peers.commit import commit
+from peers.llama_server import llama_server
 
 from narrows.hardware.probe import machine_known
 
-SOURCE = Path(__file__).resolve().parents[1] / "src"
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parent / "src"
 LLAMA_PORT, START_S, CONTEXT = 8137, 60.0, 1024
 
 
@@ -42,14 +45,15 @@ def main() -> None:
     found: dict[str, dict] = {}
     for _ in range(asked.turns):
         for name, starting in servers(asked):
-            with starting as (url, served):
-                took = measured(url, served, mix, asked)
+            with starting as server:
+                took = measured(server, mix, asked)
             if name not in found or took["tokens_per_s"] > found[name]["tokens_per_s"]:
                 found[name] = took
             say(f"{name}: {json.dumps(took)}")
-    own = engine(asked) if asked.model and asked.clients else None
-    if own:
-        found["narrows"]["share_of_engine"] = round(found["narrows"]["tokens_per_s"] / own, 3)
+    own = engine(asked, mix) if asked.model and asked.clients else {}
+    for name, rate in own.items():
+        share = found["narrows"]["tokens_per_s"] / rate
+        found["narrows"][f"share_of_{name}"] = round(share, 3)
     for name, each in found.items():
         print(
             f"{name:<10}{each['tokens_per_s']:8.0f} tokens/s   first token p50 "
@@ -57,6 +61,9 @@ def main() -> None:
             f"between p50 {each['between_s']['p50'] * 1e3:.1f} ms, "
             f"p99 {each['between_s']['p99'] * 1e3:.1f} ms"
         )
+    for name, rate in own.items():
+        share = found["narrows"][f"share_of_{name}"]
+        print(f"the engine, {name}: {rate:.0f} tokens/s, of which {share:.0%} are served")
     machine = machine_known()
     print(json.dumps({
         "machine": machine.name if machine else "not probed", "commit": commit(),
@@ -80,7 +87,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--turns", type=int, default=1, help="the best of so many counts")
-    parser.add_argument("--llama", metavar="PYTHON", help="that has llama_cpp.server")
+    parser.add_argument("--llama", action="store_true", help="llama.cpp's server takes its turn")
     asked = parser.parse_args()
     if (asked.model is None) == (asked.url is None):
         parser.error("give either --model or --url")
@@ -95,12 +102,20 @@ def span(text: str) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
+class Server(NamedTuple):
+    """Its address, what it calls the model, and its process where that is ours."""
+
+    url: str
+    model: str
+    process: int | None = None
+
+
 def servers(
     asked: argparse.Namespace,
-) -> Iterator[tuple[str, contextlib.AbstractContextManager[tuple[str, str]]]]:
-    """Each with how it is started, which yields its address and what it calls the model."""
+) -> Iterator[tuple[str, contextlib.AbstractContextManager[Server]]]:
+    """Each with how it is started."""
     if asked.url:
-        yield "given", contextlib.nullcontext((asked.url, asked.served_name))
+        yield "given", contextlib.nullcontext(Server(asked.url, asked.served_name))
         return
     yield "narrows", ours(asked)
     if asked.llama:
@@ -108,7 +123,7 @@ def servers(
 
 
 @contextlib.contextmanager
-def ours(asked: argparse.Namespace) -> Iterator[tuple[str, str]]:
+def ours(asked: argparse.Namespace) -> Iterator[Server]:
     """narrows serve, with a slot for each client."""
     slots = str(asked.clients or 32)
     words = [sys.executable, "-m", "narrows", "serve", asked.model, "--port", "0", "--slots", slots,
@@ -116,27 +131,27 @@ def ours(asked: argparse.Namespace) -> Iterator[tuple[str, str]]:
     with started(words, {"PYTHONPATH": path_of(SOURCE)}, stderr=subprocess.PIPE) as process:
         for line in process.stderr:
             if found := re.search(r"http://\S+", line):
-                yield found[0], Path(asked.model).name.removesuffix(".gguf")
+                yield Server(found[0], Path(asked.model).name.removesuffix(".gguf"), process.pid)
                 return
     sys.exit("error: narrows serve ended before it listened")
 
 
 @contextlib.contextmanager
-def theirs(asked: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """llama-cpp-python's server: one text at a time, which a new request is not to break off."""
-    threads = str(len(os.sched_getaffinity(0)))
-    words = [asked.llama, "-m", "llama_cpp.server", "--model", asked.model, "--port",
-             str(LLAMA_PORT), "--n_threads", threads, "--n_ctx", str(CONTEXT),
-             "--interrupt_requests", "false"]  # fmt: skip
+def theirs(asked: argparse.Namespace) -> Iterator[Server]:
+    """llama.cpp's, with a slot for each client."""
+    threads, slots = str(len(os.sched_getaffinity(0))), asked.clients or 32
+    words = [str(llama_server(talk=say)), "--model", asked.model, "--port", str(LLAMA_PORT),
+             "--threads", threads, "--ctx-size", str(CONTEXT * slots), "--parallel", str(slots),
+             "--no-webui"]  # fmt: skip
     url = f"http://127.0.0.1:{LLAMA_PORT}"
-    with started(words, {}, stderr=subprocess.DEVNULL):
+    with started(words, {}, stderr=subprocess.DEVNULL) as process:
         for _ in range(int(START_S / 0.5)):
             with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                urllib.request.urlopen(f"{url}/v1/models", timeout=5).close()
-                yield url, asked.model
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                yield Server(url, asked.model, process.pid)
                 return
             time.sleep(0.5)
-    sys.exit("error: llama_cpp.server does not answer")
+    sys.exit("error: llama-server does not answer")
 
 
 @contextlib.contextmanager
@@ -154,14 +169,37 @@ def started(words: list[str], more: dict[str, str], stderr: int) -> Iterator[sub
         process.wait()
 
 
-def measured(url: str, served: str, mix: Mix, asked: argparse.Namespace) -> dict:
-    """What the mix comes to, after a few requests that warm the server."""
-    warm = requests(mix._replace(count=2, seed=mix.seed + 1), served, None)
-    asyncio.run(run(url, warm, 1))
-    sent = requests(mix, served, asked.rate)
-    began = time.perf_counter()
-    told = asyncio.run(run(url, sent, asked.clients))
-    return figures(told, time.perf_counter() - began)
+def measured(server: Server, mix: Mix, asked: argparse.Namespace) -> dict:
+    """What the mix comes to, after a few requests that warm the server; and what the processors
+    gave to it, in microseconds a token.
+    """
+    run(server.url, requests(mix._replace(count=2, seed=mix.seed + 1), server.model, None), 1)
+    sent = requests(mix, server.model, asked.rate)
+    before, own, began = processor_s(server), time.process_time(), time.perf_counter()
+    came = run(server.url, sent, asked.clients)
+    seconds, own, after = (
+        time.perf_counter() - began,
+        time.process_time() - own,
+        processor_s(server),
+    )
+    told = [each.told() for each in came]
+    spent = {name: after[name] - before[name] for name in before} | {"clients": own}
+    tokens = sum(each.tokens for each in told)
+    return figures(told, seconds) | {
+        "processor_us": {name: round(each / tokens * 1e6, 1) for name, each in spent.items()}
+    }  # fmt: skip
+
+
+def processor_s(server: Server) -> dict[str, float]:
+    """What its threads were given so far: the first, which is ours' event loop, and the others."""
+    if server.process is None:
+        return {}
+    spent = {"first thread": 0.0, "others": 0.0}
+    for folder in Path(f"/proc/{server.process}/task").iterdir():
+        # So many nanoseconds on a processor stand first.
+        own = int((folder / "schedstat").read_text().split()[0]) / 1e9
+        spent["first thread" if int(folder.name) == server.process else "others"] += own
+    return spent
 
 
 def figures(told: list[Told], seconds: float) -> dict:
@@ -182,13 +220,24 @@ def figures(told: list[Told], seconds: float) -> dict:
     }  # fmt: skip
 
 
-def engine(asked: argparse.Namespace) -> float:
-    """Tokens a second of as many texts without a server, the best of as many turns."""
-    path = Path(asked.model).resolve()
+def engine(asked: argparse.Namespace, mix: Mix) -> dict[str, float]:
+    """Tokens a second without a server, the best of as many turns: of as many texts that only go
+    on, and of the same requests, their prompts included.
+    """
+    path, threads = Path(asked.model).resolve(), len(os.sched_getaffinity(0))
     task = {"model": str(path), "prompt": prompt(path), "streams": (asked.clients,), "tokens": 64,
-            "threads": len(os.sched_getaffinity(0))}  # fmt: skip
+            "threads": threads}  # fmt: skip
     turns = [take_turn("narrows", task) for _ in range(asked.turns)]
-    return max(turn[f"streams_{asked.clients}"] for turn in turns if turn)
+    same = {"model": str(path), "mix": mix._asdict(), "slots": asked.clients, "context": CONTEXT,
+            "threads": threads}  # fmt: skip
+    variables = {**os.environ, "PYTHONPATH": path_of(SOURCE), "OMP_NUM_THREADS": str(threads)}
+    worker = [sys.executable, str(HERE / "serve_worker.py"), json.dumps(same)]
+    rates = [
+        float(subprocess.run(worker, env=variables, capture_output=True, check=True).stdout)
+        for _ in range(asked.turns)
+    ]
+    decode = max(turn[f"streams_{asked.clients}"] for turn in turns if turn)
+    return {"decode": round(decode, 1), "same": round(max(rates), 1)}
 
 
 def path_of(source: Path) -> str:

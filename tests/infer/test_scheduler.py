@@ -255,6 +255,7 @@ def test_an_event_loop_hears_the_same(make: Make) -> None:
     scheduler = make()
 
     async def heard() -> list[Piece]:
-        return [piece async for piece in scheduler.submit(request())]
+        batches = scheduler.submit(request()).batches()
+        return [piece async for pieces in batches for piece in pieces]
 
     assert asyncio.run(heard()) == list(scheduler.submit(request()))

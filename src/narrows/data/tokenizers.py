@@ -40,6 +40,8 @@ class Tokenizer:
         self.end_of_document = ends[0] if ends else end_of_document(tokenizer)
         self.ends = frozenset(ends or (self.end_of_document,))
         self.begin, self.close = _around(tokenizer)
+        self._joins = (self.decoder() or {}).get("type") == "ByteLevel"
+        self._anywhere: dict[int, str | None] = {}
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of `text`, nothing before or after it; with `special` what is written like a
@@ -52,6 +54,17 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; an incomplete character at the end reads U+FFFD."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+
+    def text_anywhere(self, token: int) -> str | None:
+        """What the token says wherever it stands, after whole characters; None where that depends
+        on those around it.
+        """
+        if not self._joins:
+            return None
+        if token not in self._anywhere:
+            text = self.decode([token])
+            self._anywhere[token] = None if "\ufffd" in text else text
+        return self._anywhere[token]
 
     def words(self, text: str) -> list[str]:
         """What `text` is cut into before anything is joined."""

@@ -1,7 +1,7 @@
 """What is asked of the scheduler, and the answer, written by one thread and read by another.
 
 answer = scheduler.submit(Request(...))
-for piece in answer: ...        or, in an event loop:  async for piece in answer: ...
+for piece in answer: ...        or, in an event loop:  async for pieces in answer.batches(): ...
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import NamedTuple, final
 
 from narrows.infer.generate import Finish
@@ -127,53 +127,83 @@ class Answer:
         while True:
             arrived.clear()
             ended = self._ended
-            yield from self._taken()
+            pieces, error = self._taken()
+            yield from pieces
+            if error:
+                raise error
             if ended:
                 return
             arrived.wait()
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        arrived = asyncio.Event()
-        self._reader = _Waiting(asyncio.get_running_loop(), arrived)
+    async def batches(
+        self, at_once: Callable[[Piece], bool] = lambda piece: False
+    ) -> AsyncIterator[list[Piece]]:
+        """What came since the last. A piece that `at_once` takes is in none: the event loop hands
+        it over as it comes, without a turn of the task that iterates.
+        """
+        arrived, waits = asyncio.Event(), False
+
+        def wake() -> None:
+            # What goes wrong here goes wrong in the task too, which tells it.
+            with contextlib.suppress(Exception):
+                # While the task has pieces in hand, later ones wait behind them.
+                while waits and self._came and self._taken_by(at_once):
+                    self._came.popleft()
+            if self._came or self._ended:
+                arrived.set()
+
+        self._reader = _Waiting(asyncio.get_running_loop(), wake)
         while True:
             arrived.clear()
             ended = self._ended
-            for piece in self._taken():
-                yield piece
+            pieces, error = self._taken()
+            if pieces:
+                yield pieces
+            if error:
+                raise error
             if ended:
                 return
+            waits = True
             await arrived.wait()
+            waits = False
 
-    def _taken(self) -> Iterator[Piece]:
+    def _taken_by(self, at_once: Callable[[Piece], bool]) -> bool:
+        item = self._came[0]
+        return isinstance(item, Piece) and at_once(item)
+
+    def _taken(self) -> tuple[list[Piece], NarrowsError | None]:
+        """What came, and the error that it ended with."""
+        pieces = list[Piece]()
         while self._came:
             item = self._came.popleft()
             if isinstance(item, NarrowsError):
-                raise item
-            yield item
+                return pieces, item
+            pieces.append(item)
+        return pieces, None
 
 
 def ring(answers: Iterable[Answer]) -> None:
     """Wake who reads these; an event loop is called once for all of its own."""
-    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    loops: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
     for answer in answers:
         reader = answer._reader
         if isinstance(reader, threading.Event):
             reader.set()
         elif reader is not None:
-            loops.setdefault(reader.loop, []).append(reader.arrived)
-    for loop, arrived in loops.items():
+            loops.setdefault(reader.loop, []).append(reader.wake)
+    for loop, wakes in loops.items():
         # The loop may be gone before the worker notices that nobody listens.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_set, arrived)
+            loop.call_soon_threadsafe(_called, wakes)
 
 
-def _set(events: list[asyncio.Event]) -> None:
-    for event in events:
-        event.set()
+def _called(wakes: list[Callable[[], None]]) -> None:
+    for wake in wakes:
+        wake()
 
 
 class _Waiting(NamedTuple):
     """Who reads in an event loop."""
 
     loop: asyncio.AbstractEventLoop
-    arrived: asyncio.Event
+    wake: Callable[[], None]

@@ -30,6 +30,10 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that `token` completes, often a word, sometimes nothing."""
+        alone = None if self._fresh else self._tokenizer.text_anywhere(token)
+        if alone is not None:
+            self._context, self._known = [token], len(alone)
+            return alone
         self._fresh.append(token)
         text = self._text()
         if text.endswith(_INCOMPLETE):
@@ -68,6 +72,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """What of the text so far may be shown; after a stop string, nothing more."""
+        if not self._stops:
+            return text
         if self.found:
             return ""
         self._held += text

@@ -116,6 +116,30 @@ def test_a_stream_says_what_the_whole_answer_says(make: Make) -> None:
         assert last["usage"][name] == whole["usage"][name] > 0
 
 
+def test_a_whole_number_may_be_written_with_a_point(make: Make) -> None:
+    service = make()
+    plain, pointed = (post(service, CHAT, talk(max_tokens=most)) for most in (3, 3.0))
+    assert plain.json()["choices"] == pointed.json()["choices"]
+    assert "max_tokens" in error(post(service, CHAT, talk(max_tokens=3.5)), 400)["message"]
+    endless = b'{"messages": [], "temperature": 1e999}'
+    assert "out of range" in error(post(service, CHAT, endless), 400)["message"]
+
+
+def test_what_is_asked_for_is_described_by_what_reads_it(make: Make) -> None:
+    service = make()
+    found = get(service, "/openapi.json", key="k", headers={"Authorization": "Bearer k"}).json()
+    assert get(service, "/openapi.json", key="k").status_code == 401
+    assert found["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
+    assert "security" not in found["paths"]["/health"]["get"]
+    asked = found["components"]["schemas"]["ChatAsked"]
+    assert asked["required"] == ["messages"] and not asked["additionalProperties"]
+    for name, about in asked["properties"].items():
+        # Each is known: what is wrong is its value, if anything.
+        told = post(service, CHAT, talk(**{name: {"no": "value"}}))
+        if told.status_code != 200:
+            assert "there is no field" not in error(told, 400)["message"], (name, about)
+
+
 def test_texts_and_tokens_are_gone_on_from_in_their_order(make: Make) -> None:
     service = make()
     asked = {"seed": 3, "max_tokens": 8, "logprobs": 1}

@@ -124,6 +124,69 @@ def test_a_connection_that_closes_frees_the_slot(served: Served) -> None:
     assert figure(served, 'narrows_requests_total{outcome="cancelled"}') == before + 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_has_said_all_and_shuts_that_direction_is_answered(
+    served: Served, stream: bool
+) -> None:
+    text = httpx.post(served.url + CHAT, json=served.talk()).json()["choices"][0]["message"]
+    with asked(served, served.talk(stream=stream, max_tokens=20)) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        came = b""
+        while part := connection.recv(2**16):
+            came += part
+    if stream:
+        events = re.findall(rb"data: (\{.*\})", came)
+        deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+        assert "".join(delta.get("content", "") for delta in deltas) == text["content"]
+        assert came.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+    else:
+        assert json.loads(came.rpartition(b"\r\n\r\n")[2])["choices"][0]["message"] == text
+
+
+def test_who_leaves_before_a_whole_answer_frees_the_slot(served: Served) -> None:
+    cancelled = 'narrows_requests_total{outcome="cancelled"}'
+    before = figure(served, cancelled)
+    with asked(served, served.talk(max_tokens=4000)):
+        until(lambda: figure(served, "narrows_texts_running") == 1)
+    until(lambda: figure(served, cancelled) == before + 1)
+    assert figure(served, "narrows_texts_running") == 0
+
+
+def test_who_reads_slowly_misses_nothing(served: Served) -> None:
+    """More than the connection holds waits in the server, in its order."""
+    talk = served.talk(max_tokens=3000, stream=True)
+    with httpx.stream("POST", served.url + CHAT, json=talk, timeout=60.0) as response:
+        quick = response.read()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with asked(served, talk, connection):
+            time.sleep(1.0)
+            slow = b""
+            while not slow.endswith(b"0\r\n\r\n"):
+                slow += connection.recv(2**12)
+    assert texts(slow) == texts(quick) != []
+
+
+def texts(stream: bytes) -> list[str]:
+    """What each event of a stream says."""
+    events = re.findall(rb"data: (\{.*\})", stream)
+    return [json.loads(each)["choices"][0]["delta"].get("content", "") for each in events]
+
+
+def asked(
+    served: Served, talk: dict[str, Any], connection: socket.socket | None = None
+) -> socket.socket:
+    """A connection on which that was sent."""
+    host, port = served.url.removeprefix("http://").split(":")
+    connection = connection or socket.socket()
+    connection.settimeout(60.0)
+    connection.connect((host, int(port)))
+    body = json.dumps(talk).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
 def test_a_broken_request_harms_nobody(served: Served) -> None:
     host, port = served.url.removeprefix("http://").split(":")
     half = f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-length: 50\r\n\r\n{{".encode()
@@ -163,6 +226,29 @@ def test_a_taken_port_is_told(served: Served) -> None:
     assert f"error: 127.0.0.1:{port} cannot be listened on" in done.stderr
 
 
+def edits_and_sends_again(page: Any) -> None:
+    """The first message: what came after it is gone once it is sent, and not before."""
+    said = [page.locator(f".text.{who}") for who in ("user", "assistant")]
+    page.fill("#message", "And then")
+    page.press("#message", "Enter")
+    page.wait_for_function("!document.getElementById('send').disabled")
+    assert [each.count() for each in said] == [2, 2]
+    page.click(".who button >> nth=0")
+    assert page.input_value("#message") == "<b>But soft</b>"
+    page.press("#message", "Escape")
+    assert page.input_value("#message") == ""
+    page.click(".who button >> nth=0")
+    page.fill("#message", "But loud")
+    assert said[0].count() == 2
+    with page.expect_request(f"**{CHAT}") as request:
+        page.press("#message", "Enter")
+    messages = json.loads(request.value.post_data)["messages"]
+    assert [each["content"] for each in messages] == ["Be brief.", "But loud"]
+    page.wait_for_function("!document.getElementById('send').disabled")
+    assert [each.count() for each in said] == [1, 1]
+    assert said[0].inner_text() == "But loud"
+
+
 def test_the_page_talks_and_stops(served: Served) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     browser = os.environ.get("NARROWS_CHROMIUM") or shutil.which("chromium")
@@ -183,6 +269,7 @@ def test_the_page_talks_and_stops(served: Served) -> None:
         assert page.locator(".text.user").inner_text() == "<b>But soft</b>"
         assert page.locator(".text.assistant").inner_text() != ""
         assert re.fullmatch(r"\d+ tokens?(, [\d.]+ tokens/s)?", page.inner_text("#rate"))
+        edits_and_sends_again(page)
         cancelled = 'narrows_requests_total{outcome="cancelled"}'
         before = figure(served, cancelled)
         page.fill("#tokens", "9000")

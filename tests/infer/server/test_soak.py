@@ -168,13 +168,13 @@ class Crowd:
         status = int(came.split(b" ", 2)[1]) if came else 0
         self.statuses[status] += 1
         right = {"json": (400,), "utf-8": (400,), "large": (413, 0), "noise": (400, 0)}
-        if status not in right.get(kind, (*FINE, 0) if kind == "half-closed" else FINE):
+        if status not in right.get(kind, FINE):
             self.wrong.append(f"{kind}: status {status}: {came[:300]!r}")
         if status == 200:
             text, ended = text_of(came)
             if not (text == asked.text if ended else asked.text.startswith(text)):
                 self.wrong.append(f"{kind}: {text!r} instead of {asked.text!r}")
-            if not ended and kind != "half-closed":
+            if not ended:
                 self.wrong.append(f"{kind}: it never ended: {came[-300:]!r}")
 
 

@@ -20,6 +20,7 @@ from narrows.infer.server import metrics, schemas
 from narrows.infer.server.calls import calls_of
 from narrows.infer.server.errors import Refusal, response_to
 from narrows.infer.server.forms import ChatForm, Form, TextForm
+from narrows.infer.server.openapi import Operation, document
 from narrows.infer.server.page import page
 from narrows.infer.server.schemas import ChatAsked, TextAsked, TokensAsked
 from narrows.infer.server.service import (
@@ -35,6 +36,7 @@ from narrows.spec.errors import NarrowsError, RunFailed
 
 _OPEN = ("/", "/health", "/ready")
 """What needs no key."""
+_WRITTEN = ("application/json", "text/event-stream")
 
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -69,29 +71,39 @@ class Named(Protocol):
 
 def app(service: Service, guards: Guards = _ANYBODY) -> Starlette:
     """The server of a model that writes, as an ASGI application."""
-    routes = [
-        Route("/", _page),
-        Route("/ready", _ready),
-        Route("/metrics", _metrics),
-        Route("/tokenize", _tokenize, methods=["POST"]),
-        Route("/v1/chat/completions", _chat, methods=["POST"]),
-        Route("/v1/completions", _text, methods=["POST"]),
-        Route("/v1/embeddings", _embeddings, methods=["POST"]),
+    operations = [
+        Operation("/", _page, "A page to talk with the model.", media=("text/html",)),
+        Operation("/ready", _ready, "Whether requests are taken."),
+        Operation("/metrics", _metrics, "What was done so far.", media=("text/plain",)),
+        Operation("/tokenize", _tokenize, "The tokens of a text.", TokensAsked),
+        Operation("/v1/chat/completions", _chat, "Answer a conversation.", ChatAsked, _WRITTEN),
+        Operation("/v1/completions", _text, "Go on from texts.", TextAsked, _WRITTEN),
     ]
-    return assembled(routes, service, guards)
+    return assembled(operations, [Route("/v1/embeddings", _embeddings, methods=["POST"])],
+                     service, guards)  # fmt: skip
 
 
-def assembled(routes: list[Route], service: Named, guards: Guards) -> Starlette:
-    """Routes to a service, their errors told in OpenAI's form, behind the guards."""
+def assembled(
+    operations: list[Operation], refused: list[Route], service: Named, guards: Guards
+) -> Starlette:
+    """Operations of a service, and what it cannot do, their errors told in OpenAI's form, behind
+    the guards.
+    """
     handlers = {NarrowsError: _told, HTTPException: _misled, ClientDisconnect: _left,
                 Exception: _broken}  # fmt: skip
-    own = [
-        Route("/health", _health),
-        Route("/v1/models", _models),
-        Route("/v1/models/{name:path}", _model),
+    every = [
+        Operation("/health", _health, "Whether the server answers."),
+        Operation("/openapi.json", _openapi, "This document."),
+        Operation("/v1/models", _models, "The model."),
+        Operation("/v1/models/{name}", _model, "The model, by its name."),
+        *operations,
     ]
-    made = Starlette(routes=[*own, *routes], exception_handlers=handlers)
+    routes = [*(each.route for each in every), *refused]
+    made = Starlette(routes=routes, exception_handlers=handlers)
     made.state.service = service
+    made.state.document = document(
+        every, service.name, keyed=guards.api_key is not None, free=_OPEN
+    )  # fmt: skip
     if guards.api_key is not None:
         made.add_middleware(_Guard, api_key=guards.api_key)
     if guards.hosts is not None:
@@ -137,6 +149,10 @@ class _HostGuard:
 
 async def _page(http: Request) -> Response:
     return HTMLResponse(page(), headers={"Cache-Control": "no-cache"})
+
+
+async def _openapi(http: Request) -> Response:
+    return json_of(http.app.state.document)
 
 
 async def _health(http: Request) -> Response:

@@ -19,6 +19,7 @@ from narrows.infer.embedding import Embedder
 from narrows.infer.requests import Full
 from narrows.infer.server.app import Guards, asked_of, assembled, json_of
 from narrows.infer.server.errors import Refusal
+from narrows.infer.server.openapi import Operation
 from narrows.infer.server.service import Limits
 
 _INPUTS_MOST = 2048
@@ -70,13 +71,15 @@ class VectorsAsked(msgspec.Struct, frozen=True, kw_only=True):
 
 def encoder_app(service: EncoderService, guards: Guards) -> Starlette:
     """The server as an ASGI application."""
-    routes = [
-        Route("/ready", _ready),
-        Route("/v1/embeddings", _embeddings, methods=["POST"]),
+    operations = [
+        Operation("/ready", _ready, "Whether requests are taken."),
+        Operation("/v1/embeddings", _embeddings, "Vectors of texts.", VectorsAsked),
+    ]
+    refused = [
         Route("/v1/chat/completions", _writes_not, methods=["POST"]),
         Route("/v1/completions", _writes_not, methods=["POST"]),
     ]
-    return assembled(routes, service, guards)
+    return assembled(operations, refused, service, guards)
 
 
 async def _ready(http: Request) -> Response:

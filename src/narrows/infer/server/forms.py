@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, final
 
+import msgspec
+
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.generate import Finish
 from narrows.infer.requests import Answer, Chosen, Likely, Piece
@@ -18,6 +20,7 @@ _FINISHES: dict[Finish | None, str | None] = {
     None: None, "length": "length", "stop": "stop", "end": "stop"
 }  # fmt: skip
 _HALF = "\ufffd"
+_MARK = "\0text\0"
 
 
 class Form(ABC):
@@ -35,6 +38,7 @@ class Form(ABC):
             "id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()),
             "model": model,
         }  # fmt: skip
+        self._around: dict[int, tuple[bytes, bytes]] = {}
 
     def response(self, pieces: Sequence[tuple[int, Piece]], answers: list[Answer]) -> Any:
         """The whole answer of pieces, each with its answer's first choice."""
@@ -42,8 +46,9 @@ class Form(ABC):
         for first, piece in pieces:
             texts.setdefault(first + piece.choice, []).append(piece)
         choices = [self._whole(index, texts[index]) for index in sorted(texts)]
+        written = sum(piece.tokens for _, piece in pieces)
         return {**self._head, "object": self.whole, "choices": choices,
-                "usage": usage(answers, pieces)}  # fmt: skip
+                "usage": usage(answers, written)}  # fmt: skip
 
     def opening(self, choices: int) -> list[Any]:
         """What is sent before any text."""
@@ -56,15 +61,32 @@ class Form(ABC):
                   **self._part(index, piece)}  # fmt: skip
         return {**self._head, "object": self.chunk, "choices": [choice]}
 
-    def closing(self, answers: list[Answer], pieces: Sequence[tuple[int, Piece]]) -> Any:
+    def encoded(self, first: int, piece: Piece) -> bytes:
+        """`part` in JSON; of a chunk of text alone all but the text is encoded once."""
+        if piece.finish or not self.plain:
+            return msgspec.json.encode(self.part(first, piece))
+        index = first + piece.choice
+        if index not in self._around:
+            known = msgspec.json.encode(self.part(first, piece._replace(text=_MARK)))
+            before, _, after = known.partition(msgspec.json.encode(_MARK))
+            self._around[index] = before, after
+        before, after = self._around[index]
+        return before + msgspec.json.encode(piece.text) + after
+
+    def closing(self, answers: list[Answer], written: int) -> Any:
         """The last chunk, with the usage."""
-        return {**self._head, "object": self.chunk, "choices": [], "usage": usage(answers, pieces)}
+        return {**self._head, "object": self.chunk, "choices": [], "usage": usage(answers, written)}
 
     def _whole(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in pieces)
         chosen = tuple(each for piece in pieces for each in piece.chosen)
         finish = _FINISHES[pieces[-1].finish]
         return {"index": index, "finish_reason": finish, **self._said(text, chosen, finish)}
+
+    @property
+    def plain(self) -> bool:
+        """Whether a chunk before the last says nothing but its text."""
+        return not self.odds
 
     @abstractmethod
     def _said(self, text: str, chosen: tuple[Chosen, ...], finish: str | None) -> dict[str, Any]:
@@ -91,6 +113,10 @@ class ChatForm(Form):
         super().__init__(model, tokenizer, odds=odds)
         self.calls = calls
         self._readers: dict[int, CallReader] = {}
+
+    @property
+    def plain(self) -> bool:
+        return not self.odds and self.calls is None
 
     def opening(self, choices: int) -> list[Any]:
         said = {"delta": {"role": "assistant", "content": ""}, "logprobs": None,
@@ -184,10 +210,9 @@ def _called(finish: str | None) -> str | None:
     return "tool_calls" if finish == "stop" else finish
 
 
-def usage(answers: list[Answer], pieces: Sequence[tuple[int, Piece]]) -> dict[str, Any]:
+def usage(answers: list[Answer], written: int) -> dict[str, Any]:
     """How many tokens were read and written."""
     read = sum(len(answer.request.prompt) for answer in answers)
-    written = sum(piece.tokens for _, piece in pieces)
     return {
         "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
         "prompt_tokens_details": {"cached_tokens": sum(answer.reused for answer in answers)},

@@ -21,6 +21,7 @@ from narrows.infer.packed import PackedWriter
 from narrows.infer.packed_core import PackedCore
 from narrows.infer.scheduler import Scheduler
 from narrows.infer.server.app import Guards, app
+from narrows.infer.server.connection import Connection
 from narrows.infer.server.encoder import EncoderService, encoder_app
 from narrows.infer.server.service import Limits, Service
 from narrows.infer.tally import Tally
@@ -82,7 +83,7 @@ def _answer(
 ) -> None:  # fmt: skip
     config = uvicorn.Config(
         # What is no HTTP is answered so, and warned of for each.
-        made, log_level="error", access_log=False, lifespan="off",
+        made, http=Connection, log_level="error", access_log=False, lifespan="off",
         timeout_graceful_shutdown=int(limits.drain_s) + 2, timeout_keep_alive=30,
         h11_max_incomplete_event_size=2**16,
     )  # fmt: skip

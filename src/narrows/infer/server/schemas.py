@@ -6,6 +6,7 @@ where they would not; a field that nobody knows is refused with the one that was
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -228,10 +229,29 @@ class TokensAsked(msgspec.Struct, frozen=True, kw_only=True):
 A = TypeVar("A", bound=msgspec.Struct)
 
 
+def _number(text: str) -> float:
+    """1.0 is a whole number, as JSON schemas and some clients have it."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise msgspec.DecodeError(f"the number {text[:40]} is out of range")
+    return int(value) if value.is_integer() and abs(value) < _WHOLE_MOST else value
+
+
+_WHOLE_MOST = 2.0**53
+_DECODER = msgspec.json.Decoder(float_hook=_number)
+
+
+def tolerated(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """JSON schemas of the fields that are no record's, and yet not refused."""
+    found: dict[str, Any] = {name: {} for name in sorted(_HARMLESS)}
+    found |= {name: {"enum": list(values)} for name, values in _NEUTRAL.items()}
+    return {name: one for name, one in found.items() if name not in kind.__struct_fields__}
+
+
 def read(body: bytes, kind: type[A]) -> A:
     """The request in a body; raises Refusal with the place of what is wrong."""
     try:
-        data = msgspec.json.decode(body)
+        data = _DECODER.decode(body)
     except UnicodeDecodeError as error:
         raise Refusal(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
     except (msgspec.DecodeError, RecursionError) as error:

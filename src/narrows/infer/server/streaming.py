@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, final
 
 import msgspec
@@ -13,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from narrows.infer.requests import Answer, Piece
+from narrows.infer.server.connection import DIRECT
 from narrows.infer.server.errors import Refusal, body_of
 from narrows.infer.server.forms import Form
 from narrows.spec.errors import NarrowsError
@@ -47,11 +49,13 @@ class Events(StreamingResponse):
 
     def __init__(self, answers: list[Answer], form: Form, seconds: float, *, usage: bool) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        events = _events(answers, form, seconds, usage)
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._answers, self._seconds = answers, seconds
+        super().__init__((), media_type="text/event-stream", headers=headers)
+        self._answers, self._form, self._seconds, self._usage = answers, form, seconds, usage
+        self._write: Callable[[bytes], bool] | None = None
+        self._written = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._write = scope.get("extensions", {}).get(DIRECT)
         try:
             # A client that reads nothing would hold the response for ever.
             with contextlib.suppress(TimeoutError):
@@ -60,42 +64,61 @@ class Events(StreamingResponse):
         finally:
             _end(self._answers)
 
+    async def stream_response(self, send: Send) -> None:
+        """Send all of it; the last chunk of text goes with what closes the stream."""
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        last = held = b""
+        try:
+            async with asyncio.timeout(self._seconds):
+                choices = sum(answer.request.count for answer in self._answers)
+                opening = b"".join(map(_event, self._form.opening(choices)))
+                await send(_part(opening))
+                async for held in self._chunks():
+                    if not all(answer.over for answer in self._answers):
+                        held, some = b"", held
+                        await send(_part(some))
+        except TimeoutError:
+            last = _event(body_of(_late(self._seconds)))
+        except NarrowsError as error:
+            last = _event(body_of(error))
+        else:
+            if self._usage:
+                last = _event(self._form.closing(self._answers, self._written))
+            last += b"data: [DONE]\n\n"
+        await send(_part(held + last, more=False))
 
-async def _events(
-    answers: list[Answer], form: Form, seconds: float, usage: bool
-) -> AsyncIterator[bytes]:
-    pieces: list[tuple[int, Piece]] = []
-    try:
-        async with asyncio.timeout(seconds):
-            for chunk in form.opening(sum(answer.request.count for answer in answers)):
-                yield _event(chunk)
-            async for first, piece in _pieces(answers):
-                pieces.append((first, piece))
-                yield _event(form.part(first, piece))
-    except TimeoutError:
-        yield _event(body_of(_late(seconds)))
-        return
-    except NarrowsError as error:
-        yield _event(body_of(error))
-        return
-    if usage:
-        yield _event(form.closing(answers, pieces))
-    yield b"data: [DONE]\n\n"
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        """Events of one answer after the other, which are written side by side; those that the
+        connection takes at once are not among them.
+        """
+        first = 0
+        for answer in self._answers:
+            async for pieces in answer.batches(partial(self._at_once, first)):
+                yield b"".join(self._chunk(first, piece) for piece in pieces)
+            first += answer.request.count
+
+    def _at_once(self, first: int, piece: Piece) -> bool:
+        # Chunks of calls are told apart by what was read before: they are made once, and sent.
+        if piece.finish or self._write is None or not self._form.plain:
+            return False
+        taken = self._write(_framed(self._form.encoded(first, piece)))
+        self._written += piece.tokens if taken else 0
+        return taken
+
+    def _chunk(self, first: int, piece: Piece) -> bytes:
+        self._written += piece.tokens
+        return _framed(self._form.encoded(first, piece))
 
 
 async def _collected(answers: list[Answer]) -> list[tuple[int, Piece]]:
-    return [each async for each in _pieces(answers)]
-
-
-async def _pieces(answers: list[Answer]) -> AsyncIterator[tuple[int, Piece]]:
-    """Of one answer after the other, which are written side by side; each with the number of its
-    answer's first choice.
-    """
-    first = 0
+    """Of one answer after the other; each piece with the number of its answer's first choice."""
+    first, found = 0, list[tuple[int, Piece]]()
     for answer in answers:
-        async for piece in answer:
-            yield first, piece
+        async for pieces in answer.batches():
+            found += [(first, piece) for piece in pieces]
         first += answer.request.count
+    return found
 
 
 async def _gone(http: HTTPRequest) -> None:
@@ -104,7 +127,15 @@ async def _gone(http: HTTPRequest) -> None:
 
 
 def _event(data: Any) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+    return _framed(msgspec.json.encode(data))
+
+
+def _framed(event: bytes) -> bytes:
+    return b"data: " + event + b"\n\n"
+
+
+def _part(body: bytes, *, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more}
 
 
 def _end(answers: list[Answer]) -> None:
