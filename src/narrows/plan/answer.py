@@ -13,7 +13,7 @@ from narrows.plan.cost import operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes, TrainingPrecision
 from narrows.plan.operation import Operation
-from narrows.plan.passes import Pass, block_operations, pass_operations
+from narrows.plan.passes import Pass, block_operations, pass_operations, read_bytes
 from narrows.plan.power import bill, energy_basis, watts
 from narrows.spec.ledger import Ledger, MemoryPeak, Phase, Row, Total
 from narrows.spec.machine import ExtendedPoint, Machine
@@ -234,13 +234,13 @@ def _expected(
         layers=point.layers, width=point.width, heads=point.width // point.head_width,
         vocabulary=1, context=point.keys,
     )  # fmt: skip
-    weights = np.array([[float(spec.parameters * setting.value_bytes)]])
+    shapes = Shapes.of([spec])
     each = Pass(
         sequences=1, queries=point.queries, past=point.keys - point.queries
     )  # fmt: skip
     return sum(
         seconds_of(one, setting, machine, curves)
-        for one in block_operations(Shapes.of([spec]), each, setting, weights)
+        for one in block_operations(shapes, each, setting, read_bytes(shapes, each, setting))
         if point.queries > 1 or one.name != _HOST
     )
 
