@@ -20,8 +20,8 @@ from narrows.model.transformer import Transformer
 from narrows.spec.model import ModelSpec
 from narrows.spec.record import load
 
-_ROUNDS, _SECONDS = (4, 40), 5.0
-_FIRSTS, _SECONDS_FIRSTS = 16, 4.0
+_ROUNDS, _SECONDS = (3, 40), 3.5
+_FIRSTS, _SECONDS_FIRSTS = 12, 3.0
 _NOISE = 1 << 20
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
