@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -57,8 +58,21 @@ def test_an_unknown_operation_is_refused() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_attention_over_a_cache_can_be_timed(queries: int, precision: Any) -> None:
     shape = CachedShape(2, kv_heads=2, group=3, head_width=8, queries=queries, keys=9)
-    out_BTX = cached_trial(shape, precision)()
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    out_BTX = cached_trial(shape, torch.zeros(2 * shape.values, dtype=kind))()
     assert isinstance(out_BTX, torch.Tensor) and out_BTX.shape == (2, queries, 48)
+    assert out_BTX.dtype == kind
+
+
+def test_caches_are_taken_in_turn() -> None:
+    shape = CachedShape(1, kv_heads=1, group=1, head_width=4, queries=1, keys=3)
+    room = torch.zeros(3 * 2 * shape.values)
+    run = cached_trial(shape, room)
+    written = []
+    for _ in range(3):
+        run()
+        written.append(int(room.view(3, -1).any(dim=1).sum()))
+    assert written == [1, 2, 3]
 
 
 def test_products_take_their_weights_in_turn() -> None:
@@ -66,6 +80,14 @@ def test_products_take_their_weights_in_turn() -> None:
     count, run = streamed_trial((2, 4, 3), weights)
     assert count == 3
     assert [float(run()[0, 0]) for _ in range(4)] == [0.0, 3.0, 6.0, 0.0]  # type: ignore[index]
+
+
+def test_no_weight_is_next_to_the_one_before() -> None:
+    weights = torch.arange(10.0)
+    _, run = streamed_trial((1, 1, 1), weights)
+    taken = [int(run()[0, 0]) for _ in range(10)]  # type: ignore[index]
+    assert sorted(taken) == list(range(10))
+    assert all(abs(b - a) > 1 for a, b in itertools.pairwise(taken))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

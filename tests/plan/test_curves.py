@@ -9,8 +9,10 @@ import pytest
 
 from narrows.plan.curves import Curves, matmul_peak, precisions
 from narrows.plan.layouts import Setting
+from narrows.plan.operation import CachedAttention
 from narrows.spec.errors import BadInput
-from narrows.spec.machine import Machine, MatmulPoint
+from narrows.spec.machine import CachedCurve, CachedPoint, Machine, MatmulPoint
+from narrows.spec.units import Bytes
 
 MakeMachine = Callable[..., Machine]
 NATIVE = Setting(precision="bf16", kernels="native", compile=False)
@@ -101,6 +103,27 @@ def test_products_are_corrected_by_measured_ones_of_their_direction(machine: Mac
 def test_small_working_sets_are_quicker_than_memory(machine: Machine) -> None:
     rates = curves(machine).bandwidth(array(1e4, 1e6, 1e9))
     assert rates == pytest.approx([160e9, 80e9, 20e9])
+
+
+def test_a_cache_takes_what_was_measured_among_as_much(machine: Machine) -> None:
+    points = tuple(
+        CachedPoint(sequences=1, kv_heads=4, group=1, head_width=64, queries=1, keys=keys,
+                    seconds=keys * 1e-8 * slower, working_set=Bytes(size))
+        for keys in (64, 512) for size, slower in ((1e7, 1.0), (1e8, 3.0))
+    )  # fmt: skip
+    device = msgspec.structs.replace(
+        machine.device, cached=(CachedCurve(precision="bf16", points=points),)
+    )
+    at = curves(msgspec.structs.replace(machine, device=device), TORCH)
+    read = array(1e6, 1e7, 3e7, 1e8, 1e9)
+    ones = np.ones_like(read)
+    found = at.cached_seconds(CachedAttention(
+        sequences=ones, kv_heads=4 * ones, group=ones, head_width=64 * ones, queries=ones,
+        keys=64 * ones, working_set=read,
+    ))  # fmt: skip
+    assert found is not None
+    assert found[[0, 1]] == pytest.approx(64e-8) and found[[3, 4]] == pytest.approx(192e-8)
+    assert 64e-8 < found[2] < 192e-8
 
 
 def test_a_machine_without_products_cannot_be_planned_for(machine: Machine) -> None:

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from narrows.hardware.find import compiler_path
 from narrows.kernels.load import available, load
 from narrows.model.transformer import Transformer
 from narrows.plan.layouts import Layouts, Setting, Shapes
@@ -146,6 +148,33 @@ def test_saved_bytes_equal_what_autograd_keeps(
     ]
     tokens = SEQUENCES * spec.context
     assert kept[1] - kept[0] == tokens * float(saved_bytes(Shapes.of([spec]), setting)[0, 0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compiler_path() is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_saved_bytes_of_a_compiled_block_equal_what_is_alive(precision: Any) -> None:
+    spec = llama(layers=1, width=128, heads=4, vocabulary=96, context=64)
+    setting = Setting(precision=precision, kernels="torch", compile=True)
+    alive = [
+        alive_bytes(msgspec.structs.replace(spec, layers=layers), DTYPES[precision])
+        for layers in (2, 3)
+    ]
+    tokens = SEQUENCES * spec.context
+    assert alive[1] - alive[0] == tokens * float(saved_bytes(Shapes.of([spec]), setting)[0, 0])
+
+
+def alive_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """What compiled blocks leave behind of a forward pass, by the allocator."""
+    model = Transformer(spec, load("torch"), wrap=lambda block: torch.compile(block, dynamic=False))
+    model = model.to(dtype)
+    tokens_BT = torch.zeros(SEQUENCES, spec.context, dtype=torch.int64)
+    model.hidden(tokens_BT).sum().backward()  # compiles
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        hidden_BTD = model.hidden(tokens_BT)
+    assert hidden_BTD.requires_grad
+    events = profiled.profiler.kineto_results.events()
+    return sum(each.nbytes() for each in events if each.name() == "[memory]")
 
 
 def kept_bytes(spec: ModelSpec, kernels: KernelSet, dtype: torch.dtype) -> int:

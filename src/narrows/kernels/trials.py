@@ -89,15 +89,28 @@ class CachedShape(NamedTuple):
     queries: int
     keys: int
 
+    @property
+    def values(self) -> int:
+        """Of all keys."""
+        return self.sequences * self.kv_heads * self.keys * self.head_width
 
-def cached_trial(shape: CachedShape, precision: Literal["fp32", "bf16"]) -> Callable[[], object]:
-    """Attention over a cache, from the fused projection to its output."""
+
+def cached_trial(shape: CachedShape, room: Tensor) -> Callable[[], object]:
+    """Attention over a cache, from the fused projection to its output; over the next of those that
+    fill the buffer each time, as all else that a model reads lies between two uses of one.
+    """
     B, K, group, H, queries, keys = shape
-    heads, dtype = Heads(K * group, K, H), _DTYPES[precision]
-    qkv_BTX = torch.randn(B, queries, (heads.query + 2 * K) * H, dtype=dtype)
-    cache = Cache(*torch.randn(2, B, K, keys, H, dtype=dtype))
-    start = keys - queries
-    return torch.inference_mode()(lambda: extend(qkv_BTX, heads, None, cache, start))
+    heads = Heads(K * group, K, H)
+    qkv_BTX = torch.randn(
+        B, queries, (heads.query + 2 * K) * H, dtype=room.dtype, device=room.device
+    )  # fmt: skip
+    sizes, whole = (2, B, K, keys, H), 2 * shape.values
+    caches = [
+        Cache(*room[i * whole : (i + 1) * whole].view(sizes))
+        for i in _scattered(room.numel() // whole)
+    ]
+    turn, start = itertools.cycle(caches), keys - queries
+    return torch.inference_mode()(lambda: extend(qkv_BTX, heads, None, next(turn), start))
 
 
 def streamed_trial(
@@ -109,8 +122,17 @@ def streamed_trial(
     m, n, k = sizes
     x_MK = torch.ones(m, k, dtype=weights.dtype, device=weights.device)
     count = max(1, weights.numel() // (n * k))
-    turn = itertools.cycle([weights[i * n * k : (i + 1) * n * k].view(n, k) for i in range(count)])
+    each = [weights[i * n * k : (i + 1) * n * k].view(n, k) for i in _scattered(count)]
+    turn = itertools.cycle(each)
     return count, torch.inference_mode()(lambda: F.linear(x_MK, next(turn)))
+
+
+def _scattered(count: int) -> list[int]:
+    """All of so many places, none next to the one before: a processor would fetch that ahead."""
+    step = max(1, round(0.38 * count))
+    while math.gcd(step, count) > 1:
+        step += 1
+    return [i * step % count for i in range(count)]
 
 
 def _differentiable(operation: str, kernels: Kernels, dtype: torch.dtype, elements: int) -> Trial:

@@ -38,8 +38,8 @@ from narrows.spec.trace import Trace
 _CPU = torch.device("cpu")
 # Micro-batches that are run: the first and the last differ from those between, which are alike.
 _RUN = 3
-_STATE_BYTES = 12
-"""Of a parameter, in the optimizer: a master and two moments in fp32."""
+_MASTER_BYTES, _MOMENT_BYTES = 4, 8
+"""Of a parameter: its master, a part of which is its weight, and two moments in fp32."""
 
 
 class Found(NamedTuple):
@@ -81,9 +81,8 @@ def trace(spec: ModelSpec, layout: Layout, *, rank: int = 0) -> Trace:
         with FakeTensorMode(allow_non_fake_inputs=True), _balanced(spec, layout):
             mine.model.to_empty(device=_CPU)
             found = _whole_step(mine, axes(ranks, layout))
-    optimizer = float(
-        _STATE_BYTES * sum(local(each).numel() for each in mine.parameters().values())
-    )
+    state = _MASTER_BYTES - dtype.itemsize + _MOMENT_BYTES
+    optimizer = float(state * sum(local(each).numel() for each in mine.parameters().values()))
     memory = msgspec.structs.replace(
         found.memory, optimizer=optimizer, peak=found.memory.peak + optimizer
     )

@@ -12,8 +12,9 @@ import numpy as np
 from narrows.plan.cost import operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes, TrainingPrecision
+from narrows.plan.memory import WEAR
 from narrows.plan.operation import Operation
-from narrows.plan.passes import Pass, block_operations, pass_operations
+from narrows.plan.passes import Pass, block_operations, pass_operations, read_bytes
 from narrows.plan.power import bill, energy_basis, watts
 from narrows.spec.ledger import Ledger, MemoryPeak, Phase, Row, Total
 from narrows.spec.machine import ExtendedPoint, Machine
@@ -23,12 +24,10 @@ DRAW_BYTES = 40
 """What drawing a token holds at once for each logit: fp32 and fp64 copies, sums and places."""
 _FP32 = 4
 _HOST = "host"
-# What torch takes once it computes without gradients: thread pools, products' code. What comes and
-# goes in a pass leaves holes in the heap, in parts of its size. What a run folder takes to be read:
-# the libraries of tensors and tokenizers, and for each token of a vocabulary its text, its number
-# and its merge. All measured by benchmarks/generated.py and generate.
-_RUNTIME_BYTES = 13e6
-_WEAR = 1.5
+# What torch takes once it computes without gradients: thread pools, products' code; a model of next
+# to nothing took 8 to 15 MB. What a run folder takes to be read: the libraries of tensors and
+# tokenizers, and for each token of a vocabulary its text, its number and its merge, by generate.
+_RUNTIME_BYTES = 11e6
 _READING_BYTES = 17e6
 _TOKEN_BYTES = 850
 # Products of a block and of its attention, each made once for each length of prompt.
@@ -118,7 +117,7 @@ def answer_memory(model: ModelSpec, asked: Question) -> MemoryPeak:
     kinds = {
         "weights": float(value * model.parameters),
         "cache": float(asked.sequences * kept * value),
-        "activations": _WEAR * asked.sequences * asked.prompt * _held_bytes(shapes, value),
+        "activations": WEAR * asked.sequences * asked.prompt * _held_bytes(shapes, value),
         "logits": float(logits),
         "runtime": _RUNTIME_BYTES + asked.fresh * reading,
     }
@@ -234,13 +233,13 @@ def _expected(
         layers=point.layers, width=point.width, heads=point.width // point.head_width,
         vocabulary=1, context=point.keys,
     )  # fmt: skip
-    weights = np.array([[float(spec.parameters * setting.value_bytes)]])
+    shapes = Shapes.of([spec])
     each = Pass(
         sequences=1, queries=point.queries, past=point.keys - point.queries
     )  # fmt: skip
     return sum(
         seconds_of(one, setting, machine, curves)
-        for one in block_operations(Shapes.of([spec]), each, setting, weights)
+        for one in block_operations(shapes, each, setting, read_bytes(shapes, each, setting))
         if point.queries > 1 or one.name != _HOST
     )
 

@@ -22,6 +22,7 @@ from narrows.spec.machine import Direction as ProductDirection
 
 # Heads are independent of each other, so their number says little of the time for each.
 _ROWS_WEIGHT = 0.3
+_CACHED_WEIGHTS = (_ROWS_WEIGHT, 1.0, 1.0, 1.0, 1.0)
 _CLOSE = 1e-6
 # Of products of few rows: their number chooses the kernel, the length of a weight's row how well it
 # streams; where the weights lie says less than their sizes.
@@ -123,15 +124,18 @@ class Curves:
         points = [point for point in self.cached if (point.queries == 1) == single]
         if len(points) < 2:
             return None
-        names = ("sequences", "kv_heads", "group", "head_width", "queries", "keys")
+        names = ("sequences", "kv_heads", "group", "head_width", "queries", "keys", "working_set")
         known = np.array([[getattr(p, name) for name in names] for p in points], dtype=float)
         taken = np.array([p.seconds for p in points])
         wanted = np.broadcast_arrays(*(getattr(work, name) for name in names))
         flat = np.stack([np.ravel(each) for each in wanted], axis=1)
-        line = _line(known.prod(axis=1), taken)
-        ratio = _near(_heads(flat), _heads(known), np.log(taken / line(known.prod(axis=1))),
-                      (_ROWS_WEIGHT, 1.0, 1.0, 1.0))  # fmt: skip
-        return np.asarray((line(flat.prod(axis=1)) * ratio).reshape(wanted[0].shape))
+        # Beyond the largest set that was measured nothing is cached either.
+        known[:, 6] = np.maximum(known[:, 6], 1.0)
+        flat[:, 6] = np.clip(flat[:, 6], known[:, 6].min(), known[:, 6].max())
+        done, asked = known[:, :6].prod(axis=1), flat[:, :6].prod(axis=1)
+        line = _line(done, taken)
+        ratio = _near(_heads(flat), _heads(known), np.log(taken / line(done)), _CACHED_WEIGHTS)
+        return np.asarray((line(asked) * ratio).reshape(wanted[0].shape))
 
     def attention_seconds(
         self, rows: Array, positions: Array, head_width: Array, direction: Direction
@@ -201,8 +205,11 @@ def _line(work: Array, seconds: Array) -> Callable[[Array], Array]:
 
 
 def _heads(sizes: Array) -> Array:
-    """(heads of all sequences that have keys of their own, queries that share them, width, keys)"""
-    return np.stack([sizes[:, 0] * sizes[:, 1], sizes[:, 2], sizes[:, 3], sizes[:, 5]], axis=1)
+    """(heads of all sequences that have keys of their own, queries that share them, width, keys,
+    what is read in turn)
+    """
+    heads = sizes[:, 0] * sizes[:, 1]
+    return np.stack([heads, sizes[:, 2], sizes[:, 3], sizes[:, 5], sizes[:, 6]], axis=1)
 
 
 def _near(

@@ -49,7 +49,9 @@ class CausalAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class CachedAttention:
-    """Attention of `queries` new positions of `sequences` to `keys`, theirs included."""
+    """Attention of `queries` new positions of `sequences` to `keys`, theirs included, among
+    `working_set` bytes that are read in turn.
+    """
 
     sequences: Array
     kv_heads: Array
@@ -57,6 +59,7 @@ class CachedAttention:
     head_width: Array
     queries: Array
     keys: Array
+    working_set: Array
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,7 +157,8 @@ class Spread(Record):
     each of the optimizer's two moments. `offload` keeps gradients and optimizer in the host's
     memory or on its disk, `chunked_loss` never has all logits at once. `waits_for_host`: the device
     idles at every block of a micro-batch. `gradient_bytes` are those of one parameter's gradient: a
-    sum in fp32, and whatever copy the stack keeps of it.
+    sum in fp32, and whatever copy the stack keeps of it. `master_bytes` are kept beside a weight
+    for its master: a copy in fp32 (arXiv:1910.02054), or the rest of one (docs/decisions/0021).
 
     `recomputed` is the share of the blocks that recompute is of. Selective, it is of the scores
     where they go through memory (arXiv:2205.05198), else of half of the products and all between
@@ -200,6 +201,7 @@ class Spread(Record):
     chunked_loss: bool = False
     waits_for_host: bool = False
     gradient_bytes: float = 4.0
+    master_bytes: float = 4.0
 
     def __post_init__(self) -> None:
         refuse(self, self.schedule, self.interleave)

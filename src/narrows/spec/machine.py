@@ -144,7 +144,7 @@ class StreamedCurve(Record):
 
 class CachedPoint(Record):
     """Seconds of attention of `queries` new positions to all `keys` of the cache, theirs included;
-    `group` query heads share each of `kv_heads`.
+    `group` query heads share each of `kv_heads`. Caches of `working_set` bytes are used in turn.
     """
 
     sequences: int
@@ -154,6 +154,7 @@ class CachedPoint(Record):
     queries: int
     keys: int
     seconds: float
+    working_set: Bytes = Bytes(0)
 
 
 class CachedCurve(Record):

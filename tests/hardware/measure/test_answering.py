@@ -16,6 +16,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "_HEAD", (256, 32))
     monkeypatch.setattr(answering, "_HEAD_ROWS", (1,))
     monkeypatch.setattr(answering, "_WORKING_SETS", (1 << 14, 1 << 16))
+    monkeypatch.setattr(answering, "_CACHES_SETS", (1 << 13, 1 << 16))
     monkeypatch.setattr(answering, "_DECODES", (SMALL,))
     monkeypatch.setattr(answering, "_PREFILLS", (SMALL._replace(queries=8),))
     blocks = (answering._Block(64, 32, 1, 1, 8), answering._Block(64, 32, 2, 8, 8))
@@ -32,7 +33,7 @@ def test_all_that_answering_needs_is_measured_in_both_precisions() -> None:
     ]  # fmt: skip
     for one in (*found.streamed, *found.cached, *found.extended):
         assert one.points and all(point.seconds > 0 for point in one.points)
-    assert len(found.samples) == 10 + 4 + 8 + 2
+    assert len(found.samples) == 10 + 8 + 8 + 2
 
 
 def test_working_sets_are_whole_weights_of_their_size() -> None:
@@ -40,6 +41,14 @@ def test_working_sets_are_whole_weights_of_their_size() -> None:
     weights = 64 * 32
     assert {p.working_set for p in fp32.points if p.n == 64} == {2 * 4 * weights, 8 * 4 * weights}
     assert {p.working_set for p in bf16.points if p.n == 64} == {4 * 2 * weights, 16 * 2 * weights}
+
+
+def test_caches_are_among_all_that_their_set_holds() -> None:
+    found = answering.curves(target(), seconds=0.1, memory_bytes=1e9)
+    for curve, value in zip(found.cached, (4, 2), strict=True):
+        one = 2 * SMALL.values * value
+        assert {p.working_set for p in curve.points} == {1 << 13, 1 << 16}
+        assert all(p.working_set % one == 0 for p in curve.points)
 
 
 def test_little_memory_leaves_large_working_sets_out() -> None:

@@ -12,6 +12,7 @@ from narrows.model.presets import presets
 from narrows.parallel.trace import trace
 from narrows.plan.fleet.beside import as_run, compare, ranks
 from narrows.plan.fleet.told import text
+from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.work import Work
 from narrows.spec.errors import BadInput
 from narrows.spec.fleet import Spread
@@ -90,7 +91,13 @@ def spread_of(kind: str, name: str = "dense") -> Spread:
     given = {"accumulation": 5, "micro_batch": 2, **{**LAYOUTS, **MATRIX}[kind]}
     if name != "experts":
         given.pop("expert", None)
-    return Spread(**given)
+    return as_ours(given)
+
+
+def as_ours(given: dict[str, Any]) -> Spread:
+    """With masters as our own loop keeps them."""
+    wanted = Wanted(precision=given.get("precision", "bf16"))
+    return Spread(**given, master_bytes=wanted.master_bytes)
 
 
 def beside(name: str, kind: str, rank: int = 0) -> Comparison:
@@ -144,7 +151,7 @@ REAL: dict[str, dict[str, Any]] = {
 def test_reasons_explain_memory_of_real_blocks(name: str, kind: str) -> None:
     spec = presets()[name].spec
     spec = msgspec.structs.replace(spec, layers=4, context=min(spec.context, 8192))
-    assert_settled(spec, Spread(**{"accumulation": 4, "micro_batch": 2, **REAL[kind]}))
+    assert_settled(spec, as_ours({"accumulation": 4, "micro_batch": 2, **REAL[kind]}))
 
 
 @pytest.mark.slow
@@ -153,7 +160,7 @@ def test_reasons_explain_memory_of_real_blocks(name: str, kind: str) -> None:
 def test_reasons_explain_billions_on_1024_ranks(name: str, kind: str) -> None:
     spec = msgspec.structs.replace(presets()[name].spec, context=8192)
     given = {**REAL[kind], "tensor": 8, "data": 128, "accumulation": 4}
-    assert_settled(spec, Spread(**given))
+    assert_settled(spec, as_ours(given))
 
 
 def assert_settled(spec: ModelSpec, spread: Spread) -> None:

@@ -100,3 +100,14 @@ def test_what_is_shared_is_one_layouts(work: Work, fleet: Fleet) -> None:
     shared = candidates(work, msgspec.structs.replace(fleet), BATCH, wanted).shared
     assert (shared.state_bits, shared.offload) == (8, "host")
     assert shared.chunked_loss and not shared.sequence_parallel
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept"),
+    [
+        (Wanted(), 2.0), (Wanted(precision="fp32"), 0.0), (Wanted(state_bits=8), 2.0),
+        (Wanted(precision="fp8"), 4.0), (Wanted(offload="host"), 4.0),
+    ],
+)  # fmt: skip
+def test_masters_are_kept_as_training_keeps_them(wanted: Wanted, kept: float) -> None:
+    assert wanted.shared.master_bytes == kept

@@ -21,10 +21,13 @@ _OVERTIME = 1.25
 
 
 class Sample(NamedTuple):
-    """Seconds of one call, and whether it settled: its best samples agreed and were undisturbed."""
+    """Seconds of one call, and whether it settled: its best samples agreed and were undisturbed.
+    `usual` is the lower quartile of those that were undisturbed, or of all where hardly any was.
+    """
 
     seconds: float
     settled: bool
+    usual: float
 
 
 class _Timing(NamedTuple):
@@ -113,7 +116,10 @@ def _time(trial: Trial, repeats: int, finish: Callable[[], None], queue: _Queue)
 
 def _answer(found: list[_Timing]) -> Sample:
     best = sorted(found)[:_BEST]
-    return Sample(best[len(best) // 2].seconds, _settled(found))
+    alone = [timing.seconds for timing in found if not timing.disturbed]
+    counted = alone if len(alone) >= _BEST else [timing.seconds for timing in found]
+    usual = sorted(counted)[len(counted) // 4]
+    return Sample(best[len(best) // 2].seconds, _settled(found), usual)
 
 
 def _finished(found: list[_Timing]) -> bool:

@@ -76,8 +76,6 @@ DEVIATION = 0.0233
 
 # Memory. What an allocator reserves over what is in use.
 ALLOCATOR = 1.1
-# Bytes of a master for a parameter, beside 16-bit weights (arXiv:1910.02054).
-MASTER_BYTES = 4.0
 # Streams of the width that a block keeps beside those before and behind its norms: two masks of
 # dropout, a byte each (arXiv:2205.05198).
 STREAMS_MORE = 1.0

@@ -77,8 +77,8 @@ def copied_bytes(spreads: Spreads) -> Array:
 
 
 def state_bytes(shared: Spread) -> float:
-    """Kept for a parameter: a master in fp32 and two moments, which below 32 bits have a scale for
-    each 256 of them (arXiv:2110.02861).
+    """Kept for a parameter: what its master takes and two moments, which below 32 bits have a scale
+    for each 256 of them (arXiv:2110.02861).
     """
     moment = shared.state_bits / 8.0 + (0.0 if shared.state_bits == 32 else 4.0 / 256.0)
-    return constants.MASTER_BYTES + 2.0 * moment
+    return shared.master_bytes + 2.0 * moment

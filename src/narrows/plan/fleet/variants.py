@@ -16,6 +16,8 @@ from narrows.spec.fleet import Spread
 
 # Layers fewer in the first stage and in the last.
 _FEWER = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 1))
+# Beside a weight in bf16 the rest of its master; one in fp32 is its own (train/optimizer.py).
+_MASTER_BYTES = {"bf16": 2.0, "fp32": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,14 @@ class Wanted:
             offload=self.offload,  # type: ignore[arg-type]
             trained=self.trained, reached=self.reached, logits=self.logits,
             stored_bits=self.stored_bits, chunked_loss=self.chunked_loss,
-            sequence_parallel=self.sequence_parallel,
+            sequence_parallel=self.sequence_parallel, master_bytes=self.master_bytes,
         )  # fmt: skip
+
+    @property
+    def master_bytes(self) -> float:
+        """As our own loop keeps them; of what it does not run, as stacks do that do."""
+        own = _MASTER_BYTES.get(self.precision) if self.offload == "none" else None
+        return 4.0 if own is None else own
 
     def free(self) -> Wanted:
         """The same work with nothing of its layout fixed."""
