@@ -11,6 +11,7 @@ import torch
 from narrows.hardware.find import fingerprint
 from narrows.hardware.probe import machine_known
 from narrows.infer.generate import Writer, Written
+from narrows.infer.packed import PackedWriter
 from narrows.kernels.meter import MemoryMeter
 from narrows.plan.answer import Question, predict_answer
 from narrows.plan.packed import PackedQuestion, predict_packed
@@ -51,12 +52,13 @@ def predicted_answer(
     machine was not probed for weights such as these.
     """
     precision = writer.precision
-    if precision == "int8" or precision == "int4":
+    if isinstance(writer, PackedWriter):
         packed = PackedQuestion(
             prompt=prompt, tokens=tokens, weight_bytes=float(writer.weight_bytes),
             sequences=sequences,
         )  # fmt: skip
         return predict_packed(writer.spec, packed, machine)
+    assert precision == "fp32" or precision == "bf16", "torch computes no groups"
     if not any(curve.precision == precision for curve in machine.device.matmul):
         return None
     asked = Question(
