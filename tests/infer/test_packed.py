@@ -13,9 +13,9 @@ from torch import Tensor
 
 from narrows.infer.decoding import Decoding
 from narrows.infer.export import export
-from narrows.infer.generate import generate
-from narrows.infer.loading import load
-from narrows.infer.packed import packs, unpackable
+from narrows.infer.generate import ServingPrecision, generate
+from narrows.infer.loading import computes_bf16, load
+from narrows.infer.packed import PackedWriter, packs, unpackable
 from narrows.infer.sampling import Sampling
 from narrows.infer.writer import load_writer
 from narrows.kernels.build import obstacle
@@ -24,7 +24,7 @@ from narrows.model.blocks import BLOCKS
 from narrows.model.opening import opened
 from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput
-from narrows.spec.model import GeGLU, Rotary, Window, llama
+from narrows.spec.model import Alibi, GeGLU, LayerNorm, Rotary, Window, gpt2, llama
 
 from .conftest import CONTEXT, VOCABULARY, MakeRun, spec
 
@@ -35,6 +35,12 @@ GEMMA = msgspec.structs.replace(
     positions=Rotary(base=1e6, window_base=1e4), window=Window(size=5, full_every=2),
     query_scale=32**-0.5,
 )  # fmt: skip
+OTHERS = {
+    "gpt2": gpt2(layers=2, width=64, heads=2, vocabulary=VOCABULARY, context=CONTEXT),
+    "olmo": msgspec.structs.replace(SHAPE, norm=LayerNorm(scale=False)),
+    "phi3": msgspec.structs.replace(SHAPE, window=Window(size=5), tied_embeddings=False),
+}
+"""Beside Llama's and Gemma's."""
 SCALES = {
     "Q5_0": {0: 6e-3}, "Q8_0": {0: 1e-3}, "Q4_K": {0: 3e-4, 2: 2e-3}, "Q6_K": {208: 1e-4},
     "Q5_K": {0: 15e-5, 2: 2e-3}, "Q5_1": {0: 6e-3, 2: -0.1}, "Q4_1": {0: 12e-3, 2: -0.1},
@@ -83,6 +89,32 @@ def test_gemma_s_norms_windows_and_gates_are_computed(make_run: MakeRun, tmp_pat
     found_V = load_writer(tmp_path / "out", precision="int8").decoding(20).read(TOKENS)
     expected_V = Decoding.of(load(tmp_path / "out", precision="fp32").model, 20).read(TOKENS)
     assert float((found_V - expected_V).norm() / expected_V.norm()) < 0.05
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_other_families_are_computed(
+    name: str, precision: ServingPrecision, make_run: MakeRun, tmp_path: Path
+) -> None:
+    export(make_run(shape=OTHERS[name]), tmp_path / "out", talk=print)
+    writer = load_writer(tmp_path / "out", precision=precision)
+    assert isinstance(writer, PackedWriter) and writer.precision == precision
+    found_V = writer.decoding(20).read(TOKENS)
+    expected_V = Decoding.of(load(tmp_path / "out", precision="fp32").model, 20).read(TOKENS)
+    bound = 0.02 if precision == "bf16" else 0.05
+    assert float((found_V - expected_V).norm() / expected_V.norm()) < bound
+
+
+@pytest.mark.skipif(not computes_bf16(), reason="the processor has no bf16 unit")
+def test_what_lies_in_no_groups_is_computed_in_bf16(make_run: MakeRun, tmp_path: Path) -> None:
+    path = published(make_run, tmp_path / "out")
+    said: list[str] = []
+    writer = load_writer(path, talk=said.append)
+    assert isinstance(writer, PackedWriter) and writer.precision == "bf16"
+    assert "bf16" in said[0]
+    decoding, expected = writer.decoding(20), Decoding.of(load(path, precision="bf16").model, 20)
+    found_V, exact_V = decoding.read(TOKENS), expected.read(TOKENS).float()
+    assert float((found_V - exact_V).norm() / exact_V.norm()) < 0.02
 
 
 def test_k_types_are_taken_as_they_lie(make_run: MakeRun, tmp_path: Path) -> None:
@@ -140,7 +172,8 @@ def test_what_cannot_be_packed_says_why(precision: str, make_run: MakeRun, tmp_p
     with pytest.raises(BadInput, match="is a run, whose weights are not packed"):
         load_writer(run, precision=precision)  # type: ignore[arg-type]
     export(run, tmp_path / "out", talk=print)
-    assert unpackable(spec("gpt2")) == "its norm is no RMSNorm"
+    alibi = msgspec.structs.replace(SHAPE, positions=Alibi())
+    assert unpackable(alibi) == "its positions are not rotary or learned"
     assert unpackable(msgspec.structs.replace(SHAPE, head_bias=True)) == "its head has a bias"
-    with pytest.raises(BadInput, match="its norm is no RMSNorm"):
+    with pytest.raises(BadInput, match="its widths 64, 256, 16 are no multiples of 32"):
         load_writer(tmp_path / "out", precision=precision)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -10,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from narrows.kernels.build import obstacle
-from narrows.kernels.decoder import PackedDecoder, PackedLayer, PackedModel, Run
+from narrows.kernels.decoder import Activation, PackedDecoder, PackedLayer, PackedModel, Run
 from narrows.kernels.interface import Heads, Rotation
-from narrows.kernels.packing import Packed
+from narrows.kernels.packing import WHOLE, Packed
 from narrows.model.blocks import Groups
 from narrows.model.grouped import Bits, grouped
 
@@ -33,7 +34,7 @@ class Kind(NamedTuple):
 KINDS = {
     "Q4_0": Kind(4), "Q4_1": Kind(4, least=True), "Q5_0": Kind(5), "Q5_1": Kind(5, least=True),
     "Q8_0": Kind(8), "Q4_K": Kind(4, True, True), "Q5_K": Kind(5, True, True),
-    "Q6_K": Kind(6, True),
+    "Q6_K": Kind(6, True), "BF16": Kind(16),
 }  # fmt: skip
 
 
@@ -44,13 +45,25 @@ class Extras(NamedTuple):
     head_norms: bool = False
     both_norms: bool = False
     window: int | None = None
-    gelu: bool = False
     caps: bool = False
+    centred: bool = False
+    learned: bool = False
+    activation: Activation = "silu"
+    gated: bool = True
+    turned: int | None = None
 
 
 EXTRAS = {
-    "plain": Extras(), "biases and head norms": Extras(True, True),
-    "norms on both sides, windows, caps": Extras(False, True, True, 19, True, True),
+    "plain": Extras(), "biases and head norms": Extras(True, True, activation="relu"),
+    "norms on both sides, windows, caps": Extras(False, True, True, 19, True, activation="gelu"),
+    "as GPT-2": Extras(True, centred=True, learned=True, activation="gelu", gated=False),
+    "as Nemotron": Extras(centred=True, activation="squared_relu", gated=False, turned=16),
+}  # fmt: skip
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu, "gelu": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu, "squared_relu": lambda x: functional.relu(x).square(),
 }  # fmt: skip
 
 
@@ -94,17 +107,21 @@ class Made:
         self.norms = [1.0 + drawn(4, self.width, seed=layer, scale=0.1) for layer in range(2)]
         self.head_norms = 1.0 + drawn(2, H, seed=9, scale=0.1) if extras.head_norms else None
         self.bias = drawn((N + 2 * K) * H, seed=10, scale=0.1) if extras.biases else None
+        self.norm_bias = drawn(self.width, seed=11, scale=0.1) if extras.biases else None
+        self.learned = drawn(ROOM, self.width, seed=12) if extras.learned else None
         table = self.matrix("table", V, self.width)
         cap = 2.0 if extras.caps else None
         self.model = PackedModel(
             layers=tuple(self.layer(layer) for layer in range(2)), heads=heads, epsilon=1e-5,
-            query_scale=H**-0.5, embedding_scale=2.0, logit_scale=0.5, angles=self.angles,
-            table=table, norm_D=self.norms[0][0], head=table, gelu=extras.gelu, score_cap=cap,
-            logit_cap=cap,
+            query_scale=H**-0.5, embedding_scale=2.0, logit_scale=0.5,
+            angles=None if extras.learned else self.angles,
+            table=table, norm_D=self.norms[0][0], head=table, activation=extras.activation,
+            gated=extras.gated, score_cap=cap, logit_cap=cap, centred=extras.centred,
+            norm_bias_D=self.norm_bias, positions_SD=self.learned,
         )  # fmt: skip
 
     def angles(self, positions: int, windowed: bool) -> Rotation:
-        half = self.heads.width // 2
+        half = (self.extras.turned or self.heads.width) // 2
         base = 20.0 if windowed else 100.0
         angles = torch.arange(positions)[:, None] / base ** (torch.arange(half) / half)
         return Rotation(angles.cos(), angles.sin())
@@ -121,13 +138,18 @@ class Made:
             first, query, key,
             self.matrix(f"qkv{layer}", (N + 2 * K) * H, self.width, self.bias),
             self.matrix(f"out{layer}", self.width, N * H), second,
-            self.matrix(f"up{layer}", 2 * self.wide, self.width),
+            self.matrix(f"up{layer}", (1 + self.extras.gated) * self.wide, self.width),
             self.matrix(f"down{layer}", self.width, self.wide),
             third if both else None, fourth if both else None, self.window(layer),
+            self.norm_bias, self.norm_bias,
         )  # fmt: skip
 
     def matrix(self, name: str, rows: int, columns: int, bias: Tensor | None = None) -> Packed:
         self._seed += 1
+        if self.kind.bits == WHOLE:
+            values = drawn(rows, columns, seed=self._seed, scale=columns**-0.5).bfloat16()
+            self.whole[name] = values.float()
+            return Packed.of([(rows, [(WHOLE, values, None, None, None)])], bias)
         groups = groups_of(self.kind, rows, columns, self._seed)
         self.whole[name] = groups.whole()
         return Packed.of([(rows, [groups])], bias)
@@ -135,16 +157,23 @@ class Made:
     def logits(self, tokens: list[int]) -> Tensor:
         """Of every position [T,V], as torch spells it, in fp32."""
         x_TD = 2.0 * self.whole["table"][tokens]
+        if self.learned is not None:
+            x_TD = x_TD + self.learned[: len(tokens)]
         for layer, (first, second, third, fourth) in enumerate(self.norms):
-            y_TD = self.attention(rms(x_TD, first), layer)
+            y_TD = self.attention(self.normed(x_TD, first), layer)
             x_TD = x_TD + (rms(y_TD, third) if self.extras.both_norms else y_TD)
-            gate, up = (rms(x_TD, second) @ self.whole[f"up{layer}"].T).chunk(2, dim=1)
-            tanh = functional.gelu(gate, approximate="tanh")
-            opened = tanh if self.extras.gelu else functional.silu(gate)
-            y_TD = (opened * up) @ self.whole[f"down{layer}"].T
+            h_TX = self.normed(x_TD, second) @ self.whole[f"up{layer}"].T
+            gate, up = h_TX.chunk(2, dim=1) if self.extras.gated else (h_TX, 1.0)
+            y_TD = (ACTIVATIONS[self.extras.activation](gate) * up) @ self.whole[f"down{layer}"].T
             x_TD = x_TD + (rms(y_TD, fourth) if self.extras.both_norms else y_TD)
-        logits_TV = 0.5 * rms(x_TD, self.norms[0][0]) @ self.whole["table"].T
+        logits_TV = 0.5 * self.normed(x_TD, self.norms[0][0]) @ self.whole["table"].T
         return 2.0 * (logits_TV / 2.0).tanh() if self.extras.caps else logits_TV
+
+    def normed(self, x_TD: Tensor, weight_D: Tensor) -> Tensor:
+        if self.extras.centred:
+            return functional.layer_norm(x_TD, (self.width,), weight_D, self.norm_bias, 1e-5)
+        y_TD = rms(x_TD, weight_D)
+        return y_TD if self.norm_bias is None else y_TD + self.norm_bias
 
     def attention(self, y_TD: Tensor, layer: int) -> Tensor:
         (N, K, H), T, window = self.heads, len(y_TD), self.window(layer)
@@ -158,7 +187,8 @@ class Made:
         if self.head_norms is not None:
             q, k = rms(q, self.head_norms[0]), rms(k, self.head_norms[1])
         rotation = self.angles(T, window is not None)
-        q, k, v = turned(q, rotation), turned(k, rotation), v
+        if not self.extras.learned:
+            q, k = turned(q, rotation), turned(k, rotation)
         k, v = (each.repeat_interleave(N // K, dim=0) for each in (k, v))
         scores_NTS = q @ k.transpose(1, 2) * H**-0.5
         if self.extras.caps:
@@ -170,9 +200,10 @@ class Made:
 
 
 def turned(x_NTH: Tensor, rotation: Rotation) -> Tensor:
-    a, b = x_NTH.chunk(2, dim=-1)
     cos, sin = rotation
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    half = cos.shape[1]
+    a, b, rest = x_NTH.split([half, half, x_NTH.shape[-1] - 2 * half], dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
 def rms(x: Tensor, weight: Tensor) -> Tensor:

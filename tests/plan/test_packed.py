@@ -72,6 +72,14 @@ def test_a_token_takes_what_reading_all_weights_does(machine: Machine, bits: flo
     assert found == pytest.approx(64 * whole * bits / 8 / RATE, rel=0.02)
 
 
+def test_bf16_takes_as_much_longer_as_it_is_larger(machine: Machine) -> None:
+    for phase in ("prefill", "decode"):
+        coded, whole = (
+            seconds(machine, question(bits, prompt=1500), "products", phase) for bits in (8.5, 16.0)
+        )
+        assert whole / coded == pytest.approx(16.0 / 8.5, rel=0.02)
+
+
 def test_a_token_reads_what_is_cached_of_key_heads(machine: Machine) -> None:
     found = seconds(machine, question(5.0), "attention", "decode")
     unit = SPEC.layers * SPEC.kv_heads * SPEC.head_width

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from narrows.cli import folder, speak
+from narrows.cli import folder, guesses, speak
 from narrows.spec.errors import BadInput
 
 SUMMARY = "Talk with a model that knows conversations, tuned here or published."
@@ -28,6 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same answers")
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
                         help="of the weights (default: as they lie, or quickest)")  # fmt: skip
+    guesses.arguments(parser)
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
 
 
@@ -40,6 +41,7 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.infer.sampling import Sampling
     from narrows.infer.writer import load_writer
 
+    guessed = guesses.of(chosen)
     generator = load_writer(
         path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
     )
@@ -47,20 +49,25 @@ def run(chosen: argparse.Namespace) -> int:
         temperature=chosen.temperature, top_p=chosen.top_p, seed=chosen.seed
     )  # fmt: skip
     messages = [{"role": "system", "content": chosen.system}] if chosen.system else []
-    for message in _messages(chosen.message):
-        messages.append({"role": "user", "content": message})
-        writing = answer(generator, messages, tokens=chosen.tokens, sampling=sampling)
-        pieces = []
-        for piece in writing:
-            pieces.append(piece)
-            if not chosen.json:
-                speak.piece(piece)
-        messages.append({"role": "assistant", "content": "".join(pieces)})
-        if chosen.json:
-            said = {"messages": messages, "tokens": writing.tokens, "finish": writing.finish}
-            speak.answer_json(said)
-        else:
+    with guessed.guesser(generator, generator.spec.context) as guesser:
+        for message in _messages(chosen.message):
+            messages.append({"role": "user", "content": message})
+            writing = answer(
+                generator, messages, tokens=chosen.tokens, sampling=sampling, guesser=guesser
+            )
+            pieces = []
+            for piece in writing:
+                pieces.append(piece)
+                if not chosen.json:
+                    speak.piece(piece)
+            messages.append({"role": "assistant", "content": "".join(pieces)})
+            if chosen.json:
+                said = {"messages": messages, "tokens": writing.tokens, "finish": writing.finish}
+                speak.answer_json(said)
+                continue
             speak.piece("\n")
+            if writing.guessed:
+                speak.talk(writing.guessed)
     return 0
 
 

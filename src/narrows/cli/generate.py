@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows.cli import folder, speak
+from narrows.cli import folder, guesses, speak
 
 if TYPE_CHECKING:
+    from narrows.infer.generate import Generation
     from narrows.infer.grammar import Grammar
+    from narrows.infer.guessed import GuessedText
 
 SUMMARY = "Write text with a model that was trained here or published."
 EXAMPLES = """\
@@ -45,6 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     forms.add_argument("--grammar", metavar="FILE", help="a text of a grammar in Lark's notation")
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
                         help="of the weights (default: as they lie, or quickest)")  # fmt: skip
+    guesses.arguments(parser)
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
 
 
@@ -56,7 +59,7 @@ def run(chosen: argparse.Namespace) -> int:
     if classifier.is_one(path):
         return _classified(path, chosen)
     from narrows.infer.account import Account, told
-    from narrows.infer.generate import generate
+    from narrows.infer.generate import generate, tokens_of
     from narrows.infer.grammar import Grammars
     from narrows.infer.sampling import Sampling
     from narrows.infer.writer import load_writer
@@ -66,21 +69,31 @@ def run(chosen: argparse.Namespace) -> int:
         temperature=chosen.temperature, top_k=chosen.top_k, top_p=chosen.top_p,
         min_p=chosen.min_p, repetition_penalty=chosen.repetition_penalty, seed=chosen.seed,
     )  # fmt: skip
-    grammar = _grammar(chosen)
+    grammar, guessed = _grammar(chosen), guesses.of(chosen)
     account = Account(path)
     generator = load_writer(
         path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
     )
     guide = None if grammar is None else Grammars(generator.tokenizer).guide(grammar)
-    writing = generate(
-        generator, chosen.prompt, tokens=chosen.tokens, sampling=sampling, stop=chosen.stop,
-        guide=guide,
-    )  # fmt: skip
-    began = time.perf_counter()
-    text = _collect(writing) if chosen.json else _stream(chosen.prompt, writing)
-    seconds = time.perf_counter() - began
+    prompt = tokens_of(chosen.prompt, generator)
+    writing: Generation | GuessedText
+    with guessed.guesser(generator, len(prompt) + chosen.tokens) as guesser:
+        if guesser:
+            writing = guesser.write(
+                prompt, chosen.tokens, sampling=sampling, stop=chosen.stop, guide=guide
+            )
+        else:
+            writing = generate(
+                generator, chosen.prompt, tokens=chosen.tokens, sampling=sampling,
+                stop=chosen.stop, guide=guide,
+            )  # fmt: skip
+        began = time.perf_counter()
+        text = _collect(writing) if chosen.json else _stream(chosen.prompt, writing)
+        seconds = time.perf_counter() - began
     rate = f"{writing.tokens / seconds:,.0f} tokens/s"
     speak.talk(f"{writing.tokens} tokens in {seconds:.2f} s, {rate}, ended by: {writing.finish}")
+    if writing.guessed:
+        speak.talk(writing.guessed)
     predicted, measured = account.close(generator, writing)
     speak.talk(told(predicted, measured))
     if chosen.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from narrows.cli import folder, speak
+from narrows.cli import folder, guesses, speak
 from narrows.spec.errors import BadInput
 
 _KEY = "NARROWS_API_KEY"
@@ -31,9 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="texts written at once (default 8)")  # fmt: skip
     parser.add_argument("--queue", type=int, default=64, metavar="N",
                         help="requests that may wait, more are refused (default 64)")  # fmt: skip
-    parser.add_argument("--speculate", type=int, default=0, metavar="N",
-                        help="guess up to N tokens by what was said before, which changes speed "
-                        "alone (default 0)")  # fmt: skip
+    guesses.arguments(parser)
     parser.add_argument("--context", type=int, metavar="N",
                         help="a prompt and its answer (default the model's)")  # fmt: skip
     parser.add_argument("--tokens-max", type=int, default=4096, metavar="N",
@@ -46,17 +44,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Serve until told to end."""
     for name, least in (
-        ("slots", 1), ("queue", 0), ("tokens_max", 1), ("port", 0), ("speculate", 0),
+        ("slots", 1), ("queue", 0), ("tokens_max", 1), ("port", 0),
     ):  # fmt: skip
         if getattr(chosen, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise BadInput(f"{option} is {getattr(chosen, name)}", hint=f"at least {least}")
-    api_key = _api_key(chosen)
+    api_key, guessed = _api_key(chosen), guesses.of(chosen)
     path = folder.of_model(chosen.folder)
     from narrows.infer import embedding
+    from narrows.infer.engine import Room
     from narrows.infer.server.forecast import Asked, measured, predicted, speeds
     from narrows.infer.server.need import need, refuse_too_large
-    from narrows.infer.server.run import Place, Room, serve, serve_encoder
+    from narrows.infer.server.run import Place, serve, serve_encoder
     from narrows.infer.server.service import Limits
     from narrows.infer.writer import load_writer
 
@@ -74,7 +73,8 @@ def run(chosen: argparse.Namespace) -> int:
     writer = load_writer(
         path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
     )
-    room = Room(chosen.slots, chosen.queue, found.context, chosen.speculate)
+    draft = guessed.writer(writer)
+    room = Room(chosen.slots, chosen.queue, found.context, guessed.tokens, draft)
     usual = Asked()
     speak.talk(predicted(speeds(writer, path, chosen.slots, usual), usual))
     tally = serve(writer, place, room, limits, speak.talk)

@@ -81,6 +81,15 @@ class Tokenizer:
         """The one token's text, as it is written in the vocabulary."""
         return self._tokenizer.id_to_token(token)
 
+    def differs(self, other: Tokenizer) -> int | None:
+        """The first token that is another text there, None where all are the same."""
+        here, there = (
+            {number: text for text, number in each._tokenizer.get_vocab(True).items()}
+            for each in (self, other)
+        )
+        unlike = (each for each in here.keys() | there.keys() if here.get(each) != there.get(each))
+        return min(unlike, default=None)
+
     def added(self) -> dict[int, str]:
         """Tokens that were added to the vocabulary, and their texts as they are written."""
         found = self._tokenizer.get_added_tokens_decoder()

@@ -10,7 +10,8 @@ import torch
 
 from narrows.hardware.find import fingerprint
 from narrows.hardware.probe import machine_known
-from narrows.infer.generate import Generation, Writer
+from narrows.infer.generate import Writer, Written
+from narrows.infer.packed import PackedWriter
 from narrows.kernels.meter import MemoryMeter
 from narrows.plan.answer import Question, predict_answer
 from narrows.plan.packed import PackedQuestion, predict_packed
@@ -31,7 +32,7 @@ class Account:
         device = torch.accelerator.current_accelerator(check_available=True)
         self._memory = MemoryMeter(device or torch.device("cpu"))
 
-    def close(self, generator: Writer, generation: Generation) -> tuple[Ledger | None, Ledger]:
+    def close(self, generator: Writer, generation: Written) -> tuple[Ledger | None, Ledger]:
         """Predicted, where this machine was probed, and measured, of a text that is written."""
         peak = self._memory.peak()
         machine = machine_known_for(self._run)
@@ -51,12 +52,13 @@ def predicted_answer(
     machine was not probed for weights such as these.
     """
     precision = writer.precision
-    if precision == "int8" or precision == "int4":
+    if isinstance(writer, PackedWriter):
         packed = PackedQuestion(
             prompt=prompt, tokens=tokens, weight_bytes=float(writer.weight_bytes),
             sequences=sequences,
         )  # fmt: skip
         return predict_packed(writer.spec, packed, machine)
+    assert precision == "fp32" or precision == "bf16", "torch computes no groups"
     if not any(curve.precision == precision for curve in machine.device.matmul):
         return None
     asked = Question(
@@ -102,7 +104,7 @@ def machine_known_for(run: Path) -> Machine | None:
 
 
 def _measured(
-    generator: Writer, generation: Generation, peak: float, machine: Machine | None,
+    generator: Writer, generation: Written, peak: float, machine: Machine | None,
     predicted: Ledger | None,
 ) -> Ledger:  # fmt: skip
     """Where it was predicted, FLOP and bytes are the prediction's; a token takes the median."""
@@ -143,7 +145,7 @@ def _row(
     )  # fmt: skip
 
 
-def _memory(generator: Writer, generation: Generation, peak: float) -> MemoryPeak:
+def _memory(generator: Writer, generation: Written, peak: float) -> MemoryPeak:
     """What tensors hold is named, the rest is activations with all else; the tensors are the least,
     since a heap that was large before grows less than it holds.
     """

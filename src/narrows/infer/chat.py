@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from narrows.data.template import Message
 from narrows.infer.generate import Generation, TooLong, Writer
+from narrows.infer.guessed import GuessedText, Guesser
 from narrows.infer.sampling import Sampling
 from narrows.infer.tools import Tool, told
 from narrows.spec.errors import BadInput
@@ -13,9 +14,10 @@ from narrows.spec.errors import BadInput
 
 def answer(
     generator: Writer, messages: Sequence[Message], *, tokens: int = 512,
-    sampling: Sampling | None = None, stop: Sequence[str] = (),
-) -> Generation:  # fmt: skip
-    """At most `tokens` tokens that answer the messages, which are written as they were in training.
+    sampling: Sampling | None = None, stop: Sequence[str] = (), guesser: Guesser | None = None,
+) -> Generation | GuessedText:  # fmt: skip
+    """At most `tokens` tokens that answer the messages, which are written as they were in training;
+    through the guesser where there is one.
 
     Raises BadInput where the model has no chat template, or the conversation is longer than its
     context.
@@ -29,6 +31,9 @@ def answer(
             f"the conversation is {len(found)} tokens long, the model reads {context}",
             hint="begin a new one",
         )
+    if guesser:
+        room = guesser.scheduler.core.context - len(found)
+        return guesser.write(found, max(1, min(tokens, room)), sampling=sampling, stop=stop)
     return Generation(generator, found, tokens, sampling or Sampling(), stop)
 
 

@@ -33,6 +33,11 @@ class Core(ABC):
         self.slots, self.context, self.vocabulary = slots, context, vocabulary
         self._lengths = [0] * slots
 
+    @property
+    @abstractmethod
+    def cache_bytes(self) -> int:
+        """What keys and values of all slots take."""
+
     @abstractmethod
     def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
         """Read tokens, one or more, at positions from `start` on, up to where the slot must be

@@ -54,6 +54,21 @@ class Writer(Protocol):
         """A sequence to begin, of at most so many tokens."""
 
 
+class Written(Protocol):
+    """What an account needs to know of a text that was written."""
+
+    prompt: tuple[int, ...]
+    seconds: list[float]
+
+    @property
+    def guessed(self) -> str | None:
+        """How many guesses were right, in words, where any are made."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values take."""
+
+
 class TooLong(BadInput):
     """More tokens than the model reads."""
 
@@ -131,6 +146,11 @@ class Generation:
             self.finish = "stop"
         if last:
             yield last
+
+    @property
+    def guessed(self) -> None:
+        """Nothing is guessed."""
+        return None
 
     @property
     def cache_bytes(self) -> int:

@@ -15,18 +15,28 @@ _LONG, _SHORT = 3, 2
 
 
 @final
-class Lookup:
-    """All tokens of a text, and where each few of them were said last.
-
-    As many are guessed as were right of the last guess, twice as many where all were, from 1 to
-    `most`.
+class Ahead:
+    """How many tokens are guessed: as many as were right of the last guess, twice as many where all
+    were, from 1 to `most`.
     """
+
+    def __init__(self, most: int) -> None:
+        self._most, self.count = most, 1
+
+    def found(self, right: int, guessed: int) -> None:
+        """So many tokens of a guess were right."""
+        grown = 2 * self.count if right == guessed else right
+        self.count = max(1, min(grown, self._most))
+
+
+@final
+class Lookup:
+    """All tokens of a text, and where each few of them were said last; at most `most` guessed."""
 
     def __init__(self, tokens: Iterable[int], most: int) -> None:
         self._tokens: list[int] = []
         self._behind: dict[tuple[int, ...], int] = {}
-        self._most, self._count = most, 1
-        self._guessed = 0
+        self._ahead, self._guessed = Ahead(most), 0
         for token in tokens:
             self.add(token)
 
@@ -43,12 +53,11 @@ class Lookup:
         for length in (_LONG, _SHORT):
             place = self._behind.get(tuple(self._tokens[-length:]))
             if place is not None:
-                found = tuple(self._tokens[place : place + self._count])
+                found = tuple(self._tokens[place : place + self._ahead.count])
                 self._guessed = len(found)
                 return found
         return ()
 
     def found(self, right: int) -> None:
         """So many tokens of the last guess were right."""
-        grown = 2 * self._count if right == self._guessed else right
-        self._count = max(1, min(grown, self._most))
+        self._ahead.found(right, self._guessed)

@@ -1,4 +1,5 @@
-"""A published decoder with its matrices in groups of 4 or 8 bits, for the kernels that compute so.
+"""A published decoder with its matrices in groups of 4 or 8 bits, or in bf16, for the kernels that
+compute so.
 
     packed(original) → PackedModel;   PackedWriter(...).decoding(tokens_max) → Decoding
 
@@ -7,8 +8,8 @@ What its file has in such groups is taken as it lies; all else is rounded, here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -16,19 +17,32 @@ from torch import Tensor
 from narrows.data.published import Words
 from narrows.infer.decoding import Cached, Decoding
 from narrows.infer.generate import ServingPrecision
+from narrows.infer.loading import computes_bf16
 from narrows.kernels.build import obstacle
-from narrows.kernels.decoder import PackedDecoder, PackedLayer, PackedModel
+from narrows.kernels.decoder import Activation, PackedDecoder, PackedLayer, PackedModel
 from narrows.kernels.interface import Heads, Rotation
-from narrows.kernels.packing import GROUP, Packed
-from narrows.model.grouped import Bits, grouped
+from narrows.kernels.packing import GROUP, WHOLE, Packed, Slab
+from narrows.model.grouped import grouped
 from narrows.model.opening import Original
 from narrows.model.positions import angles
-from narrows.model.reading import Grouped, Reader
+from narrows.model.reading import Reader
 from narrows.model.writing import parameters
 from narrows.spec.errors import BadInput
-from narrows.spec.model import GeGLU, ModelSpec, RMSNorm, Rotary, SwiGLU
+from narrows.spec.model import (
+    GELU,
+    GeGLU,
+    LayerNorm,
+    Learned,
+    ModelSpec,
+    ReLU,
+    Rotary,
+    SquaredReLU,
+    SwiGLU,
+)
 
 Talk = Callable[[str], None]
+Bits = Literal[4, 8, 16]
+"""What matrices are rounded to; 16 is bf16."""
 _HEAD_WIDTH_MOST = 256
 _CHUNK = 512
 """Tokens of a prompt that are read at once."""
@@ -41,7 +55,10 @@ class PackedWriter:
     def __init__(self, original: Original, words: Words, bits: Bits, talk: Talk) -> None:
         self.spec, self.tokenizer, self.template = original.spec, words.tokenizer, words.template
         self.model = packed(original, bits=bits, talk=talk)
-        self.precision: ServingPrecision = "int4" if self.model.layers[0].up.bits < 6 else "int8"
+        most = self.model.layers[0].up.bits
+        self.precision: ServingPrecision = (
+            "bf16" if most == WHOLE else "int8" if most >= 6 else "int4"
+        )  # fmt: skip
 
     @property
     def weight_bytes(self) -> int:
@@ -77,14 +94,21 @@ def packs(original: Original) -> bool:
     return reader.grouped("blocks.0.up.weight")
 
 
+def packs_bf16(original: Original) -> bool:
+    """Whether the packed decoder computes it in bf16 where torch would on this processor."""
+    return computes_bf16() and not torch.accelerator.is_available() and not unpackable(
+        original.spec
+    )  # fmt: skip
+
+
 def unpackable(spec: ModelSpec) -> str | None:
     """Why the packed decoder does not compute this model, or None where it does."""
+    centred, both = isinstance(spec.norm, LayerNorm), spec.block_norms == "both"
     simple = (
-        (isinstance(spec.norm, RMSNorm), "its norm is no RMSNorm"),
-        (isinstance(spec.feed_forward, SwiGLU | GeGLU), "its feed-forward is no SwiGLU or GeGLU"),
-        (isinstance(spec.positions, Rotary) and spec.positions.share == 1.0,
-         "its positions are not rotary throughout"),
-        (spec.block_norms in ("before", "both"), "its norms stand not before each half"),
+        (activation(spec) is not None, "its feed-forward has an activation that is not known"),
+        (isinstance(spec.positions, Rotary | Learned), "its positions are not rotary or learned"),
+        (spec.block_norms in ("before", "both") and not (centred and both),
+         "its norms stand not before each half"),
         (spec.query_norm != "whole", "it norms all queries as one"),
         (spec.causal and spec.final_norm and not spec.classes, "it is no causal decoder"),
         (not spec.head_bias, "its head has a bias"),
@@ -111,6 +135,9 @@ def packed(original: Original, *, bits: Bits = 8, talk: Talk = lambda text: None
         raise BadInput(f"{original.path} cannot be packed: {reason}", hint="use --precision bf16")
     reading = _Reading(original, bits)
     table = reading.matrix("tokens")
+    positions, learned = spec.positions, None
+    if isinstance(positions, Learned):
+        learned = reading.values("positions.weight")[positions.extra :]
     layers = tuple(_layer(reading, spec, index) for index in range(spec.layers))
     head = table if spec.tied_embeddings else reading.matrix("head")
     if reading.rounded:
@@ -127,11 +154,15 @@ def packed(original: Original, *, bits: Bits = 8, talk: Talk = lambda text: None
         query_scale=scale,
         embedding_scale=spec.embedding_scale,
         logit_scale=spec.logit_scale,
-        angles=turns,
+        angles=turns if isinstance(positions, Rotary) else None,
         table=table,
-        norm_D=reading.values("norm.weight"),
+        norm_D=reading.scale("norm"),
         head=head,
-        gelu=isinstance(spec.feed_forward, GeGLU),
+        activation=activation(spec) or "silu",
+        gated=spec.gated,
+        centred=isinstance(spec.norm, LayerNorm),
+        norm_bias_D=reading.bias("norm"),
+        positions_SD=learned,
         score_cap=spec.score_cap,
         logit_cap=spec.logit_cap,
     )
@@ -141,17 +172,19 @@ def _layer(reading: _Reading, spec: ModelSpec, index: int) -> PackedLayer:
     within = f"blocks.{index}."
     normed, twice = spec.query_norm is not None, spec.block_norms == "both"
     return PackedLayer(
-        norm_D=reading.values(f"{within}norm_attention.weight"),
+        norm_D=reading.scale(f"{within}norm_attention"),
         query_norm_H=reading.values(f"{within}query_norms.query.weight") if normed else None,
         key_norm_H=reading.values(f"{within}query_norms.key.weight") if normed else None,
         qkv=reading.matrix(f"{within}qkv"),
         out=reading.matrix(f"{within}out"),
-        second_norm_D=reading.values(f"{within}norm_feed_forward.weight"),
+        second_norm_D=reading.scale(f"{within}norm_feed_forward"),
         up=reading.matrix(f"{within}up"),
         down=reading.matrix(f"{within}down"),
         out_norm_D=reading.values(f"{within}norm_attention_out.weight") if twice else None,
         down_norm_D=reading.values(f"{within}norm_feed_forward_out.weight") if twice else None,
         window=spec.window_of(index),
+        norm_bias_D=reading.bias(f"{within}norm_attention"),
+        second_norm_bias_D=reading.bias(f"{within}norm_feed_forward"),
     )
 
 
@@ -160,19 +193,44 @@ class _Reading:
     def __init__(self, original: Original, bits: Bits) -> None:
         self._shapes = parameters(original.spec)
         self._reader = Reader(self._shapes, original.spec, original.naming, original.tensors)
-        self._bits = bits
+        self._bits, self._width = bits, original.spec.width
         self.read = self.rounded = 0
 
     def values(self, name: str) -> Tensor:
         return self._reader.read(name, self._shapes[name])
 
+    def scale(self, name: str) -> Tensor:
+        """Of a norm of the stream; ones where it has none."""
+        weight = f"{name}.weight"
+        return self.values(weight) if weight in self._shapes else torch.ones(self._width)
+
+    def bias(self, name: str) -> Tensor | None:
+        return self.values(f"{name}.bias") if f"{name}.bias" in self._shapes else None
+
     def matrix(self, name: str) -> Packed:
-        weight, bias, shape = f"{name}.weight", f"{name}.bias", self._shapes[f"{name}.weight"]
+        weight, shape = f"{name}.weight", self._shapes[f"{name}.weight"]
         self.read += 1
-        if self._reader.grouped(weight):
-            pieces = self._reader.groups(weight, shape)
+        pieces: list[tuple[int, Iterator[Slab]]]
+        if self._bits == 16:
+            values = torch.empty(shape, dtype=torch.bfloat16)
+            self._reader.into(weight, values, write=False)
+            self._reader.into(weight, values)
+            pieces = [(shape[0], iter([(WHOLE, values, None, None, None)]))]
+        elif self._reader.grouped(weight):
+            pieces = list(self._reader.groups(weight, shape))
         else:
             self.rounded += 1
             rounded = grouped(self.values(weight), self._bits)
-            pieces = [Grouped(shape[0], iter([rounded]))]
-        return Packed.of(pieces, self.values(bias) if bias in self._shapes else None)
+            pieces = [(shape[0], iter([rounded]))]
+        return Packed.of(pieces, self.bias(name))
+
+
+def activation(spec: ModelSpec) -> Activation | None:
+    """What its feed-forward does, as the decoder calls it; None where it does not know it."""
+    kind = spec.feed_forward
+    if isinstance(kind, GELU):
+        return None if kind.exact else "gelu"
+    names: dict[type, Activation] = {
+        SwiGLU: "silu", GeGLU: "gelu", ReLU: "relu", SquaredReLU: "squared_relu"
+    }  # fmt: skip
+    return names.get(type(kind))

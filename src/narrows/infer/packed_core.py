@@ -28,6 +28,10 @@ class PackedCore(Core):
         self._decoder = PackedDecoder(model, room=context, rows=rows, threads=threads)
         self._caches = [self._decoder.cache() for _ in range(slots)]
 
+    @property
+    def cache_bytes(self) -> int:
+        return sum(cache.nbytes for cache in self._caches)
+
     def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
         assert tokens and start <= self._lengths[slot], "a gap in the cache"
         assert start + len(tokens) <= self.context, "the slot is full"

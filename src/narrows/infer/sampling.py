@@ -90,6 +90,13 @@ class Sampler:
                 what = f"logit bias names token {token}; the tokenizer has {vocabulary}"
                 raise BadInput(what, hint="leave it out")
 
+    def copy(self) -> Sampler:
+        """Another that remembers the same, and draws by the same numbers from here on."""
+        other = Sampler(self.sampling, self.vocabulary)
+        other._generator = self._generator.clone_state()
+        other._seen, other._counts = set(self._seen), self._counts.copy()
+        return other
+
     def saw(self, tokens: Iterable[int]) -> None:
         """Count `tokens`, of the prompt or chosen elsewhere, among what was said."""
         self._seen.update(tokens)

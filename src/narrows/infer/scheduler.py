@@ -16,6 +16,7 @@ from torch import Tensor
 
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.core import Core, Read
+from narrows.infer.draft import Draft
 from narrows.infer.generate import TooLong
 from narrows.infer.requests import Answer, Closed, Full, Request, ring
 from narrows.infer.slots import Slots
@@ -42,13 +43,16 @@ class Scheduler:
 
     def __init__(
         self, core: Core, tokenizer: Tokenizer, *, queue: int = 64, chunk: int = CHUNK,
-        speculate: int = 0, talk: Talk = lambda text: None,
+        speculate: int | Draft = 0, talk: Talk = lambda text: None,
     ) -> None:  # fmt: skip
-        """`speculate`: tokens that are guessed at most for each of few texts and read along; of
-        cores that are not `alike`, whose texts would change by it, none.
+        """`speculate`: tokens that are guessed at most for each of few texts and read along by what
+        was said before, or who guesses them; of cores that are not `alike`, whose texts would
+        change by it, none.
         """
         self.core, self.queue = core, queue
-        self._speculate = min(speculate, chunk // GUESSING) if core.alike else 0
+        guesser = speculate if core.alike else 0
+        self._draft = guesser if isinstance(guesser, Draft) else None
+        self._looked_up = min(guesser, chunk // GUESSING) if isinstance(guesser, int) else 0
         self.tally = Tally()
         self._tokenizer, self._talk = tokenizer, talk
         self._slots = Slots(core, chunk)
@@ -83,7 +87,7 @@ class Scheduler:
         """
         self._refuse_long(request)
         answer = Answer(request)
-        first = Writing(answer, 0, self._tokenizer, self._speculate)
+        first = Writing(answer, 0, self._tokenizer, self._looked_up)
         with self._changed:
             if self._closing:
                 raise Closed("the server is shutting down", hint="ask another, or later")
@@ -145,8 +149,7 @@ class Scheduler:
         self._settle()
         self._admit()
         texts = [each for each in self._writing if not each.answer.over]
-        guessing = not self._reading and len(texts) <= GUESSING
-        guesses = [each.guess() if guessing else () for each in texts]
+        guesses = self._guesses(texts)
         chunks = self._chunks()
         written = [
             Read(each.slot, (each.last, *guess), self.core.length(each.slot), 1 + len(guess))
@@ -158,6 +161,12 @@ class Scheduler:
             self._go_on(texts, guesses, rows)
             self._read(chunks, rows)
         self._settle()
+
+    def _guesses(self, texts: list[Writing]) -> list[tuple[int, ...]]:
+        """What each may go on with."""
+        if self._reading or len(texts) > GUESSING:
+            return [()] * len(texts)
+        return self._draft.guesses(texts) if self._draft else [each.guess() for each in texts]
 
     def _settle(self) -> None:
         """Give back the slots of texts that are over or that nobody wants, and close the books."""
@@ -221,7 +230,7 @@ class Scheduler:
         if writing.choice == 0:
             self.tally.first.count(time.monotonic() - self._open[answer])
             rest = range(1, answer.request.count)
-            others = [Writing(answer, choice, self._tokenizer, self._speculate) for choice in rest]
+            others = [Writing(answer, choice, self._tokenizer, self._looked_up) for choice in rest]
             with self._changed:
                 self._waiting.extendleft(reversed(others))
         self._writing.append(writing)

@@ -26,6 +26,10 @@ class TorchCore(Core):
         self._model = model
         self._caches = [model.caches(1, self.context) for _ in range(slots)]
 
+    @property
+    def cache_bytes(self) -> int:
+        return sum(each.nbytes for slot in self._caches for cache in slot for each in cache)
+
     @torch.inference_mode()
     def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
         assert tokens and start <= self._lengths[slot], "a gap in the cache"

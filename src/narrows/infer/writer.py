@@ -13,7 +13,7 @@ import torch
 from narrows.data import published
 from narrows.infer.generate import ServingPrecision, Writer
 from narrows.infer.loading import PLAN, load, no_writer, set_threads
-from narrows.infer.packed import PackedWriter, packs
+from narrows.infer.packed import Bits, PackedWriter, packs, packs_bf16
 from narrows.model.opening import opened
 from narrows.spec.errors import BadInput
 
@@ -26,8 +26,9 @@ def load_writer(
 ) -> Writer:  # fmt: skip
     """The model of a run folder, of a published model's folder, or of a GGUF file.
 
-    Where no `precision` is asked for, a file whose matrices lie in groups of 4 or 8 bits is
-    computed as it lies, anything else as `load` has it. In int8 or int4 what lies otherwise is
+    Where no `precision` is asked for, a file whose matrices lie in groups of 4 to 8 bits is
+    computed as it lies, another published model in bf16 by the packed decoder where that can
+    compute it, anything else as `load` has it. In int8 or int4 what lies otherwise is
     rounded, and said so. Raises BadInput where the path is none of these, is damaged, or cannot be
     packed.
     """
@@ -38,19 +39,22 @@ def load_writer(
                 f"{path} is a run, whose weights are not packed here",
                 hint=f"narrows export {path} --to model.gguf, and give that",
             )
-    elif precision is not None or is_run:
+    elif precision == "fp32" or is_run:
         return load(path, checkpoint=checkpoint, precision=precision, talk=talk)
     if checkpoint is not None:
         raise BadInput(f"{path} is no run, and has no checkpoints", hint="leave it out")
     original = opened(path)
-    if precision is None and not packs(original):
-        return load(path, talk=talk)
+    bits: Bits = 4 if precision == "int4" else 8
+    if precision == "bf16" or (precision is None and not packs(original)):
+        if not packs_bf16(original):
+            return load(path, precision=precision, talk=talk)
+        bits = 16
     if not original.spec.writes:
         raise no_writer(path)
     set_threads()
     words = published.words(original.path, original.facts)
     published.refuse_foreign(words.tokenizer, original.spec.vocabulary, path)
-    writer = PackedWriter(original, words, 4 if precision == "int4" else 8, talk)
+    writer = PackedWriter(original, words, bits, talk)
     threads = torch.get_num_threads()
     size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
     talk(

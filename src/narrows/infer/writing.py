@@ -11,12 +11,38 @@ from torch import Tensor
 
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.generate import Finish
+from narrows.infer.grammar import Guide
 from narrows.infer.lookup import Lookup
 from narrows.infer.requests import Answer, Chosen, Likely, Piece
 from narrows.infer.sampling import SEEDS, Sampler
 from narrows.infer.stream import StopStrings, TextStream
+from narrows.spec.errors import NarrowsError
 
 _NOWHERE = -1
+
+
+@final
+class Rehearsal:
+    """What a text would choose, token by token, by the numbers that it will draw by; nothing is
+    said. `over`: its grammar lets nothing more come.
+    """
+
+    def __init__(self, sampler: Sampler, guide: Guide | None, ends: frozenset[int]) -> None:
+        self._sampler, self._guide, self._ends = sampler, guide, ends
+        self.over = False
+
+    def choose(self, logits_V: Tensor) -> int | None:
+        """The next token; None where the text would end, or it cannot be told."""
+        try:
+            token = self._sampler.choose(logits_V, self._guide and self._guide.allowed())
+            if token in self._ends:
+                return None
+            if self._guide:
+                self._guide.took(token)
+                self.over = self._guide.whole
+        except NarrowsError:
+            return None  # the text itself will tell of its grammar
+        return token
 
 
 @final
@@ -50,10 +76,24 @@ class Writing:
         self._told = 0
         self._chosen: list[Chosen] = []
 
+    @property
+    def left(self) -> int:
+        """How many tokens may follow the next."""
+        return self.answer.request.tokens_max - self.tokens - 1
+
     def guess(self) -> tuple[int, ...]:
-        """What may follow `last`."""
-        left = self.answer.request.tokens_max - self.tokens - 1
-        return self._lookup.guess()[:left] if self._lookup else ()
+        """What may follow `last`, by what was said before."""
+        return self._lookup.guess()[: self.left] if self._lookup else ()
+
+    def since(self, count: int) -> list[int]:
+        """The tokens behind the first `count`, `last` included."""
+        prompt = self.answer.request.prompt
+        beyond = max(0, count - len(prompt))
+        return [*prompt[count:], *self.written[beyond:], self.last]
+
+    def rehearsal(self) -> Rehearsal:
+        """From where the text is."""
+        return Rehearsal(self._sampler.copy(), self._guide and self._guide.copy(), self._ends)
 
     def go_on(self, logits: Sequence[Tensor], guess: Sequence[int] = ()) -> bool:
         """Choose the token behind those read, and those behind a guess as far as it is right; hand

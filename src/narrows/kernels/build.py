@@ -15,7 +15,9 @@ from narrows.spec.errors import RunFailed
 from narrows.spec.home import narrows_home
 
 SOURCES = ("attention.cpp", "coded.cpp", "decoder.cpp", "pointwise.cpp", "update.cpp")
-HEADERS = ("activations.h", "barrier.h", "quantized.h", "rows.h", "shares.h", "simd.h")
+HEADERS = (
+    "activations.h", "barrier.h", "norm.h", "quantized.h", "rows.h", "shares.h", "simd.h",
+)  # fmt: skip
 FLAGS = (
     "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fast",
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni",

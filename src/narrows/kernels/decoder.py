@@ -12,7 +12,7 @@ import math
 import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Literal, NamedTuple, final, get_args
 
 import torch
 from torch import Tensor
@@ -25,9 +25,13 @@ _TILE, _NOWHERE = 8, 1 << 62
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
+Activation = Literal["silu", "gelu", "relu", "squared_relu"]
+
+
 class PackedLayer(NamedTuple):
-    """A block: norms fp32, and matrices of [queries | keys | values], of [gate | up], and back. The
-    norms `out` and `down` are of what joins the stream; a windowed one sees the last `window`.
+    """A block: norms fp32, and matrices of [queries | keys | values], of [gate | up] or up alone,
+    and back. The norms `out` and `down` are of what joins the stream; a windowed one sees the last
+    `window`.
     """
 
     norm_D: Tensor
@@ -41,11 +45,14 @@ class PackedLayer(NamedTuple):
     out_norm_D: Tensor | None = None
     down_norm_D: Tensor | None = None
     window: int | None = None
+    norm_bias_D: Tensor | None = None
+    second_norm_bias_D: Tensor | None = None
 
 
 class PackedModel(NamedTuple):
     """All of a decoder's weights and what is computed with them; `angles` are those of so many
-    first positions, in layers with a window or without.
+    first positions, in layers with a window or without, and turn as much of a head as they are
+    wide; or `positions` [S,D] fp32 join the tokens. Norms that are `centred` take the mean away.
     """
 
     layers: tuple[PackedLayer, ...]
@@ -54,20 +61,28 @@ class PackedModel(NamedTuple):
     query_scale: float
     embedding_scale: float
     logit_scale: float
-    angles: Callable[[int, bool], Rotation]
+    angles: Callable[[int, bool], Rotation] | None
     table: Packed
     norm_D: Tensor
     head: Packed
-    gelu: bool = False
+    activation: Activation = "silu"
+    gated: bool = True
     score_cap: float | None = None
     logit_cap: float | None = None
+    centred: bool = False
+    norm_bias_D: Tensor | None = None
+    positions_SD: Tensor | None = None
+
+    @property
+    def matrices(self) -> list[Packed]:
+        """All; a head that is the table once."""
+        found = [m for each in self.layers for m in (each.qkv, each.out, each.up, each.down)]
+        return [*found, self.table] if self.head is self.table else [*found, self.table, self.head]
 
     @property
     def nbytes(self) -> int:
-        """Of all matrices; a head that is the table counts once."""
-        matrices = [m for each in self.layers for m in (each.qkv, each.out, each.up, each.down)]
-        ends = [self.table] if self.head is self.table else [self.table, self.head]
-        return sum(each.nbytes for each in (*matrices, *ends))
+        """Of all matrices."""
+        return sum(each.nbytes for each in self.matrices)
 
 
 @dataclass(frozen=True)
@@ -93,11 +108,15 @@ class _Matrix(ctypes.Structure):
     )  # fmt: skip
 
 
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", _P), ("bias", _P))
+
+
 class _Layer(ctypes.Structure):
     _fields_ = (
-        ("norm", _P), ("query_norm", _P), ("key_norm", _P), ("qkv", _Matrix), ("out", _Matrix),
-        ("out_norm", _P), ("second_norm", _P), ("up", _Matrix), ("down", _Matrix),
-        ("down_norm", _P), ("cos", _P), ("sin", _P), ("window", _I),
+        ("norm", _Norm), ("query_norm", _Norm), ("key_norm", _Norm), ("qkv", _Matrix),
+        ("out", _Matrix), ("out_norm", _Norm), ("second_norm", _Norm), ("up", _Matrix),
+        ("down", _Matrix), ("down_norm", _Norm), ("cos", _P), ("sin", _P), ("window", _I),
     )  # fmt: skip
 
 
@@ -106,7 +125,8 @@ class _Decoder(ctypes.Structure):
         ("layers", _P), ("count", _I), ("width", _I), ("heads", _I), ("kv_heads", _I),
         ("head_width", _I), ("room", _I), ("epsilon", _F), ("query_scale", _F),
         ("embedding_scale", _F), ("logit_scale", _F), ("score_cap", _F), ("logit_cap", _F),
-        ("gelu", _I), ("table", _Matrix), ("norm", _P), ("head", _Matrix),
+        ("activation", _I), ("gated", _I), ("centred", _I), ("turned", _I), ("positions", _P),
+        ("table", _Matrix), ("norm", _Norm), ("head", _Matrix),
     )  # fmt: skip
 
 
@@ -116,8 +136,8 @@ class _Sequence(ctypes.Structure):
 
 class _Codes(ctypes.Structure):
     _fields_ = (
-        ("values", _P), ("scales", _P), ("sums", _P), ("firsts", _P), ("weighted", _P),
-        ("columns", _I),
+        ("whole", _P), ("values", _P), ("scales", _P), ("sums", _P), ("firsts", _P),
+        ("weighted", _P), ("columns", _I),
     )  # fmt: skip
 
 
@@ -150,7 +170,8 @@ class PackedDecoder:
         self._qkv = torch.empty(rows, columns)
         self._queries = torch.empty(rows, N * H, dtype=torch.bfloat16)
         self._scores = torch.empty(threads, _TILE, self.room)
-        self._codes = [_codes(rows, each, self._kept) for each in (self.width, wide, N * H)]
+        bits = {part.bits for matrix in model.matrices for part in matrix.parts}
+        self._codes = [_codes(rows, each, bits, self._kept) for each in (self.width, wide, N * H)]
 
     def cache(self) -> Tensor:
         """Of one sequence, empty [L,K,2,room·H] bf16; pages are taken as positions are filled."""
@@ -194,21 +215,27 @@ class PackedDecoder:
     def _described(self) -> _Decoder:
         m, (N, K, H) = self.model, self.model.heads
         layers = (_Layer * len(m.layers))()
-        angles = {windowed: m.angles(self.room, windowed) for windowed in self._windowed()}
+        angles = {windowed: m.angles(self.room, windowed) for windowed in self._windowed()
+                  if m.angles}  # fmt: skip
         for into, each in zip(layers, m.layers, strict=True):
-            into.norm, into.second_norm = each.norm_D.data_ptr(), each.second_norm_D.data_ptr()
-            into.out_norm, into.down_norm = _at(each.out_norm_D), _at(each.down_norm_D)
-            into.query_norm, into.key_norm = _at(each.query_norm_H), _at(each.key_norm_H)
+            into.norm = _norm(each.norm_D, each.norm_bias_D)
+            into.second_norm = _norm(each.second_norm_D, each.second_norm_bias_D)
+            into.out_norm, into.down_norm = _norm(each.out_norm_D), _norm(each.down_norm_D)
+            into.query_norm, into.key_norm = _norm(each.query_norm_H), _norm(each.key_norm_H)
             into.qkv, into.out = _matrix(each.qkv), _matrix(each.out)
             into.up, into.down = _matrix(each.up), _matrix(each.down)
-            rotation = angles[each.window is not None]
-            into.cos, into.sin = rotation.cos.data_ptr(), rotation.sin.data_ptr()
+            if angles:
+                rotation = angles[each.window is not None]
+                into.cos, into.sin = rotation.cos.data_ptr(), rotation.sin.data_ptr()
             into.window = self.room if each.window is None else each.window
         self._kept += [layers, angles]
+        turned = 2 * next(iter(angles.values())).cos.shape[1] if angles else 0
+        assert m.positions_SD is None or len(m.positions_SD) + PANEL > self.room
         return _Decoder(
             ctypes.addressof(layers), len(m.layers), self.width, N, K, H, self.room, m.epsilon,
             m.query_scale, m.embedding_scale, m.logit_scale, _cap(m.score_cap), _cap(m.logit_cap),
-            m.gelu, _matrix(m.table), m.norm_D.data_ptr(), _matrix(m.head),
+            get_args(Activation).index(m.activation), m.gated, m.centred, turned,
+            _at(m.positions_SD), _matrix(m.table), _norm(m.norm_D, m.norm_bias_D), _matrix(m.head),
         )  # fmt: skip
 
     def _windowed(self) -> set[bool]:
@@ -224,6 +251,10 @@ def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def _norm(weight: Tensor | None, bias: Tensor | None = None) -> _Norm:
+    return _Norm(_at(weight), _at(bias))
+
+
 def _matrix(packed: Packed) -> _Matrix:
     parts, first = (_Part * PARTS_MOST)(*[_Part(None, _NOWHERE)] * PARTS_MOST), 0
     for index, part in enumerate(packed.parts):
@@ -233,10 +264,13 @@ def _matrix(packed: Packed) -> _Matrix:
     return _Matrix(parts, _at(packed.bias), packed.rows, packed.columns)
 
 
-def _codes(rows: int, columns: int, kept: list[object]) -> _Codes:
+def _codes(rows: int, columns: int, bits: set[int], kept: list[object]) -> _Codes:
+    """Of the kinds that matrices of so many bits are multiplied with."""
     groups, rows = columns // GROUP, -(-rows // _TILE) * _TILE
-    values = torch.empty(rows, columns, dtype=torch.int8)
+    whole = torch.empty(rows, columns, dtype=torch.bfloat16) if 16 in bits else None
+    values = torch.empty(rows, columns, dtype=torch.int8) if bits != {16} else None
     scales, weighted = torch.empty(rows, groups), torch.empty(rows, groups)
     sums, firsts = torch.empty(2, rows, groups, dtype=torch.int32)
-    kept += [values, scales, sums, firsts, weighted]
-    return _Codes(*(each.data_ptr() for each in (values, scales, sums, firsts, weighted)), columns)
+    made = (whole, values, scales, sums, firsts, weighted)
+    kept += made
+    return _Codes(*map(_at, made), columns)

@@ -16,9 +16,12 @@ PANEL, GROUP, NEST = 16, 32, 8
 PARTS_MOST = 3
 """Kinds that a matrix may lie in."""
 
-Slab = tuple[int, Tensor, Tensor, Tensor | None, Tensor | None]
+WHOLE = 16
+"""Bits of values that are no codes."""
+
+Slab = tuple[int, Tensor, Tensor | None, Tensor | None, Tensor | None]
 """Some rows of a matrix: bits, codes [N,D] uint8, scales, least values and units, which mean what
-model/blocks.py says of groups."""
+model/blocks.py says of groups; of 16 bits the values alone, bf16."""
 
 
 class Part(NamedTuple):
@@ -80,6 +83,9 @@ def _part(rows: int, slabs: Iterable[Slab]) -> tuple[Part, int]:
 def _panels(slab: Slab) -> Tensor:
     bits, codes_ND, scales, least, units = slab
     lacking = -len(codes_ND) % PANEL
+    if bits == WHOLE:
+        values_PRCX = pad(codes_ND, (0, 0, 0, lacking)).view(-1, PANEL, codes_ND.shape[1] // 2, 2)
+        return values_PRCX.transpose(1, 2).flatten(1).view(torch.uint8)
     G = codes_ND.shape[1] // GROUP
     codes_PGQRC = pad(codes_ND, (0, 0, 0, lacking)).view(-1, PANEL, G, 8, 4).permute(0, 2, 3, 1, 4)
     beside = [_side_by_side(each, G, lacking) for each in (scales, least) if each is not None]

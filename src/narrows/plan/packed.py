@@ -23,6 +23,8 @@ from narrows.spec.model import ModelSpec, llama
 
 _GROUP_BITS = {4: 5.0, 8: 8.5}
 """Of a weight, with its share of a group's scale and least value."""
+_WHOLE_BITS = 12
+"""More than any group has: values in bf16."""
 _MANY = 2
 """Positions from which attention takes several at a time."""
 _CHUNK = 512
@@ -99,8 +101,10 @@ def _rates(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> _Rates 
         a ** (1.0 - share) * b**share
         for a, b in zip(small.rates.of_weight, large.rates.of_weight, strict=True)
     ]  # fmt: skip
-    # Of one row, reading is what takes the time.
-    of_weight[0] *= bits / _GROUP_BITS[curve.bits]
+    # Of one row, reading is what takes the time; bf16 takes as much longer to multiply, too.
+    more = bits / _GROUP_BITS[curve.bits]
+    for row in range(len(of_weight) if bits > _WHOLE_BITS else 1):
+        of_weight[row] *= more
     return large.rates._replace(of_weight=tuple(of_weight))
 
 

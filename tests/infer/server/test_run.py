@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from narrows.infer.engine import core_of
 from narrows.infer.export import export
 from narrows.infer.packed_core import PackedCore
 from narrows.infer.server.need import need
-from narrows.infer.server.run import Room, core_of
 from narrows.infer.torch_core import TorchCore
 from narrows.infer.writer import load_writer
 from narrows.kernels.build import obstacle
@@ -15,7 +15,6 @@ from narrows.spec.model import llama
 from tests.infer.conftest import CONTEXT, VOCABULARY, MakeRun
 
 SHAPE = llama(layers=2, width=64, heads=2, kv_heads=1, vocabulary=VOCABULARY, context=CONTEXT)
-ROOM = Room(slots=2, queue=1, context=32)
 
 
 @pytest.mark.skipif(obstacle() is not None, reason=f"no native kernels: {obstacle()}")
@@ -24,11 +23,11 @@ def test_a_file_in_groups_is_served_packed_and_takes_what_was_said(
 ) -> None:
     path = tmp_path / "out.gguf"
     export(make_run(shape=SHAPE), path, type="q8_0", talk=print)
-    core = core_of(load_writer(path), ROOM)
+    core = core_of(load_writer(path), 2, 32)
     assert isinstance(core, PackedCore) and (core.slots, core.context) == (2, 32)
     assert [cache.nbytes for cache in core._caches] == [need(path, 2, 32).slot] * 2
 
 
 def test_a_run_is_served_as_torch_has_it(make_run: MakeRun) -> None:
-    core = core_of(load_writer(make_run()), ROOM)
+    core = core_of(load_writer(make_run()), 2, 32)
     assert isinstance(core, TorchCore) and (core.slots, core.context) == (2, 32)

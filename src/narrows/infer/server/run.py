@@ -12,20 +12,16 @@ from typing import NamedTuple
 import uvicorn
 from starlette.applications import Starlette
 
-from narrows.infer.core import Core
 from narrows.infer.embedding import Embedder
+from narrows.infer.engine import Room, scheduler_of
 from narrows.infer.generate import Writer
 from narrows.infer.grammar import Grammars
-from narrows.infer.loading import Generator
-from narrows.infer.packed import PackedWriter
-from narrows.infer.packed_core import PackedCore
 from narrows.infer.scheduler import Scheduler
 from narrows.infer.server.app import Guards, app
 from narrows.infer.server.connection import Connection
 from narrows.infer.server.encoder import EncoderService, encoder_app
 from narrows.infer.server.service import Limits, Service
 from narrows.infer.tally import Tally
-from narrows.infer.torch_core import TorchCore
 from narrows.spec.errors import BadInput
 
 Talk = Callable[[str], None]
@@ -40,15 +36,6 @@ class Place(NamedTuple):
     api_key: str | None
 
 
-class Room(NamedTuple):
-    """How much it takes on at once, each text of so many positions."""
-
-    slots: int
-    queue: int
-    context: int
-    speculate: int = 0
-
-
 def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) -> Tally:
     """Answer at `place` until SIGTERM or SIGINT; answers in the making get `limits.drain_s` more.
     Returns what was done.
@@ -56,10 +43,7 @@ def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) 
     Raises BadInput where the address cannot be had.
     """
     listening = _listening(place)
-    core = core_of(writer, room)
-    scheduler = Scheduler(
-        core, writer.tokenizer, queue=room.queue, speculate=room.speculate, talk=talk
-    )
+    scheduler = scheduler_of(writer, room, talk)
     grammars = Grammars(writer.tokenizer)
     service = Service(place.name, int(time.time()), writer, scheduler, limits, grammars)
     try:
@@ -105,14 +89,6 @@ def _guards(place: Place) -> Guards:
     local = place.host == "localhost" or place.host == "::1" or place.host.startswith("127.")
     names = (place.host, "localhost", "127.0.0.1", "[::1]")
     return Guards(place.api_key, names if local else None)
-
-
-def core_of(writer: Writer, room: Room) -> Core:
-    """What computes the model: packed where it is, else as torch has it."""
-    if isinstance(writer, PackedWriter):
-        return PackedCore(writer.model, room.slots, room.context)
-    assert isinstance(writer, Generator)
-    return TorchCore(writer.model, room.slots, room.context)
 
 
 async def _until_told(

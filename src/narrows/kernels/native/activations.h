@@ -26,6 +26,14 @@ static inline __m512 gelu(__m512 x) {
   return _mm512_mul_ps(x, gelu_gate(x, slope));
 }
 
+// A choice by number, as kernels/decoder.py counts them.
+static inline __m512 activated(__m512 x, int64_t kind) {
+  if (kind == 0) return silu(x);
+  if (kind == 1) return gelu(x);
+  x = _mm512_max_ps(x, _mm512_setzero_ps());
+  return kind == 2 ? x : _mm512_mul_ps(x, x);
+}
+
 // cap · tanh(x / cap); x where the cap is infinite.
 static inline __m512 capped(__m512 x, float cap) {
   if (std::isinf(cap)) return x;

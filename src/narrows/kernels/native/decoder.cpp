@@ -12,20 +12,21 @@
 
 #include "activations.h"
 #include "barrier.h"
+#include "norm.h"
 #include "quantized.h"
 
 namespace {
 
 constexpr int64_t WIDEST = 256;  // of a head
 
-// Norms that are not there are null; without a window it is the room.
+// Without a window it is the room.
 struct Layer {
-  const float *norm, *query_norm, *key_norm;
+  Norm norm, query_norm, key_norm;
   Matrix qkv, out;
-  const float *out_norm, *second_norm;
+  Norm out_norm, second_norm;
   Matrix up, down;
-  const float* down_norm;
-  const float *cos, *sin;  // [positions][H / 2]
+  Norm down_norm;
+  const float *cos, *sin;  // [positions][turned / 2]
   int64_t window;
 };
 
@@ -34,9 +35,11 @@ struct Decoder {
   int64_t count, width, heads, kv_heads, head_width, room;  // room: positions of a cache
   float epsilon, query_scale, embedding_scale, logit_scale;
   float score_cap, logit_cap;  // infinite where there is none
-  int64_t gelu;                // of the gate, in place of silu
+  int64_t activation, gated, centred;  // of the feed-forward, and whether norms take the mean away
+  int64_t turned;                      // of a head, by position
+  const float* positions;              // [room][width] that join the tokens, or null
   Matrix table;
-  const float* norm;
+  Norm norm;
   Matrix head;
 };
 
@@ -61,19 +64,6 @@ struct Step {
   int64_t threads;
 };
 
-void normed(const float* x, const float* weight, int64_t width, float epsilon, float* out) {
-  __m512 squares = _mm512_setzero_ps();
-  each16(width, [&](int64_t d, auto lanes) {
-    const __m512 value = load_float(x + d, lanes);
-    squares = _mm512_fmadd_ps(value, value, squares);
-  });
-  const float factor = 1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / width + epsilon);
-  each16(width, [&](int64_t d, auto lanes) {
-    const __m512 y = _mm512_mul_ps(load_float(x + d, lanes), _mm512_set1_ps(factor));
-    store_float(out + d, _mm512_mul_ps(y, load_float(weight + d, lanes)), lanes);
-  });
-}
-
 // One thread's part of a step.
 class Member {
  public:
@@ -84,6 +74,9 @@ class Member {
     each(s.rows, [&](int64_t r) {
       unpack_row(d.table, s.tokens[r], x(r));
       for (int64_t i = 0; i < d.width; i++) x(r)[i] *= d.embedding_scale;
+      if (!d.positions) return;
+      const float* learned = d.positions + position(r) * d.width;
+      for (int64_t i = 0; i < d.width; i++) x(r)[i] += learned[i];
     });
     for (int64_t l = 0; l < d.count; l++) {
       const Layer& layer = d.layers[l];
@@ -118,6 +111,12 @@ class Member {
  private:
   float* x(int64_t r) const { return s.x + r * d.width; }
 
+  int64_t position(int64_t row) const {
+    const Sequence* own = s.sequences;
+    while (row >= own->first + own->count) own++;
+    return own->start + row - own->first;
+  }
+
   template <class F>
   void each(int64_t count, F f) const {
     const int64_t end = count * (me + 1) / s.threads;
@@ -131,37 +130,37 @@ class Member {
   }
 
   // A product, normalised where there is a norm, joins the stream.
-  void add(const Matrix& w, const Codes& codes, const float* norm) const {
-    float* into = norm ? s.y : s.x;
+  void add(const Matrix& w, const Codes& codes, const Norm& norm) const {
+    float* into = norm.weight ? s.y : s.x;
     share(w, codes, s.rows, [&](int64_t r, int64_t p, __m512 value) {
       float* at = into + r * d.width + p * PANEL;
-      _mm512_storeu_ps(at, norm ? value : _mm512_add_ps(_mm512_loadu_ps(at), value));
+      _mm512_storeu_ps(at, norm.weight ? value : _mm512_add_ps(_mm512_loadu_ps(at), value));
     });
     barrier.wait();
-    if (!norm) return;
+    if (!norm.weight) return;
     each(s.rows, [&](int64_t r) {
       float* y = s.y + r * d.width;
-      normed(y, norm, d.width, d.epsilon, y);
+      normed(y, norm, d.width, d.epsilon, d.centred, y);
       for (int64_t i = 0; i < d.width; i++) x(r)[i] += y[i];
     });
   }
 
-  void enter(const float* weight, int64_t from, int64_t to) const {
+  void enter(const Norm& norm, int64_t from, int64_t to) const {
     float* y = s.y + to * d.width;
-    normed(x(from), weight, d.width, d.epsilon, y);
+    normed(x(from), norm, d.width, d.epsilon, d.centred, y);
     s.narrow.set(to, y);
   }
 
-  // The gate's activation · up, thirty-two columns at a time.
+  // The activation of the first matrix, or of the gate times up, thirty-two columns at a time.
   void feed_forward(const Matrix& up) const {
-    const int64_t panels = up.count() / 2, groups = panels / 2;
+    const int64_t panels = up.count() / (1 + d.gated), groups = panels / 2;
     for (int64_t g = groups * me / s.threads; g < groups * (me + 1) / s.threads; g++)
       for (int64_t first = 0; first < s.rows; first += TILE) {
         const int64_t some = std::min(TILE, s.rows - first);
         __m512 gate[2][TILE], value[2][TILE];
         for (int64_t i = 0; i < 2; i++) {
           tile(up, 2 * g + i, s.narrow, first, some, gate[i]);
-          tile(up, panels + 2 * g + i, s.narrow, first, some, value[i]);
+          if (d.gated) tile(up, panels + 2 * g + i, s.narrow, first, some, value[i]);
         }
         for (int64_t m = 0; m < some; m++) {
           __m512 y[2];
@@ -169,10 +168,11 @@ class Member {
             if (up.bias) {
               const float* bias = up.bias + (2 * g + i) * PANEL;
               gate[i][m] = _mm512_add_ps(gate[i][m], _mm512_loadu_ps(bias));
-              value[i][m] = _mm512_add_ps(value[i][m], _mm512_loadu_ps(bias + panels * PANEL));
+              bias += panels * PANEL;
+              if (d.gated) value[i][m] = _mm512_add_ps(value[i][m], _mm512_loadu_ps(bias));
             }
-            const __m512 open = d.gelu ? gelu(gate[i][m]) : silu(gate[i][m]);
-            y[i] = _mm512_mul_ps(open, value[i][m]);
+            y[i] = activated(gate[i][m], d.activation);
+            if (d.gated) y[i] = _mm512_mul_ps(y[i], value[i][m]);
           }
           s.wide.set(first + m, g, y[0], y[1]);
         }
@@ -192,7 +192,7 @@ class Member {
     const Sequence& own = s.sequences[item / all];
     const int64_t head = item % all;
     const bool query = head < d.heads, key = !query && head < d.heads + d.kv_heads;
-    const float* weight = query ? layer.query_norm : layer.key_norm;
+    const Norm& norm = query ? layer.query_norm : layer.key_norm;
     for (int64_t i = 0; i < own.count; i++) {
       const int64_t row = own.first + i, position = own.start + i;
       float* from = s.qkv + row * layer.qkv.rows + head * H;
@@ -209,7 +209,7 @@ class Member {
         }
         continue;
       }
-      if (weight) normed(from, weight, H, d.epsilon, from);
+      if (norm.weight) normed(from, norm, H, d.epsilon, false, from);
       turn(layer, from, position);
       if (query) {
         bf16* to = s.queries + (row * d.heads + head) * H;
@@ -227,7 +227,7 @@ class Member {
   }
 
   void turn(const Layer& layer, float* head, int64_t position) const {
-    const int64_t half = d.head_width / 2;
+    const int64_t half = d.turned / 2;
     const float *cos = layer.cos + position * half, *sin = layer.sin + position * half;
     each16(half, [&](int64_t h, auto lanes) {
       const __m512 a = load_float(head + h, lanes), b = load_float(head + half + h, lanes);

@@ -9,6 +9,8 @@
 //
 // Scales and least values are fp16; or nested: whole numbers of fp16 units that stand before eight
 // groups. Then what they make is subtracted, and of 6 bits every sixteen columns have a scale.
+//
+// Of 16 bits values are bf16, [pair of columns][row][2], and nothing stands beside them.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -23,9 +25,10 @@ struct Kind {
   static constexpr int BITS = BITS_;
   static constexpr bool NESTED = NESTED_, CENTRED = CENTRED_;
   static constexpr bool APART = BITS == 6;  // halves of a group have scales of their own
+  static constexpr bool WHOLE = BITS == 16;  // values, no codes
   static constexpr int CENTRE = CENTRED ? 1 << (BITS - 1) : 0;
-  static constexpr int64_t CODES = BITS == 8 ? 512 : 256 + 64 * (BITS - 4);
-  static constexpr int64_t BESIDE = NESTED || CENTRED ? 32 : 64;
+  static constexpr int64_t CODES = BITS >= 8 ? 64 * BITS : 256 + 64 * (BITS - 4);
+  static constexpr int64_t BESIDE = WHOLE ? 0 : NESTED || CENTRED ? 32 : 64;
   static constexpr int64_t UNITS = NESTED ? CENTRED ? 32 : 64 : 0;
   static int64_t panel_bytes(int64_t groups) {
     return groups * (CODES + BESIDE) + groups / NEST * UNITS;
@@ -66,13 +69,16 @@ static inline void with_panel(const Matrix& w, int64_t panel, F f) {
     case 5 * 4 + 2: return call(Kind<5, true, false>{});
     case 6 * 4 + 3: return call(Kind<6, true, true>{});
     case 8 * 4 + 1: return call(Kind<8, false, true>{});
+    case 16 * 4 + 1: return call(Kind<16, false, true>{});
   }
 }
 
 // Rows of activations in 8 bits: codes, and of each group the scale, the sums of its codes and of
-// its first sixteen, and scale times sum. TILE rows lie together, codes [quad of columns][row][4],
-// the rest [group][row]: what a tile needs next is always so many bytes further.
+// its first sixteen, and scale times sum; and in bf16. TILE rows lie together, codes [quad of
+// columns][row][4], bf16 [pair of columns][row][2], the rest [group][row]: what a tile needs next
+// is always so many bytes further. Codes or bf16 are null where no matrix takes them.
 struct Codes {
+  bf16* whole;
   int8_t* values;
   float* scales;
   int32_t *sums, *firsts;
@@ -87,6 +93,14 @@ struct Codes {
 
   // Thirty-two values, in two registers, as group `g` of row `r`.
   void set(int64_t r, int64_t g, __m512 a, __m512 b) const {
+    if (whole) {
+      bf16 narrow[GROUP];
+      store_bf16(narrow, a);
+      store_bf16(narrow + 16, b);
+      bf16* to = whole + (place(r, g) - r % TILE) * GROUP + r % TILE * 2;
+      for (int64_t j = 0; j < 16; j++) memcpy(to + j * 2 * TILE, narrow + 2 * j, 4);
+    }
+    if (!values) return;
     const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
     const float scale = most / 127.0f, inverse = most > 0.0f ? 127.0f / most : 0.0f;
     const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(inverse)));
@@ -168,9 +182,34 @@ static inline void quads(const uint8_t* group, int j, __m512i& one, __m512i& two
   }
 }
 
-// out[m] = the sixteen rows of a panel times row m of M. Whatever M, the same for a row.
+// out[m] = the sixteen rows of a panel in bf16 times row m of M: even and odd pairs of columns are
+// summed apart. Whatever M, the same for a row.
+template <int M>
+static void whole_tile(const uint8_t* panel, const Codes& x, int64_t first, __m512* out) {
+  const bf16* values = x.whole + first * x.columns;
+  __m512 even[M], odd[M];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) even[m] = odd[m] = _mm512_setzero_ps();
+  for (int64_t g = 0; g < x.groups(); g++, panel += 64 * 16, values += TILE * GROUP)
+#pragma GCC unroll 8
+    for (int j = 0; j < 16; j += 2) {
+      _mm_prefetch((const char*)panel + 64 * j + 4096, _MM_HINT_T0);
+      _mm_prefetch((const char*)panel + 64 * (j + 1) + 4096, _MM_HINT_T0);
+      const __m512i one = _mm512_loadu_si512(panel + 64 * j);
+      const __m512i two = _mm512_loadu_si512(panel + 64 * (j + 1));
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        even[m] = dot_pair(even[m], values + 2 * (j * TILE + m), one);
+        odd[m] = dot_pair(odd[m], values + 2 * ((j + 1) * TILE + m), two);
+      }
+    }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) out[m] = _mm512_add_ps(even[m], odd[m]);
+}
+
+// The same of codes.
 template <int M, class K>
-static void tile(const uint8_t* panel, const Codes& x, int64_t first, __m512* out) {
+static void coded_tile(const uint8_t* panel, const Codes& x, int64_t first, __m512* out) {
   constexpr bool SPLIT = M <= 2 || K::APART;
   const int64_t groups = x.groups();
   const int8_t* values = x.values + first * x.columns;
@@ -230,6 +269,14 @@ static void tile(const uint8_t* panel, const Codes& x, int64_t first, __m512* ou
   for (int m = 0; m < M; m++) out[m] = total[m];
 }
 
+template <int M, class K>
+static inline void tile(const uint8_t* panel, const Codes& x, int64_t first, __m512* out) {
+  if constexpr (K::WHOLE)
+    whole_tile<M>(panel, x, first, out);
+  else
+    coded_tile<M, K>(panel, x, first, out);
+}
+
 // Any number of rows up to TILE.
 static inline void tile(const Matrix& w, int64_t panel, const Codes& x, int64_t first, int64_t rows,
                         __m512* out) {
@@ -265,34 +312,45 @@ static inline void product(const Matrix& w, const Codes& x, int64_t rows, int64_
     }
 }
 
+// A row of a panel, made whole, of that many groups.
+template <class K>
+static void unpack(const uint8_t* group, int64_t lane, int64_t groups, float* out) {
+  __m512 unit = _mm512_setzero_ps(), least_unit = unit;
+  for (int64_t g = 0; g < groups; g++, group += K::CODES + K::BESIDE) {
+    if (K::NESTED && g % NEST == 0) {
+      unit = halves(group);
+      least_unit = K::APART ? unit : halves(group + 32);
+      group += K::UNITS;
+    }
+    const Beside all = beside<K>(group + K::CODES, unit, least_unit);
+    float scale[2][PANEL], least[PANEL];
+    _mm512_storeu_ps(scale[0], all.scale);
+    _mm512_storeu_ps(scale[1], all.last);
+    _mm512_storeu_ps(least, all.least);
+    for (int j = 0; j < 4; j++) {
+      __m512i both[2];
+      quads<K>(group, j, both[0], both[1]);
+      for (int half = 0; half < 2; half++) {
+        uint8_t codes[64];
+        _mm512_storeu_si512(codes, both[half]);
+        for (int64_t k = 0; k < 4; k++)
+          out[g * GROUP + 16 * half + 4 * j + k] =
+              scale[half][lane] * (codes[4 * lane + k] - K::CENTRE) + least[lane];
+      }
+    }
+  }
+}
+
 // A row of a matrix, made whole.
 static inline void unpack_row(const Matrix& w, int64_t row, float* out) {
   const int64_t lane = row % PANEL;
-  with_panel(w, row / PANEL, [&](auto kind, const uint8_t* group) {
+  with_panel(w, row / PANEL, [&](auto kind, const uint8_t* panel) {
     using K = decltype(kind);
-    __m512 unit = _mm512_setzero_ps(), least_unit = unit;
-    for (int64_t g = 0; g < w.groups(); g++, group += K::CODES + K::BESIDE) {
-      if (K::NESTED && g % NEST == 0) {
-        unit = halves(group);
-        least_unit = K::APART ? unit : halves(group + 32);
-        group += K::UNITS;
-      }
-      const Beside all = beside<K>(group + K::CODES, unit, least_unit);
-      float scale[2][PANEL], least[PANEL];
-      _mm512_storeu_ps(scale[0], all.scale);
-      _mm512_storeu_ps(scale[1], all.last);
-      _mm512_storeu_ps(least, all.least);
-      for (int j = 0; j < 4; j++) {
-        __m512i both[2];
-        quads<K>(group, j, both[0], both[1]);
-        for (int half = 0; half < 2; half++) {
-          uint8_t codes[64];
-          _mm512_storeu_si512(codes, both[half]);
-          for (int64_t k = 0; k < 4; k++)
-            out[g * GROUP + 16 * half + 4 * j + k] =
-                scale[half][lane] * (codes[4 * lane + k] - K::CENTRE) + least[lane];
-        }
-      }
+    if constexpr (K::WHOLE) {
+      const bf16* values = (const bf16*)panel + 2 * lane;
+      for (int64_t c = 0; c < w.columns; c++) out[c] = to_float(values[c / 2 * 32 + c % 2]);
+    } else {
+      unpack<K>(panel, lane, w.groups(), out);
     }
   });
 }

@@ -1,0 +1,72 @@
+"""A model's engine: the core that computes it and the scheduler that its requests go through.
+
+scheduler_of(writer, Room(slots=8, queue=64, context=2048), talk) → Scheduler
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from narrows.infer.core import Core
+from narrows.infer.draft import Draft
+from narrows.infer.generate import Writer
+from narrows.infer.loading import Generator
+from narrows.infer.packed import PackedWriter
+from narrows.infer.packed_core import PackedCore
+from narrows.infer.scheduler import GUESSING, Scheduler
+from narrows.infer.torch_core import TorchCore
+from narrows.infer.writer import load_writer
+from narrows.spec.errors import BadInput
+
+Talk = Callable[[str], None]
+
+
+class Room(NamedTuple):
+    """How much it takes on at once, each text of so many positions; at most `speculate` tokens of
+    each are guessed, by the model `draft` where there is one, else by what was said before.
+    """
+
+    slots: int
+    queue: int
+    context: int
+    speculate: int = 0
+    draft: Writer | None = None
+
+
+def scheduler_of(writer: Writer, room: Room, talk: Talk) -> Scheduler:
+    """Running; raises BadInput where guesses are asked for that would change texts."""
+    core = core_of(writer, room.slots, room.context)
+    if room.speculate and not core.alike:
+        raise BadInput(
+            f"guesses need the packed decoder, and this model is computed by torch in "
+            f"{writer.precision}, whose rows are not the same one by one and together",
+            hint="--precision int8, or a GGUF file in 4 to 8 bits",
+        )
+    speculate: int | Draft = room.speculate
+    if room.draft:
+        slots, context = min(room.slots, GUESSING), min(room.context, room.draft.spec.context)
+        speculate = Draft(core_of(room.draft, slots, context), room.speculate)
+    return Scheduler(core, writer.tokenizer, queue=room.queue, speculate=speculate, talk=talk)
+
+
+def core_of(writer: Writer, slots: int, context: int) -> Core:
+    """What computes the model: packed where it is, else as torch has it."""
+    if isinstance(writer, PackedWriter):
+        return PackedCore(writer.model, slots, context)
+    assert isinstance(writer, Generator)
+    return TorchCore(writer.model, slots, context)
+
+
+def load_draft(path: Path, writer: Writer, talk: Talk) -> Writer:
+    """The model that guesses for another; raises BadInput where it reads other tokens."""
+    found = load_writer(path, talk=talk)
+    other = writer.tokenizer.differs(found.tokenizer)
+    if other is not None:
+        own, theirs = (each.tokenizer.text_of(other) for each in (writer, found))
+        raise BadInput(
+            f"the draft {path} reads other tokens: {other} is {theirs!r} there, {own!r} here",
+            hint="a smaller model of the same family, which has the same tokenizer",
+        )
+    return found
