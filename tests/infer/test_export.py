@@ -327,9 +327,11 @@ def test_a_tuned_model_keeps_its_own_files(target: str, make_run: MakeRun, tmp_p
     assert opened(done.path).spec == opened(tmp_path / target).spec
 
 
-def test_a_head_for_classes_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_head_that_no_class_of_the_family_has_is_refused(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
     run = make_run()
     plan = record.load(Plan, run / "plan.toml")
-    classes = msgspec.structs.replace(plan.model, classes=3)
+    classes = msgspec.structs.replace(plan.model, classes=3, pooling="mean")
     record.save(msgspec.structs.replace(plan, model=classes), run / "plan.toml")
-    assert "a head of ours" in refused(run, tmp_path / "out").what
+    assert "the mean of a text's states" in refused(run, tmp_path / "out").what

@@ -7,7 +7,7 @@ from pathlib import Path
 # Called by frameworks, never by name.
 CALLED_FROM_OUTSIDE = ",".join(
     [
-        "forward,backward,setup_context,format_help,error,on_*",
+        "forward,backward,setup_context,format_help,error,on_*,eof_received,stream_response",
         "tokenizer_name,loglikelihood_rolling,generate_until,apply_chat_template,chat_template",
     ]
 )

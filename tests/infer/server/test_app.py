@@ -11,36 +11,21 @@ import httpx
 import pytest
 from torch import Tensor
 
-from narrows.data.template import Template
-from narrows.infer.grammar import Grammars
-from narrows.infer.loading import Generator
-from narrows.infer.scheduler import Scheduler
-from narrows.infer.server.app import Guards, app
-from narrows.infer.server.run import Place, _guards
-from narrows.infer.server.service import Limits, Service
+from narrows.infer.server.app import app
+from narrows.infer.server.service import Service
 from narrows.infer.torch_core import TorchCore
-
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-Make = Callable[..., Service]
-Asked = dict[str, Any]
-
-
-@pytest.fixture
-def make(generator: Generator) -> Iterator[Make]:
-    """Makes services of a small model; closed at the end."""
-    made: list[Scheduler] = []
-    talking = generator._replace(template=Template(TEMPLATE, {}))
-
-    def service(slots: int = 4, queue: int = 64, **limits: Any) -> Service:
-        core = TorchCore(talking.model, slots)
-        made.append(Scheduler(core, talking.tokenizer, queue=queue, chunk=4))
-        allowed = Limits(**{"tokens_max": 40, **limits})
-        return Service("small", 1, talking, made[-1], allowed, Grammars(talking.tokenizer))
-
-    yield service
-    for each in made:
-        each.close()
+from tests.infer.server.asking import (
+    CHAT,
+    TEXT,
+    Asked,
+    Make,
+    chunks,
+    client,
+    error,
+    get,
+    post,
+    talk,
+)
 
 
 @pytest.fixture
@@ -55,47 +40,6 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     monkeypatch.setattr(TorchCore, "prefill", waiting)
     yield free
     free.set()
-
-
-def client(service: Service, key: str | None = None) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app(service, Guards(key)), raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://small", timeout=30.0)
-
-
-def post(service: Service, path: str, body: Any, **options: Any) -> httpx.Response:
-    async def asked() -> httpx.Response:
-        async with client(service, options.pop("key", None)) as http:
-            content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            return await http.post(path, content=content, **options)
-
-    return asyncio.run(asked())
-
-
-def get(service: Service, path: str, key: str | None = None, **options: Any) -> httpx.Response:
-    async def asked() -> httpx.Response:
-        async with client(service, key) as http:
-            return await http.get(path, **options)
-
-    return asyncio.run(asked())
-
-
-def talk(text: str = "But soft", **options: Any) -> Asked:
-    return {"messages": [{"role": "user", "content": text}], "seed": 7, "max_tokens": 12, **options}
-
-
-def chunks(response: httpx.Response) -> list[Any]:
-    """The events of a stream, which ends as one should."""
-    assert response.headers["content-type"].startswith("text/event-stream")
-    *events, last, rest = response.text.split("\n\n")
-    assert (last, rest) == ("data: [DONE]", "")
-    return [json.loads(event.removeprefix("data: ")) for event in events]
-
-
-def error(response: httpx.Response, status: int) -> Any:
-    assert response.status_code == status, response.text
-    found = response.json()["error"]
-    assert found.keys() == {"message", "type", "param", "code"} and found["message"]
-    return found
 
 
 def test_a_stream_says_what_the_whole_answer_says(make: Make) -> None:
@@ -123,21 +67,6 @@ def test_a_whole_number_may_be_written_with_a_point(make: Make) -> None:
     assert "max_tokens" in error(post(service, CHAT, talk(max_tokens=3.5)), 400)["message"]
     endless = b'{"messages": [], "temperature": 1e999}'
     assert "out of range" in error(post(service, CHAT, endless), 400)["message"]
-
-
-def test_what_is_asked_for_is_described_by_what_reads_it(make: Make) -> None:
-    service = make()
-    found = get(service, "/openapi.json", key="k", headers={"Authorization": "Bearer k"}).json()
-    assert get(service, "/openapi.json", key="k").status_code == 401
-    assert found["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
-    assert "security" not in found["paths"]["/health"]["get"]
-    asked = found["components"]["schemas"]["ChatAsked"]
-    assert asked["required"] == ["messages"] and not asked["additionalProperties"]
-    for name, about in asked["properties"].items():
-        # Each is known: what is wrong is its value, if anything.
-        told = post(service, CHAT, talk(**{name: {"no": "value"}}))
-        if told.status_code != 200:
-            assert "there is no field" not in error(told, 400)["message"], (name, about)
 
 
 def test_texts_and_tokens_are_gone_on_from_in_their_order(make: Make) -> None:
@@ -323,16 +252,6 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(make: Make
     assert f"{count} tokens long, the context 48" in told["message"]
 
 
-def test_a_key_is_asked_for_where_one_is_set(make: Make) -> None:
-    service, right = make(), {"Authorization": "Bearer secret"}
-    assert error(post(service, CHAT, talk(), key="secret"), 401)["code"] == "invalid_api_key"
-    for wrong in ("Bearer secre", "Bearer secrets", "secret", "Basic secret"):
-        error(get(service, "/v1/models", "secret", headers={"Authorization": wrong}), 401)
-    assert post(service, CHAT, talk(), key="secret", headers=right).status_code == 200
-    assert get(service, "/metrics", "secret").status_code == 401
-    assert get(service, "/health", "secret").status_code == 200
-
-
 def test_it_says_how_it_is(make: Make) -> None:
     service = make()
     post(service, CHAT, talk(max_tokens=5, temperature=0))
@@ -367,52 +286,3 @@ def test_a_core_that_fails_is_an_error_and_the_next_is_answered(
     monkeypatch.setattr(TorchCore, "prefill", once)
     assert "engine failed" in error(post(service, CHAT, talk()), 500)["message"]
     assert post(service, CHAT, talk()).status_code == 200
-
-
-def test_an_answer_keeps_to_the_form_that_is_asked_for(make: Make) -> None:
-    service = make()
-    wanted = {"type": "object", "properties": {"age": {"enum": [30, 31]}}, "required": ["age"],
-              "additionalProperties": False}  # fmt: skip
-    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": wanted, "strict": True}}
-    asked = talk("B", response_format=form, n=3, temperature=2.0)
-    choices = post(service, CHAT, asked).json()["choices"]
-    assert [each["finish_reason"] for each in choices] == ["stop"] * 3
-    assert {json.loads(each["message"]["content"])["age"] for each in choices} <= {30, 31}
-    streamed = chunks(post(service, CHAT, {**asked, "n": 1, "stream": True}))
-    text = "".join(each["choices"][0]["delta"].get("content", "") for each in streamed)
-    assert text == choices[0]["message"]["content"]
-    asked = {"prompt": "B", "regex": "(yes|no)", "max_tokens": 9}
-    assert post(service, TEXT, asked).json()["choices"][0]["text"] in ("yes", "no")
-    open_ended = talk("B", response_format={"type": "json_object"}, max_tokens=3)
-    [choice] = post(service, CHAT, open_ended).json()["choices"]
-    assert choice["message"]["content"].startswith("{")
-
-
-def test_a_wrong_schema_is_refused_with_its_place(make: Make) -> None:
-    wrong = {"properties": {"a": {"type": "strin"}}}
-    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": wrong}}
-    told = error(post(make(), CHAT, talk(response_format=form)), 400)
-    assert told["param"] == "response_format.json_schema.schema.properties.a"
-    assert "Invalid type: strin" in told["message"]
-    both = talk(response_format={"type": "json_object"}, regex="a")
-    assert "at once" in error(post(make(), CHAT, both), 400)["message"]
-
-
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [("localhost", 200), ("localhost:8000", 200), ("127.0.0.1:80", 200), ("[::1]:8000", 200),
-     ("LOCALHOST", 200), ("evil.example", 403), ("localhost.evil.example:8000", 403), ("", 403),
-     ("[::1", 403)],
-)  # fmt: skip
-def test_a_page_whose_name_was_made_to_lead_here_is_refused(
-    make: Make, host: str, status: int
-) -> None:
-    guarded = app(make(), _guards(Place("small", "127.0.0.1", 8000, None)))
-
-    async def asked() -> httpx.Response:
-        transport = httpx.ASGITransport(guarded)
-        async with httpx.AsyncClient(transport=transport, base_url="http://small") as http:
-            return await http.get("/v1/models", headers={"Host": host})
-
-    assert asyncio.run(asked()).status_code == status
-    assert _guards(Place("small", "0.0.0.0", 8000, None)).hosts is None
