@@ -32,10 +32,10 @@ def advised(capsys: Said, *words: str) -> list[list[str]]:
     ("words", "changes"),
     [
         (["rtx-4090", "--batch", "16", "--context", "2048"],
-         ["layout.offload=host", "b200", "8xrtx-4090", "qlora", "lora"]),
+         ["layout.offload=host", "h200-sxm", "8xrtx-4090", "qlora", "lora"]),
         (["4xh100-sxm", "--set", "recompute=none", "--set", "micro_batch=4", "--pue", "1.1"],
-         ["layout.micro_batch=1", "layout.recompute=selective", "layout.offload=host",
-          "8xh100-sxm", "4xh100-nvl", "lora", "qlora", "4096"]),
+         ["layout.micro_batch=1", "layout.state_bits=8", "layout.chunked_loss=true", "8xh100-sxm",
+          "4xh100-nvl", "lora", "qlora", "4096"]),
         (["8xh100-sxm", "--model", "llama-3.1-405b"], ["128xh100-sxm", "qlora"]),
     ],
 )  # fmt: skip
@@ -51,7 +51,7 @@ def test_every_command_that_is_advised_works(
 
 
 def test_the_pace_that_is_promised_is_the_pace_that_is_planned(capsys: Said) -> None:
-    assert main([*PLAN, "2xh100-sxm", "--goal", "money", "--budget", "1B tokens"]) == 3
+    assert main([*PLAN, "3xa100-40gb-sxm", "--goal", "money", "--budget", "1B tokens"]) == 3
     hint = capsys.readouterr().err.partition("\nhint: ")[2].partition("\n")[0]
     command, _, told = hint.partition("  # ")
     assert "--goal money" in command and "--budget '1B tokens'" in command

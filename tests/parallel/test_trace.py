@@ -144,7 +144,7 @@ def test_micro_batches_between_the_first_and_the_last_are_alike(
     for one, other in zip(short.traffic, whole.traffic, strict=True):
         assert one.bytes == pytest.approx(other.bytes, rel=1e-12)
     # Its tokens apart, which are given whole.
-    assert short.memory.peak == pytest.approx(whole.memory.peak, rel=0.005)
+    assert short.memory.peak == pytest.approx(whole.memory.peak, rel=0.008)
 
 
 def test_a_thousand_ranks_send_what_eight_do_but_for_the_ring_s_share() -> None:
