@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from narrows.infer.export import export
-from narrows.kernels.load import load
 from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
@@ -39,9 +38,7 @@ def theirs(kind: str, folder: Path, *, tied: bool = True) -> torch.nn.Module:
 
 def ours(folder: Path) -> Transformer:
     original = opened(folder)
-    with torch.device("meta"):
-        model = Transformer(original.spec, load("torch"))
-    return build(original, model, torch.float32, torch.device("cpu")).eval()
+    return build(original, torch.float32, torch.device("cpu")).eval()
 
 
 @pytest.mark.parametrize("tied", [True, False])

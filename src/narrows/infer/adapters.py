@@ -17,10 +17,8 @@ from narrows.adapt.trained import tuned
 from narrows.infer.checkpoint import locate, saved, step
 from narrows.infer.loading import PLAN
 from narrows.infer.source import Source, of_original
-from narrows.kernels.load import load as kernels
 from narrows.model import hugging_face
 from narrows.model.opening import build, opened
-from narrows.model.transformer import Transformer
 from narrows.parallel.saved import Whole
 from narrows.spec.adapter import LowRank
 from narrows.spec.errors import BadInput
@@ -56,9 +54,7 @@ def merged(path: Path, folder: Path) -> Source:
     made for the other, RunFailed where the merged model says something else.
     """
     original = opened(path)
-    with torch.device("meta"):
-        model = Transformer(original.spec, kernels("torch"))
-    model = build(original, model, torch.float32, torch.device("cpu")).eval()
+    model = build(original, torch.float32, torch.device("cpu")).eval()
     load_adapter(model, folder, original.naming)
     if original.spec.writes and not original.spec.classes:
         merge_proven(model)

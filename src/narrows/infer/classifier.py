@@ -15,7 +15,6 @@ from torch import Tensor
 from narrows.data.published import Words, words
 from narrows.infer.checkpoint import locate
 from narrows.infer.loading import PLAN, model_of, words_of
-from narrows.kernels.load import load as load_kernels
 from narrows.model.opening import CONFIG, Original, build, opened
 from narrows.model.transformer import Transformer
 from narrows.plan.layouts import TrainingPrecision
@@ -105,9 +104,7 @@ def load(
 
 
 def _published(original: Original, precision: TrainingPrecision | None) -> Classifier:
-    with torch.device("meta"):
-        model = Transformer(original.spec, load_kernels("torch"))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = build(original, model, dtype, torch.device("cpu")).eval().requires_grad_(False)
+    model = build(original, dtype, torch.device("cpu")).eval().requires_grad_(False)
     said = Classify(labels=original.labels) if original.labels else Regress()
     return Classifier(model, words(original.path, original.facts), said)

@@ -22,7 +22,6 @@ from narrows.data.published import Words, words
 from narrows.infer.checkpoint import locate
 from narrows.infer.generate import TooLong
 from narrows.infer.loading import PLAN, model_of, set_threads, words_of
-from narrows.kernels.load import load as load_kernels
 from narrows.model.opening import CONFIG, build, opened
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
@@ -122,9 +121,7 @@ def load(path: Path, checkpoint: str | None = None) -> Embedder:
         raise BadInput(f"{path} is no run, and has no checkpoints", hint="leave it out")
     original = opened(path)
     recipe = recipe_of(path, original.spec.context)
-    with torch.device("meta"):
-        model = Transformer(original.spec, load_kernels("torch"))
-    model = build(original, model, torch.float32, torch.device("cpu"))
+    model = build(original, torch.float32, torch.device("cpu"))
     spoken = words(original.path, original.facts)
     return Embedder(model.eval().requires_grad_(False), spoken, recipe)
 

@@ -122,9 +122,7 @@ def _published(path: Path, precision: TrainingPrecision | None) -> tuple[Generat
         raise no_writer(path)
     words = published.words(original.path, original.facts)
     dtype = _DTYPES[precision or ("bf16" if computes_bf16() else "fp32")]
-    with torch.device("meta"):
-        model = Transformer(original.spec, load_kernels("torch"))
-    model = build(original, model, dtype, _device())
+    model = build(original, dtype, _device())
     size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
     generator = Generator(_ready(model), words.tokenizer, words.template)
     return generator, f"{path}: {original.kind}, {size}"

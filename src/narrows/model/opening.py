@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
+from narrows.kernels.load import load as load_kernels
 from narrows.model import describing, ggml, gguf, hugging_face
 from narrows.model.configuration import family, shaped
 from narrows.model.gguf import GGUF
@@ -26,6 +27,7 @@ from narrows.model.settings import Settings
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.hub import repository
+from narrows.spec.machine import KernelSet
 from narrows.spec.model import ModelSpec
 from narrows.spec.record import Record, load
 
@@ -116,9 +118,11 @@ def opened(path: Path | str) -> Original:
 
 
 def build(
-    original: Original, model: Transformer, dtype: torch.dtype, device: torch.device
+    original: Original, dtype: torch.dtype, device: torch.device, kernels: KernelSet = "torch"
 ) -> Transformer:
-    """The model, made on the meta device, with memory of that type and the original's weights."""
+    """The model with the original's weights; no memory is taken before it is known to fit them."""
+    with torch.device("meta"):
+        model = Transformer(original.spec, load_kernels(kernels))
     original.fits(model)
     model = model.to(dtype).to_empty(device=device)
     original.fill(model)

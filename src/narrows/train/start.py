@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from narrows.data import published, tokenizers
-from narrows.kernels.load import load
 from narrows.model.opening import CONFIG, PLAN, build, opened
 from narrows.model.transformer import Transformer
 from narrows.spec.home import narrows_home
@@ -53,7 +52,5 @@ def teacher(asked: Distil, plan: Plan, device: torch.device) -> Transformer:
     """
     original = opened(asked.teacher if plan.teacher is None else plan.teacher.path)
     asked.check(original.spec, plan.model, plan.context)
-    with torch.device("meta"):
-        model = Transformer(original.spec, load(plan.layout.kernels))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[plan.layout.precision]
-    return build(original, model, dtype, device).eval().requires_grad_(False)
+    return build(original, dtype, device, plan.layout.kernels).eval().requires_grad_(False)
