@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from narrows.kernels.load import load
 from narrows.model.dropout import Draws
 from narrows.parallel.mesh import ranks_of
+from narrows.parallel.recompute import recomputed
 from narrows.parallel.running import Beside, Rows
 from narrows.parallel.split import Making, local, split
 from narrows.spec.exchange import EXACT, GradientExchange
@@ -52,8 +52,7 @@ def one_step(
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss of all sequences, and every gradient put together from this process's own parts."""
     ranks = ranks_of(layout, CPU, exchange)
-    twice = layout.recompute == "full"
-    making = Making(load("torch"), _recomputed if twice else None, CPU, torch.float32, exchange)
+    making = Making(load("torch"), recomputed(layout.recompute), CPU, torch.float32, exchange)
     mine = split(spec, layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)
     own_BT = tokens()[first : first + count]
@@ -78,10 +77,6 @@ def one_step(
             whole[places] = gradients[name][own]
         found[name] = whole
     return loss, found
-
-
-def _recomputed(block: Any) -> Any:
-    return functools.partial(checkpoint, block, use_reentrant=False)
 
 
 def together(

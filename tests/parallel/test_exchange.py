@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from narrows.kernels.load import load
-from narrows.parallel import trace as tracing
 from narrows.parallel.mesh import ranks_of
+from narrows.parallel.recompute import recomputed
 from narrows.parallel.running import Rows
 from narrows.parallel.split import Making, Split, local, split
 from narrows.parallel.trace import Counting, axes, trace, traffic
@@ -110,7 +110,7 @@ def _axis(layout: Layout, message: Message) -> str | None:
 def really(layout: Layout, name: str, gradients: GradientExchange = EXACT) -> Counts:
     """Of a step among real processes, not the first: torch's stages tell each other shapes once."""
     ranks = ranks_of(layout, CPU, gradients)
-    making = Making(load("torch"), tracing.wrapper(layout), CPU, torch.float32, gradients)
+    making = Making(load("torch"), recomputed(layout.recompute), CPU, torch.float32, gradients)
     mine = split(MODELS[name], layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)
     _step(mine, tokens()[first : first + count])

@@ -10,8 +10,8 @@ import torch
 
 from narrows.adapt.apply import apply
 from narrows.kernels.load import load
-from narrows.parallel import trace as tracing
 from narrows.parallel.mesh import ranks_of
+from narrows.parallel.recompute import recomputed
 from narrows.parallel.split import Making, split
 from narrows.parallel.trace import Counting, axes, traffic
 from narrows.plan.exchange import exchange
@@ -45,7 +45,7 @@ def really(layout: Layout, learning: Learning) -> Counts:
     ranks = ranks_of(layout, CPU)
     prepare = partial(apply, learning=learning)
     making = Making(
-        load("torch"), tracing.wrapper(layout), CPU, torch.float32, prepare=prepare
+        load("torch"), recomputed(layout.recompute), CPU, torch.float32, prepare=prepare
     )  # fmt: skip
     mine = split(MODELS["dense"], layout, ranks, making, seed=3)
     first, count = mine.own(SEQUENCES)

@@ -17,6 +17,7 @@ from narrows.model.presets import preset
 from narrows.parallel import trace as tracing
 from narrows.parallel.counting import Counting, axes, traffic
 from narrows.parallel.mesh import ranks_of
+from narrows.parallel.recompute import recomputed
 from narrows.parallel.split import Making, split
 from narrows.parallel.trace import step, trace
 from narrows.spec.errors import BadInput
@@ -70,7 +71,7 @@ def really(layout: Layout, name: str) -> tuple[float, float, tuple[Traffic, ...]
     model of its own, as gloo's calls keep tensors now longer and now shorter.
     """
     ranks = ranks_of(layout, CPU)
-    making = Making(load("torch"), tracing.wrapper(layout), CPU, torch.float32)
+    making = Making(load("torch"), recomputed(layout.recompute), CPU, torch.float32)
     peaks = []
     for _ in range(3):
         counting = Counting(axes(ranks, layout))

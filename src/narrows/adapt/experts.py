@@ -31,7 +31,7 @@ class AdaptedExperts(nn.Module):
     def grouped(self, x_RD: Tensor, expert_R: Tensor, ends_E: Tensor) -> Tensor:
         """The products of rows by their experts."""
         y_RX = F.grouped_mm(x_RD, self.weight.transpose(-1, -2), offs=ends_E)
-        low_RP = F.grouped_mm(x_RD, self.a.weight.transpose(-1, -2), offs=ends_E)
+        low_RP = self.a.grouped(x_RD, expert_R, ends_E)
         b_EPX = self.b.transpose(-1, -2)
         y_RX = y_RX + F.grouped_mm(low_RP * self.adapter.scale, b_EPX, offs=ends_E)
         return y_RX if self.bias is None else y_RX + self.bias[expert_R]

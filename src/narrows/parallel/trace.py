@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from narrows.kernels.load import load
-from narrows.model.block import Wrapper
 from narrows.parallel import data, expert
 from narrows.parallel.counting import AxisOf, Counting, Counts, axes, traffic
 from narrows.parallel.mesh import ranks_of
@@ -73,7 +72,7 @@ def trace(spec: ModelSpec, layout: Layout, *, rank: int = 0) -> Trace:
     _refuse(spec)
     began = time.perf_counter()
     dtype = torch.bfloat16 if layout.precision == "bf16" else torch.float32
-    making = Making(load("torch"), wrapper(layout), _CPU, dtype)
+    making = Making(load("torch"), recomputed(layout.recompute), _CPU, dtype)
     with _alone_among(layout.processes, rank), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         ranks = ranks_of(layout, _CPU)
@@ -193,11 +192,6 @@ def _alone_among(count: int, rank: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def wrapper(layout: Layout) -> Wrapper | None:
-    """What a traced block is wrapped in."""
-    return recomputed(layout.recompute)
 
 
 def _refuse(spec: ModelSpec) -> None:

@@ -20,6 +20,7 @@ from narrows.model.block import Wrapper
 from narrows.model.dropout import Draws
 from narrows.parallel.collectives import add_up
 from narrows.parallel.mesh import ranks_of
+from narrows.parallel.recompute import recomputed
 from narrows.parallel.running import Beside, Rows, nothing
 from narrows.parallel.split import Making, Split, split
 from narrows.plan import gradients, ramp
@@ -241,11 +242,7 @@ def _wrapper(layout: Layout) -> Wrapper | None:
     wrappers: list[Wrapper] = []
     if layout.compile:
         wrappers.append(lambda block: torch.compile(block, dynamic=False))
-    if layout.recompute != "none":
-        from narrows.parallel.recompute import recomputed
-
-        again = recomputed(layout.recompute)
-        assert again is not None
+    if (again := recomputed(layout.recompute)) is not None:
         wrappers.append(again)
     if not wrappers:
         return None

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from narrows.data.template import Template
 from narrows.infer import tools
-from narrows.infer.grammar import BadGrammar, Grammars, Guide
+from narrows.infer.grammar import Grammars, Guide
 from narrows.infer.server.errors import Refusal
+from narrows.infer.server.formats import refusing
 from narrows.infer.server.schemas import ChatAsked, NamedTool
 from narrows.infer.tools import CallReader, Style, Tool
 
@@ -30,10 +31,8 @@ class Calls(NamedTuple):
         """What holds the answer to a call; raises Refusal where a tool's schema is wrong."""
         if not self.chosen:
             return None
-        try:
+        with refusing("tools"):
             return tools.guide(grammars, self.style, self.chosen, several=self.several)
-        except BadGrammar as error:
-            raise Refusal(error.what, hint=error.hint, param=f"tools{error.place}") from None
 
 
 def calls_of(asked: ChatAsked, template: Template | None) -> Calls | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -21,13 +22,15 @@ def guide_of(asked: Asked, grammars: Grammars) -> Guide | None:
         names = " and ".join(name.partition(".")[0] for name in forms)
         raise Refusal(f"{names} are asked for at once", hint="one of them", param=min(forms))
     [(name, grammar)] = forms.items()
-    return compiled(grammar, grammars, name)
-
-
-def compiled(grammar: Grammar, grammars: Grammars, param: str) -> Guide:
-    """The guide of a grammar that the parameter gave."""
-    try:
+    with refusing(name):
         return grammars.guide(grammar)
+
+
+@contextmanager
+def refusing(param: str) -> Iterator[None]:
+    """Within it what is wrong in a grammar is wrong in the parameter that gave it."""
+    try:
+        yield
     except BadGrammar as error:
         raise Refusal(error.what, hint=error.hint, param=param + error.place) from None
 

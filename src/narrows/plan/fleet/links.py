@@ -26,11 +26,13 @@ class Links:
     latency_outside: float
 
     @classmethod
-    def of(cls, fleet: Fleet) -> Links:
-        """The innermost domain and the outermost."""
+    def of(cls, fleet: Fleet, reached: float | None = None) -> Links:
+        """The innermost domain and the outermost; inside, `reached` of what large sums alone do,
+        or what training's collectives do.
+        """
         inner, outer = fleet.domains[0], fleet.domains[-1]
         alone = inner is outer
-        inside = constants.LINK * fleet.reach.links
+        inside = fleet.reach.links * (constants.LINK if reached is None else reached)
         share = inside if alone or inner.devices > 1 else constants.NETWORK
         return cls(
             domain=float(inner.devices),

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
 
+import numpy as np
+
 from narrows.plan.fleet import constants, here
+from narrows.plan.fleet.links import Links
 from narrows.plan.fleet.work import Halves, Matrix, Work, halves
 from narrows.spec.fleet import Fleet
 from narrows.spec.ledger import Kind
@@ -359,29 +362,28 @@ def _narrowing(work: Work, replica: Replica, fleet: Fleet) -> float:
 
 def reductions(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> tuple[float, float]:
     """Seconds of all sums across the ranks, two a block, and bytes that a rank receives."""
-    ranks = float(replica.tensor)
-    if ranks == 1.0:
+    ranks = replica.tensor
+    if ranks == 1:
         return 0.0, 0.0
-    moved, rate = tokens * work.spec.width * 2.0, _rate(fleet, ranks)
-    # Bytes that a rank receives, of each way: from all at once, around, or from a switch that adds.
-    once, around = (ranks - 1.0) * moved, 2.0 * (ranks - 1.0) / ranks * moved
-    later = constants.SERVING_REDUCE_TWICE
-    ways = [(once / rate, once), (later + around / rate, around)]
+    moved, later = tokens * work.spec.width * 2.0, constants.SERVING_REDUCE_TWICE
+    around = moved * _around(Links.of(fleet, 1.0), ranks)
+    # Seconds, and bytes that a rank receives: from all at once, around, or from a switch that adds.
+    ways = [
+        (ranks * around, (ranks - 1.0) * moved),
+        (later + 2.0 * around, 2.0 * (ranks - 1.0) / ranks * moved),
+    ]
     if fleet.reach.switched and ranks <= fleet.domains[0].devices:
-        added = (1.0 + 1.0 / ranks) * moved
-        ways.append((later + added * fleet.reach.links / fleet.reach.switched / rate, added))
+        added = (ranks + 1.0) / (ranks - 1.0) * around * fleet.reach.links / fleet.reach.switched
+        ways.append((later + added, (1.0 + 1.0 / ranks) * moved))
     reduce = constants.SERVING_REDUCE + constants.SERVING_REDUCE_RANK * ranks
     seconds, received = min(ways)
     return 2.0 * work.layers * (reduce + seconds), 2.0 * work.layers * received
 
 
-def _rate(fleet: Fleet, ranks: float) -> float:
-    """Bytes a second that each of so many neighbours receives."""
-    inner, outer = fleet.domains[0], fleet.domains[-1]
-    inside = float(inner.bandwidth.value) * fleet.reach.links
-    if ranks <= inner.devices:
-        return inside
-    return min(inside, float(outer.bandwidth.value) * constants.NETWORK * inner.devices)
+@cache
+def _around(links: Links, ranks: int) -> float:
+    """Seconds for each byte that is gathered over so many neighbours."""
+    return float(links.moving(np.ones(1), np.array([float(ranks)]), np.ones(1))[0])
 
 
 @cache
