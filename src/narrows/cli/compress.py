@@ -125,11 +125,8 @@ def _rate_lines(receipt: Receipt) -> list[str]:
 
 
 def _foretold(rate: Rate) -> str:
-    """Of packed weights it is a bound."""
-    if rate.tokens_per_s_predicted is None:
-        return " " * 14
-    packed = rate.precision in ("int8", "int4")
-    return f"{'≤ ' * packed + format(rate.tokens_per_s_predicted, ',.0f'):>14}"
+    told = rate.tokens_per_s_predicted
+    return " " * 14 if told is None else f"{told:>14,.0f}"
 
 
 def _quality_lines(what: str, found: Divergence) -> list[str]:

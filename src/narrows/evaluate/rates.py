@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 
 from narrows.hardware.power import PowerMeter
 from narrows.hardware.probe import machine_known
+from narrows.infer.account import predicted_answer
 from narrows.infer.generate import ServingPrecision, Writer
 from narrows.infer.writer import load_writer
-from narrows.plan.answer import Question, predict_answer
-from narrows.plan.curves import Curves
-from narrows.plan.layouts import Setting
 from narrows.spec.machine import Machine
 from narrows.spec.record import Record
 
@@ -25,7 +22,7 @@ _PROMPT, _TOKENS, _TURNS = 32, 48, 3
 
 class Rate(Record):
     """Tokens a second of one text, by the median token of several turns. What was predicted is None
-    on a machine that was not probed; of packed weights it is what memory allows, reading each once.
+    on a machine that was not probed for such weights.
     `joules_per_token` is None where no meter can be read.
     """
 
@@ -72,12 +69,5 @@ def _turn(writer: Writer, prompt: Sequence[int]) -> list[float]:
 
 
 def _predicted(writer: Writer, machine: Machine) -> float | None:
-    precision = writer.precision
-    if precision == "fp32" or precision == "bf16":
-        if not any(curve.precision == precision for curve in machine.device.matmul):
-            return None
-        asked = Question(prompt=_PROMPT, tokens=_TOKENS, precision=precision)
-        return 1.0 / predict_answer(writer.spec, asked, machine).per_token_s
-    curves = Curves.of(machine, Setting(precision="fp32", kernels="torch", compile=False))
-    size = float(writer.weight_bytes)
-    return float(curves.bandwidth(np.array([size]))[0]) / size
+    found = predicted_answer(writer, machine, _PROMPT, _TOKENS)
+    return 1.0 / found.per_token_s if found else None
