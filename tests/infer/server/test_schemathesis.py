@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import httpx
 import pytest
 
-import narrows
 from narrows.data.tokenizers import Tokenizer
 from tests.infer.conftest import spec, write_run
+from tests.infer.server.serving import Served, serving
 
 pytestmark = pytest.mark.slow
 schemathesis = pytest.importorskip("schemathesis", reason="pip install schemathesis")
@@ -32,29 +27,12 @@ MISREAD = re.compile("Expected `|there is no field|is not served")
 FINE = (200, 400, 401, 403, 404, 405, 408, 413, 429, 503)
 
 
-class Served(NamedTuple):
-    """A server process, where it answers, and what it says."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, bpe: Tokenizer) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     write_run(folder / "small", bpe, spec(context=128))
-    words = ["-m", "narrows.cli.main", "serve", str(folder / "small"), "--port", "0",
-             "--tokens-max", "24"]  # fmt: skip
-    source, log = str(Path(narrows.__file__).parents[1]), folder / "log"
-    with log.open("wb") as said, subprocess.Popen(
-        [sys.executable, *words], stderr=said, env={**os.environ, "PYTHONPATH": source}
-    ) as process:  # fmt: skip
-        while not (found := re.search(r"(http://\S+) \(ctrl", log.read_text())):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        yield Served(process, found[1], log)
-        process.kill()
+    with serving(folder / "small", folder / "log", "--tokens-max", "24") as server:
+        yield server
 
 
 def test_requests_of_its_description_are_answered(served: Served) -> None:

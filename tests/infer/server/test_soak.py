@@ -17,8 +17,6 @@ import re
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -28,9 +26,9 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-import narrows
 from narrows.data.tokenizers import Tokenizer
 from tests.infer.conftest import spec, write_run
+from tests.infer.server.serving import Served, serving
 
 pytestmark = pytest.mark.slow
 MINUTES = float(os.environ.get("NARROWS_SOAK_MINUTES", "1"))
@@ -40,14 +38,6 @@ WORDS = [
     "the sun", "arise", "fair sun", "and kill", "the envious moon",
 ]  # fmt: skip
 FINE = (200, 429, 503)
-
-
-class Served(NamedTuple):
-    """A server process, the port it listens at, and what it says."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-    log: Path
 
 
 class Case(NamedTuple):
@@ -62,21 +52,11 @@ def served(tmp_path: Path, bpe: Tokenizer) -> Iterator[Served]:
     given = os.environ.get("NARROWS_SOAK_GGUF")
     if given is None:
         write_run(tmp_path / "small", bpe, spec(context=1024))
-    words = ["-m", "narrows.cli.main", "serve", given or str(tmp_path / "small"), "--port", "0",
-             "--slots", str(SLOTS), "--context", "1024"]  # fmt: skip
-    if given is not None:
-        # What torch computes is not guessed.
-        words += ["--speculate", "6"]
-    source = str(Path(narrows.__file__).parents[1])
-    log = tmp_path / "log"
-    with log.open("wb") as said, subprocess.Popen(
-        [sys.executable, *words], stderr=said, env={**os.environ, "PYTHONPATH": source}
-    ) as process:  # fmt: skip
-        while not (found := re.search(r":(\d+) \(ctrl", log.read_text())):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        yield Served(process, int(found[1]), log)
-        process.kill()
+    # What torch computes is not guessed.
+    guesses = [] if given is None else ["--speculate", "6"]
+    options = ["--slots", str(SLOTS), "--context", "1024", *guesses]
+    with serving(Path(given or tmp_path / "small"), tmp_path / "log", *options) as server:
+        yield server
 
 
 def test_it_outlives_its_users(served: Served) -> None:
