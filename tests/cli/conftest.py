@@ -10,15 +10,16 @@ import msgspec
 import pytest
 
 from narrows.hardware import find
+from narrows.kernels.load import available
 from narrows.spec import record
 from narrows.spec.machine import Machine
 
 
 @pytest.fixture(scope="session")
 def machine() -> Machine:
-    """A machine as probed once; only its fingerprint is made this one's."""
+    """A machine as probed once; only its fingerprint and kernels are made this one's."""
     kept = record.load(Machine, Path(__file__).with_name("machine.toml"))
-    return msgspec.structs.replace(kept, fingerprint=find.fingerprint())
+    return msgspec.structs.replace(kept, fingerprint=find.fingerprint(), kernel_sets=available())
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -45,13 +44,7 @@ def test_each_verb_helps(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--json" in shown
 
 
-def test_help_is_quick_and_imports_neither_torch_nor_numpy() -> None:
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        assert run("--help").returncode == 0
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.3
+def test_help_imports_neither_torch_nor_numpy() -> None:
     program = (
         "import sys, narrows.cli.main as m; m.main([]);"
         "assert not {'torch', 'numpy', 'msgspec', 'asyncio'} & set(sys.modules), sys.modules.keys()"
