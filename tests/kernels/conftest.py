@@ -6,7 +6,6 @@ from torch import Tensor
 
 from narrows.kernels.build import obstacle
 from narrows.kernels.interface import Kernels
-from narrows.kernels.load import load
 from narrows.kernels.reference import TorchKernels
 
 
@@ -15,7 +14,9 @@ def native() -> Kernels:
     reason = obstacle()
     if reason:
         pytest.skip(f"no native kernels here: {reason}")
-    return load("native")
+    from narrows.kernels.native import NativeKernels
+
+    return NativeKernels()
 
 
 @pytest.fixture(scope="session")

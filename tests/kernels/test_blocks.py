@@ -24,7 +24,7 @@ def test_a_stack_is_what_the_spec_says(kind: BlockKind) -> None:
 def test_native_and_torch_stacks_agree(kind: BlockKind, native: Kernels) -> None:
     torch.manual_seed(0)
     one = BlockStack(SHAPE._replace(kind=kind).spec, load("torch"), torch.bfloat16, "cpu")
-    other = BlockStack(SHAPE._replace(kind=kind).spec, load("native"), torch.bfloat16, "cpu")
+    other = BlockStack(SHAPE._replace(kind=kind).spec, native, torch.bfloat16, "cpu")
     other.load_state_dict(one.state_dict())
     x_BTD = torch.randn(2, 16, 64).bfloat16()
     assert torch.allclose(one(x_BTD).float(), other(x_BTD).float(), atol=0.05)

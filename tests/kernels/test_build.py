@@ -26,26 +26,30 @@ def test_the_readable_kernels_are_always_there() -> None:
     assert load.load("torch").name == "torch"
 
 
+def here(flags: set[str], monkeypatch: pytest.MonkeyPatch, system: str = "Linux") -> None:
+    """A machine whose processor has these."""
+    monkeypatch.setattr(build, "_processor_flags", lambda: flags)
+    monkeypatch.setattr(build.platform, "system", lambda: system)
+    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+
+
 @needs_compiler
-def test_the_native_kernels_are_found_where_they_can_be() -> None:
-    assert load.available() == ("torch", "native")
-    assert load.load("native").name == "native"
+def test_the_native_kernels_train_where_products_are_quick_in_bf16() -> None:
+    quick = build.level() is build.AVX512
+    assert load.available() == (("torch", "native") if quick else ("torch",))
 
 
 @pytest.mark.parametrize(
     ("flags", "system", "reason"),
     [
-        ({"avx2"}, "Linux", "lacks avx512f, avx512bw, avx512vl, avx512dq, avx512_bf16"),
-        (set(build.NEEDED) - {"avx512_bf16"}, "Linux", "lacks avx512_bf16"),
-        (set(build.NEEDED), "Darwin", "this is Darwin"),
+        ({"avx2"}, "Linux", "lacks fma, f16c"),
+        (set(build.AVX512.needed), "Darwin", "this is Darwin"),
     ],
 )
 def test_what_is_missing_is_named(
     flags: set[str], system: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_processor_flags", lambda: flags)
-    monkeypatch.setattr(build.platform, "system", lambda: system)
-    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    here(flags, monkeypatch, system)
     assert reason in str(build.obstacle())
     assert load.available() == ("torch",)
     with pytest.raises(BadInput, match=reason) as caught:
@@ -53,10 +57,33 @@ def test_what_is_missing_is_named(
     assert "layout.kernels=torch" in str(caught.value.hint)
 
 
+@needs_compiler
+@pytest.mark.parametrize("more", [set(), {"avx512f", "avx512bw", "avx512_vnni"}])
+def test_avx2_is_enough_for_packed_decoders_and_not_for_training(
+    more: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here({*build.AVX2.needed, *more}, monkeypatch)
+    assert build.level() is build.AVX2 and build.obstacle() is None
+    assert "avx512_bf16" in str(build.training_obstacle())
+    assert load.available() == ("torch",)
+
+
+@needs_compiler
+def test_each_level_has_a_library_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NARROWS_HOME", str(tmp_path / "home"))
+    script = 'while [ "$1" != -o ]; do shift; done; echo made > "$2"'
+    monkeypatch.setenv("CXX", compiler(tmp_path, script))
+    names = set()
+    for level in (build.AVX512, build.AVX2):
+        here(set(level.needed), monkeypatch)
+        names.add(build.library().name)
+    assert len(names) == 2
+
+
 def test_no_compiler_is_an_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(build, "_processor_flags", lambda: set(build.NEEDED))
-    monkeypatch.setattr(build.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    here(set(build.AVX2.needed), monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert "no C++ compiler" in str(build.obstacle())

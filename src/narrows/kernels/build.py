@@ -10,20 +10,40 @@ import subprocess
 import tempfile
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from narrows.spec.errors import RunFailed
 from narrows.spec.home import narrows_home
 
 SOURCES = ("attention.cpp", "coded.cpp", "decoder.cpp", "pointwise.cpp", "update.cpp")
 HEADERS = (
-    "activations.h", "barrier.h", "norm.h", "quantized.h", "rows.h", "shares.h", "simd.h",
+    "activations.h", "barrier.h", "lanes.h", "lanes256.h", "lanes512.h", "norm.h", "panels.h",
+    "products.h", "quantized.h", "rows.h", "shares.h", "tiles256.h", "tiles512.h",
 )  # fmt: skip
-FLAGS = (
-    "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fast",
-    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni",
-    "-mfma", "-mbmi2",
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-mbmi2")
+
+
+class Level(NamedTuple):
+    """Instructions that the kernels can be compiled for, as Linux calls what a processor has."""
+
+    name: str
+    needed: tuple[str, ...]
+    flags: tuple[str, ...]
+
+
+AVX512 = Level(
+    "AVX-512",
+    ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"),
+    ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni",
+     "-mfma"),
 )  # fmt: skip
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni")
+AVX2 = Level("AVX2", ("avx2", "fma", "f16c"), ("-mavx2", "-mfma", "-mf16c"))
+
+
+def level() -> Level | None:
+    """The widest that this processor has."""
+    has = _processor_flags()
+    return next((each for each in (AVX512, AVX2) if has >= set(each.needed)), None)
 
 
 def obstacle() -> str | None:
@@ -31,12 +51,18 @@ def obstacle() -> str | None:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         here = f"{platform.system()} on {platform.machine()}"
         return f"they are written for Linux on x86-64, this is {here}"
-    missing = [flag for flag in NEEDED if flag not in _processor_flags()]
-    if missing:
-        return f"the processor lacks {', '.join(missing)}"
+    if level() is None:
+        return f"the processor lacks {_lacking(AVX2)}"
     if _compiler() is None:
         return "no C++ compiler was found (CXX, c++, g++ or clang++)"
     return None
+
+
+def training_obstacle() -> str | None:
+    """Why training with them cannot be had here: around them are torch's products in bf16."""
+    if obstacle() is None and level() is not AVX512:
+        return f"the processor lacks {_lacking(AVX512)}"
+    return obstacle()
 
 
 def library() -> Path:
@@ -46,28 +72,34 @@ def library() -> Path:
         raise RunFailed("no C++ compiler was found", hint="install g++, or plan with kernels=torch")
     folder = files("narrows.kernels") / "native"
     sources = {name: (folder / name).read_text() for name in (*SOURCES, *HEADERS)}
-    key = hashlib.sha256(repr((sorted(sources.items()), FLAGS, compiler)).encode()).hexdigest()[:16]
+    flags = (*FLAGS, *(level() or AVX2).flags)
+    key = hashlib.sha256(repr((sorted(sources.items()), flags, compiler)).encode()).hexdigest()[:16]
     path = narrows_home() / "native" / f"kernels-{key}.so"
     if not path.exists():
-        _compile(compiler, sources, path)
+        _compile([compiler, *flags], sources, path)
     return path
 
 
-def _compile(compiler: str, sources: dict[str, str], path: Path) -> None:
+def _compile(compiler: list[str], sources: dict[str, str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         for name, text in sources.items():
             (Path(work) / name).write_text(text)
         out = Path(work) / path.name
-        command = [compiler, *FLAGS, *SOURCES, "-o", out.name]
+        command = [*compiler, *SOURCES, "-o", out.name]
         done = subprocess.run(command, cwd=work, capture_output=True, text=True)
         if done.returncode:
             raise RunFailed(
-                f"{compiler} could not compile the native kernels",
+                f"{compiler[0]} could not compile the native kernels",
                 causes=done.stderr.strip().splitlines()[:5],
                 hint="plan with --set layout.kernels=torch, or install a newer g++",
             )
         out.replace(path)
+
+
+def _lacking(wanted: Level) -> str:
+    has = _processor_flags()
+    return ", ".join(flag for flag in wanted.needed if flag not in has)
 
 
 def _compiler() -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from narrows.kernels.build import obstacle
+from narrows.kernels.build import training_obstacle
 from narrows.kernels.interface import Kernels
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import KernelSet
@@ -10,7 +10,7 @@ from narrows.spec.machine import KernelSet
 
 def available() -> tuple[KernelSet, ...]:
     """The sets that work here, the readable one first."""
-    return ("torch",) if obstacle() else ("torch", "native")
+    return ("torch",) if training_obstacle() else ("torch", "native")
 
 
 def load(name: KernelSet) -> Kernels:
@@ -19,7 +19,7 @@ def load(name: KernelSet) -> Kernels:
         from narrows.kernels.reference import TorchKernels
 
         return TorchKernels()
-    reason = obstacle()
+    reason = training_obstacle()
     if reason:
         raise BadInput(
             f"native kernels cannot be used here: {reason}",

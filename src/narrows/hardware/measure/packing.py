@@ -8,7 +8,7 @@ import torch
 
 from narrows.hardware.measure.device import Target
 from narrows.hardware.measure.sampling import Sample, sample
-from narrows.kernels.load import available
+from narrows.kernels.build import obstacle
 from narrows.kernels.stand_in import PackedShape, packed_trials
 from narrows.spec.machine import PackedCurve, PackedPoint
 
@@ -25,7 +25,7 @@ def curves(
     where: Target, *, seconds: float, memory_bytes: float
 ) -> tuple[tuple[PackedCurve, ...], list[Sample]]:
     """By the native kernels; none where there are no such, or the memory is small."""
-    if where.kind != "cpu" or "native" not in available() or memory_bytes < 4 * _WEIGHT_BYTES:
+    if where.kind != "cpu" or obstacle() or memory_bytes < 4 * _WEIGHT_BYTES:
         return (), []
     found: list[PackedCurve] = []
     samples: list[Sample] = []

@@ -6,6 +6,7 @@
 // they are copied into place.
 #include <cmath>
 
+#include "activations.h"
 #include "rows.h"
 
 namespace {
@@ -21,7 +22,7 @@ void mask_tile(float* scores, const Shape& s, int64_t key, int64_t query) {
 }
 
 struct Softmax {
-  __m512 top[4], sum[4];
+  Floats top[4], sum[4];
 };
 
 // One tile of the online softmax: scores [key][query] → probabilities packed in key pairs; the
@@ -29,26 +30,26 @@ struct Softmax {
 void softmax_tile(float* scores, float scale, Softmax& state, bf16* packed, float* out,
                   int64_t head) {
   for (int w = 0; w < 4; w++) {
-    const __m512 factor = _mm512_set1_ps(scale);
-    __m512 top = state.top[w];
+    const Floats factor = spread(scale);
+    Floats top = state.top[w];
     for (int key = 0; key < BLOCK; key++) {
-      __m512 score = _mm512_loadu_ps(scores + key * BLOCK + 16 * w);
-      top = _mm512_max_ps(top, _mm512_mul_ps(score, factor));
+      Floats score = load_float(scores + key * BLOCK + 16 * w);
+      top = max(top, score * factor);
     }
-    __m512 shrink = exp_ps(_mm512_sub_ps(state.top[w], top));
-    __m512 sum = _mm512_mul_ps(state.sum[w], shrink);
+    Floats shrink = exp_ps(state.top[w] - top);
+    Floats sum = state.sum[w] * shrink;
     for (int key = 0; key < BLOCK; key += 2) {
       const float* row = scores + key * BLOCK + 16 * w;
-      __m512 a = exp_ps(_mm512_fmsub_ps(_mm512_loadu_ps(row), factor, top));
-      __m512 b = exp_ps(_mm512_fmsub_ps(_mm512_loadu_ps(row + BLOCK), factor, top));
-      sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
-      _mm512_storeu_si512(packed + key * BLOCK + 32 * w, pair_rows(a, b));
+      Floats a = exp_ps(fms(load_float(row), factor, top));
+      Floats b = exp_ps(fms(load_float(row + BLOCK), factor, top));
+      sum = sum + (a + b);
+      store_ints(packed + key * BLOCK + 32 * w, pair_rows(a, b));
     }
     state.top[w] = top;
     state.sum[w] = sum;
     for (int64_t h = 0; h < head; h++) {
       float* at = out + h * BLOCK + 16 * w;
-      _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), shrink));
+      store_float(at, load_float(at) * shrink);
     }
   }
 }
@@ -71,31 +72,31 @@ void forward_head(const bf16* q, const bf16* k, const bf16* v, const Shape& s, c
   for (int64_t query = 0; query < s.padded; query += BLOCK) {
     Softmax state;
     for (int w = 0; w < 4; w++) {
-      state.top[w] = _mm512_set1_ps(-1e30f);
-      state.sum[w] = _mm512_setzero_ps();
+      state.top[w] = spread(-1e30f);
+      state.sum[w] = zeros();
     }
     memset(sums, 0, s.head * BLOCK * 4);
     const int64_t last = s.causal ? query : s.padded - BLOCK;
     for (int64_t key = 0; key <= last; key += BLOCK) {
-      product64<false>(keys + key * s.head, s.head, queries + query * s.head, BLOCK, scores, BLOCK,
-                       BLOCK, (int)s.head);
+      product<64, false>(keys + key * s.head, s.head, queries + query * s.head, BLOCK, scores,
+                         BLOCK, BLOCK, (int)s.head);
       mask_tile(scores, s, key, query);
       softmax_tile(scores, scale, state, packed, sums, s.head);
-      product64<true>(values + key, s.padded, packed, BLOCK, sums, BLOCK, (int)s.head, BLOCK);
+      product<64, true>(values + key, s.padded, packed, BLOCK, sums, BLOCK, (int)s.head, BLOCK);
     }
     float total[BLOCK], top[BLOCK];
     for (int w = 0; w < 4; w++) {
-      _mm512_storeu_ps(total + 16 * w, state.sum[w]);
-      _mm512_storeu_ps(top + 16 * w, state.top[w]);
+      store_float(total + 16 * w, state.sum[w]);
+      store_float(top + 16 * w, state.top[w]);
     }
     transpose_block(sums, s.head, turned);
     for (int64_t i = 0; i < BLOCK && query + i < s.positions; i++) {
-      const __m512 inverse = _mm512_set1_ps(1.0f / total[i]);
+      const Floats inverse = spread(1.0f / total[i]);
       lse[query + i] = top[i] + std::log(total[i]);
       for (int64_t h = 0; h < s.width; h += 16) {
-        __mmask16 mask = tail(s.width - h);
+        Mask mask = tail(s.width - h);
         store_bf16(out + (query + i) * s.heads * s.width + h,
-                   _mm512_mul_ps(_mm512_loadu_ps(turned + i * s.head + h), inverse), mask);
+                   load_float(turned + i * s.head + h) * inverse, mask);
       }
     }
   }
@@ -108,64 +109,63 @@ struct Gradients {
 
 // One tile: probabilities again from the scores, then the four products of the backward pass.
 struct BackwardTile {
-  const bf16 *keys, *values, *keys_transposed;      // [T][H], [T][H], [H][T]
-  const bf16 *queries, *queries_pairs;              // blocks packed by column, rows packed in pairs
-  const bf16 *outputs, *outputs_pairs;              // the same for the output's gradient
+  const bf16 *keys, *values, *keys_transposed;  // [T][H], [T][H], [H][T]
+  const bf16 *queries, *queries_pairs;          // blocks packed by column, rows packed in pairs
+  const bf16 *outputs, *outputs_pairs;          // the same for the output's gradient
   const float *lse, *delta;
   float *scores, *products;
   bf16 *left, *packed;
 
   void probabilities(int64_t query, float scale) const {
     for (int w = 0; w < 4; w++) {
-      const __m512 shift = _mm512_loadu_ps(lse + query + 16 * w);
+      const Floats shift = load_float(lse + query + 16 * w);
       for (int key = 0; key < BLOCK; key++) {
         float* at = scores + key * BLOCK + 16 * w;
-        __m512 p = exp_ps(_mm512_fmsub_ps(_mm512_loadu_ps(at), _mm512_set1_ps(scale), shift));
-        _mm512_storeu_ps(at, p);
+        Floats p = exp_ps(fms(load_float(at), spread(scale), shift));
+        store_float(at, p);
         store_bf16(left + key * BLOCK + 16 * w, p);
       }
     }
   }
   void score_gradients(int64_t query, float scale) const {
     for (int w = 0; w < 4; w++) {
-      const __m512 shift = _mm512_loadu_ps(delta + query + 16 * w), factor = _mm512_set1_ps(scale);
+      const Floats shift = load_float(delta + query + 16 * w), factor = spread(scale);
       for (int key = 0; key < BLOCK; key += 2) {
         const int at = key * BLOCK + 16 * w;
-        __m512 a = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(scores + at), factor),
-                                 _mm512_sub_ps(_mm512_loadu_ps(products + at), shift));
-        __m512 b = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(scores + at + BLOCK), factor),
-                                 _mm512_sub_ps(_mm512_loadu_ps(products + at + BLOCK), shift));
+        Floats a = load_float(scores + at) * factor * (load_float(products + at) - shift);
+        Floats b =
+            load_float(scores + at + BLOCK) * factor * (load_float(products + at + BLOCK) - shift);
         store_bf16(left + at, a);
         store_bf16(left + at + BLOCK, b);
-        _mm512_storeu_si512(packed + key * BLOCK + 32 * w, pair_rows(a, b));
+        store_ints(packed + key * BLOCK + 32 * w, pair_rows(a, b));
       }
     }
   }
   void run(const Shape& s, int64_t key, int64_t query, float scale, Gradients& g) const {
     const int head = (int)s.head;
-    product64<false>(keys + key * head, head, queries + query * head, BLOCK, scores, BLOCK, BLOCK,
-                     head);
+    product<64, false>(keys + key * head, head, queries + query * head, BLOCK, scores, BLOCK, BLOCK,
+                       head);
     mask_tile(scores, s, key, query);
     probabilities(query, scale);
     product_head(left, BLOCK, outputs_pairs + query * head, g.dv + key * head, head, BLOCK, BLOCK);
-    product64<false>(values + key * head, head, outputs + query * head, BLOCK, products, BLOCK,
-                     BLOCK, head);
+    product<64, false>(values + key * head, head, outputs + query * head, BLOCK, products, BLOCK,
+                       BLOCK, head);
     score_gradients(query, scale);
     product_head(left, BLOCK, queries_pairs + query * head, g.dk + key * head, head, BLOCK, BLOCK);
-    product64<true>(keys_transposed + key, s.padded, packed, BLOCK, g.dq_transposed + query * head,
-                    BLOCK, head, BLOCK);
+    product<64, true>(keys_transposed + key, s.padded, packed, BLOCK,
+                      g.dq_transposed + query * head, BLOCK, head, BLOCK);
   }
 };
 
 void row_sums(const bf16* a, const bf16* b, const Shape& s, float* out) {
   for (int64_t t = 0; t < s.positions; t++) {
-    __m512 sum = _mm512_setzero_ps();
+    Floats sum = zeros();
     for (int64_t h = 0; h < s.width; h += 16) {
-      __mmask16 mask = tail(s.width - h);
+      Mask mask = tail(s.width - h);
       const int64_t at = t * s.heads * s.width + h;
-      sum = _mm512_fmadd_ps(load_bf16(a + at, mask), load_bf16(b + at, mask), sum);
+      sum = fma(load_bf16(a + at, mask), load_bf16(b + at, mask), sum);
     }
-    out[t] = _mm512_reduce_add_ps(sum);
+    out[t] = sum_of(sum);
   }
 }
 
@@ -196,9 +196,19 @@ void backward_head(const bf16* q, const bf16* k, const bf16* v, const bf16* out,
   memset(dq_transposed, 0, plane * 4);
   memset(dk, 0, plane * 4);
   memset(dv, 0, plane * 4);
-  BackwardTile tile{keys, values, turned_keys, queries, queries_pairs, outputs, outputs_pairs,
-                    shift, delta, take<float>(BLOCK * BLOCK), take<float>(BLOCK * BLOCK),
-                    take<bf16>(BLOCK * BLOCK), take<bf16>(BLOCK * BLOCK)};
+  BackwardTile tile{keys,
+                    values,
+                    turned_keys,
+                    queries,
+                    queries_pairs,
+                    outputs,
+                    outputs_pairs,
+                    shift,
+                    delta,
+                    take<float>(BLOCK * BLOCK),
+                    take<float>(BLOCK * BLOCK),
+                    take<bf16>(BLOCK * BLOCK),
+                    take<bf16>(BLOCK * BLOCK)};
   Gradients gradients{dk, dv, dq_transposed};
   const float scale = 1.0f / std::sqrt((float)s.width);
   for (int64_t key = 0; key < s.padded; key += BLOCK)

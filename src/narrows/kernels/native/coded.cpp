@@ -5,7 +5,7 @@
 #include <cfloat>
 #include <cstdint>
 
-#include "simd.h"
+#include "lanes.h"
 
 namespace {
 
@@ -17,31 +17,31 @@ struct Bounds {
   explicit Bounds(const float* bounds) : all(bounds) {
     float each[16] = {};
     for (int i = 0; i < 15; i++) each[i] = bounds[16 * i + 15];
-    sixteenth = _mm512_loadu_ps(each);
+    sixteenth = load_float(each);
   }
 
-  __m512i below(__m512 share) const {
-    __m512i count = _mm512_setzero_si512();
+  Ints below(Floats share) const {
+    Ints count = no_ints();
     for (int step = 8; step; step >>= 1) {
-      const __m512i probe = _mm512_add_epi32(count, _mm512_set1_epi32(step - 1));
-      count = beyond(count, _mm512_permutexvar_ps(probe, sixteenth), share, step);
+      const Ints probe = plus(count, spread_int(step - 1));
+      count = beyond(count, pick(sixteenth, probe), share, step);
     }
-    count = _mm512_slli_epi32(count, 4);
+    count = up<4>(count);
     for (int step = 8; step; step >>= 1) {
-      const __m512i probe = _mm512_add_epi32(count, _mm512_set1_epi32(step - 1));
-      count = beyond(count, _mm512_i32gather_ps(probe, all, 4), share, step);
+      const Ints probe = plus(count, spread_int(step - 1));
+      count = beyond(count, pick(all, probe), share, step);
     }
     return count;
   }
 
  private:
-  static __m512i beyond(__m512i count, __m512 bound, __m512 share, int step) {
-    const __mmask16 above = _mm512_cmp_ps_mask(bound, share, _CMP_LT_OQ);
-    return _mm512_mask_add_epi32(count, above, count, _mm512_set1_epi32(step));
+  static Ints beyond(Ints count, Floats bound, Floats share, int step) {
+    const Mask above = less(bound, share);
+    return select(above, plus(count, spread_int(step)), count);
   }
 
   const float* all;
-  __m512 sixteenth;
+  Floats sixteenth;
 };
 
 }  // namespace
@@ -53,12 +53,12 @@ void narrows_decode(const uint8_t* codes, const float* scales, const float* leve
                     int64_t count) {
 #pragma omp parallel for schedule(static)
   for (int64_t start = 0; start < count; start += BLOCK) {
-    const __m512 scale = _mm512_set1_ps(scales[start / BLOCK]);
+    const Floats scale = spread(scales[start / BLOCK]);
     each16(std::min(BLOCK, count - start), [&](int64_t i, auto lanes) {
       const uint8_t* from = codes + start + i;
-      const __m512i code = _mm512_cvtepu8_epi32(load_bytes(from, lanes));
-      const __m512 level = _mm512_i32gather_ps(code, levels, 4);
-      store_float(out + start + i, _mm512_mul_ps(level, scale), lanes);
+      const Ints code = load_uint8(from, lanes);
+      const Floats level = pick(levels, code);
+      store_float(out + start + i, level * scale, lanes);
     });
   }
 }
@@ -71,16 +71,16 @@ void narrows_encode(const float* values, const float* bounds, uint8_t* codes, fl
 #pragma omp parallel for schedule(static)
   for (int64_t start = 0; start < count; start += BLOCK) {
     const int64_t size = std::min(BLOCK, count - start);
-    __m512 most = _mm512_setzero_ps();
+    Floats most = zeros();
     each16(size, [&](int64_t i, auto lanes) {
-      most = _mm512_max_ps(most, _mm512_abs_ps(load_float(values + start + i, lanes)));
+      most = max(most, abs(load_float(values + start + i, lanes)));
     });
-    const float scale = _mm512_reduce_max_ps(most);
+    const float scale = most_of(most);
     scales[start / BLOCK] = scale;
-    const __m512 divisor = _mm512_set1_ps(std::max(scale, FLT_MIN));
+    const Floats divisor = spread(std::max(scale, FLT_MIN));
     each16(size, [&](int64_t i, auto lanes) {
-      const __m512 share = _mm512_div_ps(load_float(values + start + i, lanes), divisor);
-      store_bytes(codes + start + i, _mm512_cvtepi32_epi8(known.below(share)), lanes);
+      const Floats share = load_float(values + start + i, lanes) / divisor;
+      store_int8(codes + start + i, known.below(share), lanes);
     });
   }
 }

@@ -34,7 +34,7 @@ struct Decoder {
   const Layer* layers;
   int64_t count, width, heads, kv_heads, head_width, room;  // room: positions of a cache
   float epsilon, query_scale, embedding_scale, logit_scale;
-  float score_cap, logit_cap;  // infinite where there is none
+  float score_cap, logit_cap;          // infinite where there is none
   int64_t activation, gated, centred;  // of the feed-forward, and whether norms take the mean away
   int64_t turned;                      // of a head, by position
   const float* positions;              // [room][width] that join the tokens, or null
@@ -83,8 +83,8 @@ class Member {
       each(s.rows, [&](int64_t r) { enter(layer.norm, r, r); });
       barrier.wait();
       const int64_t columns = layer.qkv.rows;
-      share(layer.qkv, s.narrow, s.rows, [&](int64_t r, int64_t p, __m512 value) {
-        _mm512_storeu_ps(s.qkv + r * columns + p * PANEL, value);
+      share(layer.qkv, s.narrow, s.rows, [&](int64_t r, int64_t p, Floats value) {
+        store_float(s.qkv + r * columns + p * PANEL, value);
       });
       barrier.wait();
       each(s.count * (d.heads + 2 * d.kv_heads), [&](int64_t i) { place(layer, l, i); });
@@ -102,9 +102,9 @@ class Member {
     each(s.wanted_count, [&](int64_t i) { enter(d.norm, s.wanted[i], i); });
     barrier.wait();
     const int64_t columns = d.head.count() * PANEL;
-    share(d.head, s.narrow, s.wanted_count, [&](int64_t r, int64_t p, __m512 value) {
-      value = capped(_mm512_mul_ps(value, _mm512_set1_ps(d.logit_scale)), d.logit_cap);
-      _mm512_storeu_ps(s.logits + r * columns + p * PANEL, value);
+    share(d.head, s.narrow, s.wanted_count, [&](int64_t r, int64_t p, Floats value) {
+      value = capped(value * spread(d.logit_scale), d.logit_cap);
+      store_float(s.logits + r * columns + p * PANEL, value);
     });
   }
 
@@ -132,9 +132,9 @@ class Member {
   // A product, normalised where there is a norm, joins the stream.
   void add(const Matrix& w, const Codes& codes, const Norm& norm) const {
     float* into = norm.weight ? s.y : s.x;
-    share(w, codes, s.rows, [&](int64_t r, int64_t p, __m512 value) {
+    share(w, codes, s.rows, [&](int64_t r, int64_t p, Floats value) {
       float* at = into + r * d.width + p * PANEL;
-      _mm512_storeu_ps(at, norm.weight ? value : _mm512_add_ps(_mm512_loadu_ps(at), value));
+      store_float(at, norm.weight ? value : load_float(at) + value);
     });
     barrier.wait();
     if (!norm.weight) return;
@@ -157,22 +157,22 @@ class Member {
     for (int64_t g = groups * me / s.threads; g < groups * (me + 1) / s.threads; g++)
       for (int64_t first = 0; first < s.rows; first += TILE) {
         const int64_t some = std::min(TILE, s.rows - first);
-        __m512 gate[2][TILE], value[2][TILE];
+        Floats gate[2][TILE], value[2][TILE];
         for (int64_t i = 0; i < 2; i++) {
           tile(up, 2 * g + i, s.narrow, first, some, gate[i]);
           if (d.gated) tile(up, panels + 2 * g + i, s.narrow, first, some, value[i]);
         }
         for (int64_t m = 0; m < some; m++) {
-          __m512 y[2];
+          Floats y[2];
           for (int64_t i = 0; i < 2; i++) {
             if (up.bias) {
               const float* bias = up.bias + (2 * g + i) * PANEL;
-              gate[i][m] = _mm512_add_ps(gate[i][m], _mm512_loadu_ps(bias));
+              gate[i][m] = gate[i][m] + load_float(bias);
               bias += panels * PANEL;
-              if (d.gated) value[i][m] = _mm512_add_ps(value[i][m], _mm512_loadu_ps(bias));
+              if (d.gated) value[i][m] = value[i][m] + load_float(bias);
             }
             y[i] = activated(gate[i][m], d.activation);
-            if (d.gated) y[i] = _mm512_mul_ps(y[i], value[i][m]);
+            if (d.gated) y[i] = y[i] * value[i][m];
           }
           s.wide.set(first + m, g, y[0], y[1]);
         }
@@ -201,8 +201,7 @@ class Member {
         if (position % 2 == 0 && i + 1 < own.count) {
           const float* next = from + layer.qkv.rows;
           for (int64_t h = 0; h < H; h += 16)
-            _mm512_storeu_si512(to + 2 * h, pair_rows(_mm512_loadu_ps(from + h),
-                                                      _mm512_loadu_ps(next + h)));
+            store_ints(to + 2 * h, pair_rows(load_float(from + h), load_float(next + h)));
           i++;
         } else {
           for (int64_t h = 0; h < H; h++) to[2 * h + position % 2] = to_bf16(from[h]);
@@ -213,14 +212,13 @@ class Member {
       turn(layer, from, position);
       if (query) {
         bf16* to = s.queries + (row * d.heads + head) * H;
-        const __m512 scale = _mm512_set1_ps(d.query_scale);
-        for (int64_t h = 0; h < H; h += 16)
-          store_bf16(to + h, _mm512_mul_ps(_mm512_loadu_ps(from + h), scale));
+        const Floats scale = spread(d.query_scale);
+        for (int64_t h = 0; h < H; h += 16) store_bf16(to + h, load_float(from + h) * scale);
       } else {
         bf16* to = keys(own.cache, l, head - d.heads);
         to += position / 16 * 16 * H + position % 16 * 2;
         bf16 narrow[WIDEST];
-        for (int64_t h = 0; h < H; h += 16) store_bf16(narrow + h, _mm512_loadu_ps(from + h));
+        for (int64_t h = 0; h < H; h += 16) store_bf16(narrow + h, load_float(from + h));
         for (int64_t h = 0; h < H; h += 2) memcpy(to + h / 2 * 32, narrow + h, 4);
       }
     }
@@ -230,10 +228,10 @@ class Member {
     const int64_t half = d.turned / 2;
     const float *cos = layer.cos + position * half, *sin = layer.sin + position * half;
     each16(half, [&](int64_t h, auto lanes) {
-      const __m512 a = load_float(head + h, lanes), b = load_float(head + half + h, lanes);
-      const __m512 c = load_float(cos + h, lanes), n = load_float(sin + h, lanes);
-      store_float(head + h, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, n)), lanes);
-      store_float(head + half + h, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, n)), lanes);
+      const Floats a = load_float(head + h, lanes), b = load_float(head + half + h, lanes);
+      const Floats c = load_float(cos + h, lanes), n = load_float(sin + h, lanes);
+      store_float(head + h, fms(a, c, b * n), lanes);
+      store_float(head + half + h, fma(b, c, a * n), lanes);
     });
   }
 
@@ -265,7 +263,7 @@ class Member {
     int64_t last[T], window;
     int64_t first_block, blocks;
     float* scores;
-    __m512 total[T];
+    Floats total[T];
   };
 
   template <int T>
@@ -287,11 +285,11 @@ class Member {
     mix(queries, values(own.cache, l, head), mixed);
     for (int64_t t = 0; t < count; t++) {
       const int64_t q = first + t, row = own.first + q / group;
-      const __m512 factor = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(queries.total[t]));
+      const Floats factor = spread(1.0f / sum_of(queries.total[t]));
       const int64_t to = (head * group + q % group) * H / GROUP;
       for (int64_t h = 0; h < H; h += 32)
-        s.out.set(row, to + h / GROUP, _mm512_mul_ps(_mm512_loadu_ps(mixed[t] + h), factor),
-                  _mm512_mul_ps(_mm512_loadu_ps(mixed[t] + h + 16), factor));
+        s.out.set(row, to + h / GROUP, load_float(mixed[t] + h) * factor,
+                  load_float(mixed[t] + h + 16) * factor);
     }
   }
 
@@ -299,36 +297,36 @@ class Member {
   // place of their scores.
   template <int T>
   void score(Queries<T>& q, const bf16* key) const {
-    const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    __m512 most[T];
+    const Floats never = spread(-std::numeric_limits<float>::infinity());
+    Floats most[T];
     for (int t = 0; t < T; t++) most[t] = never;
     key += q.first_block * 16 * d.head_width;
     for (int64_t b = q.first_block; b < q.blocks; b++, key += 16 * d.head_width) {
-      __m512 sum[T];
-      for (int t = 0; t < T; t++) sum[t] = _mm512_setzero_ps();
+      Floats sum[T];
+      for (int t = 0; t < T; t++) sum[t] = zeros();
       for (int64_t h = 0; h < d.head_width; h += 2) {
-        const __m512i pair = _mm512_loadu_si512(key + 16 * h);
+        const Ints pair = load_ints(key + 16 * h);
 #pragma GCC unroll 8
-        for (int t = 0; t < T; t++) sum[t] = dot_pair(sum[t], q.at[t] + h, pair);
+        for (int t = 0; t < T; t++) sum[t] = dot_pairs(sum[t], spread_bytes(q.at[t] + h), pair);
       }
       for (int t = 0; t < T; t++) {
         sum[t] = capped(sum[t], d.score_cap);
         const int64_t seen = q.last[t] + 1 - 16 * b, past = seen - q.window;
-        if (seen < 16) sum[t] = _mm512_mask_mov_ps(never, seen <= 0 ? 0 : tail(seen), sum[t]);
-        if (past > 0) sum[t] = _mm512_mask_mov_ps(sum[t], tail(past), never);
-        most[t] = _mm512_max_ps(most[t], sum[t]);
-        _mm512_storeu_ps(q.scores + t * d.room + 16 * b, sum[t]);
+        if (seen < 16) sum[t] = select(seen <= 0 ? 0 : tail(seen), sum[t], never);
+        if (past > 0) sum[t] = select(tail(past), never, sum[t]);
+        most[t] = max(most[t], sum[t]);
+        store_float(q.scores + t * d.room + 16 * b, sum[t]);
       }
     }
     for (int t = 0; t < T; t++) {
-      const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most[t]));
+      const Floats top = spread(most_of(most[t]));
       float* scores = q.scores + t * d.room;
-      q.total[t] = _mm512_setzero_ps();
+      q.total[t] = zeros();
       for (int64_t b = q.first_block; b < q.blocks; b++) {
-        const __m512 score = _mm512_loadu_ps(scores + 16 * b);
-        const __mmask16 there = _mm512_cmp_ps_mask(score, never, _CMP_NEQ_OQ);
-        const __m512 share = _mm512_maskz_mov_ps(there, exp_ps(_mm512_sub_ps(score, top)));
-        q.total[t] = _mm512_add_ps(q.total[t], share);
+        const Floats score = load_float(scores + 16 * b);
+        const Mask there = differ(score, never);
+        const Floats share = kept(exp_ps(score - top), there);
+        q.total[t] = q.total[t] + share;
         store_bf16((bf16*)scores + 16 * b, share);
       }
     }
@@ -338,20 +336,20 @@ class Member {
   template <int T>
   void mix(const Queries<T>& q, const bf16* value, float (*mixed)[WIDEST]) const {
     for (int64_t h = 0; h < d.head_width; h += 32) {
-      __m512 sum[T][2];
-      for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = _mm512_setzero_ps();
+      Floats sum[T][2];
+      for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = zeros();
       for (int64_t p = 16 * q.first_block; p < 16 * q.blocks; p += 2) {
-        const __m512i low = _mm512_loadu_si512(value + p * d.head_width + 2 * h);
-        const __m512i high = _mm512_loadu_si512(value + p * d.head_width + 2 * h + 32);
+        const Ints low = load_ints(value + p * d.head_width + 2 * h);
+        const Ints high = load_ints(value + p * d.head_width + 2 * h + 32);
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
           const bf16* share = (const bf16*)(q.scores + t * d.room) + p;
-          sum[t][0] = dot_pair(sum[t][0], share, low);
-          sum[t][1] = dot_pair(sum[t][1], share, high);
+          sum[t][0] = dot_pairs(sum[t][0], spread_bytes(share), low);
+          sum[t][1] = dot_pairs(sum[t][1], spread_bytes(share), high);
         }
       }
       for (int t = 0; t < T; t++)
-        for (int i = 0; i < 2; i++) _mm512_storeu_ps(mixed[t] + h + 16 * i, sum[t][i]);
+        for (int i = 0; i < 2; i++) store_float(mixed[t] + h + 16 * i, sum[t][i]);
     }
   }
 

@@ -10,27 +10,27 @@ namespace {
 
 void norm_row(const bf16* x, const bf16* delta, const bf16* weight, const bf16* bias, bf16* sum,
               bf16* out, float* stats, int64_t width, float epsilon, bool centre) {
-  __m512 total = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+  Floats total = zeros(), squares = zeros();
   each16(width, [&](int64_t d, auto lanes) {
-    __m512 value = load_bf16(x + d, lanes);
+    Floats value = load_bf16(x + d, lanes);
     if (delta) {
-      store_bf16(sum + d, _mm512_add_ps(value, load_bf16(delta + d, lanes)), lanes);
+      store_bf16(sum + d, value + load_bf16(delta + d, lanes), lanes);
       value = load_bf16(sum + d, lanes);
     }
-    total = _mm512_add_ps(total, value);
-    squares = _mm512_fmadd_ps(value, value, squares);
+    total = total + value;
+    squares = fma(value, value, squares);
   });
-  const float mean = centre ? _mm512_reduce_add_ps(total) / width : 0.0f;
-  const float variance = _mm512_reduce_add_ps(squares) / width - mean * mean;
+  const float mean = centre ? sum_of(total) / width : 0.0f;
+  const float variance = sum_of(squares) / width - mean * mean;
   const float inverse = 1.0f / std::sqrt(std::max(variance, 0.0f) + epsilon);
   stats[0] = mean;
   stats[1] = inverse;
   const bf16* source = delta ? sum : x;
-  const __m512 shift = _mm512_set1_ps(mean), factor = _mm512_set1_ps(inverse);
+  const Floats shift = spread(mean), factor = spread(inverse);
   each16(width, [&](int64_t d, auto lanes) {
-    __m512 y = _mm512_mul_ps(_mm512_sub_ps(load_bf16(source + d, lanes), shift), factor);
-    y = _mm512_mul_ps(y, load_bf16(weight + d, lanes));
-    if (bias) y = _mm512_add_ps(y, load_bf16(bias + d, lanes));
+    Floats y = (load_bf16(source + d, lanes) - shift) * factor;
+    y = y * load_bf16(weight + d, lanes);
+    if (bias) y = y + load_bf16(bias + d, lanes);
     store_bf16(out + d, y, lanes);
   });
 }
@@ -40,51 +40,51 @@ void norm_row(const bf16* x, const bf16* delta, const bf16* weight, const bf16* 
 void norm_row_backward(const bf16* dy, const bf16* bypass, const bf16* x, const bf16* weight,
                        const float* stats, bf16* dx, float* dweight, float* dbias, int64_t width,
                        bool centre) {
-  const __m512 shift = _mm512_set1_ps(stats[0]), factor = _mm512_set1_ps(stats[1]);
-  __m512 sum = _mm512_setzero_ps(), along = _mm512_setzero_ps();
+  const Floats shift = spread(stats[0]), factor = spread(stats[1]);
+  Floats sum = zeros(), along = zeros();
   each16(width, [&](int64_t d, auto lanes) {
-    __m512 n = kept(_mm512_mul_ps(_mm512_sub_ps(load_bf16(x + d, lanes), shift), factor), lanes);
-    __m512 up = load_bf16(dy + d, lanes), g = _mm512_mul_ps(up, load_bf16(weight + d, lanes));
-    store_float(dweight + d, _mm512_fmadd_ps(up, n, load_float(dweight + d, lanes)), lanes);
-    store_float(dbias + d, _mm512_add_ps(up, load_float(dbias + d, lanes)), lanes);
-    sum = _mm512_add_ps(sum, g);
-    along = _mm512_fmadd_ps(g, n, along);
+    Floats n = kept((load_bf16(x + d, lanes) - shift) * factor, lanes);
+    Floats up = load_bf16(dy + d, lanes), g = up * load_bf16(weight + d, lanes);
+    store_float(dweight + d, fma(up, n, load_float(dweight + d, lanes)), lanes);
+    store_float(dbias + d, up + load_float(dbias + d, lanes), lanes);
+    sum = sum + g;
+    along = fma(g, n, along);
   });
-  const __m512 mean = _mm512_set1_ps(centre ? _mm512_reduce_add_ps(sum) / width : 0.0f);
-  const __m512 slope = _mm512_set1_ps(_mm512_reduce_add_ps(along) / width);
+  const Floats mean = spread(centre ? sum_of(sum) / width : 0.0f);
+  const Floats slope = spread(sum_of(along) / width);
   each16(width, [&](int64_t d, auto lanes) {
-    __m512 n = _mm512_mul_ps(_mm512_sub_ps(load_bf16(x + d, lanes), shift), factor);
-    __m512 g = _mm512_mul_ps(load_bf16(dy + d, lanes), load_bf16(weight + d, lanes));
-    __m512 out = _mm512_mul_ps(_mm512_sub_ps(_mm512_fnmadd_ps(n, slope, g), mean), factor);
-    if (bypass) out = _mm512_add_ps(out, load_bf16(bypass + d, lanes));
+    Floats n = (load_bf16(x + d, lanes) - shift) * factor;
+    Floats g = load_bf16(dy + d, lanes) * load_bf16(weight + d, lanes);
+    Floats out = (fnma(n, slope, g) - mean) * factor;
+    if (bypass) out = out + load_bf16(bypass + d, lanes);
     store_bf16(dx + d, out, lanes);
   });
 }
 
 // Loss of one row; the logits become their gradient, softmax - onehot, times `scale`.
 float cross_entropy_row(bf16* logits, int64_t target, float scale, int64_t vocabulary) {
-  const __m512 lowest = _mm512_set1_ps(-1e30f);
-  __m512 top = lowest;
+  const Floats lowest = spread(-1e30f);
+  Floats top = lowest;
   int64_t v = 0;
-  for (; v + 16 <= vocabulary; v += 16) top = _mm512_max_ps(top, load_bf16(logits + v));
+  for (; v + 16 <= vocabulary; v += 16) top = max(top, load_bf16(logits + v));
   if (v < vocabulary) {
-    const __mmask16 mask = tail(vocabulary - v);
-    top = _mm512_max_ps(top, _mm512_mask_mov_ps(lowest, mask, load_bf16(logits + v, mask)));
+    const Mask mask = tail(vocabulary - v);
+    top = max(top, select(mask, load_bf16(logits + v, mask), lowest));
   }
-  const float peak = _mm512_reduce_max_ps(top);
-  const __m512 shift = _mm512_set1_ps(peak);
-  __m512 sum = _mm512_setzero_ps();
+  const float peak = most_of(top);
+  const Floats shift = spread(peak);
+  Floats sum = zeros();
   each16(vocabulary, [&](int64_t i, auto lanes) {
-    __m512 e = exp_ps(_mm512_sub_ps(load_bf16(logits + i, lanes), shift));
-    sum = _mm512_add_ps(sum, kept(e, lanes));
+    Floats e = exp_ps(load_bf16(logits + i, lanes) - shift);
+    sum = sum + kept(e, lanes);
   });
-  const float lse = peak + std::log(_mm512_reduce_add_ps(sum));
+  const float lse = peak + std::log(sum_of(sum));
   const float loss = lse - to_float(logits[target]);
   const float own = scale * (std::exp(-loss) - 1.0f);
-  const __m512 factor = _mm512_set1_ps(scale), whole = _mm512_set1_ps(lse);
+  const Floats factor = spread(scale), whole = spread(lse);
   each16(vocabulary, [&](int64_t i, auto lanes) {
-    __m512 p = exp_ps(_mm512_sub_ps(load_bf16(logits + i, lanes), whole));
-    store_bf16(logits + i, _mm512_mul_ps(p, factor), lanes);
+    Floats p = exp_ps(load_bf16(logits + i, lanes) - whole);
+    store_bf16(logits + i, p * factor, lanes);
   });
   logits[target] = to_bf16(own);
   return loss;
@@ -112,8 +112,8 @@ void narrows_norm_forward(const bf16* x, const bf16* delta, const bf16* weight, 
 // `bypass`: gradient of the sum that goes around the norm, or null. `partial`: zeroed fp32 scratch
 // [threads][2][width]; its sum over threads is written to dweight and dbias (bf16; dbias or null).
 void narrows_norm_backward(const bf16* dy, const bf16* bypass, const bf16* x, const bf16* weight,
-                           const float* stats, bf16* dx, float* partial, bf16* dweight,
-                           bf16* dbias, int64_t rows, int64_t width, int32_t centre) {
+                           const float* stats, bf16* dx, float* partial, bf16* dweight, bf16* dbias,
+                           int64_t rows, int64_t width, int32_t centre) {
   int threads = 1;
 #pragma omp parallel
   {
@@ -138,19 +138,19 @@ void narrows_norm_backward(const bf16* dy, const bf16* bypass, const bf16* x, co
 
 void narrows_gelu_forward(const bf16* h, bf16* out, int64_t count) {
   share16(count, [&](int64_t i, auto lanes) {
-    __m512 x = load_bf16(h + i, lanes), slope;
-    store_bf16(out + i, _mm512_mul_ps(x, gelu_gate(x, slope)), lanes);
+    Floats x = load_bf16(h + i, lanes), slope;
+    store_bf16(out + i, x * gelu_gate(x, slope), lanes);
   });
 }
 
 // The activation again, and the gradient of its input.
 void narrows_gelu_backward(const bf16* h, const bf16* dy, bf16* out, bf16* dh, int64_t count) {
   share16(count, [&](int64_t i, auto lanes) {
-    __m512 x = load_bf16(h + i, lanes), slope;
-    __m512 s = gelu_gate(x, slope), y = _mm512_mul_ps(x, s);
-    __m512 rest = _mm512_sub_ps(_mm512_set1_ps(1.0f), s);
-    __m512 d = _mm512_fmadd_ps(_mm512_mul_ps(y, rest), slope, s);
-    __m512 g = _mm512_mul_ps(load_bf16(dy + i, lanes), d);
+    Floats x = load_bf16(h + i, lanes), slope;
+    Floats s = gelu_gate(x, slope), y = x * s;
+    Floats rest = spread(1.0f) - s;
+    Floats d = fma(y * rest, slope, s);
+    Floats g = load_bf16(dy + i, lanes) * d;
     store_bf16(out + i, y, lanes);
     store_bf16(dh + i, g, lanes);
   });
@@ -162,8 +162,8 @@ void narrows_swiglu_forward(const bf16* gate_up, bf16* out, int64_t rows, int64_
   for (int64_t r = 0; r < rows; r++) {
     const bf16* row = gate_up + r * 2 * width;
     each16(width, [&](int64_t f, auto lanes) {
-      __m512 gate = load_bf16(row + f, lanes), up = load_bf16(row + width + f, lanes);
-      __m512 y = _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid(gate)), up);
+      Floats gate = load_bf16(row + f, lanes), up = load_bf16(row + width + f, lanes);
+      Floats y = gate * sigmoid(gate) * up;
       store_bf16(out + r * width + f, y, lanes);
     });
   }
@@ -171,19 +171,19 @@ void narrows_swiglu_forward(const bf16* gate_up, bf16* out, int64_t rows, int64_
 
 void narrows_swiglu_backward(const bf16* gate_up, const bf16* dy, bf16* out, bf16* dgate_up,
                              int64_t rows, int64_t width) {
-  const __m512 one = _mm512_set1_ps(1.0f);
+  const Floats one = spread(1.0f);
 #pragma omp parallel for schedule(static)
   for (int64_t r = 0; r < rows; r++) {
     const int64_t at = r * 2 * width;
     each16(width, [&](int64_t f, auto lanes) {
-      __m512 gate = load_bf16(gate_up + at + f, lanes);
-      __m512 up = load_bf16(gate_up + at + width + f, lanes);
-      __m512 s = sigmoid(gate), silu = _mm512_mul_ps(gate, s);
-      __m512 g = load_bf16(dy + r * width + f, lanes);
-      __m512 slope = _mm512_mul_ps(s, _mm512_fmadd_ps(gate, _mm512_sub_ps(one, s), one));
-      store_bf16(out + r * width + f, _mm512_mul_ps(silu, up), lanes);
-      store_bf16(dgate_up + at + f, _mm512_mul_ps(_mm512_mul_ps(g, up), slope), lanes);
-      store_bf16(dgate_up + at + width + f, _mm512_mul_ps(g, silu), lanes);
+      Floats gate = load_bf16(gate_up + at + f, lanes);
+      Floats up = load_bf16(gate_up + at + width + f, lanes);
+      Floats s = sigmoid(gate), silu = gate * s;
+      Floats g = load_bf16(dy + r * width + f, lanes);
+      Floats slope = s * fma(gate, one - s, one);
+      store_bf16(out + r * width + f, silu * up, lanes);
+      store_bf16(dgate_up + at + f, g * up * slope, lanes);
+      store_bf16(dgate_up + at + width + f, g * silu, lanes);
     });
   }
 }
@@ -216,8 +216,8 @@ void narrows_column_sum(const bf16* x, bf16* out, int64_t rows, int64_t columns)
       std::fill(sums, sums + STRIPE, 0.0f);
       for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < width; i += 16) {
-          __m512 value = load_bf16(x + r * columns + first + i, tail(width - i));
-          _mm512_storeu_ps(sums + i, _mm512_add_ps(_mm512_loadu_ps(sums + i), value));
+          Floats value = load_bf16(x + r * columns + first + i, tail(width - i));
+          store_float(sums + i, load_float(sums + i) + value);
         }
       for (int64_t i = 0; i < width; i++) out[first + i] = to_bf16(sums[i]);
     }

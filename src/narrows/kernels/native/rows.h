@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "simd.h"
+#include "products.h"
 
 namespace {
 
@@ -56,12 +56,12 @@ void copy_rows(const bf16* in, int64_t stride, const Shape& s, const float* cos,
       continue;
     }
     for (int64_t h = 0; h < half; h += 16) {
-      __mmask16 mask = tail(half - h);
-      __m512 a = load_bf16(in + h, mask), b = load_bf16(in + half + h, mask);
-      __m512 c = _mm512_maskz_loadu_ps(mask, cos + t * half + h);
-      __m512 n = _mm512_maskz_loadu_ps(mask, sin + t * half + h);
-      store_bf16(out + h, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, n)), mask);
-      store_bf16(out + half + h, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, n)), mask);
+      Mask mask = tail(half - h);
+      Floats a = load_bf16(in + h, mask), b = load_bf16(in + half + h, mask);
+      Floats c = load_float(cos + t * half + h, mask);
+      Floats n = load_float(sin + t * half + h, mask);
+      store_bf16(out + h, fms(a, c, b * n), mask);
+      store_bf16(out + half + h, fma(b, c, a * n), mask);
     }
   }
   memset(out, 0, (s.padded - s.positions) * s.head * 2);
@@ -73,18 +73,18 @@ void store_row(const float* in, const Shape& s, const float* cos, const float* s
   const int64_t half = s.width / 2;
   if (!cos) {
     for (int64_t h = 0; h < s.width; h += 16) {
-      __mmask16 mask = tail(s.width - h);
-      store_bf16(out + h, _mm512_maskz_loadu_ps(mask, in + h), mask);
+      Mask mask = tail(s.width - h);
+      store_bf16(out + h, load_float(in + h, mask), mask);
     }
     return;
   }
   for (int64_t h = 0; h < half; h += 16) {
-    __mmask16 mask = tail(half - h);
-    __m512 a = _mm512_maskz_loadu_ps(mask, in + h), b = _mm512_maskz_loadu_ps(mask, in + half + h);
-    __m512 c = _mm512_maskz_loadu_ps(mask, cos + t * half + h);
-    __m512 n = _mm512_maskz_loadu_ps(mask, sin + t * half + h);
-    store_bf16(out + h, _mm512_fmadd_ps(a, c, _mm512_mul_ps(b, n)), mask);
-    store_bf16(out + half + h, _mm512_fmsub_ps(b, c, _mm512_mul_ps(a, n)), mask);
+    Mask mask = tail(half - h);
+    Floats a = load_float(in + h, mask), b = load_float(in + half + h, mask);
+    Floats c = load_float(cos + t * half + h, mask);
+    Floats n = load_float(sin + t * half + h, mask);
+    store_bf16(out + h, fma(a, c, b * n), mask);
+    store_bf16(out + half + h, fms(b, c, a * n), mask);
   }
 }
 
@@ -108,9 +108,8 @@ void product_head(const bf16* a, int64_t a_stride, const bf16* b, float* c, int6
                   int k) {
   int64_t h = 0;
   for (; h + 64 <= head; h += 64)
-    product64<true>(a, a_stride, b + 2 * h, head, c + h, head, m, k);
-  for (; h < head; h += 16)
-    product16<true>(a, a_stride, b + 2 * h, head, c + h, head, m, k);
+    product<64, true>(a, a_stride, b + 2 * h, head, c + h, head, m, k);
+  for (; h < head; h += 16) product<16, true>(a, a_stride, b + 2 * h, head, c + h, head, m, k);
 }
 
 // Rows of fp32 [head][BLOCK] → [BLOCK][head].

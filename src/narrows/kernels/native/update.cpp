@@ -2,13 +2,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "lanes.h"
 #include "shares.h"
-#include "simd.h"
 
 namespace {
 
 template <class Lanes>
-inline __m512 load_gradient(const void* gradient, bool half, int64_t at, Lanes lanes) {
+inline Floats load_gradient(const void* gradient, bool half, int64_t at, Lanes lanes) {
   return half ? load_bf16((const bf16*)gradient + at, lanes)
               : load_float((const float*)gradient + at, lanes);
 }
@@ -17,9 +17,13 @@ inline __m512 load_gradient(const void* gradient, bool half, int64_t at, Lanes l
 struct Wide {
   float* values;
   template <class L>
-  __m512 load(int64_t i, L lanes) const { return load_float(values + i, lanes); }
+  Floats load(int64_t i, L lanes) const {
+    return load_float(values + i, lanes);
+  }
   template <class L>
-  void store(int64_t i, __m512 x, L lanes) const { store_float(values + i, x, lanes); }
+  void store(int64_t i, Floats x, L lanes) const {
+    store_float(values + i, x, lanes);
+  }
 };
 
 // The same as a rounded weight and the rest: their sum as integers, the weight 16 bits higher.
@@ -27,20 +31,20 @@ struct Halves {
   bf16* weight;
   int16_t* rest;
   template <class L>
-  __m512 load(int64_t i, L lanes) const {
-    const __m512i high = _mm512_castps_si512(load_bf16(weight + i, lanes));
-    const __m512i low = _mm512_cvtepi16_epi32(load_words(rest + i, lanes));
-    return _mm512_castsi512_ps(_mm512_add_epi32(high, low));
+  Floats load(int64_t i, L lanes) const {
+    const Ints high = bits_of(load_bf16(weight + i, lanes));
+    const Ints low = load_int16(rest + i, lanes);
+    return of_bits(plus(high, low));
   }
   template <class L>
-  void store(int64_t i, __m512 x, L lanes) const {
-    const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x8000);
-    __m512i bits = _mm512_castps_si512(x);
-    const __m512i low = _mm512_and_epi32(bits, _mm512_set1_epi32(0xffff));
-    bits = _mm512_mask_or_epi32(bits, _mm512_cmpeq_epi32_mask(low, half), bits, one);
-    const __m512i high = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
-    store_words((int16_t*)weight + i, _mm512_cvtepi32_epi16(high), lanes);
-    store_words(rest + i, _mm512_cvtepi32_epi16(bits), lanes);
+  void store(int64_t i, Floats x, L lanes) const {
+    const Ints one = spread_int(1), half = spread_int(0x8000);
+    Ints bits = bits_of(x);
+    const Ints low = both(bits, spread_int(0xffff));
+    bits = select(equal(low, half), either(bits, one), bits);
+    const Ints high = down<16>(plus(bits, half));
+    store_int16((int16_t*)weight + i, high, lanes);
+    store_int16(rest + i, bits, lanes);
   }
 };
 
@@ -51,20 +55,20 @@ struct AdamW {
 template <class M>
 void adamw(M master, float* moment1, float* moment2, const void* gradient, int32_t half,
            int64_t count, const AdamW& s) {
-  const __m512 beta1 = _mm512_set1_ps(s.beta1), rest1 = _mm512_set1_ps(1.0f - s.beta1);
-  const __m512 beta2 = _mm512_set1_ps(s.beta2), rest2 = _mm512_set1_ps(1.0f - s.beta2);
-  const __m512 keep = _mm512_set1_ps(1.0f - s.rate * s.decay), scale = _mm512_set1_ps(s.scale);
-  const __m512 rate = _mm512_set1_ps(s.rate / s.correction1);
-  const __m512 root = _mm512_set1_ps(1.0f / std::sqrt(s.correction2));
-  const __m512 epsilon = _mm512_set1_ps(s.epsilon);
+  const Floats beta1 = spread(s.beta1), rest1 = spread(1.0f - s.beta1);
+  const Floats beta2 = spread(s.beta2), rest2 = spread(1.0f - s.beta2);
+  const Floats keep = spread(1.0f - s.rate * s.decay), scale = spread(s.scale);
+  const Floats rate = spread(s.rate / s.correction1);
+  const Floats root = spread(1.0f / std::sqrt(s.correction2));
+  const Floats epsilon = spread(s.epsilon);
   share16(count, [&](int64_t i, auto lanes) {
-    __m512 g = _mm512_mul_ps(load_gradient(gradient, half, i, lanes), scale);
-    __m512 m = load_float(moment1 + i, lanes), v = load_float(moment2 + i, lanes);
-    m = _mm512_fmadd_ps(beta1, m, _mm512_mul_ps(rest1, g));
-    v = _mm512_fmadd_ps(beta2, v, _mm512_mul_ps(rest2, _mm512_mul_ps(g, g)));
-    __m512 p = _mm512_mul_ps(master.load(i, lanes), keep);
-    __m512 divisor = _mm512_fmadd_ps(_mm512_sqrt_ps(v), root, epsilon);
-    p = _mm512_fnmadd_ps(rate, _mm512_div_ps(m, divisor), p);
+    Floats g = load_gradient(gradient, half, i, lanes) * scale;
+    Floats m = load_float(moment1 + i, lanes), v = load_float(moment2 + i, lanes);
+    m = fma(beta1, m, rest1 * g);
+    v = fma(beta2, v, rest2 * (g * g));
+    Floats p = master.load(i, lanes) * keep;
+    Floats divisor = fma(sqrt(v), root, epsilon);
+    p = fnma(rate, m / divisor, p);
     store_float(moment1 + i, m, lanes);
     store_float(moment2 + i, v, lanes);
     master.store(i, p, lanes);
@@ -77,8 +81,7 @@ extern "C" {
 
 void narrows_accumulate(float* sum, const bf16* gradient, int64_t count) {
   share16(count, [&](int64_t i, auto lanes) {
-    store_float(sum + i, _mm512_add_ps(load_float(sum + i, lanes), load_bf16(gradient + i, lanes)),
-                lanes);
+    store_float(sum + i, load_float(sum + i, lanes) + load_bf16(gradient + i, lanes), lanes);
   });
 }
 
@@ -93,12 +96,12 @@ double narrows_squared_norm(const void* gradient, int32_t half, double* partial,
     double total = 0.0;
     for (int64_t block = range.begin; block < range.end; block += 4096) {
       const int64_t end = std::min(block + 4096, range.end);
-      __m512 sum = _mm512_setzero_ps();
+      Floats sum = zeros();
       each16(end - block, [&](int64_t i, auto lanes) {
-        __m512 g = load_gradient(gradient, half, block + i, lanes);
-        sum = _mm512_fmadd_ps(g, g, sum);
+        Floats g = load_gradient(gradient, half, block + i, lanes);
+        sum = fma(g, g, sum);
       });
-      total += _mm512_reduce_add_ps(sum);
+      total += sum_of(sum);
     }
     partial[omp_get_thread_num()] = total;
   }
