@@ -116,9 +116,9 @@ def kernels(patient: Patient) -> Iterator[Finding]:
     elif patient.machine.device.kind == "cpu" and find.compiler_path():
         yield Finding(
             level="warn",
-            what="native kernels cannot be used here",
-            why="they are written for AVX-512 with bf16 (avx512_bf16), which this processor lacks",
-            fix="nothing is to be done: torch's kernels are used",
+            what="native kernels cannot train here",
+            why="they need bf16 by AVX-512 (avx512_bf16), which this processor lacks",
+            fix="nothing is to be done: torch's kernels train; packed decoders need AVX2 only",
         )
 
 

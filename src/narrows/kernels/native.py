@@ -1,4 +1,4 @@
-"""The C++ kernels as differentiable operations: bf16 on a processor with AVX-512 and bf16 dots.
+"""The C++ kernels as differentiable operations in bf16.
 
 Each function below hands pointers of contiguous tensors to `native/*.cpp`, which says what it
 computes. What is kept for the backward pass is what cannot be had cheaper: an activation is

@@ -1,4 +1,4 @@
-"""A decoder packed in groups, of noughts and ones, for `hardware` to time a step of.
+"""A packed decoder, of noughts and ones, for `hardware` to time a step of.
 
     packed_trial(shape) → a step, to be called
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from narrows.kernels.decoder import PackedDecoder, PackedLayer, PackedModel, Run
 from narrows.kernels.interface import Heads, Rotation
-from narrows.kernels.packing import GROUP, Packed
+from narrows.kernels.packing import GROUP, WHOLE, Packed
 from narrows.spec.model import ModelSpec, llama
 
 _HEAD_WIDTH, _VOCABULARY = 64, 16
@@ -88,6 +88,9 @@ def _model(shape: PackedShape) -> PackedModel:
 
 
 def _matrix(bits: int, rows: int, columns: int) -> Packed:
+    if bits == WHOLE:
+        values = torch.ones(rows, columns, dtype=torch.bfloat16)
+        return Packed.of([(rows, [(bits, values, None, None, None)])], None)
     codes = torch.ones(rows, columns, dtype=torch.uint8)
     scales = torch.full((rows, columns // GROUP), 1e-3, dtype=torch.float16)
     least = torch.zeros_like(scales) if bits == 4 else None

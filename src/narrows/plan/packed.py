@@ -1,4 +1,4 @@
-"""The predicted ledger of answering with matrices packed in groups of 4 or 8 bits.
+"""The predicted ledger of answering with matrices packed in groups of 4 or 8 bits, or in bf16.
 
 A step is products, whose weights are read once for all its rows, and attention over what is cached.
 Both are interpolated between steps that the machine has measured (Device.packed).
@@ -21,7 +21,7 @@ from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row
 from narrows.spec.machine import Machine, PackedCurve, PackedPoint
 from narrows.spec.model import ModelSpec, llama
 
-_GROUP_BITS = {4: 5.0, 8: 8.5}
+_GROUP_BITS = {4: 5.0, 8: 8.5, 16: 16.0}
 """Of a weight, with its share of a group's scale and least value."""
 _WHOLE_BITS = 12
 """More than any group has: values in bf16."""
@@ -101,9 +101,10 @@ def _rates(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> _Rates 
         a ** (1.0 - share) * b**share
         for a, b in zip(small.rates.of_weight, large.rates.of_weight, strict=True)
     ]  # fmt: skip
-    # Of one row, reading is what takes the time; bf16 takes as much longer to multiply, too.
+    # Of one row, reading is what takes the time; bf16, where it was not measured, takes as much
+    # longer to multiply, too.
     more = bits / _GROUP_BITS[curve.bits]
-    for row in range(len(of_weight) if bits > _WHOLE_BITS else 1):
+    for row in range(len(of_weight) if bits > _WHOLE_BITS > curve.bits else 1):
         of_weight[row] *= more
     return large.rates._replace(of_weight=tuple(of_weight))
 

@@ -12,7 +12,7 @@ from narrows.kernels.build import obstacle
 from narrows.kernels.stand_in import PackedShape, packed_trials
 from narrows.spec.machine import PackedCurve, PackedPoint
 
-_BITS = (4, 8)
+_BITS = (4, 8, 16)
 _MODELS = ((2, 384), (14, 768))
 """(layers, width): one that lies in the caches, and one of 100 M weights that no cache holds."""
 _STEPS = ((1, 1, 0), (8, 1, 0), (32, 1, 0), (1, 256, 0), (1, 1, 1024), (1, 256, 1024))

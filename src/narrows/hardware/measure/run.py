@@ -25,6 +25,7 @@ from narrows.hardware.measure.device import Target, memory_bytes, target
 from narrows.hardware.measure.sampling import Sample
 from narrows.hardware.measurement import Measurement, Request, Spot
 from narrows.kernels.allocator import keep_pages
+from narrows.kernels.build import obstacle
 from narrows.kernels.load import available
 from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.machine import (
@@ -116,7 +117,7 @@ def _device(
     threads = matmul.threads_best(where, candidates) if len(candidates) > 1 else candidates[0]
     torch.set_num_threads(threads)
     answering_seconds = _ANSWERING_SHARE * seconds
-    packed_seconds = _PACKED_SHARE * seconds if "native" in sets else 0.0
+    packed_seconds = 0.0 if obstacle() else _PACKED_SHARE * seconds
     seconds -= answering_seconds + packed_seconds
     _tell("memory")
     points, copy, samples = memory.copying(where, seconds=0.07 * seconds)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from narrows.hardware.find import memory_free
 from narrows.infer.generate import ServingPrecision
 from narrows.infer.loading import PLAN, computes_bf16
-from narrows.infer.packed import packs
+from narrows.infer.packed import packs, packs_bf16
 from narrows.infer.torch_core import cache_bytes
 from narrows.model.opening import opened
 from narrows.spec.errors import BadInput, DoesNotFit
@@ -90,7 +90,7 @@ def _model(path: Path, precision: ServingPrecision | None) -> tuple[ModelSpec, f
         spec = original.spec
         if precision is None and packs(original):
             return spec, float(original.path.stat().st_size), _VALUE_BYTES["bf16"]
-        precision = precision or whole
+        precision = precision or ("bf16" if packs_bf16(original) else whole)
     if precision in ("int8", "int4"):
         return spec, spec.parameters * _PACKED_BYTES[precision], _VALUE_BYTES["bf16"]
     size = _VALUE_BYTES[precision]

@@ -50,47 +50,26 @@ static inline void fetch(const uint8_t* at, int64_t bytes) {
 // pair of columns are summed apart. Whatever M, the same for a row.
 template <int M>
 static void whole_tile(const uint8_t* panel, const Codes& x, int64_t first, Floats* out) {
-  if constexpr (M > 4) {
-    whole_tile<4>(panel, x, first, out);
-    whole_tile<M - 4>(panel, x, first + 4, out + 4);
+  if constexpr (M > 2) {
+    whole_tile<2>(panel, x, first, out);
+    whole_tile<M - 2>(panel, x, first + 2, out + 2);
   } else {
     const bf16* values = x.whole + first / TILE * TILE * x.columns + first % TILE * 2;
-    const int64_t pairs = x.columns / 2;
-    const __m256i upper = _mm256_set1_epi32((int32_t)0xffff0000);
-    constexpr int W = M <= 2 ? 2 : 1;  // halves of the panel together
-    for (int half = 0; half < 2; half += W) {
-      __m256 even[M][W], odd[M][W];
-#pragma GCC unroll 8
-      for (int m = 0; m < M; m++)
+    const Ints upper = spread_int((int32_t)0xffff0000);
+    Floats even[M], odd[M];
+    for (int m = 0; m < M; m++) even[m] = odd[m] = zeros();
+    for (int64_t j = 0; j < x.columns / 2; j++, panel += 64, values += 2 * TILE) {
+      _mm_prefetch((const char*)panel + 4096, _MM_HINT_T0);
+      const Ints pairs = load_ints(panel);
+      const Floats one = of_bits(up<16>(pairs)), two = of_bits(both(pairs, upper));
 #pragma GCC unroll 2
-        for (int w = 0; w < W; w++) even[m][w] = odd[m][w] = _mm256_setzero_ps();
-      for (int64_t j = 0; j < pairs; j++) {
-        const uint8_t* at = panel + 64 * j + 32 * half;
-        if (half == 0) _mm_prefetch((const char*)at + 4096, _MM_HINT_T0);
-        __m256 low[W], high[W];
-#pragma GCC unroll 2
-        for (int w = 0; w < W; w++) {
-          const __m256i both = _mm256_loadu_si256((const __m256i*)(at + 32 * w));
-          low[w] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-          high[w] = _mm256_castsi256_ps(_mm256_and_si256(both, upper));
-        }
-#pragma GCC unroll 8
-        for (int m = 0; m < M; m++) {
-          const bf16* pair = values + 2 * (j * TILE + m);
-          const __m256 one = _mm256_set1_ps(to_float(pair[0]));
-          const __m256 two = _mm256_set1_ps(to_float(pair[1]));
-#pragma GCC unroll 2
-          for (int w = 0; w < W; w++) {
-            even[m][w] = _mm256_fmadd_ps(low[w], one, even[m][w]);
-            odd[m][w] = _mm256_fmadd_ps(high[w], two, odd[m][w]);
-          }
-        }
+      for (int m = 0; m < M; m++) {
+        const Ints own = spread_bytes(values + 2 * m);
+        even[m] = fma(of_bits(up<16>(own)), one, even[m]);
+        odd[m] = fma(of_bits(both(own, upper)), two, odd[m]);
       }
-#pragma GCC unroll 8
-      for (int m = 0; m < M; m++)
-#pragma GCC unroll 2
-        for (int w = 0; w < W; w++) (half + w ? out[m].high : out[m].low) = even[m][w] + odd[m][w];
     }
+    for (int m = 0; m < M; m++) out[m] = even[m] + odd[m];
   }
 }
 
