@@ -17,7 +17,8 @@
 
 namespace {
 
-constexpr int64_t WIDEST = 256;  // of a head
+constexpr int64_t WIDEST = 256;                          // of a head
+constexpr int64_t TOGETHER = SUMS < TILE ? SUMS : TILE;  // queries at a time
 
 // Without a window it is the room.
 struct Layer {
@@ -238,7 +239,7 @@ class Member {
   // All queries of a sequence that share a key head, some at a time; items go round the team.
   void attend(const Layer& layer, int64_t l) const {
     const int64_t group = d.heads / d.kv_heads;
-    const int64_t some = s.rows * d.heads >= 8 * TILE * s.threads ? TILE : 1;
+    const int64_t some = s.rows * d.heads >= 8 * TILE * s.threads ? TOGETHER : 1;
     int64_t item = 0;
     for (int64_t i = 0; i < s.count; i++)
       for (int64_t head = 0; head < d.kv_heads; head++)
@@ -250,7 +251,7 @@ class Member {
             else if (count <= 4)
               attended<4>(s.sequences[i], layer.window, l, head, q, count);
             else
-              attended<TILE>(s.sequences[i], layer.window, l, head, q, count);
+              attended<TOGETHER>(s.sequences[i], layer.window, l, head, q, count);
           }
   }
 
@@ -335,21 +336,22 @@ class Member {
   // The values, each times its share.
   template <int T>
   void mix(const Queries<T>& q, const bf16* value, float (*mixed)[WIDEST]) const {
-    for (int64_t h = 0; h < d.head_width; h += 32) {
-      Floats sum[T][2];
-      for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = zeros();
+    constexpr int W = SUMS / TOGETHER;
+    for (int64_t h = 0; h < d.head_width; h += 16 * W) {
+      Floats sum[T][W];
+      for (int t = 0; t < T; t++)
+        for (int w = 0; w < W; w++) sum[t][w] = zeros();
       for (int64_t p = 16 * q.first_block; p < 16 * q.blocks; p += 2) {
-        const Ints low = load_ints(value + p * d.head_width + 2 * h);
-        const Ints high = load_ints(value + p * d.head_width + 2 * h + 32);
+        Ints pairs[W];
+        for (int w = 0; w < W; w++) pairs[w] = load_ints(value + p * d.head_width + 2 * h + 32 * w);
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
-          const bf16* share = (const bf16*)(q.scores + t * d.room) + p;
-          sum[t][0] = dot_pairs(sum[t][0], spread_bytes(share), low);
-          sum[t][1] = dot_pairs(sum[t][1], spread_bytes(share), high);
+          const Ints share = spread_bytes((const bf16*)(q.scores + t * d.room) + p);
+          for (int w = 0; w < W; w++) sum[t][w] = dot_pairs(sum[t][w], share, pairs[w]);
         }
       }
       for (int t = 0; t < T; t++)
-        for (int i = 0; i < 2; i++) store_float(mixed[t] + h + 16 * i, sum[t][i]);
+        for (int w = 0; w < W; w++) store_float(mixed[t] + h + 16 * w, sum[t][w]);
     }
   }
 

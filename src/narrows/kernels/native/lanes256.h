@@ -9,6 +9,9 @@ struct Ints {
 };
 using Mask = uint16_t;
 
+// Sums that a loop may keep in registers beside what it multiplies.
+constexpr int SUMS = 4;
+
 static inline Floats operator+(Floats a, Floats b) { return {a.low + b.low, a.high + b.high}; }
 static inline Floats operator-(Floats a, Floats b) { return {a.low - b.low, a.high - b.high}; }
 static inline Floats operator*(Floats a, Floats b) { return {a.low * b.low, a.high * b.high}; }

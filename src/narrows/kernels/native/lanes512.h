@@ -5,6 +5,9 @@ using Floats = __m512;
 using Ints = __m512i;
 using Mask = __mmask16;
 
+// Sums that a loop may keep in registers beside what it multiplies.
+constexpr int SUMS = 16;
+
 static inline Floats zeros() { return _mm512_setzero_ps(); }
 static inline Floats spread(float x) { return _mm512_set1_ps(x); }
 static inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }

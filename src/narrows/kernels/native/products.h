@@ -2,13 +2,6 @@
 #pragma once
 #include "lanes.h"
 
-// Sixteens of columns that a tile has.
-#ifdef __AVX512F__
-constexpr int WIDE = 4;
-#else
-constexpr int WIDE = 1;
-#endif
-
 // out[c/2][row][2] from rows of `width` bf16: the right operand of X @ rowsᵀ. `rows` and `width/2`
 // are multiples of 16.
 static inline void pack_columns(const bf16* in, int64_t stride, int rows, int width, bf16* out,
@@ -59,7 +52,7 @@ static inline void product_tile(const bf16* a, int64_t a_stride, const bf16* b, 
 template <int COLUMNS, bool ADD>
 static inline void product(const bf16* a, int64_t a_stride, const bf16* b, int64_t b_columns,
                            float* c, int64_t c_stride, int m, int k) {
-  constexpr int W = COLUMNS / 16 < WIDE ? COLUMNS / 16 : WIDE;
+  constexpr int W = COLUMNS / 16 < SUMS / 4 ? COLUMNS / 16 : SUMS / 4;
   for (int r = 0; r < m; r += 4, a += 4 * a_stride, c += 4 * c_stride)
     for (int n = 0; n < COLUMNS; n += 16 * W)
       product_tile<4, W, ADD>(a, a_stride, b + 2 * n, b_columns, c + n, c_stride, k);
