@@ -25,7 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_all_that_answering_needs_is_measured_in_both_precisions() -> None:
-    found = answering.curves(target(), seconds=0.5, memory_bytes=1e9)
+    found = answering.curves(target(), ("fp32", "bf16"), seconds=0.5, memory_bytes=1e9)
     for curves in (found.streamed, found.cached, found.draw):
         assert [curve.precision for curve in curves] == ["fp32", "bf16"]
     assert [(curve.kind, curve.precision) for curve in found.extended] == [
@@ -37,14 +37,14 @@ def test_all_that_answering_needs_is_measured_in_both_precisions() -> None:
 
 
 def test_working_sets_are_whole_weights_of_their_size() -> None:
-    (fp32, bf16), *_ = answering.curves(target(), seconds=0.1, memory_bytes=1e9)
+    (fp32, bf16), *_ = answering.curves(target(), ("fp32", "bf16"), seconds=0.1, memory_bytes=1e9)
     weights = 64 * 32
     assert {p.working_set for p in fp32.points if p.n == 64} == {2 * 4 * weights, 8 * 4 * weights}
     assert {p.working_set for p in bf16.points if p.n == 64} == {4 * 2 * weights, 16 * 2 * weights}
 
 
 def test_caches_are_among_all_that_their_set_holds() -> None:
-    found = answering.curves(target(), seconds=0.1, memory_bytes=1e9)
+    found = answering.curves(target(), ("fp32", "bf16"), seconds=0.1, memory_bytes=1e9)
     for curve, value in zip(found.cached, (4, 2), strict=True):
         one = 2 * SMALL.values * value
         assert {p.working_set for p in curve.points} == {1 << 13, 1 << 16}
@@ -52,7 +52,13 @@ def test_caches_are_among_all_that_their_set_holds() -> None:
 
 
 def test_little_memory_leaves_large_working_sets_out() -> None:
-    found = answering.curves(target(), seconds=0.1, memory_bytes=1e5)
+    found = answering.curves(target(), ("fp32", "bf16"), seconds=0.1, memory_bytes=1e5)
     assert all(point.working_set <= 1 << 15 for point in found.streamed[0].points)
-    none = answering.curves(target(), seconds=0.1, memory_bytes=1e4)
+    none = answering.curves(target(), ("fp32", "bf16"), seconds=0.1, memory_bytes=1e4)
     assert none.streamed[0].points == ()
+
+
+def test_what_is_not_worth_it_is_left_out() -> None:
+    found = answering.curves(target(), ("fp32",), seconds=0.1, memory_bytes=1e5)
+    for curves in (found.streamed, found.cached, found.extended, found.draw):
+        assert {curve.precision for curve in curves} == {"fp32"}

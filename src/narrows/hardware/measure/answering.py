@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Hashable
 from statistics import median
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 
 from narrows.hardware.measure.device import Target
+from narrows.hardware.measure.operations import Trained
 from narrows.hardware.measure.sampling import Sample, Trial, sample
 from narrows.kernels.blocks import BlockShape, extend_trial
 from narrows.kernels.load import load
@@ -30,7 +31,6 @@ from narrows.spec.machine import (
 )
 from narrows.spec.units import Bytes, Seconds
 
-Trained = Literal["fp32", "bf16"]
 K = TypeVar("K", bound=Hashable)
 _DTYPES: dict[Trained, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROWS = (1, 2, 4, 8, 32, 128)
@@ -87,19 +87,21 @@ class Curves(NamedTuple):
     samples: list[Sample]
 
 
-def curves(where: Target, *, seconds: float, memory_bytes: float) -> Curves:
+def curves(
+    where: Target, precisions: tuple[Trained, ...], *, seconds: float, memory_bytes: float
+) -> Curves:
     """By torch's own kernels, which answer in every precision."""
     samples: list[Sample] = []
     streamed: list[StreamedCurve] = []
-    for precision in _DTYPES:
+    for precision in precisions:
         products = _streamed(where, precision, 0.25 * seconds, memory_bytes, samples)
         making = _making(where, _DTYPES[precision])
         streamed.append(StreamedCurve(precision=precision, points=products, making=making))
     return Curves(
         streamed=tuple(streamed),
-        cached=_cached(where, 0.15 * seconds, memory_bytes, samples),
-        extended=_extended(where, 0.32 * seconds, samples),
-        draw=_draw(where, 0.03 * seconds, samples),
+        cached=_cached(where, precisions, 0.15 * seconds, memory_bytes, samples),
+        extended=_extended(where, precisions, 0.32 * seconds, samples),
+        draw=_draw(where, precisions, 0.03 * seconds, samples),
         samples=samples,
     )
 
@@ -171,12 +173,17 @@ def _making(where: Target, kind: torch.dtype) -> Seconds:
 
 
 def _cached(
-    where: Target, seconds: float, memory_bytes: float, samples: list[Sample]
+    where: Target,
+    precisions: tuple[Trained, ...],
+    seconds: float,
+    memory_bytes: float,
+    samples: list[Sample],
 ) -> tuple[CachedCurve, ...]:
     trials: dict[tuple[Trained, Bytes, CachedShape], Trial] = {}
     fitting = tuple(size for size in _CACHES_SETS if size < _MEMORY_SHARE * memory_bytes)
     sets = fitting or _CACHES_SETS[:1]
-    for precision, kind in _DTYPES.items():
+    for precision in precisions:
+        kind = _DTYPES[precision]
         room = torch.full(
             (max(sets) // kind.itemsize,), 0.01, dtype=kind, device=where.torch_name
         )  # fmt: skip
@@ -196,14 +203,16 @@ def _cached(
                 if own == precision
             ),
         )
-        for precision in _DTYPES
+        for precision in precisions
     )
 
 
-def _extended(where: Target, seconds: float, samples: list[Sample]) -> tuple[ExtendedCurve, ...]:
+def _extended(
+    where: Target, precisions: tuple[Trained, ...], seconds: float, samples: list[Sample]
+) -> tuple[ExtendedCurve, ...]:
     found: list[ExtendedCurve] = []
     kernels = load("torch")
-    for precision, kind in itertools.product(_DTYPES, _KINDS):
+    for precision, kind in itertools.product(precisions, _KINDS):
         trials: dict[_Block, Trial] = {}
         for block in _BLOCKS:
             shape = BlockShape(kind, block.layers, block.width, block.head_width, 1, block.keys)
@@ -218,9 +227,11 @@ def _extended(where: Target, seconds: float, samples: list[Sample]) -> tuple[Ext
     return tuple(found)
 
 
-def _draw(where: Target, seconds: float, samples: list[Sample]) -> tuple[KernelCurve, ...]:
+def _draw(
+    where: Target, precisions: tuple[Trained, ...], seconds: float, samples: list[Sample]
+) -> tuple[KernelCurve, ...]:
     trials: dict[tuple[Trained, int], Trial] = {}
-    for precision, size in itertools.product(_DTYPES, _VOCABULARIES):
+    for precision, size in itertools.product(precisions, _VOCABULARIES):
         with torch.device(where.torch_name):
             run, _ = trial("draw", kernels="torch", precision=precision, elements=size)
         trials[precision, size] = run
@@ -235,7 +246,7 @@ def _draw(where: Target, seconds: float, samples: list[Sample]) -> tuple[KernelC
                 if own == precision
             ),
         )
-        for precision in _DTYPES
+        for precision in precisions
     )  # fmt: skip
 
 

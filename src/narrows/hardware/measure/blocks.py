@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from narrows.hardware.measure.device import Target
-from narrows.hardware.measure.operations import trained
+from narrows.hardware.measure.operations import Trained, trained
 from narrows.kernels.blocks import BlockShape, block_trial
 from narrows.kernels.load import load
 from narrows.spec.machine import BlockCurve, BlockKind, BlockPoint, KernelSet
@@ -22,9 +22,12 @@ _RUNS_LEAST = 3
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def curves(where: Target, sets: tuple[KernelSet, ...], *, seconds: float) -> tuple[BlockCurve, ...]:
+def curves(
+    where: Target, sets: tuple[KernelSet, ...], precisions: tuple[Trained, ...], *, seconds: float
+) -> tuple[BlockCurve, ...]:
     """The median of several runs: what a step can count on, not what it can do at best."""
-    chosen = list(itertools.product(trained(sets), _KINDS))
+    both = [each for each in trained(sets) if each[1] in precisions]
+    chosen = list(itertools.product(both, _KINDS))
     each = seconds / (len(chosen) * len(_SHAPES))
     return tuple(
         BlockCurve(

@@ -44,6 +44,7 @@ _IDLE_SECONDS, _FULL_SECONDS = 0.8, 0.8
 _SPOT_SECONDS = 1.0
 _ANSWERING_SHARE, _PACKED_SHARE = 0.14, 0.08
 """Of the time for the device; the shares in `_device` are of the rest."""
+_SLOW = 0.5
 _PRIORITY = -15
 
 
@@ -127,6 +128,7 @@ def _device(
     _tell("products of matrices")
     curves, taken = matmul.curves(where, seconds=0.28 * seconds)
     samples += taken
+    worth = _worth(curves)
     _tell("attention")
     attended, taken = operations.attention(where, sets, seconds=0.13 * seconds)
     samples += taken
@@ -137,9 +139,11 @@ def _device(
     )
     samples += taken
     _tell("whole blocks")
-    stacked = blocks.curves(where, sets, seconds=0.25 * seconds)
+    stacked = blocks.curves(where, sets, worth, seconds=0.25 * seconds)
     _tell("answering: few rows, many weights, a cache")
-    answers = answering.curves(where, seconds=answering_seconds, memory_bytes=float(free.value))
+    answers = answering.curves(
+        where, worth, seconds=answering_seconds, memory_bytes=float(free.value)
+    )
     samples += answers.samples
     packed, taken = packing.curves(where, seconds=packed_seconds, memory_bytes=float(free.value))
     samples += taken
@@ -162,6 +166,15 @@ def _device(
         power_full=full,
     )
     return found, samples
+
+
+def _worth(curves: list[MatmulCurve]) -> tuple[operations.Trained, ...]:
+    """What whole blocks are timed in: a processor without bf16's instructions takes minutes for
+    them, and nothing is ever planned in what is slower and rounds more.
+    """
+    peaks = {curve.precision: float(curve.peak.value) for curve in curves}
+    slow = peaks.get("bf16", 0.0) < _SLOW * peaks["fp32"]
+    return ("fp32",) if slow else ("fp32", "bf16")
 
 
 def _kernel_sets(where: Target) -> tuple[KernelSet, ...]:
