@@ -73,79 +73,108 @@ static void whole_tile(const uint8_t* panel, const Codes& x, int64_t first, Floa
   }
 }
 
-// Codes of some quads times a row's, added up in 32 bits. As many products as 16 bits can hold are
-// added there: of 8 bits one, which takes the codes' signs to the row's first.
+// Sums of codes times a row's; where halves of a group have scales of their own, of each half. Of 4
+// bits they stay in 16: so many hold all products of a group.
+struct Dots {
+  __m256i first, last;
+};
+
+// Two quads' codes times a row's. Codes of 8 bits are signed, and their signs go to the row first:
+// of all others two products fit in 16 bits, of 5 bits four.
 template <class K>
-static inline __m256i dots(const __m256i* codes, const int8_t* row, int count, __m256i sum) {
-  constexpr int FITS = K::BITS == 4 ? 8 : K::BITS == 5 ? 4 : K::BITS == 6 ? 2 : 1;
-  const __m256i ones = _mm256_set1_epi16(1);
-#pragma GCC unroll 8
-  for (int j = 0; j < count; j += FITS) {
-    __m256i words = _mm256_setzero_si256();
-#pragma GCC unroll 8
-    for (int i = j; i < j + FITS && i < count; i++) {
-      int32_t four;
-      memcpy(&four, row + 4 * TILE * i, 4);
-      __m256i code = codes[i], value = _mm256_set1_epi32(four);
-      if (K::BITS == 8) {
-        value = _mm256_sign_epi8(value, code);
-        code = _mm256_abs_epi8(code);
-      }
-      const __m256i products = _mm256_maddubs_epi16(code, value);
-      words = i == j ? products : _mm256_add_epi16(words, products);
-    }
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words, ones));
+static inline __m256i pair(const __m256i* codes, const __m256i* values) {
+  if constexpr (K::BITS == 8) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i words[2];
+    for (int i = 0; i < 2; i++)
+      words[i] =
+          _mm256_maddubs_epi16(_mm256_abs_epi8(codes[i]), _mm256_sign_epi8(values[i], codes[i]));
+    return _mm256_add_epi32(_mm256_madd_epi16(words[0], ones), _mm256_madd_epi16(words[1], ones));
+  } else {
+    return _mm256_add_epi16(_mm256_maddubs_epi16(codes[0], values[0]),
+                            _mm256_maddubs_epi16(codes[1], values[1]));
   }
-  return sum;
 }
 
-// The same of codes, for half of the panel.
+// Two quads of the first sixteen columns, two of the last.
+template <class K>
+static inline Dots dots(const __m256i* codes, const __m256i* values) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  const __m256i first = pair<K>(codes, values), last = pair<K>(codes + 2, values + 2);
+  if (K::APART) return {_mm256_madd_epi16(first, ones), _mm256_madd_epi16(last, ones)};
+  if (K::BITS == 8) return {_mm256_add_epi32(first, last), last};
+  const __m256i both = _mm256_add_epi16(first, last);
+  return {K::BITS == 4 ? both : _mm256_madd_epi16(both, ones), both};
+}
+
+template <class K>
+static inline Dots plus(Dots a, Dots b) {
+  if (K::BITS == 4) return {_mm256_add_epi16(a.first, b.first), a.last};
+  return {_mm256_add_epi32(a.first, b.first), _mm256_add_epi32(a.last, b.last)};
+}
+
+// The same of codes. A group's quads are taken in two goes: 0, 1, 4 and 5, and 2, 3, 6 and 7; what
+// a row makes of the first go waits in memory.
 template <int M, class K>
-static inline void coded_half(const uint8_t* panel, const Codes& x, int64_t first, int half,
-                              __m256* total) {
+static void coded_tile(const uint8_t* panel, const Codes& x, int64_t first, Floats* out) {
   constexpr int CENTRE = K::BITS == 8 ? 0 : K::CENTRE;  // of 8 bits codes are signed below
   const int64_t groups = x.groups();
   const int8_t* values = x.values + first * x.columns;
   const float* scales = x.scales + first * groups;
   const float* weighted = x.weighted + first * groups;
   const int32_t *sums = x.sums + first * groups, *firsts = x.firsts + first * groups;
-  const auto own = [&](Floats of) { return half ? of.high : of.low; };
-  Floats unit = zeros(), least_unit = unit;
-  for (int m = 0; m < M; m++) total[m] = _mm256_setzero_ps();
+  Floats total[M], unit = zeros(), least_unit = unit;
+  for (int m = 0; m < M; m++) total[m] = zeros();
   for (int64_t g = 0; g < groups; g++, panel += K::CODES + K::BESIDE) {
     if (K::NESTED && g % NEST == 0) {
       unit = load_half(panel);
       least_unit = K::APART ? unit : load_half(panel + 32);
       panel += K::UNITS;
     }
-    if (half == 0) fetch(panel, K::CODES + K::BESIDE);
-    __m256i codes[8];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-      quads<K>(panel, j, half, codes[j], codes[j + 4]);
-      if (K::BITS == 8) {
-        const __m256i middle = _mm256_set1_epi8((char)0x80);
-        codes[j] = _mm256_xor_si256(codes[j], middle);
-        codes[j + 4] = _mm256_xor_si256(codes[j + 4], middle);
-      }
-    }
+    fetch(panel, K::CODES + K::BESIDE);
     const Beside all = beside<K>(panel + K::CODES, unit, least_unit);
-#pragma GCC unroll 8
-    for (int m = 0; m < M; m++) {
-      const int8_t* row = values + 4 * m;
-      const int32_t before = K::APART ? firsts[m] : sums[m];
-      const __m256 scale = _mm256_set1_ps(scales[m]);
-      const __m256i dot =
-          dots<K>(codes, row, K::APART ? 4 : 8, _mm256_set1_epi32(-CENTRE * before));
-      const __m256 step = own(all.scale) * scale;
-      total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), step, total[m]);
-      if (K::APART) {
-        const __m256i other =
-            dots<K>(codes + 4, row + 16 * TILE, 4, _mm256_set1_epi32(-CENTRE * (sums[m] - before)));
-        total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(other), own(all.last) * scale, total[m]);
+    Dots waiting[M][2];
+#pragma GCC unroll 2
+    for (int go = 0; go < 2; go++) {
+      __m256i codes[2][4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        __m256i* own = codes[i / 2] + i % 2;
+        quads<K>(panel, 2 * go + i % 2, i / 2, own[0], own[2]);
+        if (K::BITS == 8) {
+          const __m256i middle = _mm256_set1_epi8((char)0x80);
+          own[0] = _mm256_xor_si256(own[0], middle);
+          own[2] = _mm256_xor_si256(own[2], middle);
+        }
       }
-      if (!K::CENTRED)
-        total[m] = _mm256_fmadd_ps(own(all.least), _mm256_set1_ps(weighted[m]), total[m]);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        __m256i four[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+          four[i] = spread_bytes(values + 4 * (m + TILE * (2 * go + i % 2 + i / 2 * 4))).low;
+        const Dots low = dots<K>(codes[0], four), high = dots<K>(codes[1], four);
+        if (go == 0) {
+          waiting[m][0] = low;
+          waiting[m][1] = high;
+          continue;
+        }
+        const Dots one = plus<K>(low, waiting[m][0]), two = plus<K>(high, waiting[m][1]);
+        Ints dot = {one.first, two.first};
+        if (K::BITS == 4) {
+          const __m256i ones = _mm256_set1_epi16(1);
+          dot = {_mm256_madd_epi16(dot.low, ones), _mm256_madd_epi16(dot.high, ones)};
+        }
+        const int32_t before = K::APART ? firsts[m] : sums[m];
+        if (CENTRE) dot = plus(dot, spread_int(-CENTRE * before));
+        total[m] = fma(to_floats(dot), all.scale * spread(scales[m]), total[m]);
+        if (K::APART) {
+          const Ints rest = {one.last, two.last};
+          const Ints other = plus(rest, spread_int(-CENTRE * (sums[m] - before)));
+          total[m] = fma(to_floats(other), all.last * spread(scales[m]), total[m]);
+        }
+        if (!K::CENTRED) total[m] = fma(all.least, spread(weighted[m]), total[m]);
+      }
     }
     values += TILE * GROUP;
     scales += TILE;
@@ -153,12 +182,5 @@ static inline void coded_half(const uint8_t* panel, const Codes& x, int64_t firs
     sums += TILE;
     firsts += TILE;
   }
-}
-
-template <int M, class K>
-static void coded_tile(const uint8_t* panel, const Codes& x, int64_t first, Floats* out) {
-  __m256 low[M], high[M];
-  coded_half<M, K>(panel, x, first, 0, low);
-  coded_half<M, K>(panel, x, first, 1, high);
-  for (int m = 0; m < M; m++) out[m] = {low[m], high[m]};
+  for (int m = 0; m < M; m++) out[m] = total[m];
 }
