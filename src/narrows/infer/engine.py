@@ -42,7 +42,7 @@ def scheduler_of(writer: Writer, room: Room, talk: Talk) -> Scheduler:
         raise BadInput(
             f"guesses need the packed decoder, and this model is computed by torch in "
             f"{writer.precision}, whose rows are not the same one by one and together",
-            hint="--precision int8, or a GGUF file in 4 to 8 bits",
+            hint="narrows export it to a GGUF file and give that, or leave guesses out",
         )
     speculate: int | Draft = room.speculate
     if room.draft:

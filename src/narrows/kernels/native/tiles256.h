@@ -113,8 +113,8 @@ static inline Dots plus(Dots a, Dots b) {
   return {_mm256_add_epi32(a.first, b.first), _mm256_add_epi32(a.last, b.last)};
 }
 
-// The same of codes. A group's quads are taken in two goes: 0, 1, 4 and 5, and 2, 3, 6 and 7; what
-// a row makes of the first go waits in memory.
+// out[m] = the sixteen rows of a panel of codes times row m of M. A group's quads are taken in two
+// goes: 0, 1, 4 and 5, and 2, 3, 6 and 7; what a row makes of the first go waits in memory.
 template <int M, class K>
 static void coded_tile(const uint8_t* panel, const Codes& x, int64_t first, Floats* out) {
   constexpr int CENTRE = K::BITS == 8 ? 0 : K::CENTRE;  // of 8 bits codes are signed below
