@@ -39,6 +39,14 @@ def test_what_takes_too_long_is_left_out() -> None:
     assert set(found) == {"quick"}
 
 
+def test_what_would_take_too_long_is_not_tried() -> None:
+    tried: list[str] = []
+    trials = {"quick": _spin(lambda: 1e-3), "hopeless": lambda: tried.append("hopeless")}
+    work = {"quick": 1.0, "hopeless": 100.0}
+    found = sample(trials, seconds=0.1, longest=0.02, finish=_nothing, work=work.__getitem__)
+    assert set(found) == {"quick"} and not tried
+
+
 def test_there_is_an_answer_for_each_when_time_is_short() -> None:
     trials = {number: _spin(lambda: 1e-3) for number in range(30)}
     found = sample(trials, seconds=0.0, longest=0.1, finish=_nothing)

@@ -97,12 +97,16 @@ def _point(shape: Shape, measured: Sample) -> MatmulPoint:
 
 
 def _measure(where: Target, precision: Precision, seconds: float) -> dict[Shape, Sample]:
+    def work(shape: Shape) -> float:
+        return float(shape.m * shape.n * shape.k)
+
     try:
-        trials = _trials(where, precision, shapes(precision))
+        trials = _trials(where, precision, sorted(shapes(precision), key=work))
         trials[Shape(16, 16, 16, "forward")]()
     except (RuntimeError, NotImplementedError):
         return {}
-    return sample(trials, seconds=seconds, longest=_LONGEST_SHARE * seconds, finish=where.finish)
+    longest = _LONGEST_SHARE * seconds
+    return sample(trials, seconds=seconds, longest=longest, finish=where.finish, work=work)
 
 
 def _trials(where: Target, precision: Precision, grid: list[Shape]) -> dict[Shape, Trial]:

@@ -18,6 +18,8 @@ _UNDISTURBED = 0.03
 _BEST = 3
 _SAMPLES_MIN = 9
 _OVERTIME = 1.25
+_HOPELESS = 3.0
+"""Larger products are done at better rates than smaller ones, by less than this."""
 
 
 class Sample(NamedTuple):
@@ -36,7 +38,12 @@ class _Timing(NamedTuple):
 
 
 def sample(
-    trials: Mapping[K, Trial], *, seconds: float, longest: float, finish: Callable[[], None]
+    trials: Mapping[K, Trial],
+    *,
+    seconds: float,
+    longest: float,
+    finish: Callable[[], None],
+    work: Callable[[K], float] = lambda _: 0.0,
 ) -> dict[K, Sample]:
     """The time of each trial, taken in rounds over all of them for at most about `seconds`.
 
@@ -44,16 +51,21 @@ def sample(
     On shared cores a plain median is the scheduler's time slice (8 ms for a product of 40 µs), and
     a single minimum can be luck. Rounds spread each trial's samples over time, so a burst of other
     work hits a few of each. A trial is finished when its three best agree within 5 % and no thread
-    of ours waited for a core during them; one that takes more than `longest` is left out. `finish`
-    waits for the device. The first round is always completed: there is an answer for each trial.
+    of ours waited for a core during them; one that takes more than `longest` is left out, and not
+    even tried where it is to do so much `work` that it would at thrice the best rate so far.
+    `finish` waits for the device. The first round is always completed: there is an answer for each
+    trial.
     """
     started = time.perf_counter()
     queue = _Queue()
     repeats: dict[K, int] = {}
     times: dict[K, list[_Timing]] = {}
+    rate = 0.0
     for key, trial in trials.items():
-        warm = _warm(trial, longest, finish, queue)
+        hopeless = work(key) > _HOPELESS * longest * rate > 0.0
+        warm = None if hopeless else _warm(trial, longest, finish, queue)
         if warm is not None:
+            rate = max(rate, work(key) / warm.seconds)
             repeats[key] = max(1, math.ceil(_SAMPLE_SECONDS / max(warm.seconds, 1e-8)))
             times[key] = [warm]
     waiting = list(repeats)

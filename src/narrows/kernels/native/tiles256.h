@@ -1,5 +1,4 @@
-// A panel times some rows, by AVX2: eight rows of the panel at once, so that sums stay in
-// registers.
+// A panel times some rows, by AVX2: what is one register with AVX-512 is two halves here.
 #pragma once
 #include "panels.h"
 
