@@ -132,7 +132,7 @@ def _kept(here: str) -> tuple[Machine | None, str]:
     except BadInput as error:
         if path().exists():
             return None, f"probing, since the kept record cannot be used: {error.what}"
-        return None, "probing this machine once: it takes under a minute and is kept"
+        return None, "probing this machine once: it takes a minute or two and is kept"
     if machine.fingerprint == here:
         return machine, ""
     why = f"{path()} is of other hardware ({'; '.join(differences(machine))})"
