@@ -59,8 +59,11 @@ def predicted_answer(
         )  # fmt: skip
         return predict_packed(writer.spec, packed, machine)
     assert precision == "fp32" or precision == "bf16", "torch computes no groups"
-    if not any(curve.precision == precision for curve in machine.device.matmul):
-        return None
+    device = machine.device
+    for known in (device.matmul, device.streamed):
+        # A record from before such steps were timed has none of any precision.
+        if known and not any(curve.precision == precision for curve in known):
+            return None
     asked = Question(
         prompt=prompt, tokens=tokens, precision=precision, sequences=sequences, fresh=True
     )
