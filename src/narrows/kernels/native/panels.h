@@ -138,3 +138,39 @@ static inline Beside beside(const uint8_t* at, Floats unit, Floats least_unit) {
   if (K::APART) return {scale, other, zeros()};
   return {scale, scale, zeros() - other};
 }
+
+// The units that stand before each eight groups, where scales are whole numbers of them.
+template <class K>
+struct Units {
+  Floats scale = zeros(), least = zeros();
+
+  // Where group `g` begins that lies here, behind its units where it is the first of eight.
+  const uint8_t* before(int64_t g, const uint8_t* at) {
+    if (!K::NESTED || g % NEST) return at;
+    scale = load_half(at);
+    least = K::APART ? scale : load_half(at + 32);
+    return at + K::UNITS;
+  }
+};
+
+// What a tile of rows has for a group.
+struct Rows {
+  const int8_t* values;
+  const float *scales, *weighted;
+  const int32_t *sums, *firsts;
+
+  Rows(const Codes& x, int64_t first)
+      : values(x.values + first * x.columns),
+        scales(x.scales + first * x.groups()),
+        weighted(x.weighted + first * x.groups()),
+        sums(x.sums + first * x.groups()),
+        firsts(x.firsts + first * x.groups()) {}
+
+  void next() {
+    values += TILE * GROUP;
+    scales += TILE;
+    weighted += TILE;
+    sums += TILE;
+    firsts += TILE;
+  }
+};

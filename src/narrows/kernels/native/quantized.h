@@ -55,14 +55,10 @@ static inline void product(const Matrix& w, const Codes& x, int64_t rows, int64_
 // A row of a panel, made whole, of that many groups.
 template <class K>
 static void unpack(const uint8_t* group, int64_t lane, int64_t groups, float* out) {
-  Floats unit = zeros(), least_unit = unit;
+  Units<K> units;
   for (int64_t g = 0; g < groups; g++, group += K::CODES + K::BESIDE) {
-    if (K::NESTED && g % NEST == 0) {
-      unit = load_half(group);
-      least_unit = K::APART ? unit : load_half(group + 32);
-      group += K::UNITS;
-    }
-    const Beside all = beside<K>(group + K::CODES, unit, least_unit);
+    group = units.before(g, group);
+    const Beside all = beside<K>(group + K::CODES, units.scale, units.least);
     float scale[2][PANEL], least[PANEL];
     store_float(scale[0], all.scale);
     store_float(scale[1], all.last);

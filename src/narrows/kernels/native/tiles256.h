@@ -117,33 +117,26 @@ static inline Dots plus(Dots a, Dots b) {
 template <int M, class K>
 static void coded_tile(const uint8_t* panel, const Codes& x, int64_t first, Floats* out) {
   constexpr int CENTRE = K::BITS == 8 ? 0 : K::CENTRE;  // of 8 bits codes are signed below
-  const int64_t groups = x.groups();
-  const int8_t* values = x.values + first * x.columns;
-  const float* scales = x.scales + first * groups;
-  const float* weighted = x.weighted + first * groups;
-  const int32_t *sums = x.sums + first * groups, *firsts = x.firsts + first * groups;
-  Floats total[M], unit = zeros(), least_unit = unit;
+  Rows own(x, first);
+  Units<K> units;
+  Floats total[M];
   for (int m = 0; m < M; m++) total[m] = zeros();
-  for (int64_t g = 0; g < groups; g++, panel += K::CODES + K::BESIDE) {
-    if (K::NESTED && g % NEST == 0) {
-      unit = load_half(panel);
-      least_unit = K::APART ? unit : load_half(panel + 32);
-      panel += K::UNITS;
-    }
+  for (int64_t g = 0; g < x.groups(); g++, panel += K::CODES + K::BESIDE) {
+    panel = units.before(g, panel);
     fetch(panel, K::CODES + K::BESIDE);
-    const Beside all = beside<K>(panel + K::CODES, unit, least_unit);
+    const Beside all = beside<K>(panel + K::CODES, units.scale, units.least);
     Dots waiting[M][2];
 #pragma GCC unroll 2
     for (int go = 0; go < 2; go++) {
       __m256i codes[2][4];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
-        __m256i* own = codes[i / 2] + i % 2;
-        quads<K>(panel, 2 * go + i % 2, i / 2, own[0], own[2]);
+        __m256i* at = codes[i / 2] + i % 2;
+        quads<K>(panel, 2 * go + i % 2, i / 2, at[0], at[2]);
         if (K::BITS == 8) {
           const __m256i middle = _mm256_set1_epi8((char)0x80);
-          own[0] = _mm256_xor_si256(own[0], middle);
-          own[2] = _mm256_xor_si256(own[2], middle);
+          at[0] = _mm256_xor_si256(at[0], middle);
+          at[2] = _mm256_xor_si256(at[2], middle);
         }
       }
 #pragma GCC unroll 8
@@ -151,7 +144,7 @@ static void coded_tile(const uint8_t* panel, const Codes& x, int64_t first, Floa
         __m256i four[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)
-          four[i] = spread_bytes(values + 4 * (m + TILE * (2 * go + i % 2 + i / 2 * 4))).low;
+          four[i] = spread_bytes(own.values + 4 * (m + TILE * (2 * go + i % 2 + i / 2 * 4))).low;
         const Dots low = dots<K>(codes[0], four), high = dots<K>(codes[1], four);
         if (go == 0) {
           waiting[m][0] = low;
@@ -164,22 +157,18 @@ static void coded_tile(const uint8_t* panel, const Codes& x, int64_t first, Floa
           const __m256i ones = _mm256_set1_epi16(1);
           dot = {_mm256_madd_epi16(dot.low, ones), _mm256_madd_epi16(dot.high, ones)};
         }
-        const int32_t before = K::APART ? firsts[m] : sums[m];
+        const int32_t before = K::APART ? own.firsts[m] : own.sums[m];
         if (CENTRE) dot = plus(dot, spread_int(-CENTRE * before));
-        total[m] = fma(to_floats(dot), all.scale * spread(scales[m]), total[m]);
+        total[m] = fma(to_floats(dot), all.scale * spread(own.scales[m]), total[m]);
         if (K::APART) {
           const Ints rest = {one.last, two.last};
-          const Ints other = plus(rest, spread_int(-CENTRE * (sums[m] - before)));
-          total[m] = fma(to_floats(other), all.last * spread(scales[m]), total[m]);
+          const Ints other = plus(rest, spread_int(-CENTRE * (own.sums[m] - before)));
+          total[m] = fma(to_floats(other), all.last * spread(own.scales[m]), total[m]);
         }
-        if (!K::CENTRED) total[m] = fma(all.least, spread(weighted[m]), total[m]);
+        if (!K::CENTRED) total[m] = fma(all.least, spread(own.weighted[m]), total[m]);
       }
     }
-    values += TILE * GROUP;
-    scales += TILE;
-    weighted += TILE;
-    sums += TILE;
-    firsts += TILE;
+    own.next();
   }
   for (int m = 0; m < M; m++) out[m] = total[m];
 }

@@ -57,26 +57,19 @@ static void whole_tile(const uint8_t* panel, const Codes& x, int64_t first, Floa
 template <int M, class K>
 static void coded_tile(const uint8_t* panel, const Codes& x, int64_t first, Floats* out) {
   constexpr bool SPLIT = M <= 2 || K::APART;
-  const int64_t groups = x.groups();
-  const int8_t* values = x.values + first * x.columns;
-  const float* scales = x.scales + first * groups;
-  const float* weighted = x.weighted + first * groups;
-  const int32_t *sums = x.sums + first * groups, *firsts = x.firsts + first * groups;
-  Floats total[M], unit = zeros(), least_unit = unit;
+  Rows own(x, first);
+  Units<K> units;
+  Floats total[M];
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) total[m] = zeros();
-  for (int64_t g = 0; g < groups; g++, panel += K::CODES + K::BESIDE) {
-    if (K::NESTED && g % NEST == 0) {
-      unit = load_half(panel);
-      least_unit = K::APART ? unit : load_half(panel + 32);
-      panel += K::UNITS;
-    }
+  for (int64_t g = 0; g < x.groups(); g++, panel += K::CODES + K::BESIDE) {
+    panel = units.before(g, panel);
     Ints dot[M], other[M];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const int32_t before = K::APART ? firsts[m] : sums[m];
+      const int32_t before = K::APART ? own.firsts[m] : own.sums[m];
       dot[m] = K::CENTRED ? spread_int(-K::CENTRE * before) : no_ints();
-      other[m] = K::APART ? spread_int(-K::CENTRE * (sums[m] - before)) : no_ints();
+      other[m] = K::APART ? spread_int(-K::CENTRE * (own.sums[m] - before)) : no_ints();
     }
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
@@ -84,30 +77,26 @@ static void coded_tile(const uint8_t* panel, const Codes& x, int64_t first, Floa
       quads<K>(panel, j, one, two);
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
-        const int8_t* row = values + 4 * m;
+        const int8_t* row = own.values + 4 * m;
         dot[m] = _mm512_dpbusd_epi32(dot[m], one, spread_bytes(row + 4 * TILE * j));
         Ints& second = SPLIT ? other[m] : dot[m];
         second = _mm512_dpbusd_epi32(second, two, spread_bytes(row + 4 * TILE * (j + 4)));
       }
     }
-    const Beside all = beside<K>(panel + K::CODES, unit, least_unit);
+    const Beside all = beside<K>(panel + K::CODES, units.scale, units.least);
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
       const Ints sum = SPLIT && !K::APART ? plus(dot[m], other[m]) : dot[m];
-      const Floats scale = spread(scales[m]);
+      const Floats scale = spread(own.scales[m]);
       const Floats step = all.scale * scale;
       total[m] = fma(to_floats(sum), step, total[m]);
       if (K::APART) {
         const Floats last = all.last * scale;
         total[m] = fma(to_floats(other[m]), last, total[m]);
       }
-      if (!K::CENTRED) total[m] = fma(all.least, spread(weighted[m]), total[m]);
+      if (!K::CENTRED) total[m] = fma(all.least, spread(own.weighted[m]), total[m]);
     }
-    values += TILE * GROUP;
-    scales += TILE;
-    weighted += TILE;
-    sums += TILE;
-    firsts += TILE;
+    own.next();
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) out[m] = total[m];
