@@ -21,6 +21,10 @@ def compiler(folder: Path, script: str) -> str:
     return str(path)
 
 
+COPIES = 'while [ "$1" != -o ]; do shift; done; echo made > "$2"'
+"""What a compiler does that takes no time."""
+
+
 def test_the_readable_kernels_are_always_there() -> None:
     assert load.available()[0] == "torch"
     assert load.load("torch").name == "torch"
@@ -35,8 +39,11 @@ def here(flags: set[str], monkeypatch: pytest.MonkeyPatch, system: str = "Linux"
 
 @needs_compiler
 def test_the_native_kernels_train_where_products_are_quick_in_bf16() -> None:
-    quick = build.level() is build.AVX512
-    assert load.available() == (("torch", "native") if quick else ("torch",))
+    if build.level() is build.AVX512:
+        assert load.available() == ("torch", "native")
+        assert load.load("native").name == "native"
+    else:
+        assert load.available() == ("torch",)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +73,9 @@ def test_avx2_is_enough_for_packed_decoders_and_not_for_training(
     assert build.level() is build.AVX2 and build.obstacle() is None
     assert "avx512_bf16" in str(build.training_obstacle())
     assert load.available() == ("torch",)
+    with pytest.raises(BadInput, match="lacks .*avx512_bf16") as caught:
+        load.load("native")
+    assert "layout.kernels=torch" in str(caught.value.hint)
 
 
 @needs_compiler
@@ -73,8 +83,7 @@ def test_each_level_has_a_library_of_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("NARROWS_HOME", str(tmp_path / "home"))
-    script = 'while [ "$1" != -o ]; do shift; done; echo made > "$2"'
-    monkeypatch.setenv("CXX", compiler(tmp_path, script))
+    monkeypatch.setenv("CXX", compiler(tmp_path, COPIES))
     names = set()
     for level in (build.AVX512, build.AVX2):
         here(set(level.needed), monkeypatch)
@@ -95,8 +104,7 @@ def test_no_compiler_is_an_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_a_library_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NARROWS_HOME", str(tmp_path / "home"))
     # Compiling in earnest takes seconds and is done by every other test: here it is counted.
-    script = f'echo x >> {tmp_path}/calls; while [ "$1" != -o ]; do shift; done; echo made > "$2"'
-    monkeypatch.setenv("CXX", compiler(tmp_path, script))
+    monkeypatch.setenv("CXX", compiler(tmp_path, f"echo x >> {tmp_path}/calls; {COPIES}"))
     first, second = build.library(), build.library()
     assert first == second and first.read_text() == "made\n"
     assert (tmp_path / "calls").read_text() == "x\n"
@@ -108,11 +116,10 @@ def test_another_compiler_makes_another_library(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("NARROWS_HOME", str(tmp_path / "home"))
-    script = 'while [ "$1" != -o ]; do shift; done; echo made > "$2"'
     names = set()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        monkeypatch.setenv("CXX", compiler(tmp_path / name, script))
+        monkeypatch.setenv("CXX", compiler(tmp_path / name, COPIES))
         names.add(build.library().name)
     assert len(names) == 2
 

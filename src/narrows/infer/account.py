@@ -59,11 +59,10 @@ def predicted_answer(
         )  # fmt: skip
         return predict_packed(writer.spec, packed, machine)
     assert precision == "fp32" or precision == "bf16", "torch computes no groups"
-    device = machine.device
-    for known in (device.matmul, device.streamed):
-        # A record from before such steps were timed has none of any precision.
-        if known and not any(curve.precision == precision for curve in known):
-            return None
+    # Records from before steps of few rows were timed have products alone.
+    timed = machine.device.streamed or machine.device.matmul
+    if not any(curve.precision == precision for curve in timed):
+        return None
     asked = Question(
         prompt=prompt, tokens=tokens, precision=precision, sequences=sequences, fresh=True
     )

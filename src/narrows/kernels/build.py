@@ -26,18 +26,16 @@ FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fas
 class Level(NamedTuple):
     """Instructions that the kernels can be compiled for, as Linux calls what a processor has."""
 
-    name: str
     needed: tuple[str, ...]
     flags: tuple[str, ...]
 
 
 AVX512 = Level(
-    "AVX-512",
     ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"),
     ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni",
      "-mfma"),
 )  # fmt: skip
-AVX2 = Level("AVX2", ("avx2", "fma", "f16c"), ("-mavx2", "-mfma", "-mf16c"))
+AVX2 = Level(("avx2", "fma", "f16c"), ("-mavx2", "-mfma", "-mf16c"))
 
 
 def level() -> Level | None:
@@ -60,9 +58,10 @@ def obstacle() -> str | None:
 
 def training_obstacle() -> str | None:
     """Why training with them cannot be had here: around them are torch's products in bf16."""
-    if obstacle() is None and level() is not AVX512:
+    reason = obstacle()
+    if reason is None and level() is not AVX512:
         return f"the processor lacks {_lacking(AVX512)}"
-    return obstacle()
+    return reason
 
 
 def library() -> Path:
