@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import torch
 
-from narrows.kernels.build import training_obstacle
+from narrows.kernels.build import obstacle
 from narrows.kernels.load import load
 from narrows.model.initial import initialise
 from narrows.model.transformer import Transformer
@@ -14,7 +14,7 @@ from narrows.spec.machine import KernelSet
 from narrows.spec.model import ModelSpec, gpt2, llama
 
 needs_native = pytest.mark.skipif(
-    training_obstacle() is not None, reason=f"no native kernels here: {training_obstacle()}"
+    obstacle() is not None, reason=f"no native kernels here: {obstacle()}"
 )
 
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 from narrows.spec.errors import RunFailed
 from narrows.spec.home import narrows_home
 
-SOURCES = ("attention.cpp", "coded.cpp", "decoder.cpp", "pointwise.cpp", "update.cpp")
+SOURCES = ("attention.cpp", "coded.cpp", "decoder.cpp", "matmul.cpp", "pointwise.cpp", "update.cpp")
 HEADERS = (
     "activations.h", "barrier.h", "lanes.h", "lanes256.h", "lanes512.h", "norm.h", "panels.h",
-    "products.h", "quantized.h", "rows.h", "shares.h", "tiles256.h", "tiles512.h",
+    "products.h", "quantized.h", "rows.h", "scratch.h", "shares.h", "tiles256.h", "tiles512.h",
 )  # fmt: skip
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-mbmi2")
 
@@ -56,14 +56,6 @@ def obstacle() -> str | None:
     return None
 
 
-def training_obstacle() -> str | None:
-    """Why training with them cannot be had here: around them are torch's products in bf16."""
-    reason = obstacle()
-    if reason is None and level() is not AVX512:
-        return f"the processor lacks {_lacking(AVX512)}"
-    return reason
-
-
 def library() -> Path:
     """Path of the compiled library; raises RunFailed with the compiler's words."""
     compiler = _compiler()
@@ -91,7 +83,7 @@ def _compile(compiler: list[str], sources: dict[str, str], path: Path) -> None:
             raise RunFailed(
                 f"{compiler[0]} could not compile the native kernels",
                 causes=done.stderr.strip().splitlines()[:5],
-                hint="plan with --set layout.kernels=torch, or install a newer g++",
+                hint="install a newer g++, or plan with kernels=torch and precision=fp32",
             )
         out.replace(path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from narrows.kernels.build import training_obstacle
+from narrows.kernels.build import obstacle
 from narrows.kernels.interface import Kernels
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import KernelSet
@@ -10,16 +10,21 @@ from narrows.spec.machine import KernelSet
 
 def available() -> tuple[KernelSet, ...]:
     """The sets that work here, the readable one first."""
-    return ("torch",) if training_obstacle() else ("torch", "native")
+    return ("torch",) if obstacle() else ("torch", "native")
 
 
 def load(name: KernelSet) -> Kernels:
-    """The set called `name`; raises BadInput where this machine cannot have it."""
+    """The set called `name`; raises BadInput where this machine cannot have it. From here on
+    products in bf16 are as quick as they can be, whatever the set.
+    """
+    from narrows.kernels.products import mend
+
+    mend()
     if name == "torch":
         from narrows.kernels.reference import TorchKernels
 
         return TorchKernels()
-    reason = training_obstacle()
+    reason = obstacle()
     if reason:
         raise BadInput(
             f"native kernels cannot be used here: {reason}",

@@ -45,6 +45,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "decode": ([_P] * 4 + [_I], None),
     "encode": ([_P] * 4 + [_I], None),
     "decoder_step": ([_P, _P], None),
+    "matmul": ([_P, _I, _I, _P, _I, _I, _P, _I, _P, _I, _I, _I, _I], None),
     "accumulate": ([_P, _P, _I], None),
     "squared_norm": ([_P, _B, _P, _I], ctypes.c_double),
     "adamw": ([_P] * 5 + [_B, _I, _P], None),
@@ -106,42 +107,42 @@ class NativeKernels(Kernels):
         if int(targets_M.max()) >= V:
             raise IndexError(f"target {int(targets_M.max())} is beyond the vocabulary of {V}")
         losses_M = torch.empty(M, dtype=torch.float32)
-        _call("cross_entropy", logits_MV, targets_M, losses_M, scale, M, V)
+        call("cross_entropy", logits_MV, targets_M, losses_M, scale, M, V)
         return losses_M
 
     def adamw_(self, master: Master, moments: Moments, gradient: Tensor, step: AdamWStep) -> None:
         correction1, correction2 = 1.0 - step.beta1**step.number, 1.0 - step.beta2**step.number
         numbers = (ctypes.c_float * 8)(*step[:5], correction1, correction2, step.scale)
         half = gradient.dtype == torch.bfloat16
-        _call(
+        call(
             "adamw", *master, *moments, gradient, half, gradient.numel(), ctypes.byref(numbers)
         )  # fmt: skip
 
     def joined(self, weight: Tensor, rest: Tensor) -> Tensor:
         values = torch.empty(weight.shape, dtype=torch.float32)
-        _call("join", weight, rest, values, values.numel())
+        call("join", weight, rest, values, values.numel())
         return values
 
     def part_(self, weight: Tensor, rest: Tensor, values: Tensor) -> None:
-        _call("part", weight, rest, values.contiguous(), values.numel())
+        call("part", weight, rest, values.contiguous(), values.numel())
 
     def decoded(self, codes: Tensor, scales: Tensor, code: Code) -> Tensor:
         values = torch.empty(codes.numel(), dtype=torch.float32)
-        _call("decode", codes, scales, code.levels, values, codes.numel())
+        call("decode", codes, scales, code.levels, values, codes.numel())
         return values
 
     def encoded(self, values: Tensor, scales: Tensor, code: Code) -> Tensor:
         codes = torch.empty(values.numel(), dtype=torch.uint8)
-        _call("encode", values, code.bounds, codes, scales, values.numel())
+        call("encode", values, code.bounds, codes, scales, values.numel())
         return codes
 
     def accumulate_(self, sum_: Tensor, gradient: Tensor) -> None:
-        _call("accumulate", sum_, gradient, gradient.numel())
+        call("accumulate", sum_, gradient, gradient.numel())
 
     def squared_norm(self, gradient: Tensor) -> float:
-        partial = torch.empty(_call("threads"), dtype=torch.float64)
+        partial = torch.empty(call("threads"), dtype=torch.float64)
         half = gradient.dtype == torch.bfloat16
-        return float(_call("squared_norm", gradient, half, partial, gradient.numel()))
+        return float(call("squared_norm", gradient, half, partial, gradient.numel()))
 
 
 class _Activation(torch.autograd.Function):
@@ -261,7 +262,7 @@ class _Attention(torch.autograd.Function):
         cos, sin = rotation or (None, None)
         begins = torch.tensor(spans.begins(B, T), dtype=torch.int64)
         count = begins.numel() - 1
-        _call(
+        call(
             "attention_forward", qkv_BTX, cos, sin, out_BTX, lse_BNT, begins, count, *heads,
             spans.causal,
         )  # fmt: skip
@@ -276,10 +277,10 @@ class _Attention(torch.autograd.Function):
         heads: Heads = ctx.heads
         count = begins.numel() - 1
         cos, sin = ctx.rotation or (None, None)
-        scratch = int(_call("attention_scratch", begins, count, heads.query, heads.width))
+        scratch = int(call("attention_scratch", begins, count, heads.query, heads.width))
         sums = torch.empty(scratch, dtype=torch.float32)
         dqkv_BTX = torch.empty_like(qkv_BTX)
-        _call(
+        call(
             "attention_backward", qkv_BTX, cos, sin, out_BTX, upstream[0].contiguous(), lse_BNT,
             sums, dqkv_BTX, begins, count, *heads, ctx.causal,
         )  # fmt: skip
@@ -289,11 +290,11 @@ class _Attention(torch.autograd.Function):
 def _activate(h_BTX: Tensor, activation: Activation) -> Tensor:
     if activation == "gelu":
         y_BTF = torch.empty_like(h_BTX)
-        _call("gelu_forward", h_BTX, y_BTF, y_BTF.numel())
+        call("gelu_forward", h_BTX, y_BTF, y_BTF.numel())
         return y_BTF
     F = h_BTX.shape[-1] // 2
     y_BTF = h_BTX.new_empty(*h_BTX.shape[:-1], F)
-    _call("swiglu_forward", h_BTX, y_BTF, y_BTF.numel() // F, F)
+    call("swiglu_forward", h_BTX, y_BTF, y_BTF.numel() // F, F)
     return y_BTF
 
 
@@ -304,11 +305,11 @@ def _activate_backward(
     y_MF = torch.empty_like(dy_MF)
     if activation == "gelu":
         dh_BTX = dy_MF.view_as(h_BTX)
-        _call("gelu_backward", h_BTX, dy_MF, y_MF, dh_BTX, dy_MF.numel())
+        call("gelu_backward", h_BTX, dy_MF, y_MF, dh_BTX, dy_MF.numel())
         return y_MF, dh_BTX
     F = h_BTX.shape[-1] // 2
     dh_BTX = torch.empty_like(h_BTX)
-    _call("swiglu_backward", h_BTX, dy_MF, y_MF, dh_BTX, dy_MF.numel() // F, F)
+    call("swiglu_backward", h_BTX, dy_MF, y_MF, dh_BTX, dy_MF.numel() // F, F)
     return y_MF, dh_BTX
 
 
@@ -321,7 +322,7 @@ def _norm_forward(
     sum_BTD = x_BTD if delta_BTD is None else torch.empty_like(x_BTD)
     out_BTD = torch.empty_like(x_BTD)
     stats = torch.empty(rows, 2, dtype=torch.float32)
-    _call(
+    call(
         "norm_forward", x_BTD, delta_BTD, weight_D, bias_D, sum_BTD, out_BTD, stats, rows, D,
         *options,
     )  # fmt: skip
@@ -335,10 +336,10 @@ def _norm_backward(
     centre, biased = ctx.options
     D = x_BTD.shape[-1]
     dx_BTD = torch.empty_like(x_BTD)
-    partial = torch.zeros(_call("threads"), 2, D, dtype=torch.float32)
+    partial = torch.zeros(call("threads"), 2, D, dtype=torch.float32)
     dweight_D = torch.empty_like(weight_D)
     dbias_D = torch.empty_like(weight_D) if biased else None
-    _call(
+    call(
         "norm_backward", dout_BTD.contiguous(),
         None if bypass_BTD is None else bypass_BTD.contiguous(), x_BTD, weight_D, stats, dx_BTD,
         partial, dweight_D, dbias_D, x_BTD.numel() // D, D, centre,
@@ -349,11 +350,12 @@ def _norm_backward(
 def column_sum(x_ME: Tensor) -> Tensor:
     """Sum over rows: the gradient of a bias."""
     sums_E = x_ME.new_empty(x_ME.shape[1])
-    _call("column_sum", x_ME, sums_E, *x_ME.shape)
+    call("column_sum", x_ME, sums_E, *x_ME.shape)
     return sums_E
 
 
-def _call(name: str, *arguments: Any) -> Any:
+def call(name: str, *arguments: Any) -> Any:
+    """A function of the compiled kernels, given pointers of tensors."""
     pointers = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
     return getattr(native_library(), f"narrows_{name}")(*pointers)
 

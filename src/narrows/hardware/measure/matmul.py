@@ -12,6 +12,7 @@ from narrows.hardware import fit
 from narrows.hardware.measure.device import Target
 from narrows.hardware.measure.sampling import Sample, Trial, sample
 from narrows.hardware.measurement import SPOT_SHAPE
+from narrows.kernels.products import mend
 from narrows.spec.machine import Direction, MatmulCurve, MatmulPoint, Precision
 
 _ROWS = (64, 256, 1024, 4096)
@@ -111,6 +112,7 @@ def _measure(where: Target, precision: Precision, seconds: float) -> dict[Shape,
 
 def _trials(where: Target, precision: Precision, grid: list[Shape]) -> dict[Shape, Trial]:
     """Products over views of three shared buffers, so that no trial pays for fresh pages."""
+    mend()
     largest = max(max(s.m * s.k, s.k * s.n) for s in grid)
     left = _filled(largest, precision, where)
     right = _filled(largest, precision, where)

@@ -1,9 +1,9 @@
 // Rows of a fused projection on their way into attention's tiles and out of them.
 #pragma once
 #include <cmath>
-#include <cstdlib>
 
 #include "products.h"
+#include "scratch.h"
 
 namespace {
 
@@ -15,35 +15,6 @@ struct Shape {
   int64_t padded, head;  // T up to BLOCK, H up to 32
   int64_t columns() const { return (heads + 2 * kv_heads) * width; }
 };
-
-// Scratch that a thread keeps between calls: pages stay warm.
-class Scratch {
- public:
-  void* take(size_t bytes) {
-    bytes = (bytes + 63) & ~(size_t)63;
-    char* at = base_ + used_;
-    used_ += bytes;
-    return at;
-  }
-  void reserve(size_t bytes) {
-    used_ = 0;
-    if (bytes <= size_) return;
-    free(base_);
-    base_ = (char*)aligned_alloc(64, (bytes + 4095) & ~(size_t)4095);
-    size_ = bytes;
-  }
-  ~Scratch() { free(base_); }
-
- private:
-  char* base_ = nullptr;
-  size_t size_ = 0, used_ = 0;
-};
-thread_local Scratch scratch;
-
-template <class T>
-T* take(size_t count) {
-  return (T*)scratch.take(count * sizeof(T));
-}
 
 // Copy T rows of H columns into zero-padded rows, turned by the angle of their position.
 void copy_rows(const bf16* in, int64_t stride, const Shape& s, const float* cos, const float* sin,
