@@ -30,6 +30,7 @@ demo: .venv/ready
 	$(BIN)/narrows report $(RUN)
 
 test: .venv/ready-dev
+	$(BIN)/python -m compileall -q src
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/ready-dev
@@ -56,6 +57,7 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq --upgrade "pip>=25.1"
 	$(BIN)/pip install -qq --editable . $(TORCH)
+	$(BIN)/python -m compileall -q src
 	@touch $@
 
 .venv/ready-dev: .venv/ready
