@@ -83,7 +83,8 @@ def _compile(compiler: list[str], sources: dict[str, str], path: Path) -> None:
             raise RunFailed(
                 f"{compiler[0]} could not compile the native kernels",
                 causes=done.stderr.strip().splitlines()[:5],
-                hint="install a newer g++, or plan with kernels=torch and precision=fp32",
+                hint="install a newer g++, or plan with --set layout.kernels=torch "
+                "--set layout.precision=fp32",
             )
         out.replace(path)
 
