@@ -19,7 +19,7 @@ def memory_peak(trainer: Trainer, peak: float) -> MemoryPeak:
     optimizer = trainer.optimizer
     weights = sum(local(p).nbytes for p in trainer.model.parameters())
     learning = sum(p.nbytes for p in optimizer.parameters.values())
-    state = optimizer.state()
+    state = {} if optimizer.place.away else optimizer.state()
     masters = sum(t.nbytes for name, t in state.items() if name.startswith("rest."))
     moments = sum(t.nbytes for name, t in state.items() if not name.startswith("rest."))
     moments += sum(t.numel() * 4 for t in _exchanged(trainer))
