@@ -15,12 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from narrows.plan.optimizer import AT_HAND_BYTES
 from narrows.spec.dataset import Dataset
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.exchange import LocalSteps
 from narrows.spec.plan import Evaluation, Plan
 from narrows.spec.record import save
 from narrows.train import offload, step
+from narrows.train.meter import memory_peak
 from narrows.train.offload import OnDisk, OnHost, Room, in_memory, place
 from narrows.train.run import train
 from narrows.train.state import restore
@@ -182,6 +184,13 @@ def test_what_is_resident_would_be_seen(on_a_disk: Path) -> None:
     assert resident(tensor) == 0
 
 
+def test_a_ledger_tells_what_is_at_hand(tmp_path: Path) -> None:
+    usual, away = (memory_peak(each, 1e9) for each in both(tmp_path, {"precision": "bf16"}))
+    assert away.masters == 0.0 < usual.masters
+    assert away.optimizer == usual.optimizer + usual.masters < AT_HAND_BYTES
+    assert OnDisk(tmp_path).at_hand(10**9) == AT_HAND_BYTES and OnHost().at_hand(10**9) == 0
+
+
 def test_values_survive_being_forgotten_and_lie_side_by_side(tmp_path: Path) -> None:
     away = OnDisk(tmp_path)
     wanted = {"first.a": Room((3, 5), torch.float32), "first.b": Room((7,), torch.int16),
@@ -205,7 +214,7 @@ def test_no_file_is_left_whatever_ends_a_run(
     happened.
     """
     how = {"micro_batch": 2, "accumulation": 2, "precision": "bf16"}
-    made = with_text(dataset, layout=layout(**how, offload="disk"), steps=40)
+    made = with_text(dataset, layout=layout(**how, offload="disk"), steps=24)
     usual = msgspec.structs.replace(made, layout=layout(**how))
     if in_memory(tmp_path):
         pytest.skip("another process takes no folder in memory")
@@ -214,7 +223,7 @@ def test_no_file_is_left_whatever_ends_a_run(
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train(usual, straight, machine=tiny_machine(), resume=False, talk=silent)
     child = _start(tmp_path, broken, resume=False)
-    _wait_for_step(broken, 13, child)
+    _wait_for_step(broken, 8, child)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not list(broken.rglob("offload*"))

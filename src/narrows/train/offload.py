@@ -73,6 +73,10 @@ class Place(ABC):
     def room(self, name: str) -> Tensor:
         """Noughts."""
 
+    def at_hand(self, kept: int) -> int:
+        """Of so many bytes that are away, those that the device has in memory."""
+        return 0
+
     def take(self, name: str, values: Tensor) -> Tensor:
         """What is there already, from now on here."""
         room = self.room(name)
@@ -165,6 +169,9 @@ class OnDisk(Place):
             kind: _File(self._folder / f"offload-{self._rank:05d}-{kind}", size)
             for kind, size in sizes.items()
         }
+
+    def at_hand(self, kept: int) -> int:
+        return min(kept, AT_HAND_BYTES)
 
     def room(self, name: str) -> Tensor:
         shape, dtype = room = self._wanted[name]
