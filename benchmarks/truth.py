@@ -58,6 +58,13 @@ CONFIGURATIONS = (
                                                                       "precision": "bf16"}),
     Configuration("10M compile fp32", "gpt2", (6, 384, 6, 4096), 256, 4, {"compile": True,
                                                                           "precision": "fp32"}),
+    *(
+        Configuration(f"34M {name}", "llama", (8, 512, 8, 16384), 256, 4, {
+            "kernels": "torch", "compile": False, "micro_batch": 2, "recompute": "none",
+            "processes": 1, "loss_chunk": 256, "offload": where,
+        })
+        for name, where in (("kept", "none"), ("on disk", "disk"))
+    ),
     Configuration("30M long", "llama", (8, 512, 8, 8192), 2048, 4, {}),
     Configuration("50M torch recompute", "llama", (8, 640, 10, 8192), 512, 8,
                   {"kernels": "torch", "precision": "bf16", "recompute": "full"}),

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections import defaultdict
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -38,7 +39,7 @@ def main() -> None:
     tokens = RandomTokens(plan.model.vocabulary, plan.context)
     tokens.sequences(0, 1)  # numpy loads its generators when they are first used
     memory = MemoryMeter(torch.device("cpu"))
-    trainer = Trainer(plan, torch.device("cpu"))
+    trainer = Trainer(plan, torch.device("cpu"), Path(sys.argv[1]).parent)
     timed: list[float] = []
     number = 0
     while len(timed) < _STEPS[0] or (sum(timed) < _SECONDS and len(timed) < _STEPS[1]):

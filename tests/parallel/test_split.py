@@ -58,6 +58,11 @@ DROPS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("sharding", ["gradients", "parameters"])
+def test_shards_in_the_hosts_memory_have_the_gradients_of_one(sharding: str) -> None:
+    assert_equal(DENSE, layout_of(data=2, sharding=sharding, offload="host"))
+
+
 @pytest.mark.parametrize("name", DROPS)
 def test_what_is_dropped_does_not_depend_on_the_layout(name: str) -> None:
     spec = WET["learned" if name in ("tensor", "context") else "rotary"]

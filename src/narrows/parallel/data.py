@@ -17,8 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
+    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -51,7 +53,11 @@ def apply(
     reduced = torch.bfloat16 if isinstance(exchange, Bf16) else torch.float32
     policy = MixedPrecisionPolicy(reduce_dtype=reduced)
     left = {each for name, each in model.named_parameters() if name in whole}
-    shard = partial(_shard, policy=policy, left=left)
+    offload = OffloadPolicy()
+    if layout.offload == "host":
+        # Pinned, parameters are brought to the host where they are given memory.
+        offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+    shard = partial(_shard, policies=(policy, offload), left=left)
     for block in model.blocks.children():
         routed = getattr(block, "experts", None)
         if routed is not None:
@@ -169,12 +175,14 @@ def _each(layout: Layout) -> bool:
 
 
 def _shard(
-    module: nn.Module, mesh: DeviceMesh, *, policy: MixedPrecisionPolicy,
-    left: set[nn.Parameter], reshard: bool,
+    module: nn.Module, mesh: DeviceMesh, *,
+    policies: tuple[MixedPrecisionPolicy, OffloadPolicy], left: set[nn.Parameter], reshard: bool,
 ) -> None:  # fmt: skip
+    precision, offload = policies
     sharded = fully_shard(
-        module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, ignored_params=left
-    )
+        module, mesh=mesh, mp_policy=precision, offload_policy=offload,
+        reshard_after_forward=reshard, ignored_params=left,
+    )  # fmt: skip
     # Losses are divided by the tokens of the whole step already.
     sharded.set_gradient_divide_factor(1.0)
     sharded.set_force_sum_reduction_for_comms(True)

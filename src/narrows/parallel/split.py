@@ -59,7 +59,8 @@ class Split:
     several ranks have alike, one owns it: it counts in norms and is written by that rank alone.
     `partial` have gradients that tensor ranks add up, `copied` such as the first and the last rank
     of a pipeline do. The `runner` takes micro-batches through what is there of the model.
-    What is `frozen` has no gradients. Of what learns in bf16, `rests` are what rounding took.
+    What is `frozen` has no gradients. Of what learns in bf16, `rests` are what rounding took,
+    until an optimizer takes them.
     Gradients that are `compressed` are no part of the backward pass: `complete` adds them up.
     """
 

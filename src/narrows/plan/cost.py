@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from narrows.plan.curves import Curves
+from narrows.plan.fleet.constants import HOST_MEMORY
 from narrows.plan.layouts import Array, Layouts, Shapes
 from narrows.plan.operation import (
     CachedAttention,
@@ -23,6 +24,7 @@ from narrows.plan.operation import (
     Product,
     StreamedProduct,
     Transfer,
+    Way,
 )
 from narrows.plan.operations import block_operations, evaluation_operations, step_operations
 from narrows.spec.machine import BlockPoint, Machine
@@ -138,7 +140,7 @@ def operation_seconds(
 
 def _call_seconds(
     operation: Operation, machine: Machine, curves: Curves, scales: Scales
-) -> tuple[float, Array]:
+) -> tuple[float | Array, Array]:
     """Launch and body of one call; the body with all of the device's threads."""
     work = operation.work
     bandwidth = curves.bandwidth(operation.memory_bytes)
@@ -165,9 +167,24 @@ def _call_seconds(
             return launch / scales.launch, held / scales.bandwidth + rest / scales.compute
         case Launch():
             return curves.launch / scales.launch, operation.flop
-        case Transfer():
-            rate = float(machine.disk.read.value) * scales.storage
-            return 0.0, operation.memory_bytes / rate
+        case Transfer(way=way, sharers=sharers):
+            rate = _rate(way, machine, scales) / sharers
+            # No thread more makes it quicker.
+            return operation.memory_bytes / rate, 0 * operation.memory_bytes
+
+
+def _rate(way: Way, machine: Machine, scales: Scales) -> float:
+    """Bytes a second."""
+    match way:
+        case "read":
+            return float(machine.disk.read.value) * scales.storage
+        case "write":
+            return float(machine.disk.write.value) * scales.storage
+        case "link":
+            assert machine.device.host_link is not None
+            return float(machine.device.host_link.value) * scales.link_bandwidth
+        case "host":
+            return HOST_MEMORY
 
 
 def _attention(

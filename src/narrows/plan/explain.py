@@ -72,6 +72,7 @@ def described(layout: Layout) -> str:
         f"{layout.kernels} kernels",
         *(["compiled"] if layout.compile else []),
         *([_RECOMPUTE[layout.recompute]] if layout.recompute in _RECOMPUTE else []),
+        *([f"offloaded to {layout.offload}"] if layout.offload != "none" else []),
         f"loss in {layout.loss_chunk}s",
     ]
     return ", ".join(parts)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from narrows.plan.trained import Trained
 from narrows.spec.adapter import EVERYTHING, Learning
 from narrows.spec.exchange import EXACT, GradientExchange
+from narrows.spec.fleet import Offload
 from narrows.spec.layout import RECOMPUTES, Layout
 from narrows.spec.machine import KernelSet
 from narrows.spec.model import LayerNorm, Learned, ModelSpec, Rotary
@@ -56,7 +57,7 @@ class Layouts:
     """Candidate layouts with one setting; every array has shape [layouts]. Of several processes
     they are all `spread` as that layout is, tell each other `gradients` so, and the arrays are
     those of one process. `recompute` is its place among RECOMPUTES. `optimizer` is what uses the
-    gradients.
+    gradients; what it keeps is `offload`ed to its `offload_folder`.
     """
 
     setting: Setting
@@ -68,6 +69,8 @@ class Layouts:
     spread: Layout | None = None
     gradients: GradientExchange = EXACT
     optimizer: Optimizer = USUAL
+    offload: Offload = "none"
+    offload_folder: str | None = None
 
     @classmethod
     def of(
@@ -86,6 +89,8 @@ class Layouts:
             spread=layout if layout.processes > 1 else None,
             gradients=gradients,
             optimizer=optimizer,
+            offload=layout.offload,
+            offload_folder=layout.offload_folder,
         )
 
     @property
@@ -114,6 +119,8 @@ class Layouts:
             kernels=self.setting.kernels,
             threads=int(self.threads[index]),
             loss_chunk=int(self.loss_chunk[index]),
+            offload=self.offload,
+            offload_folder=self.offload_folder,
         )
         if self.spread is None:
             return own

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes
-from narrows.plan.optimizer import whole_state_bytes
+from narrows.plan.optimizer import AT_HAND_BYTES, whole_state_bytes
 from narrows.plan.trained import Layer
 from narrows.spec.adapter import LowRank
 from narrows.spec.ledger import MemoryPeak
@@ -120,11 +120,18 @@ def memory_bytes(
         learned = held.kept + nothing
         weights = learned + held.gathered + (held.whole if held.copied else 0.0)
         weights = value * weights + held.frozen_bytes
+    masters = (_FP32 - value) * learned
+    if layouts.offload == "disk":
+        state, masters = np.minimum(state + masters, AT_HAND_BYTES), 0 * masters
+    elif layouts.offload == "host":
+        # Sharded, the weights are there themselves, and here what is gathered of them.
+        weights = weights - value * learned * (held is not None)
+        state, masters = 0 * state, 0 * masters
     if model.taught is not None:
         weights = weights + value * model.taught.parameters
     return MemoryBytes(
         weights=weights,
-        masters=(_FP32 - value) * learned + nothing,
+        masters=masters + nothing,
         optimizer=state + nothing,
         runtime=nothing + RUNTIME_BYTES + COMPILER_BYTES * layouts.setting.compile,
         **at_peak,
@@ -277,6 +284,8 @@ def _moments(model: Shapes, layouts: Layouts, held: Held | None) -> tuple[Moment
         # Of one process alone, a micro-batch's gradient joins the sum where it is made.
         own = np.where(layouts.accumulation > 1, _largest(model), own)
     buffer = np.where(layouts.accumulation > 1, _FP32 * summed, 0.0)
+    if layouts.offload == "host":
+        buffer = 0.0 * buffer
     working = tokens * _working_bytes(model, layouts.setting) + value * _unpacked(model)
     taught = model.taught
     said = 0.0 if taught is None else tokens * taught.width * value

@@ -76,9 +76,18 @@ class Launch:
     """Work of the host alone: finding and starting an operation."""
 
 
+Way = Literal["read", "write", "link", "host"]
+"""Of bytes that no device's own memory moves: from the disk or to it, between a device and its
+host's memory, or within that.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """Bytes read from storage."""
+    """Bytes on their way, which `sharers` have at once."""
+
+    way: Way = "read"
+    sharers: int = 1
 
 
 Work = Product | StreamedProduct | CausalAttention | CachedAttention | Pointwise | Launch | Transfer

@@ -19,13 +19,14 @@ from narrows.plan.operation import (
     Operation,
     Product,
     Transfer,
+    Way,
     host,
     kernel,
     matmul,
     pointwise,
     product,
 )
-from narrows.plan.optimizer import moved_bytes, orthogonalized
+from narrows.plan.optimizer import moved_bytes, offloaded_bytes, orthogonalized
 from narrows.plan.trained import Layer, Matrix
 
 
@@ -189,7 +190,7 @@ def _optimizer(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
     yield kernel("squared_norm", ("optimizer", "optimizer"), elements, once, gradient)
     optimizer = layouts.optimizer
     moved = gradient + elements * moved_bytes(optimizer)
-    yield kernel(optimizer.operation, ("optimizer", "optimizer"), elements, once, moved)
+    yield _stepping(optimizer.operation, elements, once, moved, layouts)
     for m, n, k, times in orthogonalized(model, optimizer.rule):
         yield Operation(
             name=optimizer.operation, phase="optimizer", kind="optimizer",
@@ -199,8 +200,38 @@ def _optimizer(model: Shapes, layouts: Layouts) -> Iterator[Operation]:
         )  # fmt: skip
     # Into an fp32 buffer once a micro-batch: reads the gradient, reads and writes the sum.
     often = layouts.accumulation * several
-    yield kernel("accumulate", ("optimizer", "optimizer"), elements, often, elements * (value + 8))
-    yield kernel("clear", ("optimizer", "optimizer"), elements, several, elements * 4)
+    yield _stepping("accumulate", elements, often, elements * (value + 8), layouts)
+    yield _stepping("clear", elements, several, elements * 4, layouts)
+    yield from _offload(layouts, elements)
+
+
+def _stepping(
+    name: str, elements: Array, count: Array, moved: Array, layouts: Layouts
+) -> Operation:
+    """What is done where the optimizer's state is."""
+    done = kernel(name, ("optimizer", "optimizer"), elements, count, moved)
+    return replace(done, work=Transfer(way="host")) if layouts.offload == "host" else done
+
+
+def _offload(layouts: Layouts, elements: Array) -> Iterator[Operation]:
+    """On a disk all that is kept comes and goes once a step, of all processes by turns: those of
+    several hosts are taken to share one. To a host gradients go down and weights come up; where
+    these are sharded, each micro-batch takes them up twice.
+    """
+    value, spread = layouts.setting.value_bytes, layouts.spread
+    kept = elements * offloaded_bytes(layouts.optimizer, value)
+    m = layouts.accumulation
+    moved: dict[Way, Array] = {}
+    if layouts.offload == "disk":
+        moved = {"read": kept, "write": kept}
+    elif layouts.offload == "host":
+        moved = {"link": elements * value * (m + 1.0 if spread is None else 3.0 * m)}
+    for way, size in moved.items():
+        yield Operation(
+            name="offload", phase="optimizer", kind="data", count=np.ones_like(elements),
+            flop=0 * elements, memory_bytes=size,
+            work=Transfer(way=way, sharers=spread.processes if spread else 1),
+        )  # fmt: skip
 
 
 def _besides(model: Shapes, layouts: Layouts) -> Iterator[Operation]:

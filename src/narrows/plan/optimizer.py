@@ -10,7 +10,8 @@ import numpy as np
 from narrows.plan.layouts import Array, Layouts, Shapes
 from narrows.plan.share import Share, Table
 from narrows.spec.errors import BadInput
-from narrows.spec.exchange import GradientExchange, LocalSteps
+from narrows.spec.exchange import GradientExchange, LocalSteps, PowerSGD
+from narrows.spec.fleet import Offload
 from narrows.spec.job import OnSpike
 from narrows.spec.layout import Layout
 from narrows.spec.optimizer import Adafactor, AdamW, Muon, Optimizer, Rule, kept, name_of
@@ -36,6 +37,10 @@ _CODED = {32: 0.0, 16: 4.0, 8: 60.0}
 """And of each state, for its way from fewer bits and back: in 8, a search among 256 codes, whose
 time is a guess.
 """
+
+
+AT_HAND_BYTES = 48 << 20
+"""Of what lies on a disk, what a step has in memory at once (train/offload.py)."""
 
 
 def state_bytes(share: Share, optimizer: Optimizer) -> float:
@@ -78,6 +83,15 @@ def moved_bytes(optimizer: Optimizer) -> float:
     return moving + coded + average
 
 
+def offloaded_bytes(optimizer: Optimizer, value_bytes: int) -> float:
+    """Of a parameter, what does not stay beside its weight where the optimizer is offloaded: what
+    the rule keeps, and the rest of its master.
+    """
+    side = 1 << 10
+    states = kept(optimizer, (side, side), within=True)
+    return sum(each.memory_bytes for each in states) / side**2 + 4.0 - value_bytes
+
+
 def orthogonalized(model: Shapes, rule: Rule) -> Iterator[tuple[Array, Array, Array, int]]:
     """Products (m,k) @ (k,n) that make the momenta of one block's matrices orthogonal, and how
     often each is taken: two with the matrix itself and its Gram matrix's square an iteration.
@@ -103,12 +117,27 @@ def check(
     """
     _check_precision(optimizer)
     _check_whole(optimizer, layout)
+    _check_offload(optimizer, layout, exchange)
     if optimizer.fused:
         _check_fused(optimizer, layout, on_spike)
     if optimizer.averages and isinstance(exchange, LocalSteps):
         raise BadInput(
             "ranks that take steps of their own have no average of their weights in common",
             hint="leave train.exchange out, or train.ema and schedule_free",
+        )
+
+
+def check_device(offload: Offload, kind: str) -> None:
+    """Raises BadInput where that is no place for what such a device does not hold."""
+    if offload == "host" and kind == "cpu":
+        raise BadInput(
+            "a processor's own memory is the host's: there is nothing to offload to it",
+            hint="--set layout.offload=disk, or leave it out",
+        )
+    if offload == "disk" and kind != "cpu":
+        raise BadInput(
+            f"what {kind} does not hold is stepped in its host's memory, not on a disk",
+            hint="--set layout.offload=host, or leave it out",
         )
 
 
@@ -211,6 +240,36 @@ def _check_whole(optimizer: Optimizer, layout: Layout) -> None:
                 f"{getattr(layout, name)}",
                 hint=f"--set layout.{name}=1, or train.optimizer=adamw in 32 bits",
             )
+
+
+def _check_offload(optimizer: Optimizer, layout: Layout, exchange: GradientExchange) -> None:
+    """On a disk each process has files of its own; to the host's memory go whole shards alone."""
+    if layout.offload == "none":
+        return
+    if isinstance(exchange, LocalSteps):
+        raise BadInput(
+            "ranks that take steps of their own compare masters, which must be at hand",
+            hint="leave layout.offload or train.exchange out",
+        )
+    if layout.offload == "host" and isinstance(optimizer.rule, Muon):
+        raise BadInput(
+            "muon's products are the device's, and layout.offload=host steps beside it",
+            hint="--set train.optimizer=adamw, or leave layout.offload out",
+        )
+    if layout.offload == "disk" or layout.processes == 1:
+        return
+    for name in ("tensor", "pipeline", "expert"):
+        if getattr(layout, name) > 1:
+            raise BadInput(
+                f"the host's memory takes shards of whole models, and layout.{name} is "
+                f"{getattr(layout, name)}",
+                hint=f"--set layout.{name}=1, or layout.offload=none",
+            )
+    if isinstance(exchange, PowerSGD):
+        raise BadInput(
+            "PowerSGD keeps whole gradients on each device: none of them go to the host",
+            hint="leave layout.offload or train.exchange out",
+        )
 
 
 def _check_fused(optimizer: Optimizer, layout: Layout, on_spike: OnSpike) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from narrows.plan.layouts import Layouts, Shapes
-from narrows.plan.optimizer import able, checkpoint_bytes
+from narrows.plan.optimizer import able, checkpoint_bytes, offloaded_bytes
 from narrows.plan.search import Found, options, search
 from narrows.plan.together import peak_bytes
 from narrows.spec.adapter import Learning
@@ -54,21 +54,28 @@ def refusal(
 def check_disk(
     machine: Machine, shapes: Shapes, layout: Layout, optimizer: Optimizer, keep: int
 ) -> None:
-    """Raises DoesNotFit where the checkpoints of a run, one of them being written, do not."""
-    one = checkpoint_bytes(shapes, Layouts.of(layout).setting.value_bytes, optimizer)
-    needed, free = one * (keep + 2), float(machine.disk.free.value)
+    """Raises DoesNotFit where the checkpoints of a run, one of them being written, do not, with
+    what is offloaded beside them.
+    """
+    value = Layouts.of(layout).setting.value_bytes
+    one, away = checkpoint_bytes(shapes, value, optimizer), 0.0
+    causes = [f"{keep + 2} of {_gigabytes(one)}: {keep} kept, the best, one being written"]
+    if layout.offload == "disk" and layout.offload_folder is None:
+        away = float(shapes.parameters_trained[0, 0]) * offloaded_bytes(optimizer, value)
+        causes.append(f"{_gigabytes(away)} of the optimizer beside them")
+    needed, free = one * (keep + 2) + away, float(machine.disk.free.value)
     if needed > free:
         raise DoesNotFit(
             f"the checkpoints do not fit: {_gigabytes(needed)} needed, {_gigabytes(free)} free on "
             f"{machine.disk.path}",
-            causes=[f"{keep + 2} of {_gigabytes(one)}: {keep} kept, the best, one being written"],
+            causes=causes,
             hint="free some space, or train on another disk: --run DIR",
         )
 
 
 def _hint(job: Job, model: ModelSpec, where: _Where, step: float) -> str:
-    """The fastest single change of the layout that fits; else the optimizer's state in 8 bits; else
-    a shorter context, else fewer layers, each with what the layout must be then.
+    """The fastest single change of the layout that fits; else the optimizer's state in 8 bits, or
+    somewhere else; else a shorter context, else fewer layers, each with what the layout must be.
     """
     offers: list[tuple[float, float, str]] = []
     for intent, name in _relaxed(job.layout):
@@ -84,6 +91,12 @@ def _hint(job: Job, model: ModelSpec, where: _Where, step: float) -> str:
         fit = _fastest(model, job.layout, where._replace(optimizer=narrow))
         if fit is not None:
             return f"narrows plan job.toml --set train.state_bits=8   ({_gigabytes(fit.peak)})"
+    if job.layout.offload is None:
+        there = "disk" if where.machine.device.kind == "cpu" else "host"
+        fit = _fastest(model, msgspec.structs.replace(job.layout, offload=there), where)
+        if fit is not None:
+            told = f"{_gigabytes(fit.peak)}, {fit.step / step:.1f}x the step time"
+            return f"narrows plan job.toml --set layout.offload={there}   ({told})"
     pinned = [name for _, name in _relaxed(job.layout)]
     for intent, names in ((job.layout, []), (LayoutIntent(), pinned)):
         for change, smaller in _smaller(model, intent, where):

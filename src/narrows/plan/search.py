@@ -13,6 +13,7 @@ import numpy.typing as npt
 from narrows.plan.curves import precisions
 from narrows.plan.family import divisors
 from narrows.plan.layouts import SPREAD, Array, Layouts, Setting, Shapes
+from narrows.plan.optimizer import check_device
 from narrows.plan.processes import check, counts, spreads
 from narrows.plan.together import hosts, peak_bytes, step, step_seconds, usual_threads
 from narrows.spec.adapter import LowRank
@@ -202,6 +203,8 @@ def candidates(
             recompute=table[:, 1],
             threads=np.full(len(rows), float(threads)),
             loss_chunk=table[:, 2],
+            offload=intent.offload or "none",
+            offload_folder=intent.offload_folder,
         )
         for setting in _settings(intent, machine)
     ]
@@ -320,6 +323,7 @@ def _check(intent: LayoutIntent, machine: Machine, batch_sequences: int) -> None
         raise BadInput(
             f"native kernels cannot be {what}", hint="--set layout.kernels=torch, or leave it out"
         )
+    _check_offload(intent, machine)
     if intent.recompute == "selective":
         _check_selective(intent)
     if intent.compile and not machine.compiler.available:
@@ -332,6 +336,27 @@ def _check(intent: LayoutIntent, machine: Machine, batch_sequences: int) -> None
         raise BadInput(
             f"{machine.name} has no {intent.precision} matmul figures",
             hint=f"--set layout.precision=... with one of {known}, or narrows probe --refresh",
+        )
+
+
+def _check_offload(intent: LayoutIntent, machine: Machine) -> None:
+    """Raises BadInput where there is nothing to offload to, or nobody knows how quick it is."""
+    device, disk = machine.device, machine.disk
+    check_device(intent.offload or "none", device.kind)
+    unknown = None
+    if intent.offload == "host" and device.host_link is None:
+        unknown = f"what joins {device.name} to its host"
+    if intent.offload == "disk" and {disk.read.basis, disk.write.basis} != {"measured"}:
+        unknown = f"the disk of {machine.name}"
+    if unknown is not None:
+        raise BadInput(
+            f"{unknown} was not measured: what offloading takes is not known",
+            hint="narrows probe --refresh, or leave layout.offload out",
+        )
+    if intent.offload_folder is not None and intent.offload != "disk":
+        raise BadInput(
+            f"layout.offload_folder is {intent.offload_folder}, and nothing is offloaded to a disk",
+            hint="--set layout.offload=disk, or leave it out",
         )
 
 

@@ -156,6 +156,7 @@ LAYOUT = {
     "last_fewer": Phrase("layers fewer in the last stage", "末级少"),
     "state_bits": Phrase("bits of a moment", "优化器位数"),
     "offload": Phrase("offload to", "卸载至"),
+    "offload_folder": Phrase("offload in", "卸载目录"),
     "chunked_loss": Phrase("loss in chunks", "分块损失"),
 }
 

@@ -8,7 +8,7 @@ from typing import Literal
 from narrows.spec.adapter import Adapter, check_patterns
 from narrows.spec.errors import BadInput
 from narrows.spec.exchange import EXACT, GradientExchange
-from narrows.spec.fleet import SIZES, Exchange, Schedule, Sharding
+from narrows.spec.fleet import SIZES, Exchange, Offload, Schedule, Sharding
 from narrows.spec.model import FeedForward, Norm, Positions
 from narrows.spec.objective import NextToken, Objective, Pooling
 from narrows.spec.optimizer import RULES, AdamW, Decayed, Rule, RuleName, StateBits
@@ -210,6 +210,8 @@ class LayoutIntent(Record):
     sequence_parallel: bool | None = None
     first_fewer: int | None = None
     last_fewer: int | None = None
+    offload: Offload | None = None
+    offload_folder: str | None = None
 
     def __post_init__(self) -> None:
         at_least(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from narrows.spec.fleet import Exchange, Schedule, Sharding, refuse
+from narrows.spec.fleet import Exchange, Offload, Schedule, Sharding, refuse
 from narrows.spec.machine import KernelSet
 from narrows.spec.record import Record
 
@@ -25,6 +25,9 @@ class Layout(Record):
 
     Of several processes each is at one place of replicas · data · tensor · pipeline · context; the
     names mean what they do in `fleet.Spread`. `threads` are those of one process.
+
+    `offload` keeps what the optimizer keeps in the host's memory, or on a disk in files: in the
+    run's folder, or in `offload_folder`.
     """
 
     micro_batch: int
@@ -49,6 +52,8 @@ class Layout(Record):
     sequence_parallel: bool = True
     first_fewer: int = 0
     last_fewer: int = 0
+    offload: Offload = "none"
+    offload_folder: str | None = None
 
     def __post_init__(self) -> None:
         refuse(self, self.schedule, self.interleave)

@@ -222,7 +222,9 @@ class Memory(Record):
 
 
 class Device(Record):
-    """What computes: the processor as a whole, or one accelerator."""
+    """What computes: the processor as a whole, or one accelerator, which a `host_link` joins to its
+    host's memory, as quick in one direction as in the other.
+    """
 
     kind: Literal["cpu", "cuda", "rocm", "xpu", "mps"]
     name: str
@@ -237,6 +239,7 @@ class Device(Record):
     extended: tuple[ExtendedCurve, ...] = ()
     packed: tuple[PackedCurve, ...] = ()
     launch: Fact[Seconds] | None = None
+    host_link: Fact[BytesPerSecond] | None = None
     power_idle: Fact[Watts] | None = None
     power_full: Fact[Watts] | None = None
 

@@ -17,7 +17,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,8 +42,18 @@ _STATE = "state.json"
 _STATES = (
     "first", "second", "rows", "columns", "anchor", "mass", "average", "rest", "outer", "error",
 )  # fmt: skip
+_PIECE = 1 << 22
+"""Values that are written at once."""
 _OTHERS_SECONDS = 600.0
 """How long the first process waits for the files of the others."""
+
+
+Reading = Callable[[Iterable[Tensor]], AbstractContextManager[object]]
+
+
+def _as_ever(tensors: Iterable[Tensor]) -> AbstractContextManager[object]:
+    """They stay where they are."""
+    return nullcontext()
 
 
 class State(Record):
@@ -66,13 +77,14 @@ class State(Record):
 
 class Contents(NamedTuple):
     """What one process has to save: tensors by name, and which part of the whole each is, by its
-    own name or its parameter's.
+    own name or its parameter's. Pieces are written within `reading`.
     """
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     parts: dict[str, Part]
     average: dict[str, Tensor] = {}
+    reading: Reading = _as_ever
 
 
 class Checkpoints:
@@ -176,7 +188,7 @@ class Checkpoints:
             name = f"{kind}{place}.safetensors"
             known = contents.parts
             parts = {k: known.get(k) or known[base(k)] for k in tensors} if place else {}
-            sums[name] = write_tensors(partial / name, tensors, parts)
+            sums[name] = write_tensors(partial / name, tensors, parts, contents.reading)
         if self.ranks == 1:
             return sums
         write_atomically(partial / _note(self.rank), json.dumps(sums).encode())
@@ -238,10 +250,11 @@ def _note(rank: int) -> str:
 
 
 def write_tensors(
-    path: Path, tensors: dict[str, Tensor], parts: dict[str, Part] | None = None
-) -> str:
+    path: Path, tensors: dict[str, Tensor], parts: dict[str, Part] | None = None,
+    reading: Reading = _as_ever,
+) -> str:  # fmt: skip
     """Write a safetensors file straight from the tensors' memory; returns its sha256. `parts` says
-    what of the whole they are.
+    what of the whole they are; pieces of them are written within `reading`.
 
     The library's own writer copies every tensor first, which would double the peak.
     """
@@ -258,20 +271,22 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     checksum = hashlib.sha256()
     with path.open("wb") as file:
-        for piece in _pieces(text, tensors):
-            checksum.update(piece)
-            file.write(piece)
+        for head in (len(text).to_bytes(8, "little"), text):
+            checksum.update(head)
+            file.write(head)
+        for values in _pieces(tensors):
+            with reading([values]):
+                piece = memoryview(values.cpu().view(torch.uint8).numpy())  # type: ignore[arg-type]
+                checksum.update(piece)
+                file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     return checksum.hexdigest()
 
 
-def _pieces(header: bytes, tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
-    yield len(header).to_bytes(8, "little")
-    yield header
+def _pieces(tensors: dict[str, Tensor]) -> Iterator[Tensor]:
     for tensor in tensors.values():
-        flat = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
-        yield memoryview(flat.numpy())  # type: ignore[arg-type]
+        yield from tensor.detach().contiguous().view(-1).split(_PIECE)
 
 
 def _sealed(state: State, sums: dict[str, str]) -> State:

@@ -17,30 +17,43 @@ from torch import Tensor
 
 from narrows.kernels.interface import Code, Kernels, Master
 from narrows.spec.optimizer import BLOCK, Kept
+from narrows.train.offload import Place, Room
 
 _NEVER_NEGATIVE = ("second",)
+_OF_ANOTHER_SHAPE = ("rows", "columns", "mass")
 _DECADES = 7
 _DTYPES = {32: torch.float32, 16: torch.bfloat16, 8: torch.uint8}
 SCALES = "_scales"
 """Behind the kind of a state in 8 bits: the name of its blocks' largest values."""
 
 
+def rooms(what: Kept, name: str) -> dict[str, Room]:
+    """The memory that a state of the parameter `name` needs, by the names of its tensors."""
+    found = {f"{what.kind}.{name}": Room(what.shape, _DTYPES[what.bits])}
+    if what.scales:
+        found[f"{what.kind}{SCALES}.{name}"] = Room((what.scales,), torch.float32)
+    return found
+
+
 class State:
-    """One tensor that a rule keeps, nought at first; an anchor or an average begins with the
-    master.
+    """One tensor that a rule keeps of the parameter `name`, nought at first; an anchor or an
+    average begins with the master.
     """
 
-    def __init__(self, what: Kept, master: Master, kernels: Kernels) -> None:
+    def __init__(
+        self, what: Kept, name: str, master: Master, kernels: Kernels, place: Place
+    ) -> None:
         self.kind, self.bits = what.kind, what.bits
         self._kernels = kernels
-        device = master.weight.device
-        self.values = torch.zeros(what.shape, dtype=_DTYPES[what.bits], device=device)
+        self.values = place.room(f"{what.kind}.{name}")
         self.scales: Tensor | None = None
         if what.bits == 8:
-            self.scales = torch.zeros(what.scales, device=device)
-            self.values.fill_(_NOUGHT[self.signed])
+            self.scales = place.room(f"{what.kind}{SCALES}.{name}")
+            with place.using([self.values]):
+                self.values.fill_(_NOUGHT[self.signed])
         if what.kind in ("anchor", "average"):
-            self.values.copy_(kernels.values(master))
+            with place.using([self.values]):
+                self.values.copy_(kernels.values(master))
 
     @property
     def signed(self) -> bool:
@@ -51,6 +64,15 @@ class State:
         """By kind, as a checkpoint keeps them."""
         scales = {} if self.scales is None else {self.kind + SCALES: self.scales}
         return {self.kind: self.values, **scales}
+
+    def piece(self, start: int, stop: int) -> Iterator[Tensor]:
+        """The memory of the flat values from `start` to `stop`; of what is kept for whole rows,
+        columns or parameters, all.
+        """
+        whole = self.kind in _OF_ANOTHER_SHAPE
+        yield self.values if whole else self.values.view(-1)[start:stop]
+        if self.scales is not None:
+            yield self.scales[start // BLOCK : -(-stop // BLOCK)]
 
     @contextmanager
     def opened(self, start: int, stop: int) -> Iterator[Tensor]:

@@ -22,6 +22,8 @@ def memory_peak(trainer: Trainer, peak: float) -> MemoryPeak:
     state = optimizer.state()
     masters = sum(t.nbytes for name, t in state.items() if name.startswith("rest."))
     moments = sum(t.nbytes for name, t in state.items() if not name.startswith("rest."))
+    if optimizer.place.away:
+        masters, moments = 0, optimizer.place.at_hand(masters + moments)
     moments += sum(t.numel() * 4 for t in _exchanged(trainer))
     gradients = sum(t.numel() * 4 for t in optimizer.sums.values()) or learning
     if trainer.plan.optimizer.fused:

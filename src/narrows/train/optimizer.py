@@ -15,8 +15,9 @@ from narrows.kernels.interface import Kernels, Master
 from narrows.parallel.split import Split, local
 from narrows.spec.optimizer import Optimizer as Settings
 from narrows.spec.optimizer import ScheduleFree, kept
-from narrows.train.kept import State
-from narrows.train.rules import Parameter, Step, averaged, update
+from narrows.train.kept import State, rooms
+from narrows.train.offload import Place, Room
+from narrows.train.rules import Parameter, Step, averaged, pieces, update
 
 _SOON = 10.0
 """An average of few steps forgets sooner: it keeps at most (1 + t) / (10 + t) of itself."""
@@ -28,30 +29,50 @@ class Optimizer:
     It has what this process has of each parameter; the norm is that of all. With one micro-batch a
     step the gradient is used where autograd left it; with more it is summed in fp32. Fused, each
     parameter is stepped in the backward pass that follows `begin`, and its gradient freed.
-    `squares` are those of the micro-batches' own gradients, where it is `watching` them.
+    `squares` are those of the micro-batches' own gradients, where it is `watching` them. What it
+    keeps is at the `place`.
     """
 
-    def __init__(self, split: Split, settings: Settings) -> None:
-        self.split, self.settings = split, settings
+    def __init__(self, split: Split, settings: Settings, place: Place) -> None:
+        self.split, self.settings, self.place = split, settings, place
         self.kernels: Kernels = split.model.kernels
         self.held = split.parameters()
         self.parameters = {name: local(parameter) for name, parameter in self.held.items()}
-        self.own = {
-            name: _own(name, Master(each, split.rests.get(name)), settings, self.kernels)
-            for name, each in self.parameters.items()
-        }
+        self.own = self._settled()
         self.sums: dict[str, Tensor] = {}
         # Of several processes, gradients are summed behind what they tell each other.
         summing = split.layout.accumulation > 1 and split.layout.processes == 1
-        self._room = _room(self.parameters) if summing else {}
+        self._room = _room(self.parameters, place) if summing else {}
         self.watching, self.squares = False, 0.0
         self.span: Callable[[str], AbstractContextManager[object]] = nullcontext
+        place.span = lambda name: self.span(name)
         self._within: Step | None = None
         self._norm_squared = 0.0
         if settings.fused or summing:
             taken = self._stepped if settings.fused else self._summed
             for name, parameter in self.held.items():
                 parameter.register_post_accumulate_grad_hook(partial(taken, name))
+
+    def _settled(self) -> dict[str, Parameter]:
+        """Every parameter with its state, where it is to be."""
+        rests, settings = self.split.rests, self.settings
+        found = {
+            name: kept(settings, tuple(each.shape), within=_within(name))
+            for name, each in self.parameters.items()
+        }
+        wanted = {f"rest.{name}": Room(tuple(t.shape), t.dtype) for name, t in rests.items()}
+        for name, states in found.items():
+            for what in states:
+                wanted |= rooms(what, name)
+        self.place.reserve(wanted)
+        own = {}
+        for name, states in found.items():
+            rest = rests.pop(name, None)
+            rest = None if rest is None else self.place.take(f"rest.{name}", rest)
+            master = self.place.master(self.parameters[name], rest)
+            made = {e.kind: State(e, name, master, self.kernels, self.place) for e in states}
+            own[name] = Parameter(master, made, _within(name))
+        return own
 
     def accumulate(self) -> None:
         """Move every parameter's gradient into its fp32 sum."""
@@ -116,7 +137,10 @@ class Optimizer:
         taken back, too.
         """
         for name, target in self.state().items():
-            target.copy_(read(name))
+            with self.place.using([target]):
+                target.copy_(read(name))
+        for name, own in self.own.items():
+            self.place.down(self.parameters[name], own.master)
 
     def masters(self) -> dict[str, Master]:
         """By name."""
@@ -126,10 +150,12 @@ class Optimizer:
         """The weights that answer, as they are computed with, where those are not in training."""
         if not self.settings.averages:
             return {}
-        return {
-            name: self._averaged(own).to(self.parameters[name].dtype)
-            for name, own in self.own.items()
-        }
+        found = {}
+        for name, own in self.own.items():
+            parameter = self.parameters[name]
+            with self.place.reading(own.averaged(0, parameter.numel())):
+                found[name] = self._averaged(own).to(parameter.dtype)
+        return found
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -140,7 +166,9 @@ class Optimizer:
         with torch.no_grad():
             before = {name: each.clone() for name, each in self.parameters.items()}
             for name, own in self.own.items():
-                self.parameters[name].copy_(self._averaged(own))
+                parameter = self.parameters[name]
+                with self.place.reading(own.averaged(0, parameter.numel())):
+                    parameter.copy_(self._averaged(own))
         try:
             yield
         finally:
@@ -168,7 +196,9 @@ class Optimizer:
     def _update(self, name: str, gradient: Tensor, step: Step) -> None:
         if not self._decays(name, gradient):
             step = step._replace(decay=0.0)
-        update(self.settings.rule, self.kernels, self.own[name], gradient, step)
+        own, place = self.own[name], self.place
+        update(self.settings.rule, self.kernels, own, place.near(gradient), step, place)
+        place.up(self.parameters[name], own.master)
 
     def _decays(self, name: str, gradient: Tensor) -> bool:
         s = self.settings
@@ -201,7 +231,7 @@ class Optimizer:
                 torch.zeros_like(self.parameters[name], dtype=torch.float32)
                 if room is None else room.zero_()
             )  # fmt: skip
-        gradient = local(parameter.grad)
+        gradient = self.place.near(local(parameter.grad))
         if self.watching:
             self.squares += self.kernels.squared_norm(gradient)
         self.kernels.accumulate_(self.sums[name], gradient)
@@ -214,7 +244,11 @@ class Optimizer:
             return
         keeps = min(keeps, (1.0 + count) / (_SOON + count))
         for own in self.own.values():
-            own.states["average"].values.lerp_(self.kernels.values(own.master), 1.0 - keeps)
+            flat = own.states["average"].values.view(-1)
+            for start, stop in pieces(flat.numel(), self.place.most):
+                with self.place.using(own.averaged(start, stop)):
+                    values = self.kernels.values(own.master.piece(start, stop))
+                    flat[start:stop].lerp_(values, 1.0 - keeps)
 
     def _clear(self) -> None:
         for parameter in self.held.values():
@@ -223,21 +257,19 @@ class Optimizer:
             total.zero_()
 
 
-def _room(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+def _room(parameters: dict[str, Tensor], place: Place) -> dict[str, Tensor]:
     """A place for each one's sum, all in one piece: taken one by one in a backward pass, they would
     lie among the activations and leave holes between them.
     """
     sizes = [each.numel() for each in parameters.values()]
-    device = next(iter(parameters.values())).device
-    pieces = torch.empty(sum(sizes), device=device).split(sizes)
+    near = place.near(next(iter(parameters.values())).new_empty(0))
+    divided = torch.empty(sum(sizes), device=near.device).split(sizes)
     return {
         name: piece.view(each.shape)
-        for (name, each), piece in zip(parameters.items(), pieces, strict=True)
+        for (name, each), piece in zip(parameters.items(), divided, strict=True)
     }
 
 
-def _own(name: str, master: Master, settings: Settings, kernels: Kernels) -> Parameter:
-    within = name.startswith("blocks.")
-    found = kept(settings, tuple(master.weight.shape), within=within)
-    states = {each.kind: State(each, master, kernels) for each in found}
-    return Parameter(master, states, within)
+def _within(name: str) -> bool:
+    """Whether a parameter belongs to a block."""
+    return name.startswith("blocks.")

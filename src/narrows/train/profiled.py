@@ -28,6 +28,7 @@ _SPANS: dict[str, tuple[str, Phase, Kind]] = {
     "narrows::data": ("batch", "data", "data"),
     "narrows::optimizer": ("optimizer", "optimizer", "optimizer"),
     "narrows::accumulate": ("accumulate", "optimizer", "optimizer"),
+    "narrows::offload": ("offload", "optimizer", "data"),
 }
 _LINKS = {
     "c10d::allreduce_": "all_reduce", "c10d::_allgather_base_": "all_gather",
@@ -201,6 +202,8 @@ def _product(event: Any, names: list[str], plan: Plan) -> tuple[str, Phase, floa
 
 def _place(names: list[str], plan: Plan) -> tuple[str, Phase, Kind]:
     name = names[0]
+    if "narrows::offload" in names:
+        return _SPANS["narrows::offload"]
     if "narrows::optimizer" in names and name not in _LINKS:
         # Within a backward pass, too, where the step is fused into it.
         return plan.optimizer.operation, "optimizer", "optimizer"

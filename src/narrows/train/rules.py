@@ -32,6 +32,7 @@ from narrows.spec.optimizer import (
     orthogonal,
 )
 from narrows.train.kept import State
+from narrows.train.offload import Place
 
 _PIECE = 1 << 17
 """Values: a multiple of a block in 8 bits; four tensors of them are 2 MB."""
@@ -73,24 +74,47 @@ class Parameter(NamedTuple):
     states: dict[str, State]
     within: bool
 
+    def stepped(self, start: int, stop: int) -> Iterator[Tensor]:
+        """What a step of the values from `start` to `stop` changes, but for the weight."""
+        yield from self._rest(start, stop)
+        for kind, state in self.states.items():
+            if kind != "average":
+                yield from state.piece(start, stop)
+
+    def averaged(self, start: int, stop: int) -> Iterator[Tensor]:
+        """What an average of them is made of, and itself."""
+        yield from self._rest(start, stop)
+        for kind in ("average", "anchor"):
+            if kind in self.states:
+                yield from self.states[kind].piece(start, stop)
+
+    def _rest(self, start: int, stop: int) -> Iterator[Tensor]:
+        rest = self.master.piece(start, stop).rest
+        if rest is not None:
+            yield rest
+
 
 @torch.no_grad()
-def update(rule: Rule, kernels: Kernels, own: Parameter, gradient: Tensor, step: Step) -> None:
-    """One step of a parameter."""
+def update(
+    rule: Rule, kernels: Kernels, own: Parameter, gradient: Tensor, step: Step, place: Place
+) -> None:
+    """One step of a parameter, whose state is at the `place`."""
     shape, count = tuple(own.master.weight.shape), own.master.weight.numel()
     if isinstance(rule, Adafactor):
-        with _opened(kernels, own.master) as values:
+        with place.using(own.stepped(0, count)), _opened(kernels, own.master) as values:
             _adafactor(rule, Updated(values, gradient, _values(own)), step)
     elif isinstance(rule, Muon) and orthogonal(rule, shape, within=own.within):
         with (
+            place.using(own.stepped(0, count)),
             own.states["first"].opened(0, count) as first,
             _opened(kernels, own.master) as values,
         ):
             _muon(rule, Updated(values, gradient, {"first": first.view(shape)}), step)
     else:
         fused = isinstance(rule, AdamW) and all(s.bits == 32 for s in own.states.values())
-        for start, stop in _pieces(count, whole=fused):
-            _piece(rule, kernels, own, (gradient, start, stop), step)
+        for start, stop in pieces(count, place.most if fused else _PIECE):
+            with place.using(own.stepped(start, stop)):
+                _piece(rule, kernels, own, (gradient, start, stop), step)
 
 
 def _piece(
@@ -227,7 +251,7 @@ def _before(own: Updated, step: Step) -> list[Tensor]:
     return [torch.tensor(float(step.number - 1), device=own.master.device)]
 
 
-def _pieces(count: int, *, whole: bool) -> Iterator[tuple[int, int]]:
-    size = max(1, count if whole else _PIECE)
+def pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where pieces of so many values of all begin and end."""
     for start in range(0, count, size):
         yield start, min(count, start + size)

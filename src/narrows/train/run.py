@@ -110,7 +110,7 @@ class _Session:
         self.memory = MemoryMeter(self.device)
         self.power = PowerMeter(machine)
         self.account = Account(plan, machine, self.power, self.memory)
-        self.trainer = Trainer(plan, self.device)
+        self.trainer = Trainer(plan, self.device, run)
         self.trainer.accept, self.trainer.sign = self._accept, pulse.again
         self.trainer.settle = self._settle
         everyone = self.trainer.ranks.everyone

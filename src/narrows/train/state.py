@@ -46,7 +46,10 @@ def contents(trainer: Trainer) -> Contents:
             parts = parts | {n: Part.whole(t.shape) for n, t in alike.items()}
     average = {} if island else optimizer.averages()
     average = {n: t for n, t in average.items() if n in split.owned}
-    return Contents(weights=weights, optimizer=states, parts=parts, average=average)
+    return Contents(
+        weights=weights, optimizer=states, parts=parts, average=average,
+        reading=optimizer.place.reading,
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ from narrows.spec.layout import Layout
 from narrows.spec.plan import Plan
 from narrows.train.noise import EVERY, NoiseScale
 from narrows.train.objectives import objective
+from narrows.train.offload import place
 from narrows.train.optimizer import Optimizer
 from narrows.train.outer import Outer
 from narrows.train.ramp import Ramp
@@ -69,17 +71,18 @@ class Trainer:
     `accept` says of a step's loss and norm whether to take it; of the data, what `skipped` steps
     would have read is left out; `sign` is called before each micro-batch, `settle` before weights
     change. With local steps losses, norms and what is accepted are an island's own; its weights are
-    all islands' where it `meets`.
+    all islands' where it `meets`. What is offloaded to a disk goes to the `folder`.
     """
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
+    def __init__(self, plan: Plan, device: torch.device, folder: Path | None = None) -> None:
         self.plan, self.device = plan, device
         gradients.check(plan.exchange, plan.on_spike, plan.evaluation, plan.checkpoints)
         updates.check(plan.optimizer, plan.layout, plan.exchange, plan.on_spike)
         ramp.check(plan.layout, plan.batch_ramp, plan.exchange)
         self.split = build(plan, device)
         self.model, self.ranks = self.split.model, self.split.ranks
-        self.optimizer = Optimizer(self.split, plan.optimizer)
+        away = place(plan.layout, device, folder, self.ranks.everyone.rank)
+        self.optimizer = Optimizer(self.split, plan.optimizer, away)
         self.outer: Outer | None = None
         if isinstance(plan.exchange, LocalSteps):
             kernels, masters = self.model.kernels, self.optimizer.masters()

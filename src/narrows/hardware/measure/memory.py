@@ -47,6 +47,24 @@ def copying(
     return points, rate, list(taken.values())
 
 
+def host_link(where: Target, *, seconds: float) -> Fact[BytesPerSecond] | None:
+    """Rate of copies between a device and its host's pinned memory, the slower of both ways; None
+    where they share one.
+    """
+    if where.torch_name in ("cpu", "mps"):
+        return None
+    here = torch.zeros(_FRESH_BYTES, dtype=torch.uint8, pin_memory=True)
+    there = here.to(where.torch_name)
+    ways: dict[str, Trial] = {"up": lambda: there.copy_(here), "down": lambda: here.copy_(there)}
+    taken = sample(ways, seconds=seconds, longest=math.inf, finish=where.finish)
+    slower = max(each.seconds for each in taken.values())
+    return Fact(
+        value=BytesPerSecond(_FRESH_BYTES / slower).rounded(),
+        basis="measured",
+        source=f"copying {Bytes(_FRESH_BYTES).text()} of pinned memory",
+    )
+
+
 def fresh_pages(where: Target, *, seconds: float) -> Fact[BytesPerSecond]:
     """Rate at which newly allocated memory is first written, page faults included.
 

@@ -123,6 +123,7 @@ def _device(
     _tell("memory")
     points, copy, samples = memory.copying(where, seconds=0.07 * seconds)
     fresh = memory.fresh_pages(where, seconds=0.03 * seconds)
+    joined = memory.host_link(where, seconds=0.01 * seconds)
     keep_pages()
     launch = operations.launch(where, seconds=0.02 * seconds)
     _tell("products of matrices")
@@ -162,6 +163,7 @@ def _device(
         extended=answers.extended,
         packed=packed,
         launch=launch,
+        host_link=joined,
         power_idle=idle,
         power_full=full,
     )
