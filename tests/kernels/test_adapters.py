@@ -10,7 +10,7 @@ import torch
 from narrows.kernels.build import obstacle
 from narrows.kernels.decoder import PackedDecoder, Run
 from narrows.kernels.interface import Heads
-from narrows.kernels.low_rank import Low, PackedAdapter, Place
+from narrows.kernels.low_rank import Low, PackedAdapter
 
 from .test_decoder import EXTRAS, KINDS, ROOM, Extras, Kind, Made, drawn, told
 
@@ -23,14 +23,14 @@ def adapter_of(made: Made, rank: int, seed: int, *, add: bool = False) -> Packed
     the sums take the place of what torch multiplies with.
     """
     (N, K, H), wide = made.heads, made.wide
-    places: list[tuple[int, Place, list[tuple[int, int]]]] = [
+    places: list[tuple[int, str, list[tuple[int, int]]]] = [
         (0, "qkv", [(0, N * H), ((N + K) * H, (N + 2 * K) * H)]),
         (1, "qkv", [(N * H, (N + K) * H)]),
         (0, "out", [(0, made.width)]),
         (0, "down", [(0, made.width)]),
         (0, "up", [(0, wide), (wide, 2 * wide)] if made.extras.gated else [(0, wide)]),
     ]
-    beside: dict[tuple[int, Place], Sequence[Low]] = {}
+    beside: dict[tuple[int, str], Sequence[Low]] = {}
     for layer, place, parts in places:
         matrix, lows = made.whole[f"{place}{layer}"], list[Low]()
         for first, last in parts:

@@ -1,13 +1,13 @@
 """Adapters as native/low_rank.h multiplies with them: beside packed matrices, in bf16.
 
-    PackedAdapter(layers, {(0, "qkv"): [Low(...), …], …}) → of a Run
+PackedAdapter(layers, {(0, "qkv"): [Low(...), …], …}) → of a Run
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, final, get_args
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ RANKS = 4
 _PARTS_MOST = 3
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
-Place = Literal["qkv", "out", "up", "down"]
-"""A layer's matrices, in the order that the decoder has them."""
+MATRICES = ("qkv", "out", "up", "down")
+"""Of a layer, in the order that the decoder has them."""
 
 
 class Low(NamedTuple):
@@ -59,12 +59,12 @@ class Adapters(ctypes.Structure):
 class PackedAdapter:
     """One for a decoder of so many layers; matrices that it leaves alone are absent."""
 
-    def __init__(self, layers: int, beside: Mapping[tuple[int, Place], Sequence[Low]]) -> None:
+    def __init__(self, layers: int, beside: Mapping[tuple[int, str], Sequence[Low]]) -> None:
         self.layers, self._kept = layers, list[Tensor]()
-        places = get_args(Place)
-        self._matrices = (LowRank * (layers * len(places)))()
-        for (layer, place), lows in beside.items():
-            self._matrices[layer * len(places) + places.index(place)] = self._packed(lows)
+        self._matrices = (LowRank * (layers * len(MATRICES)))()
+        for (layer, matrix), lows in beside.items():
+            at = layer * len(MATRICES) + MATRICES.index(matrix)
+            self._matrices[at] = self._packed(lows)
 
     @property
     def at(self) -> int:
