@@ -13,6 +13,7 @@ from torch import Tensor
 from narrows.adapt.merge import merge
 from narrows.adapt.peft import write_adapter
 from narrows.adapt.peft_reading import load_adapter
+from narrows.infer import adapters
 from narrows.infer.decoding import Decoding
 from narrows.infer.engine import Room, core_of, scheduler_of
 from narrows.infer.export import export
@@ -199,6 +200,10 @@ def test_a_gguf_file_takes_adapters_by_transformers_names(
     assert off(writer.decoding(CONTEXT).read(PROMPT), expected_V) < most < off(plain_V, expected_V)
     text = "".join(generate(writer, "ROMEO:", tokens=5, sampling=Sampling(temperature=0.0)))
     assert text and writer.weight_bytes > load_writer(base).weight_bytes
+    source = adapters.merged(base, folder)
+    expected = dict(merged(base, folder).named_parameters())
+    assert source.weights.keys() == expected.keys()
+    assert all(torch.equal(each, expected[name]) for name, each in source.weights.items())
 
 
 def test_what_cannot_stand_beside_a_model_is_refused(make_run: MakeRun, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class TheirAdapter(NamedTuple):
         return self.learning.adapter
 
     def parts(self) -> Iterator[Part]:
-        """Of all targets, those of a matrix in the order of its rows."""
+        """Of all targets, as they were read."""
         for module, tensors, scale in self.modules:
             start, a_RD, b_XR = module.span[0], tensors["A"], scale * tensors["B"]
             for first, last in module.rows.values():

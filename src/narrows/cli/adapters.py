@@ -43,6 +43,15 @@ def named(chosen: argparse.Namespace, model: str) -> dict[str | None, Path]:
     return found
 
 
+def refuse_beside(model: Path, what: str, given: object) -> None:
+    """Raises BadInput where adapters are given for a model that is `what`."""
+    if given:
+        raise BadInput(
+            f"{model} {what}: no adapters stand beside it",
+            hint="merge it into a published model: narrows export MODEL --adapter FOLDER --to OUT",
+        )
+
+
 def _folder(given: str) -> Path:
     found = Path(given).expanduser()
     if not found.is_dir():

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.cli import adapters, folder, guesses, speak
-from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
     from narrows.infer.generate import Generation
@@ -59,11 +58,7 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.infer import classifier
 
     if classifier.is_one(path):
-        if chosen.adapter is not None:
-            raise BadInput(
-                f"{path} tells classes: no adapter stands beside it",
-                hint=f"narrows export {path} --adapter {chosen.adapter} --to MERGED, and give that",
-            )
+        adapters.refuse_beside(path, "tells classes", chosen.adapter)
         return _classified(path, chosen)
     from narrows.infer.account import Account, told
     from narrows.infer.generate import generate, tokens_of

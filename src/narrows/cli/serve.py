@@ -66,11 +66,7 @@ def run(chosen: argparse.Namespace) -> int:
     place = Place(name, chosen.host, chosen.port, api_key)
     limits = Limits(tokens_max=chosen.tokens_max)
     if embedding.is_encoder(path):
-        if beside:
-            raise BadInput(
-                f"{path} is an encoder: no adapters stand beside it",
-                hint=f"narrows export {path} --adapter FOLDER --to MERGED, and serve that",
-            )
+        adapters.refuse_beside(path, "is an encoder", beside)
         encoder = embedding.load(path, chosen.checkpoint)
         speak.talk(f"{path}: an encoder, of {encoder.width} dimensions: /v1/embeddings alone")
         serve_encoder(encoder, place, chosen.queue, limits, speak.talk)
