@@ -1,8 +1,12 @@
-"""Adapters out of PEFT's format (see peft) onto a model."""
+"""Adapters out of PEFT's format (see peft), and onto a model.
+
+read_adapter(folder, spec, naming) → TheirAdapter;   put(model, theirs), or load_adapter for both
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,41 +56,92 @@ class _Theirs(NamedTuple):
     scale: float
 
 
+class Part(NamedTuple):
+    """Of a target: its layer and matrix, the rows that it is there, and A [R,D] and B [X,R], with
+    what the product is multiplied by in B.
+    """
+
+    layer: int
+    matrix: str
+    rows: tuple[int, int]
+    a_RD: Tensor
+    b_XR: Tensor
+
+
+class TheirAdapter(NamedTuple):
+    """An adapter that fits a shape: what learns, its modules, all of which but for a factor are
+    multiplied by `scale`, and a head for classes by our names.
+    """
+
+    spec: ModelSpec
+    learning: Learning
+    modules: tuple[_Theirs, ...]
+    scale: float
+    head: dict[str, Tensor]
+
+    @property
+    def low(self) -> LowRank:
+        """How it is of low rank."""
+        assert isinstance(self.learning.adapter, LowRank)
+        return self.learning.adapter
+
+    def parts(self) -> Iterator[Part]:
+        """Of all targets, as they were read."""
+        for module, tensors, scale in self.modules:
+            start, a_RD, b_XR = module.span[0], tensors["A"], scale * tensors["B"]
+            for first, last in module.rows.values():
+                rows_XR = b_XR[first - start : last - start]
+                yield Part(module.layer, module.matrix, (first, last), a_RD, rows_XR)
+
+
 def load_adapter(
     model: Transformer, folder: Path, naming: Naming, *, base: Base | None = None
 ) -> Learning:
     """Put an adapter from a folder on a model that has memory and its weights; returns what learns
     of it then. `base`: frozen matrices in fewer bits.
 
-    Raises BadInput, before anything is changed, where it is another kind of adapter, or was made
-    for another model.
+    Raises BadInput, before anything is changed, as `read_adapter` does.
+    """
+    return put(model, read_adapter(folder, model.spec, naming), base=base)
+
+
+def read_adapter(folder: Path, spec: ModelSpec, naming: Naming) -> TheirAdapter:
+    """The adapter in a folder; raises BadInput where it is of another kind, or was made for another
+    model.
     """
     told = _Told.of(folder)
     source = Safetensors([told.folder / WEIGHTS])
-    head = _head(told, model.spec, naming, source)
-    found = _found(told, model.spec, naming, source, set(head.values()))
+    head = _head(told, spec, naming, source)
+    found = _found(told, spec, naming, source, set(head.values()))
     scale, rank = found[0].scale, max(each.tensors["A"].shape[0] for each in found)
     targets = {target for each in found for target in each.module.rows}
-    missing = set(range(model.spec.layers)) - {each.module.layer for each in found}
+    missing = set(range(spec.layers)) - {each.module.layer for each in found}
     alpha = scale * (rank**0.5 if told.rule == "rslora" else rank)
     adapter = LowRank(
-        rank=rank, alpha=alpha, rule=told.rule, targets=tuple(sorted(targets)),
-        dropout=told.dropout, base=base,
-    ).settled(model.spec)  # fmt: skip
+        rank=rank, alpha=alpha, rule=told.rule, targets=tuple(sorted(targets)), dropout=told.dropout
+    ).settled(spec)
     frozen = tuple(f"layers.{layer}" for layer in sorted(missing))
     learning = Learning(adapter=adapter, frozen=frozen)
-    apply(model, learning)
-    own_head = dict(model.named_parameters())
-    for name, theirs in head.items():
-        source.read(theirs, own_head[name].data)
-    for each in found:
-        own = model.blocks[each.module.layer].get_submodule(each.module.matrix)
-        assert isinstance(own, Adapted)
-        _take(own, each, each.scale / scale)
-    return learning
+    whole = {ours: _tensor(source, theirs) for ours, theirs in head.items()}
+    return TheirAdapter(spec, learning, tuple(found), scale, whole)
 
 
 @torch.no_grad()
+def put(model: Transformer, theirs: TheirAdapter, *, base: Base | None = None) -> Learning:
+    """Put an adapter that was read for its shape on a model; returns what learns of it then."""
+    adapter = msgspec.structs.replace(theirs.low, base=base).settled(model.spec)
+    learning = msgspec.structs.replace(theirs.learning, adapter=adapter)
+    apply(model, learning)
+    own_head = dict(model.named_parameters())
+    for name, value in theirs.head.items():
+        own_head[name].copy_(value)
+    for each in theirs.modules:
+        own = model.blocks[each.module.layer].get_submodule(each.module.matrix)
+        assert isinstance(own, Adapted)
+        _take(own, each, each.scale / theirs.scale)
+    return learning
+
+
 def _take(own: Adapted, theirs: _Theirs, factor: float) -> None:
     """Write a module of theirs to its targets of ours."""
     low, (start, _), tensors = own.low, theirs.module.span, theirs.tensors
@@ -140,12 +195,16 @@ def _found(
         if place not in known:
             what = f"{told.folder} adapts {stem}, which is no matrix of the model's blocks"
             raise BadInput(what, hint="take an adapter that was made for this model")
-        into = torch.empty(source.shape(name), dtype=torch.float32)
-        source.read(name, into)
-        found.setdefault(place, {})[kind] = into
+        found.setdefault(place, {})[kind] = _tensor(source, name)
     if not found:
         raise BadInput(f"{told.folder / WEIGHTS} is empty", hint="take another adapter")
     return [_checked(known[place], each, spec, told) for place, each in found.items()]
+
+
+def _tensor(source: Safetensors, name: str) -> Tensor:
+    into = torch.empty(source.shape(name), dtype=torch.float32)
+    source.read(name, into)
+    return into
 
 
 def _checked(

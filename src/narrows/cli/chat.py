@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from narrows.cli import folder, guesses, speak
+from narrows.cli import adapters, folder, guesses, speak
 from narrows.spec.errors import BadInput
 
 SUMMARY = "Talk with a model that knows conversations, tuned here or published."
@@ -29,6 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
                         help="of the weights (default: as they lie, or quickest)")  # fmt: skip
     guesses.arguments(parser)
+    adapters.one(parser)
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
 
 
@@ -43,8 +44,9 @@ def run(chosen: argparse.Namespace) -> int:
 
     guessed = guesses.of(chosen)
     generator = load_writer(
-        path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
-    )
+        path, checkpoint=chosen.checkpoint, precision=chosen.precision,
+        adapters=adapters.of(chosen), talk=speak.talk,
+    )  # fmt: skip
     sampling = Sampling(
         temperature=chosen.temperature, top_p=chosen.top_p, seed=chosen.seed
     )  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows.cli import folder, guesses, speak
+from narrows.cli import adapters, folder, guesses, speak
 
 if TYPE_CHECKING:
     from narrows.infer.generate import Generation
@@ -48,6 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
                         help="of the weights (default: as they lie, or quickest)")  # fmt: skip
     guesses.arguments(parser)
+    adapters.one(parser)
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
 
 
@@ -57,6 +58,7 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.infer import classifier
 
     if classifier.is_one(path):
+        adapters.refuse_beside(path, "tells classes", chosen.adapter)
         return _classified(path, chosen)
     from narrows.infer.account import Account, told
     from narrows.infer.generate import generate, tokens_of
@@ -72,8 +74,9 @@ def run(chosen: argparse.Namespace) -> int:
     grammar, guessed = _grammar(chosen), guesses.of(chosen)
     account = Account(path)
     generator = load_writer(
-        path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
-    )
+        path, checkpoint=chosen.checkpoint, precision=chosen.precision,
+        adapters=adapters.of(chosen), talk=speak.talk,
+    )  # fmt: skip
     guide = None if grammar is None else Grammars(generator.tokenizer).guide(grammar)
     prompt = tokens_of(chosen.prompt, generator)
     writing: Generation | GuessedText

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from narrows.cli import folder, guesses, speak
+from narrows.cli import adapters, folder, guesses, speak
 from narrows.spec.errors import BadInput
 
 _KEY = "NARROWS_API_KEY"
@@ -13,6 +13,7 @@ SUMMARY = "Serve a model over HTTP, as OpenAI's clients ask, with a page to talk
 EXAMPLES = """\
 narrows serve SmolLM2-135M-Instruct.gguf                http://127.0.0.1:8000
 narrows serve runs/pirate --port 8080 --slots 4
+narrows serve SmolLM2-135M-Instruct.gguf --adapter pirate=pirate-lora   two models by name
 narrows serve all-MiniLM-L6-v2                          an encoder: /v1/embeddings
 narrows serve runs/pirate --api-key-file key.txt --host 0.0.0.0 --tokens-max 512"""
 
@@ -32,6 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue", type=int, default=64, metavar="N",
                         help="requests that may wait, more are refused (default 64)")  # fmt: skip
     guesses.arguments(parser)
+    adapters.several(parser)
     parser.add_argument("--context", type=int, metavar="N",
                         help="a prompt and its answer (default the model's)")  # fmt: skip
     parser.add_argument("--tokens-max", type=int, default=4096, metavar="N",
@@ -60,19 +62,22 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.infer.writer import load_writer
 
     name = path.name.removesuffix(".gguf")
+    beside = adapters.named(chosen, name)
     place = Place(name, chosen.host, chosen.port, api_key)
     limits = Limits(tokens_max=chosen.tokens_max)
     if embedding.is_encoder(path):
+        adapters.refuse_beside(path, "is an encoder", beside)
         encoder = embedding.load(path, chosen.checkpoint)
         speak.talk(f"{path}: an encoder, of {encoder.width} dimensions: /v1/embeddings alone")
         serve_encoder(encoder, place, chosen.queue, limits, speak.talk)
         return 0
-    found = need(path, chosen.slots, chosen.context, chosen.precision)
+    found = need(path, chosen.slots, chosen.context, chosen.precision, beside.values())
     speak.talk(f"takes {found}")
     refuse_too_large(found, path)
     writer = load_writer(
-        path, checkpoint=chosen.checkpoint, precision=chosen.precision, talk=speak.talk
-    )
+        path, checkpoint=chosen.checkpoint, precision=chosen.precision, adapters=beside,
+        talk=speak.talk,
+    )  # fmt: skip
     draft = guessed.writer(writer)
     room = Room(chosen.slots, chosen.queue, found.context, guessed.tokens, draft)
     usual = Asked()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -21,7 +21,8 @@ class Read(NamedTuple):
 
 
 class Core(ABC):
-    """`slots` caches of `context` positions each, and a model of `vocabulary` tokens.
+    """`slots` caches of `context` positions each, and a model of `vocabulary` tokens, with those of
+    its `adapters` that slots are given.
 
     A slot's numbers are the same to the last bit whatever the others hold; `alike`, they also are
     however its text is cut into passes. One thread calls it.
@@ -29,9 +30,13 @@ class Core(ABC):
 
     alike: ClassVar[bool] = False
 
-    def __init__(self, slots: int, context: int, vocabulary: int) -> None:
+    def __init__(
+        self, slots: int, context: int, vocabulary: int, adapters: Iterable[str | None] = ()
+    ) -> None:
         self.slots, self.context, self.vocabulary = slots, context, vocabulary
+        self.adapters = frozenset({None, *adapters})
         self._lengths = [0] * slots
+        self._adapters: list[str | None] = [None] * slots
 
     @property
     @abstractmethod
@@ -58,6 +63,11 @@ class Core(ABC):
     @abstractmethod
     def copy(self, source: int, target: int, count: int) -> None:
         """Make the first `count` positions of `source` all that `target` holds."""
+
+    def adapt(self, slot: int, adapter: str | None) -> None:
+        """Read with that adapter what is read in the slot from now on, or with none."""
+        assert adapter in self.adapters, "no such adapter"
+        self._adapters[slot] = adapter
 
     def length(self, slot: int) -> int:
         """How many positions the slot holds."""

@@ -54,9 +54,9 @@ def scheduler_of(writer: Writer, room: Room, talk: Talk) -> Scheduler:
 def core_of(writer: Writer, slots: int, context: int) -> Core:
     """What computes the model: packed where it is, else as torch has it."""
     if isinstance(writer, PackedWriter):
-        return PackedCore(writer.model, slots, context)
+        return PackedCore(writer.model, slots, context, writer.adapters)
     assert isinstance(writer, Generator)
-    return TorchCore(writer.model, slots, context)
+    return TorchCore(writer.model, slots, context, writer.adapted)
 
 
 def load_draft(path: Path, writer: Writer, talk: Talk) -> Writer:

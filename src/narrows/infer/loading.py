@@ -6,8 +6,9 @@ load(path) → Generator
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -36,11 +37,14 @@ _DTYPES: dict[TrainingPrecision, torch.dtype] = {"bf16": torch.bfloat16, "fp32":
 
 
 class Generator(NamedTuple):
-    """A model ready to write, its tokenizer, and its chat template where it has one."""
+    """A model ready to write, its tokenizer, and its chat template where it has one; and the same
+    model `adapted`, by the names of its adapters.
+    """
 
     model: Transformer
     tokenizer: Tokenizer
     template: Template | None = None
+    adapted: Mapping[str | None, Transformer] = MappingProxyType({})
 
     @property
     def spec(self) -> ModelSpec:

@@ -8,18 +8,22 @@ What its file has in such groups is taken as it lies; all else is rounded, here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
+from narrows.adapt.peft_reading import TheirAdapter
 from narrows.data.published import Words
+from narrows.infer import beside
 from narrows.infer.decoding import Cached, Decoding
 from narrows.infer.generate import ServingPrecision
 from narrows.kernels.build import obstacle
 from narrows.kernels.decoder import Activation, PackedDecoder, PackedLayer, PackedModel
 from narrows.kernels.interface import Heads, Rotation
+from narrows.kernels.low_rank import PackedAdapter
 from narrows.kernels.packing import GROUP, WHOLE, Packed, Slab
 from narrows.model.grouped import grouped
 from narrows.model.opening import Original
@@ -49,11 +53,18 @@ _CHUNK = 512
 
 @final
 class PackedWriter:
-    """A packed model ready to write, its tokenizer, and its chat template where it has one."""
+    """A packed model ready to write, its tokenizer, and its chat template where it has one; and
+    adapters by their names, None of what is written where none is asked for.
+    """
 
-    def __init__(self, original: Original, words: Words, bits: Bits, talk: Talk) -> None:
+    def __init__(
+        self, original: Original, words: Words, bits: Bits, talk: Talk,
+        adapters: Mapping[str | None, TheirAdapter] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.spec, self.tokenizer, self.template = original.spec, words.tokenizer, words.template
         self.model = packed(original, bits=bits, talk=talk)
+        self.adapters = {name: beside.packed(each) for name, each in adapters.items()}
+        self._own = self.adapters.get(None)
         most = self.model.layers[0].up.bits
         self.precision: ServingPrecision = (
             "bf16" if most == WHOLE else "int8" if most >= 6 else "int4"
@@ -61,27 +72,29 @@ class PackedWriter:
 
     @property
     def weight_bytes(self) -> int:
-        """Of all matrices."""
-        return self.model.nbytes
+        """Of all matrices that a text is written by where it asks for no adapter."""
+        return self.model.nbytes + (self._own.nbytes if self._own else 0)
 
     def decoding(self, tokens_max: int) -> Decoding:
         """A sequence to begin, of at most so many tokens."""
-        return Decoding(self.spec.context, tokens_max, lambda room: _Packed(self.model, room))
+        return Decoding(
+            self.spec.context, tokens_max, lambda room: _Packed(self.model, room, self._own)
+        )
 
 
 @final
 class _Packed(Cached):
-    def __init__(self, model: PackedModel, room: int) -> None:
+    def __init__(self, model: PackedModel, room: int, adapter: PackedAdapter | None) -> None:
         threads = torch.get_num_threads()
         self._decoder = PackedDecoder(model, room=room, rows=min(room, _CHUNK), threads=threads)
-        self._cache = self._decoder.cache()
+        self._cache, self._adapter = self._decoder.cache(), adapter
 
     @property
     def cache_bytes(self) -> int:
         return self._cache.nbytes
 
     def read(self, tokens: Sequence[int], start: int) -> Tensor:
-        return self._decoder.read(self._cache, tokens, start)
+        return self._decoder.read(self._cache, tokens, start, self._adapter)
 
 
 def packs(original: Original) -> bool:

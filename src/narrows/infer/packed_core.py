@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import final
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from narrows.infer.core import Core, Read
 from narrows.infer.scheduler import CHUNK
 from narrows.kernels.decoder import PackedDecoder, PackedModel, Run
+from narrows.kernels.low_rank import PackedAdapter
 from narrows.kernels.packing import PANEL
 
 
@@ -22,8 +24,12 @@ class PackedCore(Core):
 
     alike = True
 
-    def __init__(self, model: PackedModel, slots: int, context: int) -> None:
-        super().__init__(slots, context, model.head.rows)
+    def __init__(
+        self, model: PackedModel, slots: int, context: int,
+        adapters: Mapping[str | None, PackedAdapter] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        super().__init__(slots, context, model.head.rows, adapters)
+        self._beside = {None: None, **adapters}
         rows, threads = slots + CHUNK, torch.get_num_threads()
         self._decoder = PackedDecoder(model, room=context, rows=rows, threads=threads)
         self._caches = [self._decoder.cache() for _ in range(slots)]
@@ -35,7 +41,8 @@ class PackedCore(Core):
     def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
         assert tokens and start <= self._lengths[slot], "a gap in the cache"
         assert start + len(tokens) <= self.context, "the slot is full"
-        logits_V = self._decoder.read(self._caches[slot], tokens, start)
+        adapter = self._beside[self._adapters[slot]]
+        logits_V = self._decoder.read(self._caches[slot], tokens, start, adapter)
         self._lengths[slot] = start + len(tokens)
         return logits_V
 
@@ -45,7 +52,8 @@ class PackedCore(Core):
         for slot, some, start, count in reads:
             assert some and start <= self._lengths[slot], "a gap in the cache"
             assert start + len(some) <= self.context, "the slot is full"
-            runs.append(Run(self._caches[slot], start, len(some)))
+            adapter = self._beside[self._adapters[slot]]
+            runs.append(Run(self._caches[slot], start, len(some), adapter))
             tokens += some
             wanted += range(len(tokens) - count, len(tokens))
         logits_WV = self._decoder.step(runs, tokens, wanted)

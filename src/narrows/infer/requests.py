@@ -33,7 +33,7 @@ class Request(Record):
     """`count` texts that go on from the same prompt; the seed of each is one above the last's.
 
     With `logprobs` each token comes with its log-probability and the so many likeliest. Each text
-    begins where the guide is, and keeps to its grammar.
+    begins where the guide is, and keeps to its grammar; an adapter is asked for by its name.
     """
 
     prompt: tuple[int, ...]
@@ -43,6 +43,7 @@ class Request(Record):
     count: int = 1
     logprobs: int | None = None
     guide: Guide | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:

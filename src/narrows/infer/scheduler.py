@@ -22,7 +22,7 @@ from narrows.infer.requests import Answer, Closed, Full, Request, ring
 from narrows.infer.slots import Slots
 from narrows.infer.tally import Tally
 from narrows.infer.writing import Writing
-from narrows.spec.errors import NarrowsError, RunFailed
+from narrows.spec.errors import BadInput, NarrowsError, RunFailed
 
 CHUNK = 256
 """Tokens of prompts that are read before the other texts go on by a token."""
@@ -82,9 +82,12 @@ class Scheduler:
     def submit(self, request: Request) -> Answer:
         """The answer, to be written as soon as may be.
 
-        Raises TooLong where it is longer than the context, Full where as many wait as may, Closed
-        once the scheduler is.
+        Raises BadInput where there is no such adapter, TooLong where it is longer than the context,
+        Full where as many wait as may, Closed once the scheduler is.
         """
+        if request.adapter not in self.core.adapters:
+            there = ", ".join(sorted(each for each in self.core.adapters if each)) or "none"
+            raise BadInput(f"there is no adapter {request.adapter!r}", hint=f"there are: {there}")
         self._refuse_long(request)
         answer = Answer(request)
         first = Writing(answer, 0, self._tokenizer, self._looked_up)
@@ -188,7 +191,8 @@ class Scheduler:
             with self._changed:
                 writing = self._waiting.popleft()
             self._reading.append(writing)
-            place = self._slots.take(writing.answer.request.prompt)
+            request = writing.answer.request
+            place = self._slots.take(request.prompt, request.adapter)
             writing.slot, writing.read = place.slot, place.held
             self.tally.tokens_reused += place.held
             if writing.choice == 0:

@@ -27,7 +27,7 @@ class Slots:
     Of a core that computes a text alike however it is cut, any beginning is shared, of prompts and
     of what was written. Of others prompts are shared by the chunks that they are read in, from
     position 0 on, or whole: so every position is computed by the same products as if its request
-    had come alone, and equal to the last bit.
+    had come alone, and equal to the last bit. What one adapter read is nothing to another.
     """
 
     def __init__(self, core: Core, chunk: int) -> None:
@@ -45,11 +45,15 @@ class Slots:
         self._free = list(range(self._core.slots))
         self._read: list[tuple[int, ...]] = [()] * self._core.slots
         self._after: list[Tensor | None] = [None] * self._core.slots
+        self._adapters: list[str | None] = [None] * self._core.slots
 
-    def take(self, prompt: tuple[int, ...]) -> Place:
-        """A free slot, filled with the longest beginning of `prompt` that any slot holds."""
-        source = max(range(self._core.slots), key=lambda slot: self._shared(slot, prompt))
-        count = self._shared(source, prompt)
+    def take(self, prompt: tuple[int, ...], adapter: str | None = None) -> Place:
+        """A free slot, filled with the longest beginning of `prompt` that any slot holds which read
+        it with the same adapter; what comes next is read with that, too.
+        """
+        found = [self._shared(slot, prompt, adapter) for slot in range(self._core.slots)]
+        count = max(found)
+        source = found.index(count)
         logits_V = self._after[source] if count == len(prompt) else None
         target = self._target(source, count)
         if target == source:
@@ -58,7 +62,9 @@ class Slots:
             self._core.copy(source, target, count)
         else:
             self._core.clear(target)
+        self._core.adapt(target, adapter)
         self._read[target], self._after[target] = prompt[:count], logits_V
+        self._adapters[target] = adapter
         return Place(target, count, logits_V)
 
     def next(self, slot: int, prompt: tuple[int, ...], count: int) -> Read:
@@ -88,8 +94,10 @@ class Slots:
         self._free.remove(target)
         return target
 
-    def _shared(self, slot: int, prompt: tuple[int, ...]) -> int:
+    def _shared(self, slot: int, prompt: tuple[int, ...], adapter: str | None) -> int:
         held, grain = self._read[slot], self._grain
+        if self._adapters[slot] != adapter:
+            return 0
         if held == prompt and self._after[slot] is not None:
             return len(prompt)
         # At least one token is left to read, for what it says of the next.

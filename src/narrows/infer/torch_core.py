@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import final
 
 import torch
@@ -19,11 +20,16 @@ class TorchCore(Core):
     one cannot depend on its neighbours (tests/infer/test_core.py).
     """
 
-    def __init__(self, model: Transformer, slots: int, context: int | None = None) -> None:
-        """`context`: the most positions of a slot, by default all that the model knows."""
+    def __init__(
+        self, model: Transformer, slots: int, context: int | None = None,
+        adapted: Mapping[str | None, Transformer] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """`context`: the most positions of a slot, by default all that the model knows. `adapted`
+        are the same model with adapters, by the names of these.
+        """
         assert not model.training, "dropout is on"
-        super().__init__(slots, context or model.spec.context, model.spec.vocabulary)
-        self._model = model
+        super().__init__(slots, context or model.spec.context, model.spec.vocabulary, adapted)
+        self._models = {None: model, **adapted}
         self._caches = [model.caches(1, self.context) for _ in range(slots)]
 
     @property
@@ -34,7 +40,7 @@ class TorchCore(Core):
     def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
         assert tokens and start <= self._lengths[slot], "a gap in the cache"
         assert start + len(tokens) <= self.context, "the slot is full"
-        model = self._model
+        model = self._models[self._adapters[slot]]
         tokens_BT = torch.tensor([list(tokens)], device=model.head_VD.device)
         hidden_BTD = model.hidden(tokens_BT, self._caches[slot], start)
         self._lengths[slot] = start + len(tokens)

@@ -5,16 +5,20 @@ load_writer(path) → Writer
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
+from narrows.adapt.peft_reading import TheirAdapter
 from narrows.data import published
+from narrows.infer import beside
+from narrows.infer.beside import Folders
 from narrows.infer.generate import ServingPrecision, Writer
-from narrows.infer.loading import PLAN, load, no_writer, set_threads
+from narrows.infer.loading import PLAN, Generator, load, no_writer, set_threads
 from narrows.infer.packed import Bits, PackedWriter, packs, packs_bf16
-from narrows.model.opening import opened
+from narrows.model.opening import Original, opened
 from narrows.spec.errors import BadInput
 
 Talk = Callable[[str], None]
@@ -22,39 +26,34 @@ Talk = Callable[[str], None]
 
 def load_writer(
     path: Path, *, checkpoint: str | None = None, precision: ServingPrecision | None = None,
-    talk: Talk = lambda text: None,
+    adapters: Folders = MappingProxyType({}), talk: Talk = lambda text: None,
 ) -> Writer:  # fmt: skip
-    """The model of a run folder, of a published model's folder, or of a GGUF file.
+    """The model of a run folder, of a published model's folder, or of a GGUF file, and `adapters`
+    beside it by their names; that of the name None is what it writes with otherwise.
 
     Where no `precision` is asked for, a file whose matrices lie in groups of 4 to 8 bits is
     computed as it lies, another published model in bf16 by the packed decoder where that can
     compute it, anything else as `load` has it. In int8 or int4 what lies otherwise is
     rounded, and said so. Raises BadInput where the path is none of these, is damaged, or cannot be
-    packed.
+    packed, or an adapter is not for it.
     """
-    is_run = (path / PLAN).is_file()
-    if precision == "int8" or precision == "int4":
-        if is_run:
-            raise BadInput(
-                f"{path} is a run, whose weights are not packed here",
-                hint=f"narrows export {path} --to model.gguf, and give that",
-            )
-    elif precision == "fp32" or is_run:
+    if (path / PLAN).is_file():
+        _refuse_for_runs(path, precision, adapters)
+        assert precision != "int8" and precision != "int4"
         return load(path, checkpoint=checkpoint, precision=precision, talk=talk)
     if checkpoint is not None:
         raise BadInput(f"{path} is no run, and has no checkpoints", hint="leave it out")
     original = opened(path)
-    bits: Bits = 4 if precision == "int4" else 8
-    if precision == "bf16" or (precision is None and not packs(original)):
-        if not packs_bf16(original):
-            return load(path, precision=precision, talk=talk)
-        bits = 16
+    found, bits = beside.read(original, adapters), _bits(original, precision)
+    if bits is None:
+        assert precision != "int8" and precision != "int4"
+        return _adapted(load(path, precision=precision, talk=talk), found)
     if not original.spec.writes:
         raise no_writer(path)
     set_threads()
     words = published.words(original.path, original.facts)
     published.refuse_foreign(words.tokenizer, original.spec.vocabulary, path)
-    writer = PackedWriter(original, words, bits, talk)
+    writer = PackedWriter(original, words, bits, talk, found)
     threads = torch.get_num_threads()
     size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
     talk(
@@ -62,3 +61,33 @@ def load_writer(
         f"({writer.weight_bytes / 1e6:,.0f} MB), {threads} thread{'s'[: threads > 1]}"
     )
     return writer
+
+
+def _bits(original: Original, precision: ServingPrecision | None) -> Bits | None:
+    """What matrices are rounded to that are not in groups; None where torch computes them."""
+    if precision == "fp32":
+        return None
+    if precision == "bf16" or (precision is None and not packs(original)):
+        return 16 if packs_bf16(original) else None
+    return 4 if precision == "int4" else 8
+
+
+def _adapted(generator: Generator, adapters: Mapping[str | None, TheirAdapter]) -> Generator:
+    found = {name: beside.adapted(generator.model, each) for name, each in adapters.items()}
+    own = found.pop(None, generator.model)
+    return generator._replace(model=own, adapted=found)
+
+
+def _refuse_for_runs(
+    run: Path, precision: ServingPrecision | None, adapters: Folders
+) -> None:  # fmt: skip
+    if precision == "int8" or precision == "int4":
+        raise BadInput(
+            f"{run} is a run, whose weights are not packed here",
+            hint=f"narrows export {run} --to model.gguf, and give that",
+        )
+    if adapters:
+        raise BadInput(
+            f"{run} is a run, and adapters are made for published models",
+            hint=f"narrows export {run} --to {run.name}-hf, and give that",
+        )

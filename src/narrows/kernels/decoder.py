@@ -2,7 +2,7 @@
 
     Packed.of(...) → PackedDecoder(...).step(sequences, tokens, wanted) → logits
 
-The structures below are those of native/decoder.cpp and native/quantized.h, field by field.
+The structures below are those of native/decoder.cpp and native/panels.h, field by field.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from narrows.kernels.interface import Heads, Rotation
+from narrows.kernels.low_rank import Adapters, PackedAdapter
 from narrows.kernels.native import native_library
 from narrows.kernels.packing import GROUP, PANEL, PARTS_MOST, Packed
 
@@ -88,12 +89,13 @@ class PackedModel(NamedTuple):
 @dataclass(frozen=True)
 class Run:
     """So many new tokens of one sequence, from position `start` on; its keys and values are in, and
-    join, `cache`.
+    join, `cache`. With an adapter, every matrix is read with what that adds to it.
     """
 
     cache: Tensor
     start: int
     count: int
+    adapter: PackedAdapter | None = None
 
 
 class _Part(ctypes.Structure):
@@ -146,6 +148,7 @@ class _Step(ctypes.Structure):
         ("sequences", _P), ("count", _I), ("tokens", _P), ("rows", _I), ("wanted", _P),
         ("wanted_count", _I), ("logits", _P), ("x", _P), ("y", _P), ("qkv", _P), ("queries", _P),
         ("narrow", _Codes), ("wide", _Codes), ("out", _Codes), ("scores", _P), ("threads", _I),
+        ("adapters", Adapters),
     )  # fmt: skip
 
 
@@ -199,17 +202,36 @@ class PackedDecoder:
             logits.data_ptr(), self.stream.data_ptr(), self._y.data_ptr(), self._qkv.data_ptr(),
             self._queries.data_ptr(), *self._codes, self._scores.data_ptr(), self.threads,
         )  # fmt: skip
+        kept = self._adapt(step, runs)
         self._library.narrows_decoder_step(ctypes.byref(self._decoder), ctypes.byref(step))
-        del told, asked
+        del told, asked, kept
         return logits[:, : head.rows]
 
-    def read(self, cache: Tensor, tokens: Sequence[int], start: int) -> Tensor:
+    def _adapt(self, step: _Step, runs: Sequence[Run]) -> tuple[object, ...]:
+        """Tell a step of its rows' adapters, where there are any; what is to live as long."""
+        worn = [run.adapter for run in runs if run.adapter]
+        if not worn:
+            return ()
+        layers, inner = len(self.model.layers), max(each.inner for each in worn)
+        assert all(each.layers == layers for each in worn), "another model's adapter"
+        at = [run.adapter.at if run.adapter else None for run in runs for _ in range(run.count)]
+        rows, inner_RP = (_P * len(at))(*at), torch.empty(len(at), inner)
+        widest = max(codes.columns for codes in self._codes)
+        whole = torch.empty(self.threads, widest)
+        step.adapters = Adapters(
+            ctypes.addressof(rows), inner_RP.data_ptr(), inner, whole.data_ptr(), widest
+        )
+        return rows, inner_RP, whole
+
+    def read(
+        self, cache: Tensor, tokens: Sequence[int], start: int, adapter: PackedAdapter | None = None
+    ) -> Tensor:
         """Logits [V] behind the last of so many tokens of one sequence, however many."""
         assert tokens
         for first in range(0, len(tokens), self.rows):
             some = tokens[first : first + self.rows]
             last = [len(some) - 1] if first + len(some) == len(tokens) else []
-            logits = self.step([Run(cache, start + first, len(some))], some, last)
+            logits = self.step([Run(cache, start + first, len(some), adapter)], some, last)
         return logits[0]
 
     def _described(self) -> _Decoder:

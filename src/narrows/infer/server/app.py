@@ -65,8 +65,8 @@ class Named(Protocol):
         """What a request may take."""
 
     @property
-    def card(self) -> dict[str, Any]:
-        """The model, as OpenAI lists it."""
+    def cards(self) -> list[dict[str, Any]]:
+        """The model and what else may be asked for by a name, as OpenAI lists models."""
 
 
 def app(service: Service, guards: Guards = _ANYBODY) -> Starlette:
@@ -94,8 +94,8 @@ def assembled(
     every = [
         Operation("/health", _health, "Whether the server answers."),
         Operation("/openapi.json", _openapi, "This document."),
-        Operation("/v1/models", _models, "The model."),
-        Operation("/v1/models/{name}", _model, "The model, by its name."),
+        Operation("/v1/models", _models, "The model and its adapters."),
+        Operation("/v1/models/{name}", _model, "One of them, by its name."),
         *operations,
     ]
     routes = [*(each.route for each in every), *refused]
@@ -169,13 +169,13 @@ async def _metrics(http: Request) -> Response:
 
 
 async def _models(http: Request) -> Response:
-    return json_of({"object": "list", "data": [http.app.state.service.card]})
+    return json_of({"object": "list", "data": http.app.state.service.cards})
 
 
 async def _model(http: Request) -> Response:
     service: Named = http.app.state.service
-    _refuse_other(service, http.path_params["name"])
-    return json_of(service.card)
+    _refuse_other(service, name := http.path_params["name"])
+    return json_of(next(card for card in service.cards if card["id"] == name))
 
 
 async def _tokenize(http: Request) -> Response:
@@ -192,7 +192,7 @@ async def _chat(http: Request) -> Response:
     calls = await run_in_threadpool(calls_of, asked, service.writer.template)
     requests = await run_in_threadpool(chat_requests, service, asked, calls)
     tokenizer = service.writer.tokenizer
-    form = ChatForm(service.name, tokenizer, odds=bool(asked.logprobs), calls=calls)
+    form = ChatForm(asked.model or service.name, tokenizer, odds=bool(asked.logprobs), calls=calls)
     return await _answered(http, asked, requests, form)
 
 
@@ -200,7 +200,8 @@ async def _text(http: Request) -> Response:
     service = _service(http)
     asked = await asked_of(http, TextAsked)
     requests = await run_in_threadpool(text_requests, service, asked)
-    form = TextForm(service.name, service.writer.tokenizer, odds=asked.logprobs is not None)
+    name, tokenizer = asked.model or service.name, service.writer.tokenizer
+    form = TextForm(name, tokenizer, odds=asked.logprobs is not None)
     return await _answered(http, asked, requests, form)
 
 
@@ -249,10 +250,11 @@ async def _body(http: Request) -> bytes:
 
 
 def _refuse_other(service: Named, name: str | None) -> None:
-    """Raises Refusal where the name is not the model's."""
-    if name is not None and name != service.name:
+    """Raises Refusal where the name is not the model's, and no adapter's."""
+    names = [card["id"] for card in service.cards]
+    if name is not None and name not in names:
         what = f"there is no model {name[:100]!r} here"
-        raise Refusal(what, status=404, hint=f"ask for {service.name}", param="model",
+        raise Refusal(what, status=404, hint=f"ask for {' or '.join(names)}", param="model",
                       code="model_not_found")  # fmt: skip
 
 

@@ -38,11 +38,11 @@ class EncoderService(NamedTuple):
     waiting: asyncio.Semaphore
 
     @property
-    def card(self) -> dict[str, Any]:
-        """The model, as OpenAI lists it, and what it is for."""
-        return {"id": self.name, "object": "model", "created": self.since, "owned_by": "narrows",
-                "context": self.encoder.recipe.tokens_max, "serves": ["/v1/embeddings"],
-                "dimensions": self.encoder.width}  # fmt: skip
+    def cards(self) -> list[dict[str, Any]]:
+        """The model, as OpenAI lists models, and what it is for."""
+        return [{"id": self.name, "object": "model", "created": self.since, "owned_by": "narrows",
+                 "context": self.encoder.recipe.tokens_max, "serves": ["/v1/embeddings"],
+                 "dimensions": self.encoder.width}]  # fmt: skip
 
 
 class VectorsAsked(msgspec.Struct, frozen=True, kw_only=True):

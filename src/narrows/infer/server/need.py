@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from narrows.adapt.peft import WEIGHTS
 from narrows.hardware.find import memory_free
 from narrows.infer.generate import ServingPrecision
 from narrows.infer.loading import PLAN, computes_bf16
 from narrows.infer.packed import packs, packs_bf16
 from narrows.infer.torch_core import cache_bytes
 from narrows.model.opening import opened
+from narrows.model.safetensors import Safetensors
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Plan
@@ -34,30 +38,42 @@ class Need(NamedTuple):
     slot: float
     slots: int
     context: int
+    adapters: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.weights + self.slot * self.slots + _OTHER_BYTES
+        return self.fixed + self.slot * self.slots
+
+    @property
+    def fixed(self) -> float:
+        """All but the caches."""
+        return self.weights + self.adapters + _OTHER_BYTES
 
     def __str__(self) -> str:
         cache = Bytes(self.slot * self.slots).text()
         slots = f"{self.slots} slot{'s'[: self.slots > 1]} of {self.context} tokens"
         weights, other = Bytes(self.weights).text(), Bytes(_OTHER_BYTES).text()
+        if self.adapters:
+            weights += f", adapters {Bytes(self.adapters).text()}"
         return f"weights {weights}, cache {cache} ({slots}), other {other}"
 
 
 def need(
-    path: Path, slots: int, context: int | None = None, precision: ServingPrecision | None = None
-) -> Need:
-    """What the model at `path` takes; raises BadInput where its context is shorter."""
+    path: Path, slots: int, context: int | None = None, precision: ServingPrecision | None = None,
+    adapters: Iterable[Path] = (),
+) -> Need:  # fmt: skip
+    """What the model at `path` takes, with adapters in folders beside it; raises BadInput where its
+    context is shorter, or a folder has none.
+    """
     spec, weights, size = _model(path, precision)
     if context is not None and not 2 <= context <= spec.context:
         what = f"the context is {context}, the model knows 2 to {spec.context}"
         raise BadInput(what, hint=f"--context {spec.context}")
     context = context or spec.context
     slot = cache_bytes(spec, size, 1, context)
-    return Need(weights, float(slot), slots, context)
+    beside = sum(map(_adapter_values, adapters))
+    return Need(weights, float(slot), slots, context, float(beside * size))
 
 
 def refuse_too_large(found: Need, path: Path) -> None:
@@ -65,7 +81,7 @@ def refuse_too_large(found: Need, path: Path) -> None:
     free = float(memory_free().value)
     if found.total <= free:
         return
-    left = free - found.weights - _OTHER_BYTES
+    left = free - found.fixed
     slots, context = int(left // found.slot), int(left // (found.slot / found.context))
     hint = "a smaller model, or one with fewer bits"
     if slots >= 1:
@@ -76,6 +92,14 @@ def refuse_too_large(found: Need, path: Path) -> None:
         f"the server does not fit: {Bytes(found.total).text()} needed, {Bytes(free).text()} free",
         causes=[str(found)], hint=hint,
     )  # fmt: skip
+
+
+def _adapter_values(folder: Path) -> int:
+    if not (folder / WEIGHTS).is_file():
+        what = f"{folder} is no adapter: it has no {WEIGHTS}"
+        raise BadInput(what, hint="give a folder as PEFT writes them, in safetensors")
+    source = Safetensors([folder / WEIGHTS])
+    return sum(math.prod(source.shape(name)) for name in source.names())
 
 
 def _model(path: Path, precision: ServingPrecision | None) -> tuple[ModelSpec, float, int]:

@@ -43,10 +43,12 @@ class Service(NamedTuple):
     grammars: Grammars
 
     @property
-    def card(self) -> dict[str, Any]:
-        """The model, as OpenAI lists it."""
-        return {"id": self.name, "object": "model", "created": self.since,
-                "owned_by": "narrows", "context": self.scheduler.core.context}  # fmt: skip
+    def cards(self) -> list[dict[str, Any]]:
+        """The model and its adapters, as OpenAI lists models."""
+        own = {"id": self.name, "object": "model", "created": self.since,
+               "owned_by": "narrows", "context": self.scheduler.core.context}  # fmt: skip
+        adapters = sorted(each for each in self.scheduler.core.adapters if each is not None)
+        return [own, *({**own, "id": each, "parent": self.name} for each in adapters)]
 
 
 def chat_requests(
@@ -129,6 +131,7 @@ def _request(
         prompt=tuple(prompt), tokens_max=most or max(1, min(limits.tokens_max, room)),
         sampling=_sampling(asked), stop=stop, count=asked.n or 1, logprobs=odds,
         guide=guide_of(asked, service.grammars),
+        adapter=None if asked.model == service.name else asked.model,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@
 
 #include "activations.h"
 #include "barrier.h"
+#include "low_rank.h"
 #include "norm.h"
 #include "quantized.h"
 
@@ -19,6 +20,7 @@ namespace {
 
 constexpr int64_t WIDEST = 256;                          // of a head
 constexpr int64_t TOGETHER = SUMS < TILE ? SUMS : TILE;  // queries at a time
+enum { QKV, OUT, UP, DOWN, MATRICES };                   // as an adapter has them of a layer
 
 // Without a window it is the room.
 struct Layer {
@@ -63,6 +65,7 @@ struct Step {
   Codes narrow, wide, out;  // of the width, of the feed-forward, of all heads
   float* scores;            // [threads][TILE][room]
   int64_t threads;
+  Adapters adapters;
 };
 
 // One thread's part of a step.
@@ -83,8 +86,10 @@ class Member {
       const Layer& layer = d.layers[l];
       each(s.rows, [&](int64_t r) { enter(layer.norm, r, r); });
       barrier.wait();
-      const int64_t columns = layer.qkv.rows;
+      const int64_t columns = layer.qkv.rows, low = l * MATRICES;
+      lower(low + QKV, s.narrow);
       share(layer.qkv, s.narrow, s.rows, [&](int64_t r, int64_t p, Floats value) {
+        value = s.adapters.added(low + QKV, r, p, value);
         store_float(s.qkv + r * columns + p * PANEL, value);
       });
       barrier.wait();
@@ -92,12 +97,12 @@ class Member {
       barrier.wait();
       attend(layer, l);
       barrier.wait();
-      add(layer.out, s.out, layer.out_norm);
+      add(layer.out, low + OUT, s.out, layer.out_norm);
       each(s.rows, [&](int64_t r) { enter(layer.second_norm, r, r); });
       barrier.wait();
-      feed_forward(layer.up);
+      feed_forward(layer.up, low + UP);
       barrier.wait();
-      add(layer.down, s.wide, layer.down_norm);
+      add(layer.down, low + DOWN, s.wide, layer.down_norm);
     }
     barrier.wait();
     each(s.wanted_count, [&](int64_t i) { enter(d.norm, s.wanted[i], i); });
@@ -130,10 +135,20 @@ class Member {
     product(w, codes, rows, panels * me / s.threads, panels * (me + 1) / s.threads, emit);
   }
 
+  // What adapters make of rows, as far as A: all of it, before any is added to a product.
+  void lower(int64_t low, const Codes& codes) const {
+    if (!s.adapters.rows) return;
+    const int64_t pieces = s.rows * s.adapters.pieces();
+    s.adapters.multiply(low, codes, pieces * me / s.threads, pieces * (me + 1) / s.threads, me);
+    barrier.wait();
+  }
+
   // A product, normalised where there is a norm, joins the stream.
-  void add(const Matrix& w, const Codes& codes, const Norm& norm) const {
+  void add(const Matrix& w, int64_t low, const Codes& codes, const Norm& norm) const {
     float* into = norm.weight ? s.y : s.x;
+    lower(low, codes);
     share(w, codes, s.rows, [&](int64_t r, int64_t p, Floats value) {
+      value = s.adapters.added(low, r, p, value);
       float* at = into + r * d.width + p * PANEL;
       store_float(at, norm.weight ? value : load_float(at) + value);
     });
@@ -153,25 +168,27 @@ class Member {
   }
 
   // The activation of the first matrix, or of the gate times up, thirty-two columns at a time.
-  void feed_forward(const Matrix& up) const {
+  void feed_forward(const Matrix& up, int64_t low) const {
+    lower(low, s.narrow);
     const int64_t panels = up.count() / (1 + d.gated), groups = panels / 2;
     for (int64_t g = groups * me / s.threads; g < groups * (me + 1) / s.threads; g++)
       for (int64_t first = 0; first < s.rows; first += TILE) {
         const int64_t some = std::min(TILE, s.rows - first);
         Floats gate[2][TILE], value[2][TILE];
+        const auto read = [&](int64_t p, Floats* into) {
+          tile(up, p, s.narrow, first, some, into);
+          for (int64_t m = 0; m < some; m++) {
+            if (up.bias) into[m] = into[m] + load_float(up.bias + p * PANEL);
+            into[m] = s.adapters.added(low, first + m, p, into[m]);
+          }
+        };
         for (int64_t i = 0; i < 2; i++) {
-          tile(up, 2 * g + i, s.narrow, first, some, gate[i]);
-          if (d.gated) tile(up, panels + 2 * g + i, s.narrow, first, some, value[i]);
+          read(2 * g + i, gate[i]);
+          if (d.gated) read(panels + 2 * g + i, value[i]);
         }
         for (int64_t m = 0; m < some; m++) {
           Floats y[2];
           for (int64_t i = 0; i < 2; i++) {
-            if (up.bias) {
-              const float* bias = up.bias + (2 * g + i) * PANEL;
-              gate[i][m] = gate[i][m] + load_float(bias);
-              bias += panels * PANEL;
-              if (d.gated) value[i][m] = value[i][m] + load_float(bias);
-            }
             y[i] = activated(gate[i][m], d.activation);
             if (d.gated) y[i] = y[i] * value[i][m];
           }

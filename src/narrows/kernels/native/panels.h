@@ -120,6 +120,27 @@ struct Codes {
     for (int64_t g = 0; g < groups(); g++)
       set(r, g, load_float(from + g * GROUP), load_float(from + g * GROUP + 16));
   }
+
+  // The row as matrices read it.
+  void get(int64_t r, float* to) const {
+    for (int64_t g = 0; g < groups(); g++, to += GROUP) {
+      const int64_t from = (place(r, g) - r % TILE) * GROUP;
+      if (whole) {
+        bf16 narrow[GROUP];
+        const bf16* at = whole + from + r % TILE * 2;
+        for (int64_t j = 0; j < 16; j++) memcpy(narrow + 2 * j, at + j * 2 * TILE, 4);
+        store_float(to, load_bf16(narrow));
+        store_float(to + 16, load_bf16(narrow + 16));
+        continue;
+      }
+      int8_t codes[GROUP];
+      const int8_t* at = values + from + r % TILE * 4;
+      for (int64_t j = 0; j < 8; j++) memcpy(codes + 4 * j, at + j * 4 * TILE, 4);
+      const Floats scale = spread(scales[place(r, g)]);
+      store_float(to, to_floats(load_int8(codes)) * scale);
+      store_float(to + 16, to_floats(load_int8(codes + 16)) * scale);
+    }
+  }
 };
 
 // The scales of a group, of its last sixteen columns where they have their own, and least values.

@@ -1,0 +1,55 @@
+"""Adapters beside a model whose weights they share: each for the texts that ask for it by name.
+
+    read(original, {name: folder}) → {name: TheirAdapter};   packed(theirs), adapted(model, theirs)
+
+The name None is that of texts that ask for none.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+from narrows.adapt.peft_reading import TheirAdapter, put, read_adapter
+from narrows.kernels.low_rank import Low, PackedAdapter
+from narrows.model import hugging_face
+from narrows.model.opening import Original
+from narrows.model.transformer import Transformer
+from narrows.spec.errors import BadInput
+
+Folders = Mapping[str | None, Path]
+
+
+def read(original: Original, folders: Folders) -> dict[str | None, TheirAdapter]:
+    """Those in folders of PEFT's format; raises BadInput where one was not made for the model, or
+    is more than products beside its matrices.
+    """
+    # PEFT has transformers' names, whatever the model's own file calls its tensors.
+    found = dict[str | None, TheirAdapter]()
+    for name, folder in folders.items():
+        naming = hugging_face.naming(original.kind, original.spec)
+        found[name] = read_adapter(folder, original.spec, naming)
+        if found[name].low.rule == "dora":
+            raise BadInput(
+                f"{folder} is a DoRA: the lengths of its rows are not applied beside a model",
+                hint=f"merge it: narrows export {original.path} --adapter {folder} --to "
+                f"{folder.name}-merged",
+            )
+    return found
+
+
+def packed(theirs: TheirAdapter) -> PackedAdapter:
+    """For the packed decoder, in bf16."""
+    beside = dict[tuple[int, str], list[Low]]()
+    for layer, matrix, (first, last), a_RD, b_XR in theirs.parts():
+        beside.setdefault((layer, matrix), []).append(Low(first, last, a_RD, b_XR))
+    return PackedAdapter(theirs.spec.layers, beside)
+
+
+def adapted(model: Transformer, theirs: TheirAdapter) -> Transformer:
+    """A second model of the same parameters, with the adapter beside its matrices."""
+    shared = [*model.parameters(), *model.buffers()]
+    another = copy.deepcopy(model, {id(each): each for each in shared})
+    put(another, theirs)
+    return another.eval().requires_grad_(False)
