@@ -27,6 +27,7 @@ from narrows.model.positions import angles
 from narrows.model.reading import Reader
 from narrows.model.writing import parameters
 from narrows.spec.errors import BadInput
+from narrows.spec.machine import CachePrecision
 from narrows.spec.model import (
     GELU,
     GeGLU,
@@ -51,7 +52,11 @@ _CHUNK = 512
 class PackedWriter:
     """A packed model ready to write, its tokenizer, and its chat template where it has one."""
 
-    def __init__(self, original: Original, words: Words, bits: Bits, talk: Talk) -> None:
+    def __init__(
+        self, original: Original, words: Words, bits: Bits, talk: Talk,
+        cache: CachePrecision = "bf16",
+    ) -> None:  # fmt: skip
+        self.cache: CachePrecision = cache
         self.spec, self.tokenizer, self.template = original.spec, words.tokenizer, words.template
         self.model = packed(original, bits=bits, talk=talk)
         most = self.model.layers[0].up.bits
@@ -66,14 +71,16 @@ class PackedWriter:
 
     def decoding(self, tokens_max: int) -> Decoding:
         """A sequence to begin, of at most so many tokens."""
-        return Decoding(self.spec.context, tokens_max, lambda room: _Packed(self.model, room))
+        return Decoding(self.spec.context, tokens_max, lambda room: _Packed(self, room))
 
 
 @final
 class _Packed(Cached):
-    def __init__(self, model: PackedModel, room: int) -> None:
-        threads = torch.get_num_threads()
-        self._decoder = PackedDecoder(model, room=room, rows=min(room, _CHUNK), threads=threads)
+    def __init__(self, writer: PackedWriter, room: int) -> None:
+        self._decoder = PackedDecoder(
+            writer.model, room=room, rows=min(room, _CHUNK), threads=torch.get_num_threads(),
+            kept=writer.cache,
+        )  # fmt: skip
         self._cache = self._decoder.cache()
 
     @property

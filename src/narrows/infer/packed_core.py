@@ -10,8 +10,8 @@ from torch import Tensor
 
 from narrows.infer.core import Core, Read
 from narrows.infer.scheduler import CHUNK
-from narrows.kernels.decoder import PackedDecoder, PackedModel, Run
-from narrows.kernels.packing import PANEL
+from narrows.kernels.decoder import PackedDecoder, PackedModel, Run, blocks
+from narrows.spec.machine import CachePrecision
 
 
 @final
@@ -22,10 +22,13 @@ class PackedCore(Core):
 
     alike = True
 
-    def __init__(self, model: PackedModel, slots: int, context: int) -> None:
+    def __init__(
+        self, model: PackedModel, slots: int, context: int, kept: CachePrecision = "bf16"
+    ) -> None:
         super().__init__(slots, context, model.head.rows)
-        rows, threads = slots + CHUNK, torch.get_num_threads()
-        self._decoder = PackedDecoder(model, room=context, rows=rows, threads=threads)
+        self._decoder = PackedDecoder(
+            model, room=context, rows=slots + CHUNK, threads=torch.get_num_threads(), kept=kept
+        )
         self._caches = [self._decoder.cache() for _ in range(slots)]
 
     @property
@@ -55,7 +58,7 @@ class PackedCore(Core):
 
     def copy(self, source: int, target: int, count: int) -> None:
         assert count <= self._lengths[source]
-        # Keys lie in blocks of PANEL positions; what is copied beyond `count` is written over.
-        blocks = -(-count // PANEL) * PANEL * self._decoder.model.heads.width
-        self._caches[target][..., :blocks] = self._caches[source][..., :blocks]
+        # Positions lie in blocks; what is copied beyond `count` is written over.
+        filled = blocks(count)
+        self._caches[target][..., :filled, :] = self._caches[source][..., :filled, :]
         self._lengths[target] = count
