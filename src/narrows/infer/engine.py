@@ -60,10 +60,10 @@ def core_of(writer: Writer, slots: int, context: int) -> Core:
 
 
 def load_draft(path: Path, writer: Writer, talk: Talk) -> Writer:
-    """The model that guesses for another, its cache in the same precision; raises BadInput where
+    """The model that guesses for another, its cache in int8 if that one's is; raises BadInput where
     it reads other tokens.
     """
-    found = load_writer(path, cache=writer.cache, talk=talk)
+    found = load_writer(path, cache="int8" if writer.cache == "int8" else None, talk=talk)
     other = writer.tokenizer.differs(found.tokenizer)
     if other is not None:
         own, theirs = (each.tokenizer.text_of(other) for each in (writer, found))

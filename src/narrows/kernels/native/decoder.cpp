@@ -58,8 +58,8 @@ struct Step {
   int64_t wanted_count;
   float* logits;  // [wanted][vocabulary, in whole panels]
   float *x, *y, *qkv;
-  bf16* queries;         // [rows][heads][H], or codes of sixteen bits
-  float* query_scales;  // [rows][heads], of codes
+  bf16* queries;            // [rows][heads][H], or codes of sixteen bits
+  float* query_scales;      // [rows][heads], of codes
   Codes narrow, wide, out;  // of the width, of the feed-forward, of all heads
   float* scores;            // [threads][TILE][room]
   int64_t threads;
