@@ -69,6 +69,7 @@ def test_help_imports_neither_torch_nor_numpy() -> None:
          "train one: "),
         (["generate", "runs/none"], "runs/none does not exist", "train one: "),
         (["generate"], "the following arguments are required: MODEL", "narrows generate --help"),
+        (["serve", "x", "--cache", "fp8"], '"fp8" is none of: bf16, int8', "narrows serve --help"),
         (["generate", "x", "--tokens", "many"], "invalid int value: 'many'",
          "narrows generate --help"),
         (["report", "."], ". is not a run folder", "train one: "),

@@ -140,7 +140,8 @@ def test_export_writes_what_generate_reads(to: str, capsys: Said) -> None:
     said = capsys.readouterr()
     assert said.out.startswith("runs/tiny, step 12 → ") and "perplexity" in said.out
     assert shlex.split(following(said.err))[:3] == ["narrows", "generate", to]
-    assert main(["generate", to, "--prompt", "def ", "--tokens", "5"]) == 0
+    for cache in ((), ("--cache", "int8")):
+        assert main(["generate", to, "--prompt", "def ", "--tokens", "5", *cache]) == 0
     assert capsys.readouterr().out.startswith("def ")
     assert main(["export", "runs/tiny", "--to", to]) == 2
     assert f"--to {to}-2" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from narrows.infer import account as module
 from narrows.infer.account import Account, told
 from narrows.infer.generate import generate
 from narrows.infer.loading import Generator
-from narrows.spec.machine import Machine
+from narrows.spec.machine import CachePrecision, Machine
 from narrows.spec.record import load, save
 
 RECORDED = Path(__file__).parents[1] / "cli" / "machine.toml"
@@ -36,10 +36,13 @@ def closed(generator: Generator, run: Path, tokens: int = 9) -> tuple[Any, Any, 
     return generation, *account.close(generator, generation)
 
 
+@pytest.mark.parametrize("kept", [None, "int8"])
 def test_measured_is_what_the_tokens_took(
-    generator: Generator, machine: Machine, knows: Any, tmp_path: Path
-) -> None:
+    generator: Generator, machine: Machine, knows: Any, tmp_path: Path,
+    kept: CachePrecision | None,
+) -> None:  # fmt: skip
     knows(machine)
+    generator = generator._replace(cache=kept)
     generation, predicted, measured = closed(generator, tmp_path)
     assert len(generation.seconds) == 9 and all(each > 0 for each in generation.seconds)
     assert measured.first_token_s == generation.seconds[0]

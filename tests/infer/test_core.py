@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from narrows.infer.loading import Generator
-from narrows.infer.torch_core import TorchCore, cache_bytes
+from narrows.infer.torch_core import TorchCore
+from narrows.plan.answer import cache_bytes
+from narrows.spec.machine import CachePrecision
 
 from .conftest import CONTEXT
 
@@ -21,6 +24,12 @@ def test_a_prompt_read_and_tokens_added_give_the_logits_of_all(generator: Genera
     assert (core.context, core.vocabulary) == (CONTEXT, generator.model.spec.vocabulary)
 
 
+def test_an_int8_cache_says_nearly_what_a_whole_one_says(generator: Generator) -> None:
+    whole, core = TorchCore(generator.model, 1), TorchCore(generator.model, 1, kept="int8")
+    expected_V, found_V = (each.prefill(0, PROMPT, 0) for each in (whole, core))
+    assert 0.0 < float((found_V - expected_V).norm() / expected_V.norm()) < 0.05
+
+
 def test_a_slot_says_the_same_to_the_bit_beside_others(generator: Generator) -> None:
     alone = TorchCore(generator.model, 1)
     alone.prefill(0, PROMPT, 0)
@@ -33,8 +42,11 @@ def test_a_slot_says_the_same_to_the_bit_beside_others(generator: Generator) -> 
     assert not torch.equal(found_MV[0], wanted_V)
 
 
-def test_a_copy_goes_on_as_its_source_and_a_cut_forgets(generator: Generator) -> None:
-    core = TorchCore(generator.model, 2)
+@pytest.mark.parametrize("kept", [None, "int8"])
+def test_a_copy_goes_on_as_its_source_and_a_cut_forgets(
+    generator: Generator, kept: CachePrecision | None
+) -> None:
+    core = TorchCore(generator.model, 2, kept=kept)
     core.prefill(0, PROMPT, 0)
     core.copy(0, 1, 4)
     assert core.length(1) == 4
@@ -43,12 +55,15 @@ def test_a_copy_goes_on_as_its_source_and_a_cut_forgets(generator: Generator) ->
     assert torch.equal(from_source_V, from_copy_V)
     core.clear(0)
     assert core.length(0) == 0
-    assert torch.equal(core.prefill(0, PROMPT, 0), TorchCore(generator.model, 1).prefill(
-        0, PROMPT, 0
-    ))  # fmt: skip
+    assert torch.equal(core.prefill(0, PROMPT, 0), TorchCore(
+        generator.model, 1, kept=kept
+    ).prefill(0, PROMPT, 0))  # fmt: skip
 
 
-def test_the_caches_take_what_is_announced(generator: Generator) -> None:
-    core, shape = TorchCore(generator.model, 3, 16), generator.model.spec
+@pytest.mark.parametrize("kept", [None, "int8"])
+def test_the_caches_take_what_is_announced(
+    generator: Generator, kept: CachePrecision | None
+) -> None:
+    core, shape = TorchCore(generator.model, 3, 16, kept), generator.model.spec
     taken = sum(part.nbytes for caches in core._caches for cache in caches for part in cache)
-    assert cache_bytes(shape, 4, 3, 16) == taken
+    assert 3 * cache_bytes(shape, 16, 4, kept) == taken == core.cache_bytes

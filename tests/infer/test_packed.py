@@ -166,6 +166,17 @@ def test_reading_in_pieces_and_beyond_the_context_goes_on(
     assert len(long) > 0
 
 
+def test_torch_keeps_in_bf16_only_what_it_computes_so(make_run: MakeRun) -> None:
+    run = make_run()
+    with pytest.raises(BadInput, match="computes .* in fp32, and keeps keys and values so") as told:
+        load_writer(run, precision="fp32", cache="bf16")
+    assert told.value.hint == "--precision bf16, --cache int8, or leave --cache out"
+    assert load_writer(run, precision="bf16", cache="bf16").cache == "bf16"
+    whole, coded = (load_writer(run, precision="fp32", cache=each) for each in (None, "int8"))
+    sizes = [each.decoding(20).cache_bytes for each in (whole, coded)]
+    assert sizes[1] == sizes[0] * (16 + 4) // 64  # heads of 16
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_what_cannot_be_packed_says_why(precision: str, make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(shape=spec("gpt2"))

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from narrows.infer.engine import core_of
 from narrows.infer.export import export
 from narrows.infer.packed import PackedWriter
 from narrows.infer.packed_core import PackedCore
 from narrows.infer.requests import Chosen, Piece, Request
 from narrows.infer.sampling import Sampling
 from narrows.infer.scheduler import Scheduler
+from narrows.infer.torch_core import TorchCore
 from narrows.infer.writer import load_writer
 from narrows.kernels.build import obstacle
+from narrows.spec.machine import CachePrecision
 from narrows.spec.model import llama
 
 from .conftest import CONTEXT, VOCABULARY, MakeRun
@@ -46,9 +49,12 @@ def test_slots_share_a_pass_and_say_what_they_say_alone(writer: PackedWriter) ->
     assert torch.equal(read_V, writer.decoding(CONTEXT).read(PROMPT[:5]))
 
 
+@pytest.mark.parametrize("kept", ["bf16", "int8"])
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 19])
-def test_a_copy_goes_on_as_its_source_and_a_cut_forgets(writer: PackedWriter, count: int) -> None:
-    core = PackedCore(writer.model, 2, CONTEXT)
+def test_a_copy_goes_on_as_its_source_and_a_cut_forgets(
+    writer: PackedWriter, count: int, kept: CachePrecision
+) -> None:
+    core = PackedCore(writer.model, 2, CONTEXT, kept)
     core.prefill(1, PROMPT[::-1], 0)
     core.prefill(0, PROMPT, 0)
     core.copy(0, 1, count)
@@ -58,13 +64,37 @@ def test_a_copy_goes_on_as_its_source_and_a_cut_forgets(writer: PackedWriter, co
     assert torch.equal(from_source_V, from_copy_V)
     core.clear(1)
     assert torch.equal(core.prefill(1, PROMPT[:count], 0), PackedCore(
-        writer.model, 1, CONTEXT
+        writer.model, 1, CONTEXT, kept
     ).prefill(0, PROMPT[:count], 0))  # fmt: skip
 
 
-def test_a_conversation_that_goes_on_reads_what_is_new_alone(writer: PackedWriter) -> None:
+def test_an_int8_cache_says_what_torch_s_says(make_run: MakeRun, tmp_path: Path) -> None:
+    path = tmp_path / "out.gguf"
+    export(make_run(shape=SHAPE), path, type="q8_0", talk=print)
+    by_torch, found = (
+        core_of(load_writer(path, precision=precision, cache="int8"), 1, CONTEXT)
+        for precision in ("fp32", None)
+    )
+    assert isinstance(by_torch, TorchCore) and isinstance(found, PackedCore)
+    whole = core_of(load_writer(path), 1, CONTEXT)
+    said = [
+        torch.stack([each.prefill(0, PROMPT[:9], 0), each.prefill(0, PROMPT[9:18], 9),
+                     *each.decode([0], PROMPT[18:])])[:, :VOCABULARY]
+        for each in (by_torch, found, whole)
+    ]  # fmt: skip
+    assert float((said[1] - said[0]).norm() / said[0].norm()) < 0.03
+    assert not torch.equal(said[1], said[2])
+    assert found.cache_bytes == by_torch.cache_bytes == whole.cache_bytes * 36 // 64
+
+
+@pytest.mark.parametrize("kept", ["bf16", "int8"])
+def test_a_conversation_that_goes_on_reads_what_is_new_alone(
+    writer: PackedWriter, kept: CachePrecision
+) -> None:
+    writer.cache = kept
     first = Request(prompt=tuple(PROMPT), tokens_max=9, sampling=Sampling(temperature=0.0))
-    scheduler = Scheduler(PackedCore(writer.model, 2, CONTEXT), writer.tokenizer, chunk=8)
+    core = PackedCore(writer.model, 2, CONTEXT, kept)
+    scheduler = Scheduler(core, writer.tokenizer, chunk=8)
     said = "".join(piece.text for piece in scheduler.submit(first))
     follow = (*PROMPT[:17], 5, *PROMPT[:3])
     written = tuple(greedy(writer, list(PROMPT), 8))
@@ -77,16 +107,19 @@ def test_a_conversation_that_goes_on_reads_what_is_new_alone(writer: PackedWrite
     assert other.reused == 17
     scheduler.close()
     for request, text in ((first, said), (long, found), (other.request, beside)):
-        fresh = Scheduler(PackedCore(writer.model, 1, CONTEXT), writer.tokenizer)
+        fresh = Scheduler(PackedCore(writer.model, 1, CONTEXT, kept), writer.tokenizer)
         assert "".join(piece.text for piece in fresh.submit(request)) == text
         fresh.close()
 
 
+@pytest.mark.parametrize("kept", ["bf16", "int8"])
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
-def test_guesses_change_no_text(writer: PackedWriter, temperature: float) -> None:
+def test_guesses_change_no_text(
+    writer: PackedWriter, temperature: float, kept: CachePrecision
+) -> None:
     told, guessed = [], 0
     for speculate in (0, 5):
-        core = PackedCore(writer.model, 3, CONTEXT)
+        core = PackedCore(writer.model, 3, CONTEXT, kept)
         scheduler = Scheduler(core, writer.tokenizer, chunk=20, speculate=speculate)
         # What was said twice is guessed; a penalty counts what was said.
         sampling = Sampling(temperature=temperature, repetition_penalty=1.02, seed=5)

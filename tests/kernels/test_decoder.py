@@ -14,8 +14,10 @@ from narrows.kernels.build import obstacle
 from narrows.kernels.decoder import Activation, PackedDecoder, PackedLayer, PackedModel, Run
 from narrows.kernels.interface import Heads, Rotation
 from narrows.kernels.packing import WHOLE, Packed
+from narrows.kernels.past import coded
 from narrows.model.blocks import Groups
 from narrows.model.grouped import Bits, grouped
+from narrows.spec.machine import CachePrecision
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no native kernels: {obstacle()}")
 V, ROOM = 100, 96
@@ -98,7 +100,11 @@ def groups_of(kind: Kind, rows: int, columns: int, seed: int) -> Groups:
 class Made:
     """A small random decoder, packed, and its matrices as they were rounded."""
 
-    def __init__(self, kind: Kind, heads: Heads, extras: Extras = EXTRAS["plain"]) -> None:
+    def __init__(
+        self, kind: Kind, heads: Heads, extras: Extras = EXTRAS["plain"],
+        kept: CachePrecision = "bf16",
+    ) -> None:  # fmt: skip
+        self.kept = kept
         self.heads, self.whole, self.kind, self.extras, self._seed = heads, {}, kind, extras, 0
         self.width, self.wide = (256, 256) if kind.nested else (96, 160)
         if kind.nested:
@@ -189,6 +195,8 @@ class Made:
         rotation = self.angles(T, window is not None)
         if not self.extras.learned:
             q, k = turned(q, rotation), turned(k, rotation)
+        if self.kept == "int8":
+            k, v = (codes * scales for codes, scales in (coded(k), coded(v)))
         k, v = (each.repeat_interleave(N // K, dim=0) for each in (k, v))
         scores_NTS = q @ k.transpose(1, 2) * H**-0.5
         if self.extras.caps:
@@ -237,18 +245,20 @@ def test_logits_are_those_of_the_matrices(kind: Kind, heads: Heads, extras: Extr
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(
+    ("kind", "kept"), [*((kind, "bf16") for kind in KINDS), ("Q8_0", "int8"), ("BF16", "int8")]
+)
 @pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS)
 def test_a_row_is_the_same_alone_in_pieces_and_beside_others(
-    kind: Kind, threads: int, extras: Extras
+    kind: str, kept: CachePrecision, threads: int, extras: Extras
 ) -> None:
-    made, tokens = Made(kind, Heads(6, 2, 32), extras), told(41, seed=5)
-    decoder = PackedDecoder(made.model, room=ROOM, rows=64, threads=threads)
+    made, tokens = Made(KINDS[kind], Heads(6, 2, 32), extras), told(41, seed=5)
+    decoder = PackedDecoder(made.model, room=ROOM, rows=64, threads=threads, kept=kept)
     whole_TV = decoder.step([Run(decoder.cache(), 0, 41)], tokens, range(41))
     cache = decoder.cache()
     alone = [decoder.step([Run(cache, t, 1)], [tokens[t]], [0])[0] for t in range(41)]
     assert torch.equal(torch.stack(alone), whole_TV)
-    small = PackedDecoder(made.model, room=ROOM, rows=8, threads=threads)
+    small = PackedDecoder(made.model, room=ROOM, rows=8, threads=threads, kept=kept)
     assert torch.equal(small.read(small.cache(), tokens, 0), whole_TV[-1])
     cache, other, third = (decoder.cache() for _ in range(3))
     start = decoder.step([Run(cache, 0, 20), Run(other, 0, 7)], tokens[:20] + told(7, 1), [19])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -129,6 +130,8 @@ def test_keys_and_values_are_kept_up_to_the_context() -> None:
     longest = answer_memory(SMOL, question(tokens=10_000))
     assert longest.cache == 2 * SMOL.layers * SMOL.kv_heads * 64 * SMOL.context * 2
     assert small.weights == 2 * SMOL.parameters
+    coded = answer_memory(SMOL, replace(question(sequences=3), cache="int8"))
+    assert coded.cache == small.cache * (64 + 4) / 128
 
 
 def test_a_text_beyond_the_context_costs_as_its_end(machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -119,6 +120,8 @@ def test_memory_is_the_sum_of_its_kinds(machine: Machine) -> None:
     memory = found.memory
     assert memory.peak == pytest.approx(sum(size for _, size in memory.ranked()))
     room = 272
-    cached = 2 * 2 * 8 * SPEC.layers * SPEC.kv_heads * SPEC.head_width * room
-    assert memory.cache == cached
+    heads = 2 * 8 * SPEC.layers * SPEC.kv_heads
+    assert memory.cache == 2 * heads * SPEC.head_width * room
+    coded = predict_packed(SPEC, replace(question(5.0, texts=8), cache="int8"), machine)
+    assert coded is not None and coded.memory.cache == heads * (SPEC.head_width + 4) * room
     assert found.step_seconds == pytest.approx(found.first_token_s + 64 * found.per_token_s)

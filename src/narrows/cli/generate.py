@@ -47,6 +47,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     forms.add_argument("--grammar", metavar="FILE", help="a text of a grammar in Lark's notation")
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
                         help="of the weights (default: as they lie, or quickest)")  # fmt: skip
+    parser.add_argument(
+        "--cache",
+        choices=["bf16", "int8"],
+        help="of keys and values (default bf16, or fp32 where torch computes so)",
+    )
     guesses.arguments(parser)
     adapters.one(parser)
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
@@ -74,7 +79,7 @@ def run(chosen: argparse.Namespace) -> int:
     grammar, guessed = _grammar(chosen), guesses.of(chosen)
     account = Account(path)
     generator = load_writer(
-        path, checkpoint=chosen.checkpoint, precision=chosen.precision,
+        path, checkpoint=chosen.checkpoint, precision=chosen.precision, cache=chosen.cache,
         adapters=adapters.of(chosen), talk=speak.talk,
     )  # fmt: skip
     guide = None if grammar is None else Grammars(generator.tokenizer).guide(grammar)

@@ -40,6 +40,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="an answer's most (default 4096)")  # fmt: skip
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
                         help="of the weights (default: as they lie, or quickest)")  # fmt: skip
+    parser.add_argument(
+        "--cache",
+        choices=["bf16", "int8"],
+        help="of keys and values (default bf16, or fp32 where torch computes so)",
+    )
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
 
 
@@ -71,11 +76,14 @@ def run(chosen: argparse.Namespace) -> int:
         speak.talk(f"{path}: an encoder, of {encoder.width} dimensions: /v1/embeddings alone")
         serve_encoder(encoder, place, chosen.queue, limits, speak.talk)
         return 0
-    found = need(path, chosen.slots, chosen.context, chosen.precision, beside.values())
+    found = need(
+        path, chosen.slots, chosen.context, chosen.precision, chosen.cache, beside.values()
+    )
     speak.talk(f"takes {found}")
     refuse_too_large(found, path)
     writer = load_writer(
-        path, checkpoint=chosen.checkpoint, precision=chosen.precision, adapters=beside,
+        path, checkpoint=chosen.checkpoint, precision=chosen.precision, cache=chosen.cache,
+        adapters=beside,
         talk=speak.talk,
     )  # fmt: skip
     draft = guessed.writer(writer)

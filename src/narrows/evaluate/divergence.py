@@ -99,10 +99,11 @@ def by_torch(model: Transformer) -> Read:
 
 
 def by_packed(writer: PackedWriter, positions: int) -> Read:
-    """As the packed decoder computes, activations in 8 bits."""
+    """As the packed decoder computes, activations in 8 bits, over the writer's kind of cache."""
     decoder = PackedDecoder(
-        writer.model, room=positions, rows=_POSITIONS, threads=torch.get_num_threads()
-    )
+        writer.model, room=positions, rows=_POSITIONS, threads=torch.get_num_threads(),
+        kept=writer.cache,
+    )  # fmt: skip
     cache = decoder.cache()
 
     def read(tokens: Sequence[int]) -> Iterator[Tensor]:

@@ -55,7 +55,7 @@ def predicted_answer(
     if isinstance(writer, PackedWriter):
         packed = PackedQuestion(
             prompt=prompt, tokens=tokens, weight_bytes=float(writer.weight_bytes),
-            sequences=sequences,
+            sequences=sequences, cache=writer.cache,
         )  # fmt: skip
         return predict_packed(writer.spec, packed, machine)
     assert precision == "fp32" or precision == "bf16", "torch computes no groups"
@@ -64,8 +64,9 @@ def predicted_answer(
     if not any(curve.precision == precision for curve in timed):
         return None
     asked = Question(
-        prompt=prompt, tokens=tokens, precision=precision, sequences=sequences, fresh=True
-    )
+        prompt=prompt, tokens=tokens, precision=precision, sequences=sequences, fresh=True,
+        cache=writer.cache,
+    )  # fmt: skip
     return predict_answer(writer.spec, asked, machine)
 
 

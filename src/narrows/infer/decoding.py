@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from narrows.model.transformer import Transformer
+from narrows.spec.machine import CachePrecision
 
 
 class Cached(ABC):
@@ -43,9 +44,9 @@ class Decoding:
         self._cached: list[int] = []
 
     @staticmethod
-    def of(model: Transformer, tokens_max: int) -> Decoding:
+    def of(model: Transformer, tokens_max: int, kept: CachePrecision | None = None) -> Decoding:
         """By a model as torch computes it."""
-        return Decoding(model.spec.context, tokens_max, lambda room: _Whole(model, room))
+        return Decoding(model.spec.context, tokens_max, lambda room: _Whole(model, room, kept))
 
     @property
     def cache_bytes(self) -> int:
@@ -66,9 +67,9 @@ class Decoding:
 
 @final
 class _Whole(Cached):
-    def __init__(self, model: Transformer, room: int) -> None:
+    def __init__(self, model: Transformer, room: int, kept: CachePrecision | None) -> None:
         assert not model.training, "dropout is on"
-        self._model, self._caches = model, model.caches(1, room)
+        self._model, self._caches = model, model.caches(1, room, kept)
 
     @property
     def cache_bytes(self) -> int:

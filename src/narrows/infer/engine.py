@@ -54,14 +54,16 @@ def scheduler_of(writer: Writer, room: Room, talk: Talk) -> Scheduler:
 def core_of(writer: Writer, slots: int, context: int) -> Core:
     """What computes the model: packed where it is, else as torch has it."""
     if isinstance(writer, PackedWriter):
-        return PackedCore(writer.model, slots, context, writer.adapters)
+        return PackedCore(writer.model, slots, context, writer.cache, writer.adapters)
     assert isinstance(writer, Generator)
-    return TorchCore(writer.model, slots, context, writer.adapted)
+    return TorchCore(writer.model, slots, context, writer.cache, writer.adapted)
 
 
 def load_draft(path: Path, writer: Writer, talk: Talk) -> Writer:
-    """The model that guesses for another; raises BadInput where it reads other tokens."""
-    found = load_writer(path, talk=talk)
+    """The model that guesses for another, its cache in int8 if that one's is; raises BadInput where
+    it reads other tokens.
+    """
+    found = load_writer(path, cache="int8" if writer.cache == "int8" else None, talk=talk)
     other = writer.tokenizer.differs(found.tokenizer)
     if other is not None:
         own, theirs = (each.tokenizer.text_of(other) for each in (writer, found))

@@ -21,6 +21,7 @@ from narrows.infer.sampling import Sampler, Sampling
 from narrows.infer.stream import StopStrings, TextStream
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
+from narrows.spec.machine import CachePrecision
 from narrows.spec.model import ModelSpec
 
 ServingPrecision = Literal["fp32", "bf16", "int8", "int4"]
@@ -45,6 +46,10 @@ class Writer(Protocol):
     @property
     def precision(self) -> ServingPrecision:
         """What its weights are in."""
+
+    @property
+    def cache(self) -> CachePrecision | None:
+        """What keys and values are kept in; None is what it computes in."""
 
     @property
     def weight_bytes(self) -> int:

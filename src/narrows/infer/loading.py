@@ -27,6 +27,7 @@ from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
 from narrows.plan.layouts import TrainingPrecision
 from narrows.spec.errors import BadInput
+from narrows.spec.machine import CachePrecision
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Plan
 from narrows.spec.record import load as load_record
@@ -45,6 +46,7 @@ class Generator(NamedTuple):
     tokenizer: Tokenizer
     template: Template | None = None
     adapted: Mapping[str | None, Transformer] = MappingProxyType({})
+    cache: CachePrecision | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -63,20 +65,20 @@ class Generator(NamedTuple):
 
     def decoding(self, tokens_max: int) -> Decoding:
         """A sequence to begin, of at most so many tokens."""
-        return Decoding.of(self.model, tokens_max)
+        return Decoding.of(self.model, tokens_max, self.cache)
 
 
 def load(
     path: Path, *, checkpoint: str | None = None, precision: TrainingPrecision | None = None,
-    talk: Talk = lambda text: None,
+    cache: CachePrecision | None = None, talk: Talk = lambda text: None,
 ) -> Generator:  # fmt: skip
     """The model of a run folder, by default its best checkpoint, else its latest; of a published
     model's folder; or of a GGUF file.
 
     Where no `precision` is asked for, a run's computes in the one that it was trained in, a
     published one in bf16; either in fp32, once widened, where the processor has no bf16 unit and
-    would be slow without. Raises BadInput where the path is none of these, has no checkpoint yet,
-    or is damaged.
+    would be slow without. Keys and values are kept in the same, or in int8. Raises BadInput where
+    the path is none of these, has no checkpoint yet, or is damaged.
     """
     keep_pages()
     if (path / PLAN).is_file():
@@ -86,11 +88,16 @@ def load(
             raise BadInput(f"{path} is no run, and has no checkpoints", hint="leave it out")
         generator, what = _published(path, precision)
     published.refuse_foreign(generator.tokenizer, generator.spec.vocabulary, path)
+    if cache == "bf16" and generator.precision != cache:
+        raise BadInput(
+            f"torch computes {path} in {generator.precision}, and keeps keys and values so",
+            hint="--precision bf16, --cache int8, or leave --cache out",
+        )
     set_threads()
     threads = torch.get_num_threads()
     _warm(generator.model)
     talk(f"{what}, {generator.precision}, {threads} thread{'s'[: threads > 1]}")
-    return generator
+    return generator._replace(cache=cache)
 
 
 def set_threads() -> None:

@@ -31,6 +31,7 @@ from narrows.model.positions import angles
 from narrows.model.reading import Reader
 from narrows.model.writing import parameters
 from narrows.spec.errors import BadInput
+from narrows.spec.machine import CachePrecision
 from narrows.spec.model import (
     GELU,
     GeGLU,
@@ -59,8 +60,10 @@ class PackedWriter:
 
     def __init__(
         self, original: Original, words: Words, bits: Bits, talk: Talk,
+        cache: CachePrecision = "bf16",
         adapters: Mapping[str | None, TheirAdapter] = MappingProxyType({}),
     ) -> None:  # fmt: skip
+        self.cache: CachePrecision = cache
         self.spec, self.tokenizer, self.template = original.spec, words.tokenizer, words.template
         self.model = packed(original, bits=bits, talk=talk)
         self.adapters = {name: beside.packed(each) for name, each in adapters.items()}
@@ -77,16 +80,16 @@ class PackedWriter:
 
     def decoding(self, tokens_max: int) -> Decoding:
         """A sequence to begin, of at most so many tokens."""
-        return Decoding(
-            self.spec.context, tokens_max, lambda room: _Packed(self.model, room, self._own)
-        )
+        return Decoding(self.spec.context, tokens_max, lambda room: _Packed(self, room, self._own))
 
 
 @final
 class _Packed(Cached):
-    def __init__(self, model: PackedModel, room: int, adapter: PackedAdapter | None) -> None:
-        threads = torch.get_num_threads()
-        self._decoder = PackedDecoder(model, room=room, rows=min(room, _CHUNK), threads=threads)
+    def __init__(self, writer: PackedWriter, room: int, adapter: PackedAdapter | None) -> None:
+        self._decoder = PackedDecoder(
+            writer.model, room=room, rows=min(room, _CHUNK), threads=torch.get_num_threads(),
+            kept=writer.cache,
+        )  # fmt: skip
         self._cache, self._adapter = self._decoder.cache(), adapter
 
     @property

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from narrows.infer.core import Core, Read
 from narrows.infer.scheduler import CHUNK
-from narrows.kernels.decoder import PackedDecoder, PackedModel, Run
+from narrows.kernels.decoder import PackedDecoder, PackedModel, Run, blocks
 from narrows.kernels.low_rank import PackedAdapter
-from narrows.kernels.packing import PANEL
+from narrows.spec.machine import CachePrecision
 
 
 @final
@@ -25,13 +25,14 @@ class PackedCore(Core):
     alike = True
 
     def __init__(
-        self, model: PackedModel, slots: int, context: int,
+        self, model: PackedModel, slots: int, context: int, kept: CachePrecision = "bf16",
         adapters: Mapping[str | None, PackedAdapter] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         super().__init__(slots, context, model.head.rows, adapters)
         self._beside = {None: None, **adapters}
-        rows, threads = slots + CHUNK, torch.get_num_threads()
-        self._decoder = PackedDecoder(model, room=context, rows=rows, threads=threads)
+        self._decoder = PackedDecoder(
+            model, room=context, rows=slots + CHUNK, threads=torch.get_num_threads(), kept=kept
+        )
         self._caches = [self._decoder.cache() for _ in range(slots)]
 
     @property
@@ -63,7 +64,7 @@ class PackedCore(Core):
 
     def copy(self, source: int, target: int, count: int) -> None:
         assert count <= self._lengths[source]
-        # Keys lie in blocks of PANEL positions; what is copied beyond `count` is written over.
-        blocks = -(-count // PANEL) * PANEL * self._decoder.model.heads.width
-        self._caches[target][..., :blocks] = self._caches[source][..., :blocks]
+        # Positions lie in blocks; what is copied beyond `count` is written over.
+        filled = blocks(count)
+        self._caches[target][..., :filled, :] = self._caches[source][..., :filled, :]
         self._lengths[target] = count

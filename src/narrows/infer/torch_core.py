@@ -11,7 +11,7 @@ from torch import Tensor
 
 from narrows.infer.core import Core, Read
 from narrows.model.transformer import Transformer
-from narrows.spec.model import ModelSpec
+from narrows.spec.machine import CachePrecision
 
 
 @final
@@ -22,15 +22,17 @@ class TorchCore(Core):
 
     def __init__(
         self, model: Transformer, slots: int, context: int | None = None,
+        kept: CachePrecision | None = None,
         adapted: Mapping[str | None, Transformer] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        """`context`: the most positions of a slot, by default all that the model knows. `adapted`
-        are the same model with adapters, by the names of these.
+        """`context`: the most positions of a slot, by default all that the model knows; their keys
+        and values are kept as the model computes, or in int8. `adapted` are the same model with
+        adapters, by the names of these.
         """
         assert not model.training, "dropout is on"
         super().__init__(slots, context or model.spec.context, model.spec.vocabulary, adapted)
         self._models = {None: model, **adapted}
-        self._caches = [model.caches(1, self.context) for _ in range(slots)]
+        self._caches = [model.caches(1, self.context, kept) for _ in range(slots)]
 
     @property
     def cache_bytes(self) -> int:
@@ -57,12 +59,6 @@ class TorchCore(Core):
     def copy(self, source: int, target: int, count: int) -> None:
         assert count <= self._lengths[source]
         for here, there in zip(self._caches[source], self._caches[target], strict=True):
-            there.keys_BKSH[:, :, :count] = here.keys_BKSH[:, :, :count]
-            there.values_BKSH[:, :, :count] = here.values_BKSH[:, :, :count]
+            for from_BKSX, to_BKSX in zip(here, there, strict=True):
+                to_BKSX[:, :, :count] = from_BKSX[:, :, :count]
         self._lengths[target] = count
-
-
-def cache_bytes(spec: ModelSpec, bytes_per_value: int, slots: int, context: int) -> int:
-    """What the caches of all slots take."""
-    values = spec.kv_heads * (spec.score_width + spec.value_width) * spec.layers
-    return slots * context * values * bytes_per_value

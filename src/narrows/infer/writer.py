@@ -20,13 +20,15 @@ from narrows.infer.loading import PLAN, Generator, load, no_writer, set_threads
 from narrows.infer.packed import Bits, PackedWriter, packs, packs_bf16
 from narrows.model.opening import Original, opened
 from narrows.spec.errors import BadInput
+from narrows.spec.machine import CachePrecision
 
 Talk = Callable[[str], None]
 
 
 def load_writer(
     path: Path, *, checkpoint: str | None = None, precision: ServingPrecision | None = None,
-    adapters: Folders = MappingProxyType({}), talk: Talk = lambda text: None,
+    cache: CachePrecision | None = None, adapters: Folders = MappingProxyType({}),
+    talk: Talk = lambda text: None,
 ) -> Writer:  # fmt: skip
     """The model of a run folder, of a published model's folder, or of a GGUF file, and `adapters`
     beside it by their names; that of the name None is what it writes with otherwise.
@@ -34,26 +36,27 @@ def load_writer(
     Where no `precision` is asked for, a file whose matrices lie in groups of 4 to 8 bits is
     computed as it lies, another published model in bf16 by the packed decoder where that can
     compute it, anything else as `load` has it. In int8 or int4 what lies otherwise is
-    rounded, and said so. Raises BadInput where the path is none of these, is damaged, or cannot be
-    packed, or an adapter is not for it.
+    rounded, and said so. Keys and values are kept in bf16, or in fp32 where torch computes so, if
+    `cache` asks for nothing else. Raises BadInput where the path is none of these, is damaged, or
+    cannot be packed, or an adapter is not for it.
     """
     if (path / PLAN).is_file():
         _refuse_for_runs(path, precision, adapters)
         assert precision != "int8" and precision != "int4"
-        return load(path, checkpoint=checkpoint, precision=precision, talk=talk)
+        return load(path, checkpoint=checkpoint, precision=precision, cache=cache, talk=talk)
     if checkpoint is not None:
         raise BadInput(f"{path} is no run, and has no checkpoints", hint="leave it out")
     original = opened(path)
     found, bits = beside.read(original, adapters), _bits(original, precision)
     if bits is None:
         assert precision != "int8" and precision != "int4"
-        return _adapted(load(path, precision=precision, talk=talk), found)
+        return _adapted(load(path, precision=precision, cache=cache, talk=talk), found)
     if not original.spec.writes:
         raise no_writer(path)
     set_threads()
     words = published.words(original.path, original.facts)
     published.refuse_foreign(words.tokenizer, original.spec.vocabulary, path)
-    writer = PackedWriter(original, words, bits, talk, found)
+    writer = PackedWriter(original, words, bits, talk, cache or "bf16", found)
     threads = torch.get_num_threads()
     size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
     talk(

@@ -17,9 +17,9 @@ from narrows.spec.home import narrows_home
 
 SOURCES = ("attention.cpp", "coded.cpp", "decoder.cpp", "matmul.cpp", "pointwise.cpp", "update.cpp")
 HEADERS = (
-    "activations.h", "barrier.h", "lanes.h", "lanes256.h", "lanes512.h", "low_rank.h", "norm.h",
-    "panels.h", "products.h", "quantized.h", "rows.h", "scratch.h", "shares.h", "tiles256.h",
-    "tiles512.h",
+    "activations.h", "barrier.h", "cache.h", "lanes.h", "lanes256.h", "lanes512.h", "low_rank.h",
+    "norm.h", "panels.h", "products.h", "quantized.h", "rows.h", "scratch.h", "shares.h",
+    "tiles256.h", "tiles512.h",
 )  # fmt: skip
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-mbmi2")
 

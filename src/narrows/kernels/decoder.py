@@ -21,8 +21,11 @@ from narrows.kernels.interface import Heads, Rotation
 from narrows.kernels.low_rank import Adapters, PackedAdapter
 from narrows.kernels.native import native_library
 from narrows.kernels.packing import GROUP, PANEL, PARTS_MOST, Packed
+from narrows.spec.machine import CachePrecision
 
 _TILE, _NOWHERE = 8, 1 << 62
+_BLOCK = PANEL
+"""Positions of a cache that lie together."""
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -128,7 +131,7 @@ class _Decoder(ctypes.Structure):
         ("head_width", _I), ("room", _I), ("epsilon", _F), ("query_scale", _F),
         ("embedding_scale", _F), ("logit_scale", _F), ("score_cap", _F), ("logit_cap", _F),
         ("activation", _I), ("gated", _I), ("centred", _I), ("turned", _I), ("positions", _P),
-        ("table", _Matrix), ("norm", _Norm), ("head", _Matrix),
+        ("table", _Matrix), ("norm", _Norm), ("head", _Matrix), ("coded", _I),
     )  # fmt: skip
 
 
@@ -147,8 +150,8 @@ class _Step(ctypes.Structure):
     _fields_ = (
         ("sequences", _P), ("count", _I), ("tokens", _P), ("rows", _I), ("wanted", _P),
         ("wanted_count", _I), ("logits", _P), ("x", _P), ("y", _P), ("qkv", _P), ("queries", _P),
-        ("narrow", _Codes), ("wide", _Codes), ("out", _Codes), ("scores", _P), ("threads", _I),
-        ("adapters", Adapters),
+        ("query_scales", _P), ("narrow", _Codes), ("wide", _Codes), ("out", _Codes),
+        ("scores", _P), ("threads", _I), ("adapters", Adapters),
     )  # fmt: skip
 
 
@@ -156,12 +159,15 @@ class _Step(ctypes.Structure):
 class PackedDecoder:
     """Computes up to `rows` new tokens at a time, of sequences of up to `room` positions, with so
     many threads. One step at a time: what it works in is its own; `stream` [rows,D] is the residual
-    stream behind the last.
+    stream behind the last. Keys and values are kept in the precision `kept`.
     """
 
-    def __init__(self, model: PackedModel, *, room: int, rows: int, threads: int) -> None:
-        self.model, self.rows, self.threads = model, rows, threads
-        self.room = -(-room // PANEL) * PANEL
+    def __init__(
+        self, model: PackedModel, *, room: int, rows: int, threads: int,
+        kept: CachePrecision = "bf16",
+    ) -> None:  # fmt: skip
+        self.model, self.rows, self.threads, self._coded = model, rows, threads, kept == "int8"
+        self.room = blocks(room) * _BLOCK
         self.width = int(model.norm_D.numel())
         self._kept: list[object] = []
         self._library = native_library()
@@ -172,16 +178,19 @@ class PackedDecoder:
         self.stream, self._y = torch.empty(rows, self.width), torch.empty(rows, self.width)
         self._qkv = torch.empty(rows, columns)
         self._queries = torch.empty(rows, N * H, dtype=torch.bfloat16)
+        self._query_scales = torch.empty(rows, N)
         self._scores = torch.empty(threads, _TILE, self.room)
         bits = {part.bits for matrix in model.matrices for part in matrix.parts}
         self._codes = [_codes(rows, each, bits, self._kept) for each in (self.width, wide, N * H)]
 
     def cache(self) -> Tensor:
-        """Of one sequence, empty [L,K,2,room·H] bf16; pages are taken as positions are filled."""
+        """Of one sequence, empty: bytes [L,K,2,blocks of 16 positions,...] as native/cache.h has
+        them; pages are taken as positions are filled.
+        """
         _, K, H = self.model.heads
-        shape = (len(self.model.layers), K, 2, self.room * H)
-        pages = mmap.mmap(-1, math.prod(shape) * torch.bfloat16.itemsize)
-        return torch.frombuffer(pages, dtype=torch.bfloat16).view(shape)
+        each = H + torch.float32.itemsize if self._coded else H * torch.bfloat16.itemsize
+        shape = (len(self.model.layers), K, 2, blocks(self.room), _BLOCK * each)
+        return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
 
     def step(self, runs: Sequence[Run], tokens: Sequence[int], wanted: Sequence[int]) -> Tensor:
         """Logits [wanted,V] behind those rows of `tokens`, which are those of all runs in turn."""
@@ -200,7 +209,8 @@ class PackedDecoder:
             ctypes.addressof(told := (_I * rows)(*tokens)), rows,
             ctypes.addressof(asked := (_I * len(wanted))(*wanted)), len(wanted),
             logits.data_ptr(), self.stream.data_ptr(), self._y.data_ptr(), self._qkv.data_ptr(),
-            self._queries.data_ptr(), *self._codes, self._scores.data_ptr(), self.threads,
+            self._queries.data_ptr(), self._query_scales.data_ptr(), *self._codes,
+            self._scores.data_ptr(), self.threads,
         )  # fmt: skip
         kept = self._adapt(step, runs)
         self._library.narrows_decoder_step(ctypes.byref(self._decoder), ctypes.byref(step))
@@ -258,11 +268,17 @@ class PackedDecoder:
             m.query_scale, m.embedding_scale, m.logit_scale, _cap(m.score_cap), _cap(m.logit_cap),
             get_args(Activation).index(m.activation), m.gated, m.centred, turned,
             _at(m.positions_SD), _matrix(m.table), _norm(m.norm_D, m.norm_bias_D), _matrix(m.head),
+            self._coded,
         )  # fmt: skip
 
     def _windowed(self) -> set[bool]:
         """Whether layers have a window, as far as there are such."""
         return {each.window is not None for each in self.model.layers}
+
+
+def blocks(positions: int) -> int:
+    """How many of a cache so many positions begin."""
+    return -(-positions // _BLOCK)
 
 
 def _cap(value: float | None) -> float:

@@ -26,6 +26,37 @@ class Cache(NamedTuple):
         return Cache(self.keys_BKSH[:, :, :end], self.values_BKSH[:, :, :end])
 
 
+class CodedCache(NamedTuple):
+    """The same in int8, with a scale [B,K,S,1] in fp32 for each position and head."""
+
+    keys_BKSH: Tensor
+    values_BKSH: Tensor
+    key_scales_BKS1: Tensor
+    value_scales_BKS1: Tensor
+
+    def extended(self, k_BKTH: Tensor, v_BKTH: Tensor, start: int) -> Cache:
+        """Code keys and values of positions from `start` on; all up to the last, widened."""
+        end = start + k_BKTH.shape[2]
+        keys_BKSH, values_BKSH, *scales = (each[:, :, :end] for each in self)
+        keys_BKSH[:, :, start:], scales[0][:, :, start:] = coded(k_BKTH)
+        values_BKSH[:, :, start:], scales[1][:, :, start:] = coded(v_BKTH)
+        k_BKSH, v_BKSH = keys_BKSH * scales[0], values_BKSH * scales[1]
+        return Cache(k_BKSH.to(k_BKTH.dtype), v_BKSH.to(v_BKTH.dtype))
+
+
+Kept = Cache | CodedCache
+
+
+def coded(x_BKTH: Tensor) -> tuple[Tensor, Tensor]:
+    """Each head's numbers as whole ones [B,K,T,H] up to 127, and what one of these stands for
+    [B,K,T,1], in fp32.
+    """
+    wide_BKTH = x_BKTH.float()
+    scales_BKT1 = wide_BKTH.abs().amax(-1, keepdim=True) / 127
+    steps_BKT1 = scales_BKT1.where(scales_BKT1 > 0, 1.0)
+    return (wide_BKTH / steps_BKT1).round(), scales_BKT1
+
+
 def extend(
     qkv_BTX: Tensor, heads: Heads, rotation: Rotation | None, cache: Cache, start: int
 ) -> Tensor:

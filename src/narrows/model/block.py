@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from narrows.kernels.interface import Heads, Kernels, Spans
+from narrows.kernels.past import Cache, Kept
 from narrows.model.attention import (
-    Cache,
     Crossing,
     LatentWeights,
     Place,
@@ -70,12 +70,12 @@ class Block(nn.Module):
         # A block that knew its layer's number when it is compiled would be compiled for each.
         return self._run(x_BTD, delta_BTD, place.of_layer(self.layer))
 
-    def extend(self, stream: Stream, place: Place, cache: Cache) -> Stream:
+    def extend(self, stream: Stream, place: Place, cache: Kept) -> Stream:
         """The same for new positions, whose keys and values join the cache."""
         return self._compute(*stream, place, cache)
 
     def _compute(
-        self, x_BTD: Tensor, delta_BTD: Tensor | None, place: Place, cache: Cache | None = None
+        self, x_BTD: Tensor, delta_BTD: Tensor | None, place: Place, cache: Kept | None = None
     ) -> Stream:
         stream = Stream(x_BTD, delta_BTD)
 
@@ -122,7 +122,7 @@ class Block(nn.Module):
             delta_BTD = second.alone(delta_BTD)
         return Stream(x_BTD, delta_BTD)
 
-    def _attention(self, y_BTD: Tensor, place: Place, cache: Cache | None) -> Tensor:
+    def _attention(self, y_BTD: Tensor, place: Place, cache: Kept | None) -> Tensor:
         qkv_BTX = y_BTD
         if not isinstance(self.qkv, LatentWeights):
             qkv_BTX = self.qkv.linear(self.kernels, y_BTD)
@@ -141,7 +141,7 @@ class Block(nn.Module):
             y_BTX = self._attended(qkv_BTX, place, cache)
         return self.out.linear(self.kernels, y_BTX)
 
-    def _attended(self, qkv_BTX: Tensor, place: Place, cache: Cache | None) -> Tensor:
+    def _attended(self, qkv_BTX: Tensor, place: Place, cache: Kept | None) -> Tensor:
         """Weighted values of all heads [B,T,N·H], of queries, keys and values in one, or of what
         they are made of.
         """

@@ -8,7 +8,7 @@ the model is spread over devices is `parallel`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import torch
@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from narrows.kernels.interface import Kernels, Rotation
 from narrows.kernels.loss import Head, head_cross_entropy
-from narrows.model.attention import (
-    Cache,
-    Place,
-)
+from narrows.kernels.past import Cache, CodedCache, Kept
+from narrows.model.attention import Place
 from narrows.model.block import Block, Wrapper
 from narrows.model.dropout import Draws
 from narrows.model.feed_forward import activated
 from narrows.model.positions import Documents, angles, mask, relative, table, within
 from narrows.model.weights import NormWeights, Stream, Weights
 from narrows.spec.errors import BadInput
+from narrows.spec.machine import CachePrecision
 from narrows.spec.model import Learned, ModelSpec, Rotary
 
 
@@ -102,7 +101,7 @@ class Transformer(nn.Module):
         )  # fmt: skip
 
     def hidden(
-        self, tokens_BT: Tensor, caches: list[Cache] | None = None, start: int = 0, *,
+        self, tokens_BT: Tensor, caches: Sequence[Kept] | None = None, start: int = 0, *,
         encoded_BSD: Tensor | None = None, types_BT: Tensor | None = None,
         documents: Documents | None = None,
     ) -> Tensor:  # fmt: skip
@@ -118,7 +117,7 @@ class Transformer(nn.Module):
 
     def through(
         self, blocks: Iterable[nn.Module], stream: Stream, span: tuple[int, int],
-        caches: list[Cache] | None = None, *, encoded_BSD: Tensor | None = None,
+        caches: Sequence[Kept] | None = None, *, encoded_BSD: Tensor | None = None,
         documents: Documents | None = None,
     ) -> Stream:  # fmt: skip
         """The stream behind `blocks`, for positions of `span`, first and count."""
@@ -164,12 +163,23 @@ class Transformer(nn.Module):
             x_ND = F.linear(x_ND, self.pooler.weight, self.pooler.bias).tanh()
         return F.linear(x_ND, self.score.weight, self.score.bias).float()
 
-    def caches(self, sequences: int, positions: int) -> list[Cache]:
-        """Empty caches for every block."""
+    def caches(
+        self, sequences: int, positions: int, kept: CachePrecision | None = None
+    ) -> list[Kept]:
+        """Empty caches for every block, in int8 or as the model computes."""
         spec, like = self.spec, self.tokens.weight
-        keys_BKSH = like.new_zeros(sequences, spec.kv_heads, positions, spec.score_width)
-        values_BKSH = like.new_zeros(sequences, spec.kv_heads, positions, spec.value_width)
-        return [Cache(keys_BKSH.clone(), values_BKSH.clone()) for _ in self.blocks]
+
+        def empty(width: int, dtype: torch.dtype) -> Tensor:
+            return like.new_zeros(sequences, spec.kv_heads, positions, width, dtype=dtype)
+
+        widths = spec.score_width, spec.value_width
+        if kept == "int8":
+            return [
+                CodedCache(*(empty(width, torch.int8) for width in widths),
+                           *(empty(1, torch.float32) for _ in widths))
+                for _ in self.blocks
+            ]  # fmt: skip
+        return [Cache(*(empty(width, like.dtype) for width in widths)) for _ in self.blocks]
 
     def _embedded(
         self, tokens_BT: Tensor, start: int, types_BT: Tensor | None,

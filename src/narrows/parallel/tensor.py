@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from narrows.kernels.interface import Heads
-from narrows.model.attention import Cache, LatentWeights, Place
+from narrows.kernels.past import Kept
+from narrows.model.attention import LatentWeights, Place
 from narrows.model.block import Block
 from narrows.model.transformer import Transformer
 from narrows.parallel.collectives import copied, gathered, scattered, sliced, summed
@@ -103,7 +104,7 @@ def _apply_block(block: Block, axis: Axis, *, sequence: bool) -> None:
     def left(x_BTD: Tensor) -> Tensor:
         return scattered(x_BTD, axis) if sequence else summed(x_BTD, axis)
 
-    def attend(y_BTD: Tensor, place: Place, cache: Cache | None) -> Tensor:
+    def attend(y_BTD: Tensor, place: Place, cache: Kept | None) -> Tensor:
         mask = place.mask_TS
         if mask is not None and mask.ndim == 3:
             place = place._replace(mask_TS=mask[own])

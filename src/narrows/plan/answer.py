@@ -17,7 +17,7 @@ from narrows.plan.operation import Operation
 from narrows.plan.passes import Pass, block_operations, pass_operations, read_bytes
 from narrows.plan.power import bill, energy_basis, watts
 from narrows.spec.ledger import Ledger, MemoryPeak, Phase, Row, Total
-from narrows.spec.machine import ExtendedPoint, Machine
+from narrows.spec.machine import CachePrecision, ExtendedPoint, Machine
 from narrows.spec.model import ModelSpec, gpt2, llama
 
 DRAW_BYTES = 40
@@ -38,7 +38,8 @@ _MADE = 6
 class Question:
     """`sequences` prompts of `prompt` tokens at a time, each answered by `tokens` tokens.
 
-    `fresh`: by a process that has just read its run folder, and had no such prompt before.
+    `fresh`: by a process that has just read its run folder, and had no such prompt before. Keys and
+    values are kept in `cache`, or as the model computes.
     """
 
     prompt: int
@@ -46,6 +47,7 @@ class Question:
     precision: TrainingPrecision
     sequences: int = 1
     fresh: bool = False
+    cache: CachePrecision | None = None
 
     @property
     def setting(self) -> Setting:
@@ -111,17 +113,27 @@ def answer_memory(model: ModelSpec, asked: Question) -> MemoryPeak:
     """Peak bytes by kind, at the widest moment of the last block of the prefill."""
     shapes, value = Shapes.of([model]), asked.setting.value_bytes
     room = min(asked.prompt + asked.tokens, model.context)
-    kept = 2 * model.layers * model.kv_heads * model.head_width * room
     logits = model.vocabulary * (asked.sequences * value + DRAW_BYTES)
     reading = _READING_BYTES + _TOKEN_BYTES * model.vocabulary
     kinds = {
         "weights": float(value * model.parameters),
-        "cache": float(asked.sequences * kept * value),
+        "cache": float(asked.sequences * cache_bytes(model, room, value, asked.cache)),
         "activations": WEAR * asked.sequences * asked.prompt * _held_bytes(shapes, value),
         "logits": float(logits),
         "runtime": _RUNTIME_BYTES + asked.fresh * reading,
     }
     return MemoryPeak(**kinds, peak=sum(kinds.values()))
+
+
+def cache_bytes(
+    model: ModelSpec, positions: int, value_bytes: int, kept: CachePrecision | None = None
+) -> int:
+    """What keys and values of so many positions take, in `value_bytes` each unless int8 is `kept`:
+    there each has its scale, in each head.
+    """
+    widths = model.score_width, model.value_width
+    each = sum(width + _FP32 if kept == "int8" else width * value_bytes for width in widths)
+    return positions * model.layers * model.kv_heads * each
 
 
 def _held_bytes(model: Shapes, value: int) -> float:

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from narrows.plan.answer import DRAW_BYTES, ledger, seconds_of
+from narrows.plan.answer import DRAW_BYTES, cache_bytes, ledger, seconds_of
 from narrows.plan.curves import Curves, matmul_peak
 from narrows.plan.layouts import Setting, Shapes
 from narrows.plan.passes import draw
 from narrows.plan.power import watts
 from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row
-from narrows.spec.machine import Machine, PackedCurve, PackedPoint
+from narrows.spec.machine import CachePrecision, Machine, PackedCurve, PackedPoint
 from narrows.spec.model import ModelSpec, llama
 
 _GROUP_BITS = {4: 5.0, 8: 8.5, 16: 16.0}
@@ -29,6 +29,9 @@ _MANY = 2
 """Positions from which attention takes several at a time."""
 _CHUNK = 512
 """Positions of a prompt that one step computes."""
+_BLOCK = 16
+"""Positions of a cache that lie together."""
+_BF16_BYTES = 2
 _DRAWN = Setting(precision="fp32", kernels="torch", compile=False)
 _PRODUCTS = Setting(precision="bf16", kernels="native", compile=False)
 _LEAST_S = 1e-9
@@ -38,13 +41,14 @@ _RUNTIME_BYTES = 60e6
 @dataclass(frozen=True, kw_only=True)
 class PackedQuestion:
     """`sequences` prompts of `prompt` tokens, read in turn, each answered by `tokens` tokens, all
-    at once; the matrices take `weight_bytes`.
+    at once; the matrices take `weight_bytes`, keys and values are kept in `cache`.
     """
 
     prompt: int
     tokens: int
     weight_bytes: float
     sequences: int = 1
+    cache: CachePrecision = "bf16"
 
 
 def predict_packed(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> Ledger | None:
@@ -214,15 +218,19 @@ def _rows(model: ModelSpec, work: _Work, phase: Phase, machine: Machine) -> tupl
     )  # fmt: skip
 
 
+def packed_room(positions: int) -> int:
+    """Of a cache for so many: they lie in blocks."""
+    return -(-positions // _BLOCK) * _BLOCK
+
+
 def _memory(model: ModelSpec, asked: PackedQuestion) -> MemoryPeak:
-    room = -(-(asked.prompt + asked.tokens) // 16) * 16
-    values = 2 * model.layers * model.kv_heads * model.head_width * room
+    room = packed_room(asked.prompt + asked.tokens)
     rows = min(_CHUNK, room)
     heads = (model.heads + 2 * model.kv_heads) * model.head_width
     codes = model.width + model.feed_forward_width + model.heads * model.head_width
     kinds = {
         "weights": asked.weight_bytes,
-        "cache": float(2 * asked.sequences * values),
+        "cache": float(asked.sequences * cache_bytes(model, room, _BF16_BYTES, asked.cache)),
         "activations": float(rows * (8 * model.width + 6 * heads + 1.5 * codes)),
         "logits": float(model.vocabulary * (4 * asked.sequences + DRAW_BYTES)),
         "runtime": _RUNTIME_BYTES,

@@ -17,6 +17,7 @@ from narrows.spec.units import (
 
 Basis = Literal["measured", "datasheet", "fitted", "estimated", "assumed"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+CachePrecision = Literal["bf16", "int8"]
 KernelSet = Literal["torch", "native"]
 Direction = Literal["forward", "dgrad", "wgrad"]
 BlockKind = Literal["gpt2", "llama"]

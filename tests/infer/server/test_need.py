@@ -8,7 +8,7 @@ from narrows.infer.server import need as module
 from narrows.infer.server.need import need, refuse_too_large
 from narrows.infer.torch_core import TorchCore
 from narrows.spec.errors import BadInput, DoesNotFit
-from narrows.spec.machine import Fact
+from narrows.spec.machine import CachePrecision, Fact
 from narrows.spec.units import Bytes
 from tests.infer.conftest import CONTEXT, MakeRun, built, spec
 
@@ -18,14 +18,17 @@ def free(patch: pytest.MonkeyPatch, count: float) -> None:
     patch.setattr(module, "memory_free", lambda: fact)
 
 
-def test_weights_and_caches_are_what_they_will_be(make_run: MakeRun) -> None:
-    found = need(make_run(), 3, 32)
+@pytest.mark.parametrize("kept", [None, "int8"])
+def test_weights_and_caches_are_what_they_will_be(
+    make_run: MakeRun, kept: CachePrecision | None
+) -> None:
+    found = need(make_run(), 3, 33, cache=kept)
     model = built(spec())
     assert found.weights == sum(each.nbytes for each in model.parameters())
-    core = TorchCore(model, 3, 32)
+    core = TorchCore(model, 3, 33, kept)
     held = sum(part.nbytes for caches in core._caches for cache in caches for part in cache)
     assert found.slot * found.slots == held
-    assert str(found).startswith("weights ") and "(3 slots of 32 tokens)" in str(found)
+    assert str(found).startswith("weights ") and "(3 slots of 33 tokens)" in str(found)
 
 
 def test_a_context_the_model_does_not_know_is_refused(make_run: MakeRun) -> None:

@@ -6,26 +6,31 @@ import pytest
 
 from narrows.infer.engine import core_of
 from narrows.infer.export import export
+from narrows.infer.generate import ServingPrecision
 from narrows.infer.packed_core import PackedCore
 from narrows.infer.server.need import need
 from narrows.infer.torch_core import TorchCore
 from narrows.infer.writer import load_writer
 from narrows.kernels.build import obstacle
+from narrows.spec.machine import CachePrecision
 from narrows.spec.model import llama
 from tests.infer.conftest import CONTEXT, VOCABULARY, MakeRun
 
 SHAPE = llama(layers=2, width=64, heads=2, kv_heads=1, vocabulary=VOCABULARY, context=CONTEXT)
 
 
+@pytest.mark.parametrize("precision", [None, "int8", "bf16"])
+@pytest.mark.parametrize("kept", [None, "bf16", "int8"])
 @pytest.mark.skipif(obstacle() is not None, reason=f"no native kernels: {obstacle()}")
 def test_a_file_in_groups_is_served_packed_and_takes_what_was_said(
-    make_run: MakeRun, tmp_path: Path
+    make_run: MakeRun, tmp_path: Path, kept: CachePrecision | None, precision: ServingPrecision
 ) -> None:
     path = tmp_path / "out.gguf"
     export(make_run(shape=SHAPE), path, type="q8_0", talk=print)
-    core = core_of(load_writer(path), 2, 32)
-    assert isinstance(core, PackedCore) and (core.slots, core.context) == (2, 32)
-    assert [cache.nbytes for cache in core._caches] == [need(path, 2, 32).slot] * 2
+    core = core_of(load_writer(path, precision=precision, cache=kept), 2, 33)
+    assert isinstance(core, PackedCore) and (core.slots, core.context) == (2, 33)
+    taken = need(path, 2, 33, precision, kept).slot
+    assert [cache.nbytes for cache in core._caches] == [taken] * 2
 
 
 def test_a_run_is_served_as_torch_has_it(make_run: MakeRun) -> None:

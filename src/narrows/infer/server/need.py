@@ -12,10 +12,12 @@ from narrows.hardware.find import memory_free
 from narrows.infer.generate import ServingPrecision
 from narrows.infer.loading import PLAN, computes_bf16
 from narrows.infer.packed import packs, packs_bf16
-from narrows.infer.torch_core import cache_bytes
 from narrows.model.opening import opened
 from narrows.model.safetensors import Safetensors
+from narrows.plan.answer import cache_bytes
+from narrows.plan.packed import packed_room
 from narrows.spec.errors import BadInput, DoesNotFit
+from narrows.spec.machine import CachePrecision
 from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Plan
 from narrows.spec.record import load
@@ -61,19 +63,21 @@ class Need(NamedTuple):
 
 def need(
     path: Path, slots: int, context: int | None = None, precision: ServingPrecision | None = None,
-    adapters: Iterable[Path] = (),
+    cache: CachePrecision | None = None, adapters: Iterable[Path] = (),
 ) -> Need:  # fmt: skip
     """What the model at `path` takes, with adapters in folders beside it; raises BadInput where its
     context is shorter, or a folder has none.
     """
-    spec, weights, size = _model(path, precision)
+    model = _model(path, precision)
+    spec = model.spec
     if context is not None and not 2 <= context <= spec.context:
         what = f"the context is {context}, the model knows 2 to {spec.context}"
         raise BadInput(what, hint=f"--context {spec.context}")
     context = context or spec.context
-    slot = cache_bytes(spec, size, 1, context)
-    beside = sum(map(_adapter_values, adapters))
-    return Need(weights, float(slot), slots, context, float(beside * size))
+    room = packed_room(context) if model.is_packed else context
+    slot = cache_bytes(spec, room, model.value_bytes, cache)
+    beside = sum(map(_adapter_values, adapters)) * model.value_bytes
+    return Need(model.weights, float(slot), slots, context, float(beside))
 
 
 def refuse_too_large(found: Need, path: Path) -> None:
@@ -102,8 +106,19 @@ def _adapter_values(folder: Path) -> int:
     return sum(math.prod(source.shape(name)) for name in source.names())
 
 
-def _model(path: Path, precision: ServingPrecision | None) -> tuple[ModelSpec, float, int]:
-    """Its shape, the bytes of its weights, and those of a value in the caches."""
+class _Model(NamedTuple):
+    """Its shape, the bytes of its weights, those of a value in the caches where they are not in
+    int8, and whether the packed decoder computes it.
+    """
+
+    spec: ModelSpec
+    weights: float
+    value_bytes: int
+    is_packed: bool
+
+
+def _model(path: Path, precision: ServingPrecision | None) -> _Model:
+    packed_bf16 = False
     whole: ServingPrecision = "bf16" if computes_bf16() else "fp32"
     if (path / PLAN).is_file():
         plan = load(Plan, path / PLAN)
@@ -113,9 +128,11 @@ def _model(path: Path, precision: ServingPrecision | None) -> tuple[ModelSpec, f
         original = opened(path)
         spec = original.spec
         if precision is None and packs(original):
-            return spec, float(original.path.stat().st_size), _VALUE_BYTES["bf16"]
-        precision = precision or ("bf16" if packs_bf16(original) else whole)
+            return _Model(spec, float(original.path.stat().st_size), _VALUE_BYTES["bf16"], True)
+        packed_bf16 = precision in (None, "bf16") and packs_bf16(original)
+        precision = precision or ("bf16" if packed_bf16 else whole)
     if precision in ("int8", "int4"):
-        return spec, spec.parameters * _PACKED_BYTES[precision], _VALUE_BYTES["bf16"]
+        weights = spec.parameters * _PACKED_BYTES[precision]
+        return _Model(spec, weights, _VALUE_BYTES["bf16"], True)
     size = _VALUE_BYTES[precision]
-    return spec, float(spec.parameters * size), size
+    return _Model(spec, float(spec.parameters * size), size, packed_bf16)

@@ -3,8 +3,8 @@
 //
 //   table → stream x → L × (norm, qkv, turn and keep, attend, out; norm, up, down) → norm → head
 //
-// Every row is computed by the same operations whatever stands beside it. A sequence's cache is
-// [layer][key head]: keys [position / 16][H / 2][16][2], values [position / 2][H][2], in bf16.
+// Every row is computed by the same operations whatever stands beside it. How a sequence's keys and
+// values lie is said in cache.h.
 #include <omp.h>
 
 #include <limits>
@@ -12,15 +12,14 @@
 
 #include "activations.h"
 #include "barrier.h"
+#include "cache.h"
 #include "low_rank.h"
 #include "norm.h"
 #include "quantized.h"
 
 namespace {
 
-constexpr int64_t WIDEST = 256;                          // of a head
-constexpr int64_t TOGETHER = SUMS < TILE ? SUMS : TILE;  // queries at a time
-enum { QKV, OUT, UP, DOWN, MATRICES };                   // as an adapter has them of a layer
+enum { QKV, OUT, UP, DOWN, MATRICES };  // as an adapter has them of a layer
 
 // Without a window it is the room.
 struct Layer {
@@ -44,11 +43,12 @@ struct Decoder {
   Matrix table;
   Norm norm;
   Matrix head;
+  int64_t coded;  // whether caches are in int8, else in bf16
 };
 
 // Rows `first` to `first + count` are the tokens of one sequence at positions from `start` on.
 struct Sequence {
-  bf16* cache;
+  uint8_t* cache;
   int64_t first, count, start;
 };
 
@@ -61,7 +61,8 @@ struct Step {
   int64_t wanted_count;
   float* logits;  // [wanted][vocabulary, in whole panels]
   float *x, *y, *qkv;
-  bf16* queries;
+  bf16* queries;            // [rows][heads][H], or codes of sixteen bits
+  float* query_scales;      // [rows][heads], of codes
   Codes narrow, wide, out;  // of the width, of the feed-forward, of all heads
   float* scores;            // [threads][TILE][room]
   int64_t threads;
@@ -93,9 +94,13 @@ class Member {
         store_float(s.qkv + r * columns + p * PANEL, value);
       });
       barrier.wait();
-      each(s.count * (d.heads + 2 * d.kv_heads), [&](int64_t i) { place(layer, l, i); });
-      barrier.wait();
-      attend(layer, l);
+      with_kind([&](auto kind) {
+        using K = decltype(kind);
+        const int64_t items = s.count * (d.heads + 2 * d.kv_heads);
+        each(items, [&](int64_t i) { place<K>(layer, l, i); });
+        barrier.wait();
+        attend<K>(layer, l);
+      });
       barrier.wait();
       add(layer.out, low + OUT, s.out, layer.out_norm);
       each(s.rows, [&](int64_t r) { enter(layer.second_norm, r, r); });
@@ -197,48 +202,45 @@ class Member {
       }
   }
 
-  bf16* keys(bf16* cache, int64_t layer, int64_t head) const {
-    return cache + (layer * d.kv_heads + head) * 2 * d.room * d.head_width;
+  // f(the kind of all caches).
+  template <class F>
+  void with_kind(F f) const {
+    if (d.coded)
+      f(Coded{});
+    else
+      f(Narrow{});
   }
-  bf16* values(bf16* cache, int64_t layer, int64_t head) const {
-    return keys(cache, layer, head) + d.room * d.head_width;
+
+  // Of one layer and key head: keys, and behind them values.
+  template <class K>
+  uint8_t* keys(uint8_t* cache, int64_t layer, int64_t head) const {
+    return cache + (layer * d.kv_heads + head) * 2 * side<K>();
+  }
+  template <class K>
+  int64_t side() const {
+    return d.room / BLOCK * K::bytes(d.head_width);
   }
 
   // Of one sequence and one head of [queries | keys | values]: turned by position, and kept.
+  template <class K>
   void place(const Layer& layer, int64_t l, int64_t item) const {
-    const int64_t all = d.heads + 2 * d.kv_heads, H = d.head_width;
+    const int64_t all = d.heads + 2 * d.kv_heads, H = d.head_width, columns = layer.qkv.rows;
     const Sequence& own = s.sequences[item / all];
-    const int64_t head = item % all;
-    const bool query = head < d.heads, key = !query && head < d.heads + d.kv_heads;
+    const int64_t head = item % all, key_head = (head - d.heads) % d.kv_heads;
+    float* from = s.qkv + own.first * columns + head * H;
+    const bool query = head < d.heads;
+    uint8_t* kept = query ? nullptr : keys<K>(own.cache, l, key_head);
+    if (head >= d.heads + d.kv_heads)
+      return K::keep_values(kept + side<K>(), own.start, own.count, from, columns, H);
     const Norm& norm = query ? layer.query_norm : layer.key_norm;
-    for (int64_t i = 0; i < own.count; i++) {
-      const int64_t row = own.first + i, position = own.start + i;
-      float* from = s.qkv + row * layer.qkv.rows + head * H;
-      if (!query && !key) {
-        bf16* to = values(own.cache, l, head - d.heads - d.kv_heads) + position / 2 * 2 * H;
-        if (position % 2 == 0 && i + 1 < own.count) {
-          const float* next = from + layer.qkv.rows;
-          for (int64_t h = 0; h < H; h += 16)
-            store_ints(to + 2 * h, pair_rows(load_float(from + h), load_float(next + h)));
-          i++;
-        } else {
-          for (int64_t h = 0; h < H; h++) to[2 * h + position % 2] = to_bf16(from[h]);
-        }
-        continue;
-      }
+    for (int64_t i = 0; i < own.count; i++, from += columns) {
       if (norm.weight) normed(from, norm, H, d.epsilon, false, from);
-      turn(layer, from, position);
-      if (query) {
-        bf16* to = s.queries + (row * d.heads + head) * H;
-        const Floats scale = spread(d.query_scale);
-        for (int64_t h = 0; h < H; h += 16) store_bf16(to + h, load_float(from + h) * scale);
-      } else {
-        bf16* to = keys(own.cache, l, head - d.heads);
-        to += position / 16 * 16 * H + position % 16 * 2;
-        bf16 narrow[WIDEST];
-        for (int64_t h = 0; h < H; h += 16) store_bf16(narrow + h, load_float(from + h));
-        for (int64_t h = 0; h < H; h += 2) memcpy(to + h / 2 * 32, narrow + h, 4);
-      }
+      turn(layer, from, own.start + i);
+      const int64_t to = (own.first + i) * d.heads + head;
+      if (query)
+        K::keep_query(from, H, d.query_scale, s.queries + to * H, s.query_scales + to);
+      else
+        K::keep_key(kept, own.start + i, from, H);
     }
   }
 
@@ -254,6 +256,7 @@ class Member {
   }
 
   // All queries of a sequence that share a key head, some at a time; items go round the team.
+  template <class K>
   void attend(const Layer& layer, int64_t l) const {
     const int64_t group = d.heads / d.kv_heads;
     const int64_t some = s.rows * d.heads >= 8 * TILE * s.threads ? TOGETHER : 1;
@@ -264,43 +267,35 @@ class Member {
           if (item % s.threads == me) {
             const int64_t count = std::min(some, s.sequences[i].count * group - q);
             if (count == 1)
-              attended<1>(s.sequences[i], layer.window, l, head, q, count);
+              attended<K, 1>(s.sequences[i], layer.window, l, head, q, count);
             else if (count <= 4)
-              attended<4>(s.sequences[i], layer.window, l, head, q, count);
+              attended<K, 4>(s.sequences[i], layer.window, l, head, q, count);
             else
-              attended<TOGETHER>(s.sequences[i], layer.window, l, head, q, count);
+              attended<K, TOGETHER>(s.sequences[i], layer.window, l, head, q, count);
           }
   }
 
-  // Queries that are computed together: where each is and the last position it sees, of how many;
-  // the blocks of positions that any sees; their scores [T][room], which become shares, and the
-  // sums of these.
-  template <int T>
-  struct Queries {
-    const bf16* at[T];
-    int64_t last[T], window;
-    int64_t first_block, blocks;
-    float* scores;
-    Floats total[T];
-  };
-
-  template <int T>
+  template <class K, int T>
   void attended(const Sequence& own, int64_t window, int64_t l, int64_t head, int64_t first,
                 int64_t count) const {
     const int64_t group = d.heads / d.kv_heads, H = d.head_width;
     Queries<T> queries;
     for (int t = 0; t < T; t++) {
       const int64_t q = first + std::min<int64_t>(t, count - 1), row = own.first + q / group;
-      queries.at[t] = s.queries + (row * d.heads + head * group + q % group) * H;
+      const int64_t at = row * d.heads + head * group + q % group;
+      queries.at[t] = s.queries + at * H;
+      queries.scale[t] = s.query_scales + at;
       queries.last[t] = own.start + q / group;
     }
     queries.window = window;
-    queries.first_block = std::max<int64_t>(queries.last[0] + 1 - window, 0) / 16;
-    queries.blocks = queries.last[T - 1] / 16 + 1;
+    queries.first_block = std::max<int64_t>(queries.last[0] + 1 - window, 0) / BLOCK;
+    queries.blocks = queries.last[T - 1] / BLOCK + 1;
     queries.scores = s.scores + me * TILE * d.room;
-    score(queries, keys(own.cache, l, head));
+    queries.room = d.room;
+    const uint8_t *key = keys<K>(own.cache, l, head), *value = key + side<K>();
+    score<K>(queries, key, value);
     float mixed[T][WIDEST];
-    mix(queries, values(own.cache, l, head), mixed);
+    K::mix(queries, value, H, mixed);
     for (int64_t t = 0; t < count; t++) {
       const int64_t q = first + t, row = own.first + q / group;
       const Floats factor = spread(1.0f / sum_of(queries.total[t]));
@@ -311,64 +306,35 @@ class Member {
     }
   }
 
-  // Shares of all positions, not divided by their sum yet; in bf16 they take the first half of the
-  // place of their scores.
-  template <int T>
-  void score(Queries<T>& q, const bf16* key) const {
+  // Shares of all positions, not divided by their sum yet.
+  template <class K, int T>
+  void score(Queries<T>& q, const uint8_t* key, const uint8_t* value) const {
     const Floats never = spread(-std::numeric_limits<float>::infinity());
+    const int64_t H = d.head_width;
     Floats most[T];
     for (int t = 0; t < T; t++) most[t] = never;
-    key += q.first_block * 16 * d.head_width;
-    for (int64_t b = q.first_block; b < q.blocks; b++, key += 16 * d.head_width) {
+    for (int64_t b = q.first_block; b < q.blocks; b++) {
       Floats sum[T];
-      for (int t = 0; t < T; t++) sum[t] = zeros();
-      for (int64_t h = 0; h < d.head_width; h += 2) {
-        const Ints pair = load_ints(key + 16 * h);
-#pragma GCC unroll 8
-        for (int t = 0; t < T; t++) sum[t] = dot_pairs(sum[t], spread_bytes(q.at[t] + h), pair);
-      }
+      K::score(q, key + b * K::bytes(H), H, sum);
       for (int t = 0; t < T; t++) {
         sum[t] = capped(sum[t], d.score_cap);
-        const int64_t seen = q.last[t] + 1 - 16 * b, past = seen - q.window;
-        if (seen < 16) sum[t] = select(seen <= 0 ? 0 : tail(seen), sum[t], never);
+        const int64_t seen = q.last[t] + 1 - BLOCK * b, past = seen - q.window;
+        if (seen < BLOCK) sum[t] = select(seen <= 0 ? 0 : tail(seen), sum[t], never);
         if (past > 0) sum[t] = select(tail(past), never, sum[t]);
         most[t] = max(most[t], sum[t]);
-        store_float(q.scores + t * d.room + 16 * b, sum[t]);
+        store_float(q.scores_of(t, b), sum[t]);
       }
     }
     for (int t = 0; t < T; t++) {
       const Floats top = spread(most_of(most[t]));
-      float* scores = q.scores + t * d.room;
       q.total[t] = zeros();
       for (int64_t b = q.first_block; b < q.blocks; b++) {
-        const Floats score = load_float(scores + 16 * b);
+        const Floats score = load_float(q.scores_of(t, b));
         const Mask there = differ(score, never);
         const Floats share = kept(exp_ps(score - top), there);
         q.total[t] = q.total[t] + share;
-        store_bf16((bf16*)scores + 16 * b, share);
+        K::keep_shares(q.scores_of(t, 0), b, share, value, H);
       }
-    }
-  }
-
-  // The values, each times its share.
-  template <int T>
-  void mix(const Queries<T>& q, const bf16* value, float (*mixed)[WIDEST]) const {
-    constexpr int W = SUMS / TOGETHER;
-    for (int64_t h = 0; h < d.head_width; h += 16 * W) {
-      Floats sum[T][W];
-      for (int t = 0; t < T; t++)
-        for (int w = 0; w < W; w++) sum[t][w] = zeros();
-      for (int64_t p = 16 * q.first_block; p < 16 * q.blocks; p += 2) {
-        Ints pairs[W];
-        for (int w = 0; w < W; w++) pairs[w] = load_ints(value + p * d.head_width + 2 * h + 32 * w);
-#pragma GCC unroll 8
-        for (int t = 0; t < T; t++) {
-          const Ints share = spread_bytes((const bf16*)(q.scores + t * d.room) + p);
-          for (int w = 0; w < W; w++) sum[t][w] = dot_pairs(sum[t][w], share, pairs[w]);
-        }
-      }
-      for (int t = 0; t < T; t++)
-        for (int w = 0; w < W; w++) store_float(mixed[t] + h + 16 * w, sum[t][w]);
     }
   }
 

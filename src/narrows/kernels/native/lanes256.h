@@ -261,6 +261,15 @@ static inline Floats dot_pairs(Floats sum, Ints a, Ints b) {
   return fma(of_bits(both(a, upper)), of_bits(both(b, upper)), sum);
 }
 
+// Thirty-two int8, two in every lane as int16; and sum + the products of both.
+static inline Ints load_pairs(const void* p) {
+  const __m128i* at = (const __m128i*)p;
+  return {_mm256_cvtepi8_epi16(_mm_loadu_si128(at)), _mm256_cvtepi8_epi16(_mm_loadu_si128(at + 1))};
+}
+static inline Ints dot_words(Ints sum, Ints a, Ints b) {
+  return plus(sum, {_mm256_madd_epi16(a.low, b.low), _mm256_madd_epi16(a.high, b.high)});
+}
+
 // Of sixteen values in lanes, or of any in memory, those numbered.
 static inline __m256 pick(Floats from, __m256i numbers) {
   const __m256 beyond = _mm256_castsi256_ps(_mm256_slli_epi32(numbers, 28));

@@ -127,6 +127,12 @@ static inline Floats dot_pairs(Floats sum, Ints a, Ints b) {
   return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 }
 
+// Thirty-two int8, two in every lane as int16; and sum + the products of both.
+static inline Ints load_pairs(const void* p) {
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
+}
+static inline Ints dot_words(Ints sum, Ints a, Ints b) { return _mm512_dpwssd_epi32(sum, a, b); }
+
 // Of sixteen values in lanes, or of any in memory, those numbered.
 static inline Floats pick(Floats from, Ints numbers) {
   return _mm512_permutexvar_ps(numbers, from);
