@@ -93,7 +93,7 @@ def test_an_unknown_name_is_not_found(asking: OpenAI) -> None:
 @NATIVE
 def test_adapters_are_counted_before_anything_is_loaded(asking: OpenAI, base: Path) -> None:
     folders = [base.parent / name for name in ("pirate", "judge")]
-    found, without = need(base, 3, None, "bf16", folders), need(base, 3, None, "bf16")
+    found, without = need(base, 3, None, "bf16", adapters=folders), need(base, 3, None, "bf16")
     assert ", adapters " in str(found) and "adapters" not in str(without)
     assert found.total - without.total == found.adapters > 0
     assert f"takes {found}" in (base.parent / "log").read_text()
