@@ -103,7 +103,7 @@ def test_adapters_are_counted_before_anything_is_loaded(asking: OpenAI, base: Pa
     # Ranks are filled up to fours.
     assert found.adapters <= held < 1.4 * found.adapters
     with pytest.raises(BadInput, match="is no adapter"):
-        need(base, 3, None, "bf16", [base])
+        need(base, 3, None, "bf16", adapters=[base])
 
 
 @pytest.mark.parametrize("verb", [["generate", "--prompt", PROMPT], ["chat", "--message", PROMPT]])
