@@ -229,9 +229,9 @@ class Member {
     const int64_t head = item % all, key_head = (head - d.heads) % d.kv_heads;
     float* from = s.qkv + own.first * columns + head * H;
     const bool query = head < d.heads;
-    uint8_t* kept = query ? nullptr : keys<K>(own.cache, l, key_head);
+    uint8_t* into = query ? nullptr : keys<K>(own.cache, l, key_head);
     if (head >= d.heads + d.kv_heads)
-      return K::keep_values(kept + side<K>(), own.start, own.count, from, columns, H);
+      return K::keep_values(into + side<K>(), own.start, own.count, from, columns, H);
     const Norm& norm = query ? layer.query_norm : layer.key_norm;
     for (int64_t i = 0; i < own.count; i++, from += columns) {
       if (norm.weight) normed(from, norm, H, d.epsilon, false, from);
@@ -240,7 +240,7 @@ class Member {
       if (query)
         K::keep_query(from, H, d.query_scale, s.queries + to * H, s.query_scales + to);
       else
-        K::keep_key(kept, own.start + i, from, H);
+        K::keep_key(into, own.start + i, from, H);
     }
   }
 
