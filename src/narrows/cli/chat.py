@@ -28,11 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same answers")
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
                         help="of the weights (default: as they lie, or quickest)")  # fmt: skip
-    parser.add_argument(
-        "--cache",
-        choices=["bf16", "int8"],
-        help="of keys and values (default bf16, or fp32 where torch computes so)",
-    )
+    parser.add_argument("--cache", choices=["bf16", "int8"], help="of keys and values (default "
+                        "bf16, or fp32 where torch computes so)")  # fmt: skip
     guesses.arguments(parser)
     adapters.one(parser)
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")

@@ -40,11 +40,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="an answer's most (default 4096)")  # fmt: skip
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
                         help="of the weights (default: as they lie, or quickest)")  # fmt: skip
-    parser.add_argument(
-        "--cache",
-        choices=["bf16", "int8"],
-        help="of keys and values (default bf16, or fp32 where torch computes so)",
-    )
+    parser.add_argument("--cache", choices=["bf16", "int8"], help="of keys and values (default "
+                        "bf16, or fp32 where torch computes so)")  # fmt: skip
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
 
 

@@ -27,7 +27,9 @@ class Cache(NamedTuple):
 
 
 class CodedCache(NamedTuple):
-    """The same in int8, with a scale [B,K,S,1] in fp32 for each position and head."""
+    """The same in int8, with a scale [B,K,S,1] in fp32 for each position and head; as the packed
+    decoder has it (tests/infer/test_packed_core.py).
+    """
 
     keys_BKSH: Tensor
     values_BKSH: Tensor
