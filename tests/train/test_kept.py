@@ -8,7 +8,8 @@ import torch
 from narrows.kernels.interface import Master
 from narrows.kernels.reference import TorchKernels
 from narrows.spec.optimizer import BLOCK, Kept
-from narrows.train.kept import State, code
+from narrows.train.kept import State, code, rooms
+from narrows.train.offload import OnDevice
 
 
 def there_and_back(values: torch.Tensor, *, signed: bool) -> torch.Tensor:
@@ -50,11 +51,17 @@ def test_nought_and_the_largest_stay_what_they_are() -> None:
     assert torch.equal(there_and_back(torch.zeros(10), signed=True), torch.zeros(10))
 
 
+def made(what: Kept, weight: torch.Tensor) -> State:
+    place = OnDevice(weight.device)
+    place.reserve(rooms(what, "x"))
+    return State(what, "x", Master(weight, None), TorchKernels(), place)
+
+
 @pytest.mark.parametrize("bits", [32, 16, 8])
 @pytest.mark.parametrize("kind", ["first", "second"])
 def test_a_state_is_nought_at_first_and_keeps_what_was_changed(kind: str, bits: int) -> None:
     what = Kept(kind, (70, 100), bits)  # type: ignore[arg-type]
-    state = State(what, Master(torch.ones(70, 100), None), TorchKernels())
+    state = made(what, torch.ones(70, 100))
     with state.opened(0, 7000) as values:
         assert torch.equal(values, torch.zeros(7000))
     with state.opened(512, 1024) as values:
@@ -67,5 +74,5 @@ def test_a_state_is_nought_at_first_and_keeps_what_was_changed(kind: str, bits: 
 
 def test_an_average_begins_with_the_weights() -> None:
     master = torch.randn(4, 5)
-    state = State(Kept("average", (4, 5)), Master(master, None), TorchKernels())
+    state = made(Kept("average", (4, 5)), master)
     assert torch.equal(state.values, master) and state.values is not master

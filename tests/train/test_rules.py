@@ -26,11 +26,13 @@ from narrows.spec.optimizer import (
     kept,
 )
 from narrows.train import rules
-from narrows.train.kept import State
+from narrows.train.kept import State, rooms
+from narrows.train.offload import OnDevice
 from narrows.train.rules import Parameter, Step, averaged, update
 
 RATE, DECAY, STEPS = 0.02, 0.1, 12
 KERNELS = TorchKernels()
+PLACE = OnDevice(torch.device("cpu"))
 BETAS = (0.9, 0.95)
 SHAPES = [(48, 64), (90,)]
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -60,10 +62,9 @@ def own(rule: Rule, value: Tensor, bits: Any = 32, dtype: torch.dtype | None = N
     if dtype is not None:
         master = Master(value.to(dtype), torch.empty(value.shape, dtype=torch.int16))
         KERNELS.set_(master, value)
-    states = {
-        each.kind: State(each, master, KERNELS)
-        for each in kept(optimizer, tuple(value.shape), within=value.ndim > 1)
-    }
+    found = kept(optimizer, tuple(value.shape), within=value.ndim > 1)
+    PLACE.reserve({name: room for each in found for name, room in rooms(each, "x").items()})
+    states = {each.kind: State(each, "x", master, KERNELS, PLACE) for each in found}
     return Parameter(master, states, value.ndim > 1)
 
 
@@ -79,7 +80,7 @@ def gradients(shape: tuple[int, ...]) -> list[Tensor]:
 def stepped(rule: Rule, parameter: Parameter) -> Parameter:
     """After all steps, each gradient given twice as large and scaled by a half."""
     for number, gradient in enumerate(gradients(tuple(parameter.master.weight.shape)), 1):
-        update(rule, KERNELS, parameter, 2.0 * gradient, Step(RATE, DECAY, number, 0.5))
+        update(rule, KERNELS, parameter, 2.0 * gradient, Step(RATE, DECAY, number, 0.5), PLACE)
     return parameter
 
 
@@ -169,8 +170,8 @@ def test_several_matrices_in_one_are_made_orthogonal_one_by_one() -> None:
     several = own(Muon(), first((3, 16, 24)))
     gradient = torch.randn(3, 16, 24, generator=torch.Generator().manual_seed(5))
     step = Step(RATE, DECAY, 1, 1.0)
-    update(Muon(), KERNELS, several, gradient, step)
+    update(Muon(), KERNELS, several, gradient, step, PLACE)
     for place in range(3):
         single = own(Muon(), first((3, 16, 24))[place])
-        update(Muon(), KERNELS, single, gradient[place], step)
+        update(Muon(), KERNELS, single, gradient[place], step, PLACE)
         torch.testing.assert_close(values(several)[place], values(single))
