@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux schedules so")
 PROGRAM = """
-import os, sys, tempfile
+import os, sys, tempfile, time
 from pathlib import Path
 import torch.distributed as dist
 from narrows.hardware.waking import waking_gently
@@ -18,8 +18,15 @@ if len(sys.argv) > 1:
 with tempfile.TemporaryDirectory() as folder, waking_gently():
     store = dist.FileStore(folder + "/store", 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-for task in Path("/proc/self/task").iterdir():
-    print((task / "comm").read_text().strip(), os.sched_getscheduler(int(task.name)))
+def threads():
+    tasks = Path("/proc/self/task").iterdir()
+    return {(task / "comm").read_text().strip(): int(task.name) for task in tasks}
+# A thread names itself once it runs, which on a busy machine is later than here.
+soon = time.monotonic() + 20.0
+while "pt_gloo_runloop" not in threads() and time.monotonic() < soon:
+    time.sleep(0.01)
+for name, number in threads().items():
+    print(name, os.sched_getscheduler(number))
 print("main", os.sched_getscheduler(0))
 """
 
