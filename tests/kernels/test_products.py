@@ -78,7 +78,7 @@ def test_what_is_not_ours_is_left_to_torch() -> None:
     assert products._product(a, b, torch.zeros(3, 1, dtype=torch.bfloat16), None) is None
     assert products._product(a, b, torch.zeros(5), None) is None
     assert products._product(a, b, None, torch.zeros(5, 3, dtype=torch.bfloat16).t()) is None
-    assert products._addmm(b[0], a, b, beta=2, alpha=1) is None
+    assert products.asked("addmm", b[0], a, b, beta=2, alpha=1) is None
 
 
 @needs_avx2

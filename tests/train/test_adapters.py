@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from narrows.train.step import Trainer
 from tests.parallel.processes import run
 
 from .conftest import layout, model, tiny_machine, with_text
-from .test_run import _start, _wait_for_step, losses, silent
+from .test_run import kill_at, losses, silent
 from .test_twenty_steps import LLAMA, SEQUENCES, STEPS, Short, changed, plan_of
 
 ADAPTERS: dict[str, Adapter] = {
@@ -177,10 +176,7 @@ def test_killed_an_adapter_s_run_ends_the_same(name: str, dataset: Dataset, tmp_
     save(tiny_machine(), tmp_path / "machine.toml")
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train(chosen, straight, machine=tiny_machine(), resume=False, talk=silent)
-    child = _start(tmp_path, broken, resume=False)
-    _wait_for_step(broken, 14, child)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    kill_at(14, tmp_path, broken)
     train(chosen, broken, machine=tiny_machine(), resume=True, talk=silent)
     assert losses(broken) == losses(straight)
     last = "checkpoints/step-00000040"

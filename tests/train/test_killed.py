@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from narrows.train.run import train
 
 from .conftest import layout, model, tiny_machine, with_text
 from .test_objectives import ROWS, planned, prepared
-from .test_run import _start, _wait_for_step, losses, silent
+from .test_run import kill_at, losses, silent
 
 STEPS = 60
 
@@ -81,10 +80,7 @@ def test_killed_at_a_random_step_it_ends_the_same(
     train(made, straight, machine=tiny_machine(), resume=False, talk=silent)
     taken = sorted(losses(straight))
     alive = random.choice(taken[:-10])
-    child = _start(tmp_path, broken, resume=False)
-    _wait_for_step(broken, alive, child)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    kill_at(alive, tmp_path, broken)
     train(made, broken, machine=tiny_machine(), resume=True, talk=silent)
     assert losses(broken) == losses(straight), f"killed at {alive}"
     last = f"checkpoints/step-{steps:08d}"

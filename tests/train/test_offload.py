@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import shutil
-import signal
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +31,7 @@ from tests.parallel.processes import run as processes
 
 from .conftest import RandomBatches, layout, model, plan, tiny_machine, with_text
 from .test_optimizer import KEPT, beside, optimizer, saved
-from .test_run import _start, _wait_for_step, losses, silent
+from .test_run import kill_at, losses, silent
 from .test_step import CPU
 
 HOWS = [
@@ -222,10 +221,7 @@ def test_no_file_is_left_whatever_ends_a_run(
     save(tiny_machine(), tmp_path / "machine.toml")
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train(usual, straight, machine=tiny_machine(), resume=False, talk=silent)
-    child = _start(tmp_path, broken, resume=False)
-    _wait_for_step(broken, 8, child)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    kill_at(8, tmp_path, broken)
     assert not list(broken.rglob("offload*"))
     train(made, broken, machine=tiny_machine(), resume=True, talk=silent)
     assert losses(broken) == losses(straight)

@@ -97,10 +97,7 @@ def test_killed_at_any_moment_a_run_ends_the_same(
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train(plan, straight, machine=machine, resume=False, talk=silent)
     for steps_alive in (4, 17):
-        child = _start(tmp_path, broken, resume=steps_alive > 4)
-        _wait_for_step(broken, steps_alive, child)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        kill_at(steps_alive, tmp_path, broken, resume=steps_alive > 4)
     train(plan, broken, machine=machine, resume=True, talk=silent)
     assert losses(broken) == losses(straight)
     last = "checkpoints/step-00000040"
@@ -174,6 +171,14 @@ def test_measured_far_from_predicted_is_said_once(
     train(slow, tmp_path / "run", machine=machine, resume=False, talk=said.append)
     assert len([text for text in said if "predicted" in text]) == 1
     assert [line for line in lines(tmp_path / "run") if line.get("event") == "slow"]
+
+
+def kill_at(step: int, folder: Path, run: Path, *, resume: bool = False) -> None:
+    """Train by the plan in a folder in a process of its own, which ends at that step."""
+    child = _start(folder, run, resume=resume)
+    _wait_for_step(run, step, child)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
 
 
 def _start(folder: Path, run: Path, *, resume: bool) -> subprocess.Popen[bytes]:

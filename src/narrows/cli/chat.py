@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from narrows.cli import adapters, folder, guesses, speak
+from narrows.cli import adapters, folder, guesses, precisions, speak
 from narrows.spec.errors import BadInput
 
 SUMMARY = "Talk with a model that knows conversations, tuned here or published."
@@ -26,10 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
     parser.add_argument("--top-p", type=float, metavar="P", help="the likeliest with sum P alone")
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same answers")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
-                        help="of the weights (default: as they lie, or quickest)")  # fmt: skip
-    parser.add_argument("--cache", choices=["bf16", "int8"], help="of keys and values (default "
-                        "bf16, or fp32 where torch computes so)")  # fmt: skip
+    precisions.arguments(parser)
     guesses.arguments(parser)
     adapters.one(parser)
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows.cli import adapters, folder, guesses, speak
+from narrows.cli import adapters, folder, guesses, precisions, speak
 
 if TYPE_CHECKING:
     from narrows.infer.generate import Generation
@@ -45,10 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     forms.add_argument("--json-schema", metavar="FILE", help="JSON that fits the schema")
     forms.add_argument("--regex", help="a text that the regular expression fits throughout")
     forms.add_argument("--grammar", metavar="FILE", help="a text of a grammar in Lark's notation")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
-                        help="of the weights (default: as they lie, or quickest)")  # fmt: skip
-    parser.add_argument("--cache", choices=["bf16", "int8"], help="of keys and values (default "
-                        "bf16, or fp32 where torch computes so)")  # fmt: skip
+    precisions.arguments(parser)
     guesses.arguments(parser)
     adapters.one(parser)
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")

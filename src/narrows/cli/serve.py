@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from narrows.cli import adapters, folder, guesses, speak
+from narrows.cli import adapters, folder, guesses, precisions, speak
 from narrows.spec.errors import BadInput
 
 _KEY = "NARROWS_API_KEY"
@@ -38,10 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="a prompt and its answer (default the model's)")  # fmt: skip
     parser.add_argument("--tokens-max", type=int, default=4096, metavar="N",
                         help="an answer's most (default 4096)")  # fmt: skip
-    parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int4"],
-                        help="of the weights (default: as they lie, or quickest)")  # fmt: skip
-    parser.add_argument("--cache", choices=["bf16", "int8"], help="of keys and values (default "
-                        "bf16, or fp32 where torch computes so)")  # fmt: skip
+    precisions.arguments(parser)
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
 
 
@@ -80,8 +77,7 @@ def run(chosen: argparse.Namespace) -> int:
     refuse_too_large(found, path)
     writer = load_writer(
         path, checkpoint=chosen.checkpoint, precision=chosen.precision, cache=chosen.cache,
-        adapters=beside,
-        talk=speak.talk,
+        adapters=beside, talk=speak.talk,
     )  # fmt: skip
     draft = guessed.writer(writer)
     room = Room(chosen.slots, chosen.queue, found.context, guessed.tokens, draft)

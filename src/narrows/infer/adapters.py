@@ -55,8 +55,7 @@ def merged(path: Path, folder: Path) -> Source:
     """
     original = opened(path)
     model = build(original, torch.float32, torch.device("cpu")).eval()
-    # PEFT has transformers' names, whatever the model's own file calls its tensors.
-    load_adapter(model, folder, hugging_face.naming(original.kind, original.spec))
+    load_adapter(model, folder, original.published_naming)
     if original.spec.writes and not original.spec.classes:
         merge_proven(model)
     given = of_original(original)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from narrows.adapt.peft_reading import TheirAdapter, put, read_adapter
 from narrows.kernels.low_rank import Low, PackedAdapter
-from narrows.model import hugging_face
 from narrows.model.opening import Original
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
@@ -25,10 +24,8 @@ def read(original: Original, folders: Folders) -> dict[str | None, TheirAdapter]
     """Those in folders of PEFT's format; raises BadInput where one was not made for the model, or
     is more than products beside its matrices.
     """
-    # PEFT has transformers' names, whatever the model's own file calls its tensors.
-    found = dict[str | None, TheirAdapter]()
+    naming, found = original.published_naming, dict[str | None, TheirAdapter]()
     for name, folder in folders.items():
-        naming = hugging_face.naming(original.kind, original.spec)
         found[name] = read_adapter(folder, original.spec, naming)
         if found[name].low.rule == "dora":
             raise BadInput(

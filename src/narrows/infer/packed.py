@@ -23,7 +23,6 @@ from narrows.infer.generate import ServingPrecision
 from narrows.kernels.build import obstacle
 from narrows.kernels.decoder import Activation, PackedDecoder, PackedLayer, PackedModel
 from narrows.kernels.interface import Heads, Rotation
-from narrows.kernels.low_rank import PackedAdapter
 from narrows.kernels.packing import GROUP, WHOLE, Packed, Slab
 from narrows.model.grouped import grouped
 from narrows.model.opening import Original
@@ -67,7 +66,6 @@ class PackedWriter:
         self.spec, self.tokenizer, self.template = original.spec, words.tokenizer, words.template
         self.model = packed(original, bits=bits, talk=talk)
         self.adapters = {name: beside.packed(each) for name, each in adapters.items()}
-        self._own = self.adapters.get(None)
         most = self.model.layers[0].up.bits
         self.precision: ServingPrecision = (
             "bf16" if most == WHOLE else "int8" if most >= 6 else "int4"
@@ -76,21 +74,22 @@ class PackedWriter:
     @property
     def weight_bytes(self) -> int:
         """Of all matrices that a text is written by where it asks for no adapter."""
-        return self.model.nbytes + (self._own.nbytes if self._own else 0)
+        own = self.adapters.get(None)
+        return self.model.nbytes + (own.nbytes if own else 0)
 
     def decoding(self, tokens_max: int) -> Decoding:
         """A sequence to begin, of at most so many tokens."""
-        return Decoding(self.spec.context, tokens_max, lambda room: _Packed(self, room, self._own))
+        return Decoding(self.spec.context, tokens_max, lambda room: _Packed(self, room))
 
 
 @final
 class _Packed(Cached):
-    def __init__(self, writer: PackedWriter, room: int, adapter: PackedAdapter | None) -> None:
+    def __init__(self, writer: PackedWriter, room: int) -> None:
         self._decoder = PackedDecoder(
             writer.model, room=room, rows=min(room, _CHUNK), threads=torch.get_num_threads(),
             kept=writer.cache,
         )  # fmt: skip
-        self._cache, self._adapter = self._decoder.cache(), adapter
+        self._cache, self._adapter = self._decoder.cache(), writer.adapters.get(None)
 
     @property
     def cache_bytes(self) -> int:

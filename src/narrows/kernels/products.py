@@ -9,6 +9,7 @@ before.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -29,51 +30,34 @@ def mend() -> None:
 def _mended() -> torch.library.Library:
     """What holds the replacements: they last as long as it does."""
     library = torch.library.Library("aten", "IMPL")
-    # torch says of a replacement that it was allowed to replace.
-    warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
-    for name, ours in (
-        ("mm", _mm), ("mm.out", _mm_out), ("addmm", _addmm), ("addmm.out", _addmm_out),
-        ("addmm_", _addmm_),
-    ):  # fmt: skip
-        library.impl(name, _or_torch(name, ours), "CPU", with_keyset=True, allow_override=True)
+    with warnings.catch_warnings():
+        # torch says of a replacement that it was allowed to replace.
+        warnings.simplefilter("ignore", UserWarning)
+        for name in ("mm", "mm.out", "addmm", "addmm.out", "addmm_"):
+            library.impl(name, _mending(name), "CPU", with_keyset=True, allow_override=True)
     return library
 
 
-def _or_torch(name: str, ours: Any) -> Any:
-    """A function of the dispatcher's that asks torch where ours gives nothing."""
+def _mending(name: str) -> Callable[..., Any]:
+    """A function of the dispatcher's that asks torch for what is not ours to do."""
     theirs = torch.library.get_kernel(f"aten::{name}", "CPU")
 
-    def product(keys: torch.DispatchKeySet, *operands: Tensor, **options: Any) -> Tensor:
-        found = ours(*operands, **options)
+    def product(keys: torch.DispatchKeySet, *operands: Tensor, **options: Any) -> Any:
+        found = asked(name, *operands, **options)
         return theirs.call_boxed(keys, *operands, **options) if found is None else found
 
     return product
 
 
-def _mm(a_MK: Tensor, b_KN: Tensor) -> Tensor | None:
-    return _product(a_MK, b_KN, None, None)
-
-
-def _mm_out(a_MK: Tensor, b_KN: Tensor, *, out: Tensor) -> Tensor | None:
-    return _product(a_MK, b_KN, None, out)
-
-
-def _addmm(added: Tensor, a_MK: Tensor, b_KN: Tensor, **factors: float) -> Tensor | None:
-    return None if _scaled(factors) else _product(a_MK, b_KN, added, None)
-
-
-def _addmm_out(
-    added: Tensor, a_MK: Tensor, b_KN: Tensor, *, out: Tensor, **factors: float
+def asked(
+    name: str, *operands: Tensor, out: Tensor | None = None, beta: float = 1, alpha: float = 1
 ) -> Tensor | None:
-    return None if _scaled(factors) else _product(a_MK, b_KN, added, out)
-
-
-def _addmm_(sum_MN: Tensor, a_MK: Tensor, b_KN: Tensor, **factors: float) -> Tensor | None:
-    return None if _scaled(factors) else _product(a_MK, b_KN, sum_MN, sum_MN)
-
-
-def _scaled(factors: dict[str, float]) -> bool:
-    return any(factor != 1 for factor in factors.values())
+    """What torch's operation of that name gives, or None where that is not ours to do."""
+    if beta != 1 or alpha != 1:
+        return None
+    *added, a_MK, b_KN = operands
+    into = operands[0] if name == "addmm_" else out
+    return _product(a_MK, b_KN, added[0] if added else None, into)
 
 
 def _product(a_MK: Tensor, b_KN: Tensor, added: Tensor | None, out: Tensor | None) -> Tensor | None:

@@ -65,6 +65,11 @@ class Original(NamedTuple):
         return self.source if isinstance(self.source, Path) else self.source.file.path
 
     @property
+    def published_naming(self) -> Naming:
+        """Transformers' and PEFT's, whatever its own file calls its tensors."""
+        return hugging_face.naming(self.kind, self.spec)
+
+    @property
     def facts(self) -> Mapping[str, Any] | None:
         """What the header of a GGUF file says; None of a folder."""
         return None if isinstance(self.source, Path) else self.source.facts

@@ -3,12 +3,9 @@
 //
 // A thread takes blocks of C, and for each a slice of k after the other: a slice of A and one of B
 // are widened, and their product joins the block's sums. No value depends on how C was cut.
-#include <omp.h>
-
-#include <algorithm>
-
 #include "lanes.h"
 #include "scratch.h"
+#include "shares.h"
 
 namespace {
 
@@ -22,10 +19,6 @@ struct Operand {
   const bf16* values;
   int64_t row, column;
   const bf16* at(int64_t r, int64_t c) const { return values + r * row + c * column; }
-};
-
-struct Part {
-  int64_t first, count;
 };
 
 // C = A · B + added, where there is anything to add; `added_row` is 0 for one row added to all.
@@ -48,17 +41,17 @@ struct Left {
   float* values;
   int64_t row, column;
 };
-Left widened_left(const Operand& a, Part rows, Part depth, float* to) {
-  const int64_t all = (rows.count + ROWS - 1) / ROWS * ROWS;
+Left widened_left(const Operand& a, Range rows, Range depth, float* to) {
+  const int64_t all = (rows.count() + ROWS - 1) / ROWS * ROWS;
   if (a.column == 1) {
-    for (int64_t r = 0; r < rows.count; r++)
-      widen(a.at(rows.first + r, depth.first), depth.count, to + r * DEPTH);
-    memset(to + rows.count * DEPTH, 0, (all - rows.count) * DEPTH * 4);
+    for (int64_t r = 0; r < rows.count(); r++)
+      widen(a.at(rows.begin + r, depth.begin), depth.count(), to + r * DEPTH);
+    memset(to + rows.count() * DEPTH, 0, (all - rows.count()) * DEPTH * 4);
     return {to, DEPTH, 1};
   }
-  for (int64_t p = 0; p < depth.count; p++) {
-    widen(a.at(rows.first, depth.first + p), rows.count, to + p * HIGHEST);
-    memset(to + p * HIGHEST + rows.count, 0, (all - rows.count) * 4);
+  for (int64_t p = 0; p < depth.count(); p++) {
+    widen(a.at(rows.begin, depth.begin + p), rows.count(), to + p * HIGHEST);
+    memset(to + p * HIGHEST + rows.count(), 0, (all - rows.count()) * 4);
   }
   return {to, 1, HIGHEST};
 }
@@ -76,22 +69,22 @@ void turn_pairs(const bf16* rows, int64_t stride, float* to) {
 }
 
 // Sixteen columns of a slice of B, [depth][16] in fp32; behind the last column are zeros.
-void widened_panel(const Operand& b, Part columns, Part depth, float* to) {
-  const int64_t count = std::min(columns.count, COLUMNS);
+void widened_panel(const Operand& b, Range columns, Range depth, float* to) {
+  const int64_t count = std::min(columns.count(), COLUMNS);
   if (b.column == 1) {
-    for (int64_t p = 0; p < depth.count; p++)
-      store_float(to + p * COLUMNS, load_bf16(b.at(depth.first + p, columns.first), tail(count)));
+    for (int64_t p = 0; p < depth.count(); p++)
+      store_float(to + p * COLUMNS, load_bf16(b.at(depth.begin + p, columns.begin), tail(count)));
     return;
   }
-  for (int64_t p = 0; p < depth.count; p += PAIRS) {
-    const int64_t deep = std::min(PAIRS, depth.count - p);
+  for (int64_t p = 0; p < depth.count(); p += PAIRS) {
+    const int64_t deep = std::min(PAIRS, depth.count() - p);
     if (deep == PAIRS && count == COLUMNS && b.column % 2 == 0) {
-      turn_pairs(b.at(depth.first + p, columns.first), b.column, to + p * COLUMNS);
+      turn_pairs(b.at(depth.begin + p, columns.begin), b.column, to + p * COLUMNS);
       continue;
     }
     bf16 some[COLUMNS * PAIRS] = {};
     for (int64_t c = 0; c < count; c++)
-      memcpy(some + c * PAIRS, b.at(depth.first + p, columns.first + c), deep * sizeof(bf16));
+      memcpy(some + c * PAIRS, b.at(depth.begin + p, columns.begin + c), deep * sizeof(bf16));
     turn_pairs(some, PAIRS, to + p * COLUMNS);
   }
 }
@@ -113,40 +106,33 @@ void tile(const Left& a, int64_t row, const float* panel, int64_t depth, float* 
 }
 
 // One block of C. Its sums are [panel][row][16].
-void block(const Product& product, Part rows, Part columns) {
+void block(const Product& product, Range rows, Range columns) {
   scratch.reserve((HIGHEST * DEPTH + WIDEST * DEPTH + HIGHEST * WIDEST) * sizeof(float) + 256);
   float *left = take<float>(HIGHEST * DEPTH), *right = take<float>(WIDEST * DEPTH),
         *sums = take<float>(HIGHEST * WIDEST);
   for (int64_t k = 0; k < product.k; k += DEPTH) {
-    const Part depth{k, std::min(DEPTH, product.k - k)};
+    const Range depth{k, std::min(k + DEPTH, product.k)};
     const Left a = widened_left(product.a, rows, depth, left);
-    for (int64_t c = 0; c < columns.count; c += COLUMNS) {
+    for (int64_t c = 0; c < columns.count(); c += COLUMNS) {
       float *panel = right + c * DEPTH, *own = sums + c * HIGHEST;
-      widened_panel(product.b, {columns.first + c, columns.count - c}, depth, panel);
-      for (int64_t r = 0; r < rows.count; r += ROWS)
+      widened_panel(product.b, {columns.begin + c, columns.end}, depth, panel);
+      for (int64_t r = 0; r < rows.count(); r += ROWS)
         if (k == 0)
-          tile<true>(a, r, panel, depth.count, own + r * COLUMNS);
+          tile<true>(a, r, panel, depth.count(), own + r * COLUMNS);
         else
-          tile<false>(a, r, panel, depth.count, own + r * COLUMNS);
+          tile<false>(a, r, panel, depth.count(), own + r * COLUMNS);
     }
   }
-  for (int64_t r = 0; r < rows.count; r++) {
-    const int64_t row = rows.first + r;
-    bf16* out = product.out + row * product.out_row + columns.first;
-    const bf16* added = product.added + row * product.added_row + columns.first;
-    each16(columns.count, [&](int64_t c, auto lanes) {
+  for (int64_t r = 0; r < rows.count(); r++) {
+    const int64_t row = rows.begin + r;
+    bf16* out = product.out + row * product.out_row + columns.begin;
+    const bf16* added = product.added + row * product.added_row + columns.begin;
+    each16(columns.count(), [&](int64_t c, auto lanes) {
       Floats sum = load_float(sums + c * HIGHEST + r * COLUMNS);
       if (product.added) sum = sum + load_bf16(added + c, lanes);
       store_bf16(out + c, sum, lanes);
     });
   }
-}
-
-// The part of so many that is one of `parts`, cut at multiples of `grain`.
-Part part_of(int64_t count, int64_t parts, int64_t number, int64_t grain) {
-  const int64_t grains = (count + grain - 1) / grain;
-  const int64_t first = std::min(count, grains * number / parts * grain);
-  return {first, std::min(count, grains * (number + 1) / parts * grain) - first};
 }
 
 }  // namespace

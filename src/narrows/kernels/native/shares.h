@@ -8,15 +8,22 @@
 
 namespace {
 
-// Half-open range of `count` items that belongs to this thread.
+// Half-open.
 struct Range {
   int64_t begin, end;
+  int64_t count() const { return end - begin; }
 };
-inline Range own_range(int64_t count, int64_t grain) {
-  const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
+
+// Of `count` items that part of so many, cut at multiples of `grain`.
+inline Range part_of(int64_t count, int64_t parts, int64_t number, int64_t grain) {
   const int64_t grains = (count + grain - 1) / grain;
-  return {std::min(count, grains * me / threads * grain),
-          std::min(count, grains * (me + 1) / threads * grain)};
+  return {std::min(count, grains * number / parts * grain),
+          std::min(count, grains * (number + 1) / parts * grain)};
+}
+
+// Those that belong to this thread.
+inline Range own_range(int64_t count, int64_t grain) {
+  return part_of(count, omp_get_num_threads(), omp_get_thread_num(), grain);
 }
 
 // f(i, lanes) for this thread's share of `count`.
