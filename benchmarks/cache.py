@@ -27,7 +27,7 @@ from narrows.evaluate.divergence import Divergence, by_packed, by_torch, diverge
 from narrows.infer.loading import load
 from narrows.infer.packed import PackedWriter
 from narrows.infer.writer import load_writer
-from narrows.kernels.decoder import PackedDecoder, Run
+from narrows.kernels.decoder import Run
 from narrows.spec.job import DataSpec
 from narrows.spec.machine import CachePrecision
 from narrows.spec.record import to_builtins
@@ -120,10 +120,7 @@ def rates(
 
 def stepping(writer: PackedWriter, past: int, texts: int) -> Iterator[None]:
     """Each time one token more of each text, at the same position over and over."""
-    decoder = PackedDecoder(
-        writer.model, room=past + 1, rows=max(128, texts), threads=torch.get_num_threads(),
-        kept=writer.cache,
-    )  # fmt: skip
+    decoder = writer.decoder(past + 1, rows=max(128, texts))
     caches = [decoder.cache() for _ in range(texts)]
     vocabulary = writer.tokenizer.vocabulary
     decoder.read(caches[0], [7 * place % vocabulary for place in range(past)], 0)

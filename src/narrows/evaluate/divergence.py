@@ -15,7 +15,7 @@ from torch import Tensor
 from narrows.data.windows import Rows
 from narrows.evaluate.progress import Progress, Talk
 from narrows.infer.packed import PackedWriter
-from narrows.kernels.decoder import PackedDecoder, Run
+from narrows.kernels.decoder import Run
 from narrows.model.transformer import Transformer
 from narrows.spec.record import Record
 
@@ -100,10 +100,7 @@ def by_torch(model: Transformer) -> Read:
 
 def by_packed(writer: PackedWriter, positions: int) -> Read:
     """As the packed decoder computes, activations in 8 bits, over the writer's kind of cache."""
-    decoder = PackedDecoder(
-        writer.model, room=positions, rows=_POSITIONS, threads=torch.get_num_threads(),
-        kept=writer.cache,
-    )  # fmt: skip
+    decoder = writer.decoder(positions, rows=_POSITIONS)
     cache = decoder.cache()
 
     def read(tokens: Sequence[int]) -> Iterator[Tensor]:

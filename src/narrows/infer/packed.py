@@ -77,6 +77,12 @@ class PackedWriter:
         own = self.adapters.get(None)
         return self.model.nbytes + (own.nbytes if own else 0)
 
+    def decoder(self, room: int, rows: int) -> PackedDecoder:
+        """What computes it over its kind of cache, of `room` positions, `rows` tokens at once."""
+        return PackedDecoder(
+            self.model, room=room, rows=rows, threads=torch.get_num_threads(), kept=self.cache
+        )
+
     def decoding(self, tokens_max: int) -> Decoding:
         """A sequence to begin, of at most so many tokens."""
         return Decoding(self.spec.context, tokens_max, lambda room: _Packed(self, room))
@@ -85,10 +91,7 @@ class PackedWriter:
 @final
 class _Packed(Cached):
     def __init__(self, writer: PackedWriter, room: int) -> None:
-        self._decoder = PackedDecoder(
-            writer.model, room=room, rows=min(room, _CHUNK), threads=torch.get_num_threads(),
-            kept=writer.cache,
-        )  # fmt: skip
+        self._decoder = writer.decoder(room, rows=min(room, _CHUNK))
         self._cache, self._adapter = self._decoder.cache(), writer.adapters.get(None)
 
     @property
