@@ -15,6 +15,8 @@ from narrows.spec.model import ModelSpec, llama
 MakeMachine = Callable[..., Machine]
 RATE, KEYS_S, SCORES_S = 20e9, 0.2e-9, 0.02e-9
 """Bytes a second; seconds of attention for each position and value of a head: one query, many."""
+INT8 = 0.6
+"""Of what attention takes, over a cache in int8."""
 MULTIPLIED_S = 5e-12
 """Seconds for each weight and row."""
 SPEC = llama(layers=8, width=768, heads=12, kv_heads=4, vocabulary=32_000, context=2048)
@@ -34,15 +36,18 @@ def measured(bits: int, per_weight: float) -> PackedCurve:
     for layers, width in ((2, 384), (14, 768)):
         spec = llama(layers=layers, width=width, heads=width // 64, vocabulary=1, context=64)
         unit = layers * width
-        for sequences, queries, past in (
-            (1, 1, 0), (8, 1, 0), (32, 1, 0), (1, 256, 0), (1, 1, 1024), (1, 256, 1024),
+        for sequences, queries, past, cache in (
+            (1, 1, 0, "bf16"), (8, 1, 0, "bf16"), (32, 1, 0, "bf16"), (1, 256, 0, "bf16"),
+            (1, 1, 1024, "bf16"), (1, 256, 1024, "bf16"), (1, 1, 1024, "int8"),
+            (1, 256, 1024, "int8"),
         ):  # fmt: skip
             rate = SCORES_S if queries > 1 else KEYS_S
-            keys = sequences * queries * (past + (queries + 1) / 2)
+            own, before = (queries + 1) / 2, past * (INT8 if cache == "int8" else 1.0)
+            keys = sequences * queries * (before + own)
             seconds = step(spec, sequences * queries, per_weight, rate * keys * unit)
             points.append(
                 PackedPoint(layers=layers, width=width, sequences=sequences, queries=queries,
-                            past=past, seconds=seconds)
+                            past=past, seconds=seconds, cache=cache)
             )  # fmt: skip
     return PackedCurve(bits=bits, points=tuple(points))
 
@@ -51,7 +56,12 @@ def measured(bits: int, per_weight: float) -> PackedCurve:
 def machine(make_machine: MakeMachine) -> Machine:
     made = make_machine()
     packed = (measured(4, 5.0), measured(8, 8.5))
-    return msgspec.structs.replace(made, device=msgspec.structs.replace(made.device, packed=packed))
+    return with_packed(made, packed)
+
+
+def with_packed(machine: Machine, packed: tuple[PackedCurve, ...]) -> Machine:
+    device = msgspec.structs.replace(machine.device, packed=packed)
+    return msgspec.structs.replace(machine, device=device)
 
 
 def question(bits: float, *, prompt: int = 200, tokens: int = 65, texts: int = 1) -> PackedQuestion:
@@ -108,6 +118,39 @@ def test_texts_share_what_is_read_until_they_multiply_for_longer(machine: Machin
     )
     assert eight < 1.5 * one
     assert many / eight == pytest.approx(64 / 8, rel=0.25)
+
+
+def test_a_cache_in_int8_takes_what_was_measured_of_one(machine: Machine) -> None:
+    for phase, prompt in (("decode", 200), ("prefill", 1500)):
+        whole = question(5.0, prompt=prompt)
+        coded = replace(whole, cache="int8")
+        both = [seconds(machine, each, "attention", phase) for each in (whole, coded)]
+        assert both[1] / both[0] == pytest.approx(INT8, rel=0.02)
+
+
+def test_a_record_without_caches_in_int8_is_taken_for_them_too(machine: Machine) -> None:
+    without = with_packed(machine, tuple(
+        msgspec.structs.replace(
+            curve, points=tuple(point for point in curve.points if point.cache == "bf16")
+        )
+        for curve in machine.device.packed
+    ))  # fmt: skip
+    whole = question(5.0)
+    found = seconds(without, replace(whole, cache="int8"), "attention", "decode")
+    assert found == seconds(machine, whole, "attention", "decode")
+
+
+def test_each_row_reads_its_adapter_in_bf16(machine: Machine) -> None:
+    values = 4_000_000
+    for texts in (1, 8):
+        worn = replace(question(5.0, texts=texts), adapter_values=values)
+        found = seconds(machine, worn, "adapter", "decode")
+        assert found == pytest.approx(64 * texts * values * 2 / RATE, rel=0.02)
+        bare, beside = (predict_packed(SPEC, replace(worn, adapter_values=v), machine)
+                        for v in (0.0, values))  # fmt: skip
+        assert bare and beside and not [r for r in bare.rows if r.operation == "adapter"]
+        assert beside.memory.weights - bare.memory.weights == 2 * values
+        assert beside.per_token_s - bare.per_token_s == pytest.approx(found / 64)
 
 
 def test_what_was_not_measured_is_not_predicted(make_machine: MakeMachine) -> None:

@@ -54,8 +54,8 @@ def predicted_answer(
     precision = writer.precision
     if isinstance(writer, PackedWriter):
         packed = PackedQuestion(
-            prompt=prompt, tokens=tokens, weight_bytes=float(writer.weight_bytes),
-            sequences=sequences, cache=writer.cache,
+            prompt=prompt, tokens=tokens, weight_bytes=float(writer.model.nbytes),
+            sequences=sequences, cache=writer.cache, adapter_values=writer.adapter_values,
         )  # fmt: skip
         return predict_packed(writer.spec, packed, machine)
     assert precision == "fp32" or precision == "bf16", "torch computes no groups"

@@ -77,6 +77,12 @@ class PackedWriter:
         own = self.adapters.get(None)
         return self.model.nbytes + (own.nbytes if own else 0)
 
+    @property
+    def adapter_values(self) -> int:
+        """Of what such a text is written by beside the model."""
+        own = self.adapters.get(None)
+        return own.values if own else 0
+
     def decoder(self, room: int, rows: int) -> PackedDecoder:
         """What computes it over its kind of cache, of `room` positions, `rows` tokens at once."""
         return PackedDecoder(

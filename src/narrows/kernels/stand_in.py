@@ -8,6 +8,7 @@ What codes are does not change what a step takes; where they lie does: each laye
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -16,13 +17,16 @@ from torch import Tensor
 from narrows.kernels.decoder import PackedDecoder, PackedLayer, PackedModel, Run
 from narrows.kernels.interface import Heads, Rotation
 from narrows.kernels.packing import GROUP, WHOLE, Packed
+from narrows.spec.machine import CachePrecision
 from narrows.spec.model import ModelSpec, llama
 
 _HEAD_WIDTH, _VOCABULARY = 64, 16
 
 
 class PackedShape(NamedTuple):
-    """What a step is made of: `queries` new positions of each of `sequences` behind `past`."""
+    """What a step is made of: `queries` new positions of each of `sequences` behind `past`, which
+    are kept in `cache`.
+    """
 
     bits: int
     layers: int
@@ -30,6 +34,7 @@ class PackedShape(NamedTuple):
     sequences: int
     queries: int
     past: int
+    cache: CachePrecision = "bf16"
 
     @property
     def spec(self) -> ModelSpec:
@@ -43,11 +48,18 @@ class PackedShape(NamedTuple):
 def packed_trials(
     shapes: list[PackedShape], threads: int
 ) -> Iterator[tuple[PackedShape, Callable[[], Tensor]]]:
-    """A step of each, all by one decoder: of one model, and bits, alike in all."""
-    largest = max(shapes, key=lambda each: each.past + each.queries)
-    room = largest.past + largest.queries
+    """A step of each, of one model, and bits, alike in all; by a decoder for each kind of cache."""
+    model = _model(shapes[0])
+    room = max(each.past + each.queries for each in shapes)
     rows = max(each.sequences * each.queries for each in shapes)
-    decoder = PackedDecoder(_model(largest), room=room, rows=rows, threads=threads)
+    for kept, same in groupby(shapes, key=lambda each: each.cache):
+        decoder = PackedDecoder(model, room=room, rows=rows, threads=threads, kept=kept)
+        yield from _of_one(decoder, list(same))
+
+
+def _of_one(
+    decoder: PackedDecoder, shapes: list[PackedShape]
+) -> Iterator[tuple[PackedShape, Callable[[], Tensor]]]:
     caches = [decoder.cache() for _ in range(max(each.sequences for each in shapes))]
     for cache in caches:
         cache.zero_()

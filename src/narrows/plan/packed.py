@@ -41,7 +41,8 @@ _RUNTIME_BYTES = 60e6
 @dataclass(frozen=True, kw_only=True)
 class PackedQuestion:
     """`sequences` prompts of `prompt` tokens, read in turn, each answered by `tokens` tokens, all
-    at once; the matrices take `weight_bytes`, keys and values are kept in `cache`.
+    at once; the matrices take `weight_bytes`, keys and values are kept in `cache`, and beside the
+    matrices an adapter has `adapter_values` that each of their rows is multiplied by.
     """
 
     prompt: int
@@ -49,6 +50,7 @@ class PackedQuestion:
     weight_bytes: float
     sequences: int = 1
     cache: CachePrecision = "bf16"
+    adapter_values: float = 0.0
 
 
 def predict_packed(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> Ledger | None:
@@ -67,13 +69,15 @@ def predict_packed(model: ModelSpec, asked: PackedQuestion, machine: Machine) ->
 class _Rates(NamedTuple):
     """Seconds of products for each weight, at so many `rows` in a step; and of attention for each
     position and value of a head: of single queries, which wait for what is cached, for each head
-    of that; of several for each of their own.
+    of that; of several for each of their own. And of `beside`, a row of an adapter, for each of its
+    values.
     """
 
     rows: tuple[float, ...]
     of_weight: tuple[float, ...]
     single: float
     several: float
+    beside: float = 0.0
 
     def products(self, weights: float, rows: float) -> float:
         """Seconds of so many weights for as many rows."""
@@ -98,7 +102,7 @@ def _rates(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> _Rates 
         return None
     curve = min(curves, key=lambda each: abs(_GROUP_BITS[each.bits] - bits))
     lies = _GROUP_BITS[curve.bits] / 8
-    small, large = (_measured(curve, choose) for choose in (min, max))
+    small, large = (_measured(curve, choose, asked.cache) for choose in (min, max))
     sizes = np.log([small.weights * lies, large.weights * lies])
     share = float(np.interp(np.log(asked.weight_bytes), sizes, [0.0, 1.0]))
     of_weight = [
@@ -110,7 +114,14 @@ def _rates(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> _Rates 
     more = bits / _GROUP_BITS[curve.bits]
     for row in range(len(of_weight) if bits > _WHOLE_BITS > curve.bits else 1):
         of_weight[row] *= more
-    return large.rates._replace(of_weight=tuple(of_weight))
+    return large.rates._replace(of_weight=tuple(of_weight), beside=_beside(curves))
+
+
+def _beside(curves: tuple[PackedCurve, ...]) -> float:
+    """An adapter lies in the caches, in bf16: each row reads it anew."""
+    widest = max(curves, key=lambda each: each.bits)
+    rates = _measured(widest, min, "bf16").rates
+    return rates.of_weight[0] * _GROUP_BITS[16] / _GROUP_BITS[widest.bits]
 
 
 class _Measured(NamedTuple):
@@ -118,27 +129,34 @@ class _Measured(NamedTuple):
     rates: _Rates
 
 
-def _measured(curve: PackedCurve, choose: Callable[[Iterable[int]], int]) -> _Measured:
-    """What the measured steps of the narrowest or the widest model say."""
+def _measured(
+    curve: PackedCurve, choose: Callable[[Iterable[int]], int], cache: CachePrecision
+) -> _Measured:
+    """What the measured steps of the narrowest or the widest model say; of a kind of cache that was
+    not measured, what those of bf16 do.
+    """
     width = choose(point.width for point in curve.points)
-    points = {(p.sequences, p.queries, p.past): p for p in curve.points if p.width == width}
-    spec = _spec(next(iter(points.values())))
+    points = [point for point in curve.points if point.width == width]
+    empty = {(p.sequences, p.queries): p.seconds for p in points if not p.past}
+    spec = _spec(points[0])
     unit, weights = spec.layers * spec.heads * spec.head_width, _block_weights(spec)
-    attention: dict[bool, float] = {}
-    for (sequences, queries, past), point in points.items():
-        if past:
-            more = point.seconds - points[sequences, queries, 0].seconds
-            each = max(0.0, more) / (sequences * queries * past * unit)
-            attention[queries >= _MANY] = each
+    attention: dict[tuple[CachePrecision, bool], float] = {}
+    for p in points:
+        if p.past:
+            more = max(0.0, p.seconds - empty[p.sequences, p.queries])
+            each = more / (p.sequences * p.queries * p.past * unit)
+            attention[p.cache, p.queries >= _MANY] = each
     products: dict[float, float] = {}
-    for (sequences, queries, past), point in points.items():
-        if not past:
-            keys = sequences * queries * (queries + 1) / 2
-            own = keys * unit * attention[queries >= _MANY]
-            products[float(sequences * queries)] = max(point.seconds - own, _LEAST_S) / weights
+    for (sequences, queries), seconds in empty.items():
+        keys = sequences * queries * (queries + 1) / 2
+        own = keys * unit * attention["bf16", queries >= _MANY]
+        products[float(sequences * queries)] = max(seconds - own, _LEAST_S) / weights
     rows = tuple(sorted(products))
     of_weight = tuple(products[each] for each in rows)
-    return _Measured(weights, _Rates(rows, of_weight, attention[False], attention[True]))
+    single, several = (
+        attention.get((cache, many), attention["bf16", many]) for many in (False, True)
+    )
+    return _Measured(weights, _Rates(rows, of_weight, single, several))
 
 
 def _spec(point: PackedPoint) -> ModelSpec:
@@ -173,7 +191,8 @@ def _reading(
     head = model.vocabulary * model.width
     products += rates.products(head, 1)
     flop = 2.0 * (_block_weights(model) * asked.prompt + head)
-    work = _Work(flop, chunks * asked.weight_bytes, products, attended, 1)
+    moved = chunks * asked.weight_bytes
+    work = _Work(flop, moved, products, attended, _Beside.of(asked, rates, asked.prompt), 1)
     return _rows(model, work, "prefill", machine)
 
 
@@ -186,9 +205,23 @@ def _writing(
     weights = _block_weights(model) + model.vocabulary * model.width
     products = passes * rates.products(weights, texts)
     attended = passes * texts * rates.attention(model, 1, past)
-    flop = 2.0 * weights * passes * texts
-    work = _Work(flop, passes * asked.weight_bytes, products, attended, passes * texts)
+    rows = passes * texts
+    flop, moved = 2.0 * weights * rows, passes * asked.weight_bytes
+    work = _Work(flop, moved, products, attended, _Beside.of(asked, rates, rows), rows)
     return _rows(model, work, "decode", machine)
+
+
+class _Beside(NamedTuple):
+    """What so many rows of an adapter take."""
+
+    flop: float
+    memory_bytes: float
+    seconds: float
+
+    @staticmethod
+    def of(asked: PackedQuestion, rates: _Rates, rows: int) -> _Beside:
+        values = asked.adapter_values * rows
+        return _Beside(2.0 * values, _BF16_BYTES * values, rates.beside * values)
 
 
 class _Work(NamedTuple):
@@ -196,17 +229,20 @@ class _Work(NamedTuple):
     memory_bytes: float
     products: float
     attention: float
+    beside: _Beside
     drawn: int
 
 
 def _rows(model: ModelSpec, work: _Work, phase: Phase, machine: Machine) -> tuple[Row, ...]:
     one = draw(Shapes.of([model]), np.ones((1, 1)))
     drawing = seconds_of(one, _DRAWN, machine, Curves.of(machine, _DRAWN))
-    parts: tuple[tuple[str, Kind, float, float, float, int], ...] = (
+    parts: list[tuple[str, Kind, float, float, float, int]] = [
         ("products", "gemm", work.flop, work.memory_bytes, work.products, 1),
         ("attention", "attention", 0.0, 0.0, work.attention, 1),
         ("draw", "other", 0.0, 0.0, work.drawn * drawing, work.drawn),
-    )
+    ]
+    if work.beside.seconds:
+        parts.append(("adapter", "gemm", *work.beside, 1))
     threads = machine.device.threads
     return tuple(
         Row(
@@ -229,7 +265,7 @@ def _memory(model: ModelSpec, asked: PackedQuestion) -> MemoryPeak:
     heads = (model.heads + 2 * model.kv_heads) * model.head_width
     codes = model.width + model.feed_forward_width + model.heads * model.head_width
     kinds = {
-        "weights": asked.weight_bytes,
+        "weights": asked.weight_bytes + _BF16_BYTES * asked.adapter_values,
         "cache": float(asked.sequences * cache_bytes(model, room, _BF16_BYTES, asked.cache)),
         "activations": float(rows * (8 * model.width + 6 * heads + 1.5 * codes)),
         "logits": float(model.vocabulary * (4 * asked.sequences + DRAW_BYTES)),

@@ -186,8 +186,8 @@ class ExtendedCurve(Record):
 
 class PackedPoint(Record):
     """Seconds of a step of a decoder whose matrices are packed in groups: `queries` new positions
-    of each of `sequences` behind `past` cached ones, through `layers` of llama's habits, heads 64
-    wide.
+    of each of `sequences` behind `past` ones, kept in `cache`, through `layers` of llama's habits,
+    heads 64 wide.
     """
 
     layers: int
@@ -196,6 +196,7 @@ class PackedPoint(Record):
     queries: int
     past: int
     seconds: float
+    cache: CachePrecision = "bf16"
 
 
 class PackedCurve(Record):

@@ -10,13 +10,16 @@ from narrows.hardware.measure.device import Target
 from narrows.hardware.measure.sampling import Sample, sample
 from narrows.kernels.build import obstacle
 from narrows.kernels.stand_in import PackedShape, packed_trials
-from narrows.spec.machine import PackedCurve, PackedPoint
+from narrows.spec.machine import CachePrecision, PackedCurve, PackedPoint
 
 _BITS = (4, 8, 16)
 _MODELS = ((2, 384), (14, 768))
 """(layers, width): one that lies in the caches, and one of 100 M weights that no cache holds."""
-_STEPS = ((1, 1, 0), (8, 1, 0), (32, 1, 0), (1, 256, 0), (1, 1, 1024), (1, 256, 1024))
-"""(sequences, queries, past)."""
+_STEPS: tuple[tuple[int, int, int, CachePrecision], ...] = (
+    (1, 1, 0, "bf16"), (8, 1, 0, "bf16"), (32, 1, 0, "bf16"), (1, 256, 0, "bf16"),
+    (1, 1, 1024, "bf16"), (1, 256, 1024, "bf16"), (1, 1, 1024, "int8"), (1, 256, 1024, "int8"),
+)  # fmt: skip
+"""(sequences, queries, past, cache)."""
 _WEIGHT_BYTES = 3e8
 """Of the larger model, its codes unpacked while it is made among them."""
 
@@ -44,6 +47,7 @@ def curves(
                     sequences=shape.sequences,
                     queries=shape.queries,
                     past=shape.past,
+                    cache=shape.cache,
                     seconds=float(f"{each.seconds:.4g}"),
                 )
                 for shape, each in taken.items()
