@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
 
 import narrows
 
@@ -41,3 +44,20 @@ def serving(model: Path, log: Path, *options: str) -> Iterator[Served]:
             time.sleep(0.1)
         yield Served(process, int(found[1]), log)
         process.kill()
+
+
+@contextmanager
+def browsing(url: str) -> Iterator[Any]:
+    """Playwright's page of what is served there, in Chromium; its script is to raise nothing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    browser = os.environ.get("NARROWS_CHROMIUM") or shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no chromium was found: the page was not looked at in a browser")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page, errors = opened.new_page(), []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url)
+        yield page
+        assert errors == []
+        opened.close()

@@ -20,7 +20,7 @@ from narrows.spec.adapter import LowRank
 from narrows.spec.errors import BadInput
 from narrows.spec.model import llama
 from tests.infer.conftest import CONTEXT, VOCABULARY, write_run
-from tests.infer.server.serving import serving
+from tests.infer.server.serving import browsing, serving
 from tests.infer.test_beside import FULL, NATIVE, SOME, adapter
 
 SHAPE = llama(layers=2, width=64, heads=2, kv_heads=1, vocabulary=VOCABULARY, context=CONTEXT)
@@ -79,6 +79,22 @@ def test_a_stream_tells_the_adapter_s_name(asking: OpenAI) -> None:
         model="judge", prompt=PROMPT, max_tokens=5, temperature=0, stream=True
     ))  # fmt: skip
     assert {each.model for each in chunks} == {"judge"}
+
+
+def test_the_page_offers_them(asking: OpenAI) -> None:
+    with browsing(str(asking.base_url).removesuffix("v1/")) as page:
+        page.wait_for_function("document.getElementById('model').options.length === 3")
+        page.click("summary")
+        page.fill("#tokens", "5")
+        for name in ("small", "pirate"):
+            page.click("#fresh")
+            page.select_option("#model", name)
+            page.fill("#message", "What light?")
+            with page.expect_response("**/v1/chat/completions") as response:
+                page.press("#message", "Enter")
+            assert f'"model":"{name}"' in response.value.text()
+            page.wait_for_function("!document.getElementById('send').disabled")
+            assert page.locator(".text.assistant").inner_text()
 
 
 def test_an_unknown_name_is_not_found(asking: OpenAI) -> None:
