@@ -34,7 +34,7 @@ class RandomTokens:
 
 
 def main() -> None:
-    """Steps until enough were timed, the first two left out; two more, the second looked into."""
+    """Steps until enough were timed, the first two left out; one more, looked into."""
     plan = load(Plan, sys.argv[1])
     tokens = RandomTokens(plan.model.vocabulary, plan.context)
     tokens.sequences(0, 1)  # numpy loads its generators when they are first used
@@ -50,7 +50,6 @@ def main() -> None:
             timed.append(time.perf_counter() - begin)
     peak, seconds = memory.peak(), median(timed)
     kinds: dict[str, float] = defaultdict(float)
-    profiled_rows(trainer, lambda: trainer.step(number, tokens))
     for row in profiled_rows(trainer, lambda: trainer.step(number, tokens)):
         kinds[row.kind] += row.seconds * seconds
     print(json.dumps({"seconds": seconds, "memory_bytes": peak, "kinds": kinds}))

@@ -34,8 +34,7 @@ def main() -> None:
 
 
 def ledger(trainer: Trainer, number: int, batches: Stream) -> list[dict]:
-    """Rows of the second of two more steps that are looked into: the first disturbs the heap."""
-    profiled_rows(trainer, lambda: trainer.step(number, batches))
+    """Rows of one more step."""
     rows = profiled_rows(trainer, lambda: trainer.step(number, batches))
     return [to_builtins(row) for row in rows]
 

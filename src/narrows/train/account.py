@@ -21,10 +21,6 @@ from narrows.train.profiled import profiled_rows
 from narrows.train.step import Batches, StepResult, Trainer
 
 _RECENT = 10
-_LOOKS = 2
-"""Steps that are looked into: the first finds a heap that the profiler's notes make grow, and pays
-16 ms for the fresh pages of an activation of 11 MB; the second does not.
-"""
 
 
 class Account:
@@ -83,8 +79,7 @@ class Account:
         time nor memory counts.
         """
         self.memory.set_aside()
-        for _ in range(_LOOKS):
-            self.rows = profiled_rows(trainer, lambda: trainer.step(number, batches))
+        self.rows = profiled_rows(trainer, lambda: trainer.step(number, batches))
 
     def step_seconds(self) -> float:
         """Median step, the first left out where there are more: it warms up. Of local steps the

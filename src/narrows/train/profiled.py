@@ -20,6 +20,10 @@ from narrows.spec.pieces import even
 from narrows.spec.plan import Plan
 from narrows.train.step import Trainer, no_span
 
+_LOOKS = 2
+"""Steps that are looked into: the first finds a heap that the profiler's notes make grow, and pays
+16 ms for the fresh pages of an activation of 11 MB; the second does not.
+"""
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
 _SPANS: dict[str, tuple[str, Phase, Kind]] = {
     "narrows::forward": ("host", "other", "launch"),
@@ -58,12 +62,15 @@ _HOST = (
 
 
 def profiled_rows(trainer: Trainer, run_step: Callable[[], object]) -> tuple[Row, ...]:
-    """Rows of one step, largest first; their seconds are shares that sum to one."""
+    """Rows of one step, largest first; their seconds are shares that sum to one. It is run twice,
+    and the second time tells.
+    """
     trainer.span = lambda name: record_function(f"narrows::{name}")
     try:
-        with profile(use_kineto=False, record_shapes=True) as seen:
-            with record_function("narrows::step"):
-                run_step()
+        for _ in range(_LOOKS):
+            with profile(use_kineto=False, record_shapes=True) as seen:
+                with record_function("narrows::step"):
+                    run_step()
     finally:
         trainer.span = no_span
     rows: dict[tuple[str, Phase, Kind], Row] = {}
