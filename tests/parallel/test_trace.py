@@ -97,7 +97,7 @@ def in_turn(routed: Routed) -> None:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("name", ["dense", "gpt"])
+@pytest.mark.parametrize("name", ["dense", pytest.param("gpt", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_a_trace_counts_what_real_processes_do(kind: str, name: str) -> None:
     as_real(layout_of(**LAYOUTS[kind]), name)

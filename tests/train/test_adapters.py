@@ -213,7 +213,7 @@ def trained(chosen: Plan) -> list[float]:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("name", ["nf4", "dora", "frozen"])
+@pytest.mark.parametrize("name", ["nf4", pytest.param("dora", marks=pytest.mark.slow), "frozen"])
 @pytest.mark.parametrize("spread", SPREADS)
 def test_data_parallel_ranks_learn_as_one(name: str, spread: str) -> None:
     spec = msgspec.structs.replace(LLAMA, dropout=0.0)

@@ -61,7 +61,16 @@ def of_text(name: str, dataset: Dataset, folder: Path) -> Plan:
     return with_text(dataset, **changes)
 
 
-@pytest.mark.parametrize("name", [*ROWS, "masked", "distil", "ramp"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "classify",
+        "chat",
+        "masked",
+        "distil",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("regress", "prefer", "ramp")),
+    ],
+)
 def test_killed_at_a_random_step_it_ends_the_same(
     name: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
