@@ -72,6 +72,13 @@ def test_what_no_zero_bubble_pipeline_runs_is_planned_without_one(
         assert getattr(spread.layout, name) == value
 
 
+def test_selective_recompute_is_planned_with_whole_blocks_alone(machine: Machine) -> None:
+    for given in ({}, {"processes": 2}):
+        found = planned(machine, link_of(rate=1e6), recompute="selective", **given).layout
+        assert found.recompute == "selective"
+        assert (found.tensor, found.pipeline, found.context, found.expert) == (1, 1, 1, 1)
+
+
 def test_several_are_considered_where_asked_or_where_a_link_was_measured(machine: Machine) -> None:
     known = msgspec.structs.replace(machine, links=(link_of(), link_of(4, 2)))
     assert counts(LayoutIntent(), machine) == [1]

@@ -159,6 +159,8 @@ def _spread(
         return
     if _in_two_passes(known) and not _in_two_passes(intent) and _only_at_once(intent):
         return
+    if intent.recompute == "selective" and _divided(known) and not _divided(intent):
+        return
     for layouts in candidates(known, machine, batch, model.context):
         p, m = way["pipeline"], layouts.accumulation
         full = way["schedule"] == "gpipe" or p == 1
