@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def test_a_product_is_timed_in_a_process_of_its_own(
 def test_a_measurement_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     with pytest.raises(child.TooLong, match="spot"):
         child.run("spot", _request(tmp_path), Spot, seconds=0.3)
+
+
+def test_one_that_goes_on_may_take_longer_in_all() -> None:
+    script = "for part in 1 2 3; do echo measuring $part; sleep 0.8; done"
+    told: list[str] = []
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:  # fmt: skip
+        said, late = child._listen(process, 2.0, told.append)
+    assert said == told == [f"measuring {part}" for part in (1, 2, 3)] and not late
 
 
 def test_a_mistake_of_the_user_arrives_as_one(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ _LINES_KEPT = 8
 
 
 class TooLong(Exception):
-    """The measuring process did not finish in time and was ended."""
+    """The measuring process neither finished nor went on in time and was ended."""
 
 
 def run(
@@ -40,8 +40,9 @@ def run(
     """The record `what` gives for `request`; its progress goes to `talk`.
 
     The process sees the caller's environment but for limits on threads, which a request names
-    itself, and torch.compile's caches, which would hide what compiling costs. Raises TooLong after
-    `seconds`, BadInput as the process raised it, RunFailed with its last words where it fails.
+    itself, and torch.compile's caches, which would hide what compiling costs. Raises TooLong where
+    a part of it takes more than `seconds`, BadInput as the process raised it, RunFailed with its
+    last words where it fails.
     """
     with tempfile.TemporaryDirectory(prefix="narrows-probe-") as folder:
         asked, answer = Path(folder) / "request.json", Path(folder) / "result.json"
@@ -81,15 +82,20 @@ def _listen(
         late.set()
         _kill(process)
 
-    timer = threading.Timer(seconds, end)
-    timer.start()
-    said: list[str] = []
+    def waiting() -> threading.Timer:
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        return timer
+
+    timer, said = waiting(), list[str]()
     try:
         assert process.stdout is not None
         for line in process.stdout:
             said = [*said, line.rstrip()][-_LINES_KEPT:]
             if line.startswith("measuring "):
                 talk(line.rstrip())
+                timer.cancel()
+                timer = waiting()
         process.wait()
     finally:
         timer.cancel()

@@ -26,7 +26,7 @@ SECONDS = 56.0
 """All of a probe, so that with start and end it stays below a minute on cores left to it."""
 _SECONDS_MEASURING = 42.0
 _SECONDS_STUCK = 180.0
-"""On cores that others hold, a round over everything alone takes longer than planned; not this."""
+"""On cores that others hold, a part of it takes longer than planned; not this."""
 _OTHER_LOAD_TOLD = 0.3
 _FELL = 0.7
 
