@@ -80,19 +80,20 @@ def block_factor(model: Shapes, layouts: Layouts, machine: Machine) -> Array:
     between the blocks that `machine` has measured, by the logarithm of the stream's elements; one
     where it has measured none.
     """
-    sizes, ratios = [], []
-    for point, spec in _measured_blocks(model, layouts, machine):
-        alone = replace(
-            layouts, micro_batch=np.array([float(point.sequences)]), accumulation=np.ones(1),
-            recompute=np.zeros(1), threads=np.array([float(machine.device.threads)]),
-            loss_chunk=np.ones(1),
-        )  # fmt: skip
-        operations = block_operations(Shapes.of([spec]), alone)
-        expected = sum_seconds(operations, alone, machine, AS_IS)
-        sizes.append(point.sequences * point.positions * point.width)
-        ratios.append(point.seconds / float(expected[0, 0]))
-    if not sizes:
+    measured = _measured_blocks(model, layouts, machine)
+    if not measured:
         return np.ones((1, 1))
+    points, specs = zip(*measured, strict=True)
+    ones = np.ones(len(points))
+    alone = replace(
+        layouts, micro_batch=np.array([float(point.sequences) for point in points]),
+        accumulation=ones, recompute=0.0 * ones, threads=machine.device.threads * ones,
+        loss_chunk=ones,
+    )  # fmt: skip
+    # Of each model with each micro-batch; its own is on the diagonal.
+    expected = sum_seconds(block_operations(Shapes.of(specs), alone), alone, machine, AS_IS)
+    ratios = np.array([point.seconds for point in points]) / np.diagonal(expected)
+    sizes = np.array([point.sequences * point.positions * point.width for point in points])
     order = np.argsort(sizes)
     wanted = np.log(layouts.micro_batch * model.context * model.width)
     logs = np.interp(wanted, np.log(sizes)[order], np.log(ratios)[order])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from narrows.plan.layouts import Array, Setting, TrainingPrecision
 from narrows.plan.operation import CachedAttention, Direction
@@ -24,6 +25,8 @@ from narrows.spec.machine import Direction as ProductDirection
 _ROWS_WEIGHT = 0.3
 _CACHED_WEIGHTS = (_ROWS_WEIGHT, 1.0, 1.0, 1.0, 1.0)
 _CLOSE = 1e-6
+_FEW = 32
+"""So many points are told apart in less time than it takes to find those that are alike."""
 # Of products of few rows: their number chooses the kernel, the length of a weight's row how well it
 # streams; where the weights lie says less than their sizes.
 _STREAMED_WEIGHTS = (2.0, 1.0, 2.0, 0.5)
@@ -218,11 +221,13 @@ def _near(
     """exp of the mean of `logs`, weighted by the inverse fourth power of the distance in log size
     (Shepard 1968, doi:10.1145/800186.810616): exact at the points, tame between and beyond them.
     """
-    unique, inverse = np.unique(wanted, axis=0, return_inverse=True)
-    difference = (np.log(unique)[:, None, :] - np.log(sizes)[None, :, :]) * np.array(scale)
+    place: npt.NDArray[np.intp] | slice = slice(None)
+    if len(wanted) > _FEW:
+        wanted, place = np.unique(wanted, axis=0, return_inverse=True)
+    difference = (np.log(wanted)[:, None, :] - np.log(sizes)[None, :, :]) * np.array(scale)
     weight = 1.0 / ((difference**2).sum(axis=2) + _CLOSE) ** 2
     mean = (weight * logs).sum(axis=1) / weight.sum(axis=1)
-    return np.asarray(np.exp(mean)[inverse.ravel()])
+    return np.asarray(np.exp(mean)[place].ravel())
 
 
 def _matmul(machine: Machine, setting: Setting) -> MatmulCurve:
