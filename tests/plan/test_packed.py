@@ -15,6 +15,8 @@ from narrows.spec.model import ModelSpec, llama
 MakeMachine = Callable[..., Machine]
 RATE, KEYS_S, SCORES_S = 20e9, 0.2e-9, 0.02e-9
 """Bytes a second; seconds of attention for each position and value of a head: one query, many."""
+SHARING_S = 0.03e-9
+"""And for each head more that shares a head's keys."""
 INT8 = 0.6
 """Of what attention takes, over a cache in int8."""
 MULTIPLIED_S = 5e-12
@@ -48,6 +50,15 @@ def measured(bits: int, per_weight: float) -> PackedCurve:
             points.append(
                 PackedPoint(layers=layers, width=width, sequences=sequences, queries=queries,
                             past=past, seconds=seconds, cache=cache)
+            )  # fmt: skip
+        for past, cache in ((0, "bf16"), (1024, "bf16"), (1024, "int8")):
+            shared = llama(layers=layers, width=width, heads=width // 64, kv_heads=width // 192,
+                           vocabulary=1, context=64)  # fmt: skip
+            share = INT8 if cache == "int8" else 1.0
+            attended = past * (unit / 3) * share * (KEYS_S + 2 * SHARING_S)
+            points.append(
+                PackedPoint(layers=layers, width=width, sequences=1, queries=1, past=past,
+                            cache=cache, seconds=step(shared, 1, per_weight, attended), group=3)
             )  # fmt: skip
     return PackedCurve(bits=bits, points=tuple(points))
 
@@ -94,7 +105,19 @@ def test_bf16_takes_as_much_longer_as_it_is_larger(machine: Machine) -> None:
 def test_a_token_reads_what_is_cached_of_key_heads(machine: Machine) -> None:
     found = seconds(machine, question(5.0), "attention", "decode")
     unit = SPEC.layers * SPEC.kv_heads * SPEC.head_width
-    assert found == pytest.approx(64 * KEYS_S * unit * (200 + 65 / 2), rel=0.02)
+    each = KEYS_S + 2 * SHARING_S
+    assert found == pytest.approx(64 * each * unit * (200 + 65 / 2), rel=0.02)
+
+
+def test_reading_what_is_cached_is_all_where_heads_that_share_it_were_not_measured(
+    machine: Machine,
+) -> None:
+    alone = with_packed(machine, tuple(
+        msgspec.structs.replace(curve, points=tuple(p for p in curve.points if p.group == 1))
+        for curve in machine.device.packed
+    ))  # fmt: skip
+    whole, less = (seconds(m, question(5.0), "attention", "decode") for m in (machine, alone))
+    assert less / whole == pytest.approx(KEYS_S / (KEYS_S + 2 * SHARING_S), rel=0.02)
 
 
 def test_a_prompt_multiplies_all_weights_by_all_rows(machine: Machine) -> None:

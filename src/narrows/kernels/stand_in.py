@@ -25,7 +25,7 @@ _HEAD_WIDTH, _VOCABULARY = 64, 16
 
 class PackedShape(NamedTuple):
     """What a step is made of: `queries` new positions of each of `sequences` behind `past`, which
-    are kept in `cache`.
+    are kept in `cache`; `group` heads share theirs.
     """
 
     bits: int
@@ -35,12 +35,14 @@ class PackedShape(NamedTuple):
     queries: int
     past: int
     cache: CachePrecision = "bf16"
+    group: int = 1
 
     @property
     def spec(self) -> ModelSpec:
         """The same blocks as a model, whose head does not matter."""
+        heads = self.width // _HEAD_WIDTH
         return llama(
-            layers=self.layers, width=self.width, heads=self.width // _HEAD_WIDTH,
+            layers=self.layers, width=self.width, heads=heads, kv_heads=heads // self.group,
             vocabulary=_VOCABULARY, context=self.past + self.queries,
         )  # fmt: skip
 
@@ -48,13 +50,15 @@ class PackedShape(NamedTuple):
 def packed_trials(
     shapes: list[PackedShape], threads: int
 ) -> Iterator[tuple[PackedShape, Callable[[], Tensor]]]:
-    """A step of each, of one model, and bits, alike in all; by a decoder for each kind of cache."""
-    model = _model(shapes[0])
+    """A step of each; by a decoder for each model and kind of cache that follow each other."""
     room = max(each.past + each.queries for each in shapes)
     rows = max(each.sequences * each.queries for each in shapes)
-    for kept, same in groupby(shapes, key=lambda each: each.cache):
-        decoder = PackedDecoder(model, room=room, rows=rows, threads=threads, kept=kept)
-        yield from _of_one(decoder, list(same))
+    for _, of_model in groupby(shapes, key=lambda e: (e.bits, e.layers, e.width, e.group)):
+        alike = list(of_model)
+        model = _model(alike[0])
+        for kept, same in groupby(alike, key=lambda each: each.cache):
+            decoder = PackedDecoder(model, room=room, rows=rows, threads=threads, kept=kept)
+            yield from _of_one(decoder, list(same))
 
 
 def _of_one(

@@ -68,14 +68,15 @@ def predict_packed(model: ModelSpec, asked: PackedQuestion, machine: Machine) ->
 
 class _Rates(NamedTuple):
     """Seconds of products for each weight, at so many `rows` in a step; and of attention for each
-    position and value of a head: of single queries, which wait for what is cached, for each head
-    of that; of several for each of their own. And of `beside`, a row of an adapter, for each of its
-    values.
+    position and value of a head: of `single` queries, which wait for what is cached, for each head
+    of that, and `sharing` for each head more that shares it; of `several` for each of their own.
+    And of `beside`, a row of an adapter, for each of its values.
     """
 
     rows: tuple[float, ...]
     of_weight: tuple[float, ...]
     single: float
+    sharing: float
     several: float
     beside: float = 0.0
 
@@ -88,9 +89,11 @@ class _Rates(NamedTuple):
 
     def attention(self, model: ModelSpec, queries: float, keys: float) -> float:
         """Seconds of so many queries that see as many positions each, in all layers."""
-        several = queries >= _MANY
-        heads = model.heads if several else model.kv_heads
-        rate = self.several if several else self.single
+        if queries >= _MANY:
+            heads, rate = model.heads, self.several
+        else:
+            heads = model.kv_heads
+            rate = self.single + self.sharing * (model.heads / model.kv_heads - 1.0)
         return rate * queries * keys * model.layers * heads * model.head_width
 
 
@@ -136,7 +139,8 @@ def _measured(
     not measured, what those of bf16 do.
     """
     width = choose(point.width for point in curve.points)
-    points = [point for point in curve.points if point.width == width]
+    every = [point for point in curve.points if point.width == width]
+    points = [point for point in every if point.group == 1]
     empty = {(p.sequences, p.queries): p.seconds for p in points if not p.past}
     spec = _spec(points[0])
     unit, weights = spec.layers * spec.heads * spec.head_width, _block_weights(spec)
@@ -153,16 +157,32 @@ def _measured(
         products[float(sequences * queries)] = max(seconds - own, _LEAST_S) / weights
     rows = tuple(sorted(products))
     of_weight = tuple(products[each] for each in rows)
-    single, several = (
-        attention.get((cache, many), attention["bf16", many]) for many in (False, True)
-    )
-    return _Measured(weights, _Rates(rows, of_weight, single, several))
+    if (cache, False) not in attention:
+        cache = "bf16"
+    single, several = attention[cache, False], attention[cache, True]
+    sharing = _sharing(every, cache, single)
+    return _Measured(weights, _Rates(rows, of_weight, single, sharing, several))
+
+
+def _sharing(points: list[PackedPoint], cache: CachePrecision, single: float) -> float:
+    """What each head more takes that shares keys and values: nothing, where that was not measured
+    or reading them is what takes the time.
+    """
+    shared = [point for point in points if point.group > 1]
+    empty = next((point.seconds for point in shared if not point.past), None)
+    behind = next((point for point in shared if point.past and point.cache == cache), None)
+    if empty is None or behind is None:
+        return 0.0
+    spec = _spec(behind)
+    unit = behind.past * spec.layers * spec.kv_heads * spec.head_width
+    return max(0.0, (behind.seconds - empty) / unit - single) / (behind.group - 1)
 
 
 def _spec(point: PackedPoint) -> ModelSpec:
+    heads = point.width // 64
     return llama(
-        layers=point.layers, width=point.width, heads=point.width // 64, vocabulary=1,
-        context=point.past + point.queries,
+        layers=point.layers, width=point.width, heads=heads, kv_heads=heads // point.group,
+        vocabulary=1, context=point.past + point.queries,
     )  # fmt: skip
 
 

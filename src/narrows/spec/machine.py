@@ -187,7 +187,7 @@ class ExtendedCurve(Record):
 class PackedPoint(Record):
     """Seconds of a step of a decoder whose matrices are packed in groups: `queries` new positions
     of each of `sequences` behind `past` ones, kept in `cache`, through `layers` of llama's habits,
-    heads 64 wide.
+    heads 64 wide, of which `group` share their keys and values.
     """
 
     layers: int
@@ -197,6 +197,7 @@ class PackedPoint(Record):
     past: int
     seconds: float
     cache: CachePrecision = "bf16"
+    group: int = 1
 
 
 class PackedCurve(Record):

@@ -54,6 +54,18 @@ def test_there_is_an_answer_for_each_when_time_is_short() -> None:
     assert not any(timing.settled for timing in found.values())
 
 
+def test_slow_ones_leave_quick_ones_their_share() -> None:
+    taken: list[str] = []
+
+    def trial(name: str, seconds: float) -> Callable[[], None]:
+        spin = _spin(lambda: seconds)
+        return lambda: (taken.append(name), spin())[1]
+
+    trials = {"quick": trial("quick", 2e-3), "slow": trial("slow", 0.15)}
+    sample(trials, seconds=0.2, longest=1.0, finish=_nothing)
+    assert taken.count("slow") == 2 and taken.count("quick") >= 9
+
+
 def test_the_device_is_waited_for() -> None:
     waited: list[None] = []
     sample({"x": _nothing}, seconds=0.05, longest=0.1, finish=lambda: waited.append(None))

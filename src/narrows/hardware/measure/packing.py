@@ -15,11 +15,13 @@ from narrows.spec.machine import CachePrecision, PackedCurve, PackedPoint
 _BITS = (4, 8, 16)
 _MODELS = ((2, 384), (14, 768))
 """(layers, width): one that lies in the caches, and one of 100 M weights that no cache holds."""
-_STEPS: tuple[tuple[int, int, int, CachePrecision], ...] = (
-    (1, 1, 0, "bf16"), (8, 1, 0, "bf16"), (32, 1, 0, "bf16"), (1, 256, 0, "bf16"),
-    (1, 1, 1024, "bf16"), (1, 256, 1024, "bf16"), (1, 1, 1024, "int8"), (1, 256, 1024, "int8"),
+_STEPS: tuple[tuple[int, int, int, CachePrecision, int], ...] = (
+    (1, 1, 0, "bf16", 1), (8, 1, 0, "bf16", 1), (32, 1, 0, "bf16", 1), (1, 256, 0, "bf16", 1),
+    (1, 1, 1024, "bf16", 1), (1, 256, 1024, "bf16", 1),
+    (1, 1, 1024, "int8", 1), (1, 256, 1024, "int8", 1),
+    (1, 1, 0, "bf16", 3), (1, 1, 1024, "bf16", 3), (1, 1, 1024, "int8", 3),
 )  # fmt: skip
-"""(sequences, queries, past, cache)."""
+"""(sequences, queries, past, cache, group)."""
 _WEIGHT_BYTES = 3e8
 """Of the larger model, its codes unpacked while it is made among them."""
 
@@ -48,6 +50,7 @@ def curves(
                     queries=shape.queries,
                     past=shape.past,
                     cache=shape.cache,
+                    group=shape.group,
                     seconds=float(f"{each.seconds:.4g}"),
                 )
                 for shape, each in taken.items()

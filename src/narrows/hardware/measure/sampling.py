@@ -54,7 +54,7 @@ def sample(
     of ours waited for a core during them; one that takes more than `longest` is left out, and not
     even tried where it is to do so much `work` that it would at thrice the best rate so far.
     `finish` waits for the device. The first round is always completed: there is an answer for each
-    trial.
+    trial; and where slow trials take all of the time, quick ones still have their share of it.
     """
     started = time.perf_counter()
     queue = _Queue()
@@ -75,6 +75,10 @@ def sample(
             if time.perf_counter() - started > _OVERTIME * seconds:
                 break
         waiting = [key for key in waiting if not _finished(times[key])]
+    for key, found in times.items():
+        count = min(_SAMPLES_MIN, seconds / len(times) / max(found[0].seconds, 1e-8))
+        while len(found) < count:
+            found.append(_time(trials[key], repeats[key], finish, queue))
     queue.close()
     return {key: _answer(found) for key, found in times.items()}
 
