@@ -32,6 +32,7 @@ from narrows.spec.record import from_builtins, save
 from narrows.train.start import started
 
 CONTEXT, BATCH, RANK = 1024, 4, 16
+BF16 = {"avx512_bf16", "amx_bf16"}
 RATES = {"full": 5e-5, "lora": 2e-4}
 OURS: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
     "full": {
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=["full", "lora"], choices=list(RATES))
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--measured", type=int, default=4, help="steps measured in a turn")
+    parser.add_argument("--eager", action="store_true", help="leave compiled peers out")
     asked = parser.parse_args()
     folder = exported(Path(asked.start))
     machine = probe(talk=say)
@@ -61,7 +63,7 @@ def main() -> None:
     for way in asked.ways:
         plans = {name: plan_of(folder, way, name, machine) for name in OURS[way]}
         ours = [Score(contestant(way, name, plan)) for name, plan in plans.items()]
-        peers = [Score(each) for each in peers_of(folder, way)]
+        peers = [Score(each) for each in peers_of(folder, way, machine, eager=asked.eager)]
         turn = Turn(warmup=2, measured=asked.measured, seconds_most=120)
         run(ours, peers, tokens, asked.turns, turn)
         peers = [score for score in peers if score.step_seconds]
@@ -124,22 +126,24 @@ def contestant(way: str, name: str, plan: Plan) -> Contestant:
     return Contestant(name=label, peer="narrows", script="ours.py", setting={"plan": str(path)})
 
 
-def peers_of(folder: Path, way: str) -> list[Contestant]:
+def peers_of(folder: Path, way: str, machine: Machine, *, eager: bool) -> list[Contestant]:
     """The Trainer in bf16, eager and compiled, at micro-batches of 4 and 1; LoRA by PEFT, on
-    weights in fp32 under autocast and in bf16.
+    weights in fp32 under autocast and in bf16. All in fp32 where the processor has no bf16, which
+    torch computes there at a tenth of the rate.
     """
     found = []
-    kinds = ("fp32", "bf16") if way == "lora" else ("fp32",)
+    precision = "bf16" if BF16 & set(machine.processor.instruction_sets) else "fp32"
+    kinds = ("fp32", "bf16") if way == "lora" and precision == "bf16" else ("fp32",)
     for weights in kinds:
-        for compiled in (False, True):
+        for compiled in (False,) if eager else (False, True):
             for micro in (4, 1):
                 setting: dict[str, object] = {
-                    "start": str(folder), "precision": "bf16", "compile": compiled,
+                    "start": str(folder), "precision": precision, "compile": compiled,
                     "micro_batch": micro, "weights": weights, "learning_rate": RATES[way],
                     "logging": "steps",
                 }  # fmt: skip
                 setting |= {"rank": RANK} if way == "lora" else {}
-                name = f"transformers {way} bf16" + (" compiled" if compiled else "")
+                name = f"transformers {way} {precision}" + (" compiled" if compiled else "")
                 name += " on bf16 weights" if weights == "bf16" else ""
                 found.append(
                     Contestant(name=name, peer="peft", script="hf_trainer.py", setting=setting)
