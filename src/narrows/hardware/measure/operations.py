@@ -31,7 +31,7 @@ _ELEMENTS_PARAMETERS = 1 << 24
 _ON_PARAMETERS = ("adamw", "accumulate", "squared_norm")
 _ATTENTION = (
     (48, 128, 64), (48, 256, 64), (24, 512, 64), (12, 1024, 64), (4, 2048, 64),
-    (48, 256, 32), (24, 256, 128),
+    (48, 256, 16), (48, 256, 32), (24, 256, 128),
 )  # fmt: skip
 """(heads of all sequences, positions, head width): the work of each is alike."""
 _NOTHING_SECONDS = 3e-7
