@@ -23,6 +23,7 @@ from peers.environment import CACHE, python_of
 
 from narrows.data import corpora, tokenizers
 from narrows.data.plays import scenes
+from narrows.hardware.find import has_bf16_unit
 from narrows.hardware.probe import probe
 from narrows.plan.plan import make_plan
 from narrows.spec.job import DataSpec, Job
@@ -32,7 +33,6 @@ from narrows.spec.record import from_builtins, save
 from narrows.train.start import started
 
 CONTEXT, BATCH, RANK = 1024, 4, 16
-BF16 = {"avx512_bf16", "amx_bf16"}
 RATES = {"full": 5e-5, "lora": 2e-4}
 OURS: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
     "full": {
@@ -132,7 +132,7 @@ def peers_of(folder: Path, way: str, machine: Machine, *, eager: bool) -> list[C
     torch computes there at a tenth of the rate.
     """
     found = []
-    precision = "bf16" if BF16 & set(machine.processor.instruction_sets) else "fp32"
+    precision = "bf16" if has_bf16_unit(machine.processor) else "fp32"
     kinds = ("fp32", "bf16") if way == "lora" and precision == "bf16" else ("fp32",)
     for weights in kinds:
         for compiled in (False,) if eager else (False, True):

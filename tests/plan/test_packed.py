@@ -166,10 +166,10 @@ def test_a_record_without_caches_in_int8_is_taken_for_them_too(machine: Machine)
 def test_each_row_reads_its_adapter_in_bf16(machine: Machine) -> None:
     values = 4_000_000
     for texts in (1, 8):
-        worn = replace(question(5.0, texts=texts), adapter_values=values)
+        worn = replace(question(5.0, texts=texts), adapter_bytes=2.0 * values)
         found = seconds(machine, worn, "adapter", "decode")
         assert found == pytest.approx(64 * texts * values * 2 / RATE, rel=0.02)
-        bare, beside = (predict_packed(SPEC, replace(worn, adapter_values=v), machine)
+        bare, beside = (predict_packed(SPEC, replace(worn, adapter_bytes=2.0 * v), machine)
                         for v in (0.0, values))  # fmt: skip
         assert bare and beside and not [r for r in bare.rows if r.operation == "adapter"]
         assert beside.memory.weights - bare.memory.weights == 2 * values

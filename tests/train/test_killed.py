@@ -30,6 +30,7 @@ from .test_objectives import ROWS, planned, prepared
 from .test_run import kill_at, losses, silent
 
 STEPS = 60
+SLOW = {"regress", "prefer", "ramp"}
 
 
 def published(folder: Path, spec: ModelSpec) -> Path:
@@ -61,16 +62,10 @@ def of_text(name: str, dataset: Dataset, folder: Path) -> Plan:
     return with_text(dataset, **changes)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "classify",
-        "chat",
-        "masked",
-        "distil",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("regress", "prefer", "ramp")),
-    ],
-)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in (*ROWS, "masked", "distil", "ramp")
+])  # fmt: skip
 def test_killed_at_a_random_step_it_ends_the_same(
     name: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -115,8 +116,9 @@ def test_a_process_that_sleeps_is_found_with_every_stack(
     run = tmp_path / "run"
     fault = {"rank": 1, "when": "step", "at": 8, "what": "sleep"}
     said = survived(plan, run, fault, patience=Patience(least_s=2.0))
-    assert len(said) == 1 and "hangs: no sign of life for" in said[0]
-    assert "s at step 8; starting again from step 6" in said[0]
+    # Busy cores look later.
+    told = r"hangs: no sign of life for [2-9] s at step 8; starting again from step 6"
+    assert len(said) == 1 and re.search(told, said[0])
     assert "process 0 (step 8, training" in said[0] and "process 1 (step 8" in said[0]
     assert "faulty.py" in said[0].partition("process 1")[2]
     assert_same(run, undisturbed)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from narrows.hardware import find, places
 from narrows.hardware.finding import Finding, Patient
+from narrows.kernels.build import AVX2
 
 TORCH_VERSIONS = ((2, 13), (2, 14))
 """Tested with these: from the first, below the second, as pyproject.toml asks."""
-NATIVE = frozenset({"avx2", "fma", "f16c"})
-"""The least that native kernels need of an x86-64 processor."""
 
 
 def bf16(patient: Patient) -> Iterator[Finding]:
@@ -108,7 +107,7 @@ def kernels(patient: Patient) -> Iterator[Finding]:
     """Whether native kernels work, and why not."""
     if "native" in patient.machine.kernel_sets:
         yield Finding(level="ok", what="native kernels work")
-    elif find.compiler_path() and set(patient.processor.instruction_sets) >= NATIVE:
+    elif find.compiler_path() and set(patient.processor.instruction_sets) >= set(AVX2.needed):
         yield Finding(
             level="warn",
             what="native kernels were not available when this machine was measured",
@@ -119,7 +118,7 @@ def kernels(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             level="warn",
             what="native kernels do not run here",
-            why=f"they need {', '.join(sorted(NATIVE))}, and this processor lacks some",
+            why=f"they need {', '.join(AVX2.needed)}, and this processor lacks some",
             fix="nothing is to be done: torch's kernels take their place",
         )
 

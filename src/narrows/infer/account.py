@@ -55,7 +55,7 @@ def predicted_answer(
     if isinstance(writer, PackedWriter):
         packed = PackedQuestion(
             prompt=prompt, tokens=tokens, weight_bytes=float(writer.model.nbytes),
-            sequences=sequences, cache=writer.cache, adapter_values=writer.adapter_values,
+            sequences=sequences, cache=writer.cache, adapter_bytes=float(writer.adapter_bytes),
         )  # fmt: skip
         return predict_packed(writer.spec, packed, machine)
     assert precision == "fp32" or precision == "bf16", "torch computes no groups"

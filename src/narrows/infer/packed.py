@@ -74,14 +74,13 @@ class PackedWriter:
     @property
     def weight_bytes(self) -> int:
         """Of all matrices that a text is written by where it asks for no adapter."""
-        own = self.adapters.get(None)
-        return self.model.nbytes + (own.nbytes if own else 0)
+        return self.model.nbytes + self.adapter_bytes
 
     @property
-    def adapter_values(self) -> int:
-        """Of what such a text is written by beside the model."""
+    def adapter_bytes(self) -> int:
+        """Of those that are beside the model's own."""
         own = self.adapters.get(None)
-        return own.values if own else 0
+        return own.nbytes if own else 0
 
     def decoder(self, room: int, rows: int) -> PackedDecoder:
         """What computes it over its kind of cache, of `room` positions, `rows` tokens at once."""

@@ -81,11 +81,6 @@ class PackedAdapter:
         """Of A and B."""
         return sum(each.nbytes for each in self._kept)
 
-    @property
-    def values(self) -> int:
-        """Of A and B."""
-        return sum(each.numel() for each in self._kept)
-
     def _packed(self, lows: Sequence[Low]) -> LowRank:
         assert 0 < len(lows) <= _PARTS_MOST
         rank = max(-(-len(each.a_RD) // RANKS) * RANKS for each in lows)

@@ -1,6 +1,6 @@
 """A packed decoder, of noughts and ones, for `hardware` to time a step of.
 
-    packed_trial(shape) → a step, to be called
+    packed_trials(shapes, threads) → each with its step, to be called
 
 What codes are does not change what a step takes; where they lie does: each layer has its own.
 """

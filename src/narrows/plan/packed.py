@@ -42,7 +42,7 @@ _RUNTIME_BYTES = 60e6
 class PackedQuestion:
     """`sequences` prompts of `prompt` tokens, read in turn, each answered by `tokens` tokens, all
     at once; the matrices take `weight_bytes`, keys and values are kept in `cache`, and beside the
-    matrices an adapter has `adapter_values` that each of their rows is multiplied by.
+    matrices an adapter has `adapter_bytes` in bf16 that each of their rows is multiplied by.
     """
 
     prompt: int
@@ -50,7 +50,7 @@ class PackedQuestion:
     weight_bytes: float
     sequences: int = 1
     cache: CachePrecision = "bf16"
-    adapter_values: float = 0.0
+    adapter_bytes: float = 0.0
 
 
 def predict_packed(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> Ledger | None:
@@ -240,8 +240,9 @@ class _Beside(NamedTuple):
 
     @staticmethod
     def of(asked: PackedQuestion, rates: _Rates, rows: int) -> _Beside:
-        values = asked.adapter_values * rows
-        return _Beside(2.0 * values, _BF16_BYTES * values, rates.beside * values)
+        moved = asked.adapter_bytes * rows
+        values = moved / _BF16_BYTES
+        return _Beside(2.0 * values, moved, rates.beside * values)
 
 
 class _Work(NamedTuple):
@@ -285,7 +286,7 @@ def _memory(model: ModelSpec, asked: PackedQuestion) -> MemoryPeak:
     heads = (model.heads + 2 * model.kv_heads) * model.head_width
     codes = model.width + model.feed_forward_width + model.heads * model.head_width
     kinds = {
-        "weights": asked.weight_bytes + _BF16_BYTES * asked.adapter_values,
+        "weights": asked.weight_bytes + asked.adapter_bytes,
         "cache": float(asked.sequences * cache_bytes(model, room, _BF16_BYTES, asked.cache)),
         "activations": float(rows * (8 * model.width + 6 * heads + 1.5 * codes)),
         "logits": float(model.vocabulary * (4 * asked.sequences + DRAW_BYTES)),
