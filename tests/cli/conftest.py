@@ -13,6 +13,7 @@ from narrows.hardware import find
 from narrows.kernels.load import available
 from narrows.spec import record
 from narrows.spec.machine import Machine
+from tests.homes import new_home
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,7 @@ def machine() -> Machine:
 def place(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder to work in, with a known machine, some text and a job of a few steps."""
     folder = tmp_path_factory.mktemp("place")
-    record.save(machine, folder / "home" / "machine.toml")
+    record.save(machine, new_home(folder / "home") / "machine.toml")
     (folder / "text").mkdir()
     for module in (inspect, textwrap, os):
         source = Path(inspect.getfile(module))

@@ -12,6 +12,7 @@ from narrows.hardware.doctor import diagnose
 from narrows.hardware.finding import Finding
 from narrows.hardware.measurement import SPOT_SHAPE, Spot
 from narrows.spec.machine import Fact, Machine
+from tests.homes import new_home
 
 from .conftest import Tree
 
@@ -80,7 +81,10 @@ def test_throttling_is_told_from_other_work(
     assert finding.level == level and why in finding.why
 
 
-def test_the_product_is_really_timed(machine: Machine, epyc: Path, home: Path) -> None:
+def test_the_product_is_really_timed(
+    machine: Machine, epyc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NARROWS_HOME", str(new_home(tmp_path / "home")))
     here = msgspec.structs.replace(machine, fingerprint=find.fingerprint(epyc))
     findings = diagnose(here, root=epyc, environment={})
     assert "now" in _found(list(findings), "fp32 products").what

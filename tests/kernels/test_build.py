@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,11 +97,30 @@ def test_no_compiler_is_an_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_a_library_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NARROWS_HOME", str(tmp_path / "home"))
     # Compiling in earnest takes seconds and is done by every other test: here it is counted.
-    monkeypatch.setenv("CXX", compiler(tmp_path, f"echo x >> {tmp_path}/calls; {COPIES}"))
+    monkeypatch.setenv("CXX", compiler(tmp_path, f'echo "$@" >> {tmp_path}/calls; {COPIES}'))
     first, second = build.library(), build.library()
     assert first == second and first.read_text() == "made\n"
-    assert (tmp_path / "calls").read_text() == "x\n"
+    *compiled, joined = (tmp_path / "calls").read_text().splitlines()
+    assert len(compiled) == len(build.SOURCES) and all(" -c " in each for each in compiled)
+    assert all(f"{name}.o" in joined for name in build.SOURCES)
     assert [path.name for path in first.parent.iterdir()] == [first.name]
+
+
+@needs_compiler
+def test_processes_that_start_at_once_compile_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NARROWS_HOME", str(tmp_path / "home"))
+    script = f'echo "$@" >> {tmp_path}/calls; sleep 0.05; {COPIES}'
+    monkeypatch.setenv("CXX", compiler(tmp_path, script))
+    program = "from narrows.kernels.build import library; print(library())"
+    started = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert len({process.communicate()[0] for process in started}) == 1
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert len((tmp_path / "calls").read_text().splitlines()) == len(build.SOURCES) + 1
 
 
 @needs_compiler

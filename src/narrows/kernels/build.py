@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +23,7 @@ HEADERS = (
     "norm.h", "panels.h", "products.h", "quantized.h", "rows.h", "scratch.h", "shares.h",
     "tiles256.h", "tiles512.h",
 )  # fmt: skip
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-mbmi2")
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-mbmi2")
 
 
 class Level(NamedTuple):
@@ -68,26 +70,36 @@ def library() -> Path:
     key = hashlib.sha256(repr((sorted(sources.items()), flags, compiler)).encode()).hexdigest()[:16]
     path = narrows_home() / "native" / f"kernels-{key}.so"
     if not path.exists():
-        _compile([compiler, *flags], sources, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Of the processes that a layout starts at once the first compiles, and the others wait.
+        with path.parent.with_name("native.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                _compile([compiler, *flags], sources, path)
     return path
 
 
 def _compile(compiler: list[str], sources: dict[str, str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Each source by itself, as many at a time as there are cores; then all are joined."""
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         for name, text in sources.items():
             (Path(work) / name).write_text(text)
-        out = Path(work) / path.name
-        command = [*compiler, *SOURCES, "-o", out.name]
-        done = subprocess.run(command, cwd=work, capture_output=True, text=True)
-        if done.returncode:
-            raise RunFailed(
-                f"{compiler[0]} could not compile the native kernels",
-                causes=done.stderr.strip().splitlines()[:5],
-                hint="install a newer g++, or plan with --set layout.kernels=torch "
-                "--set layout.precision=fp32",
-            )
-        out.replace(path)
+
+        def run(*arguments: str) -> None:
+            done = subprocess.run([*compiler, *arguments], cwd=work, capture_output=True, text=True)
+            if done.returncode:
+                raise RunFailed(
+                    f"{compiler[0]} could not compile the native kernels",
+                    causes=done.stderr.strip().splitlines()[:5],
+                    hint="install a newer g++, or plan with --set layout.kernels=torch "
+                    "--set layout.precision=fp32",
+                )
+
+        longest_first = sorted(SOURCES, key=lambda name: -len(sources[name]))
+        with ThreadPoolExecutor(os.cpu_count()) as several:
+            list(several.map(lambda name: run("-c", name, "-o", f"{name}.o"), longest_first))
+        run("-shared", *(f"{name}.o" for name in SOURCES), "-o", path.name)
+        (Path(work) / path.name).replace(path)
 
 
 def _lacking(wanted: Level) -> str:

@@ -20,9 +20,14 @@ from narrows.kernels.build import AVX2, level, obstacle
 from narrows.kernels.native import call
 
 
+def needed() -> bool:
+    """Whether this processor is one of those, and has what ours needs."""
+    return obstacle() is None and level() is AVX2
+
+
 def mend() -> None:
     """Do so where it helps; a second time it changes nothing."""
-    if obstacle() is None and level() is AVX2:
+    if needed():
         _mended()
 
 

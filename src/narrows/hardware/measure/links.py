@@ -21,6 +21,8 @@ from narrows.hardware import fit
 from narrows.hardware.measure.device import Target, processor, target
 from narrows.hardware.measure.together import Group, Threads, collectives, computing
 from narrows.hardware.waking import waking_gently
+from narrows.kernels.build import library
+from narrows.kernels.products import needed
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import Fact, Link
 
@@ -53,6 +55,8 @@ def local(ranks: int, *, threads: int, seconds: float) -> Link | None:
     """
     if not dist.is_available() or not dist.is_gloo_available():
         return None
+    if needed():
+        library()  # before they start, as they are waited for so many seconds
     context = _context()
     with tempfile.TemporaryDirectory() as folder:
         receiving, sending = context.Pipe(duplex=False)
