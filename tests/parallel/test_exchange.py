@@ -137,7 +137,7 @@ def assert_same(planned: Counts, found: Counts) -> None:
         assert moved == pytest.approx(found[key][1], rel=1e-9), key
 
 
-@pytest.mark.parametrize("name", ["dense", "gpt"])
+@pytest.mark.parametrize("name", ["dense", pytest.param("gpt", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", TRACED)
 def test_a_plan_sends_what_is_traced(kind: str, name: str) -> None:
     layout = layout_of(**TRACED[kind])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrows.plan.layouts import Layouts, Setting, Shapes
-from narrows.plan.memory import MemoryBytes, memory_bytes, saved_bytes
+from narrows.plan.memory import GLIBC, POOL, MemoryBytes, memory_bytes, saved_bytes
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec, gpt2, llama
 
@@ -105,8 +105,19 @@ def test_recompute_saves_what_blocks_keep() -> None:
     assert float(full.activations[0, 0]) < 0.4 * float(memory(micro_batch=16).activations[0, 0])
 
 
+def test_a_heap_that_leaves_holes_holds_more() -> None:
+    """Where native kernels, and so the pool, cannot be had."""
+    for changes in ({}, {"recompute": "full", "micro_batch": 16}):
+        layouts = Layouts.of(msgspec.structs.replace(LAYOUT, **changes))
+        shapes = Shapes.of([GPT2])
+        pooled, holed = (memory_bytes(shapes, layouts, heap) for heap in (POOL, GLIBC))
+        assert float(holed.peak[0, 0]) > 1.05 * float(pooled.peak[0, 0])
+        assert float(holed.activations[0, 0]) == 1.12 * float(pooled.activations[0, 0])
+        assert float(holed.weights[0, 0]) == float(pooled.weights[0, 0])
+
+
 def test_a_past_run_corrects_what_comes_and_goes_within_a_step() -> None:
     plain = memory()
-    learned = memory_bytes(Shapes.of([GPT2]), Layouts.of(LAYOUT), {"activations": 1.5})
+    learned = memory_bytes(Shapes.of([GPT2]), Layouts.of(LAYOUT), worn=1.5)
     assert float(learned.activations[0, 0]) == 1.5 * float(plain.activations[0, 0])
     assert float(learned.optimizer[0, 0]) == float(plain.optimizer[0, 0])

@@ -35,7 +35,7 @@ from .test_run import kill_at, losses, silent
 from .test_step import CPU
 
 HOWS = [
-    {"precision": "fp32"}, {"precision": "bf16"},
+    {"precision": "fp32"}, pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
     pytest.param({"precision": "bf16", "kernels": "native"}, marks=needs_native),
 ]  # fmt: skip
 Usage = namedtuple("Usage", "total used free")

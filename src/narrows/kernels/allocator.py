@@ -4,18 +4,50 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from narrows.kernels.build import compiled, obstacle
+from narrows.spec.errors import RunFailed
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _NEVER, _AHEAD = 2**31 - 1, 64 * 2**20
 
 
+@cache
 def keep_pages() -> bool:
-    """Tell glibc to serve large buffers from a heap it does not give back; False elsewhere.
+    """Take torch's tensors from a pool of their own where native kernels can be had, and tell glibc
+    to serve all else from a heap that it does not give back. False where neither is possible.
 
     Page faults cost 0.3 s a gigabyte; a training step would take gigabytes of them again and again.
     """
+    pooled = obstacle() is None and _pool()
     if platform.libc_ver()[0] != "glibc":
-        return False
+        return pooled
     libc = ctypes.CDLL(None)
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _AHEAD), (_ARENA_MAX, 1))
     return all(libc.mallopt(name, value) == 1 for name, value in settings)
+
+
+def _pool() -> bool:
+    """Whether native/pool.cpp serves torch from now on."""
+    installed = Path(torch.__file__).parent
+    interface = int(torch.compiled_with_cxx11_abi())
+    flags = (
+        "-O3", "-std=c++17", "-fPIC", f"-I{installed / 'include'}",
+        f"-D_GLIBCXX_USE_CXX11_ABI={interface}", f"-DNARROWS_TORCH={torch.__version__!r}",
+    )  # fmt: skip
+    joining = (f"-L{installed / 'lib'}", "-lc10", f"-Wl,-rpath,{installed / 'lib'}")
+    try:
+        taken = ctypes.CDLL(str(compiled("pool", ("pool.cpp", "pool.h"), flags, joining)))
+    except (RunFailed, OSError) as error:
+        why = error.causes[0] if isinstance(error, RunFailed) and error.causes else error
+        warnings.warn(
+            f"tensors take up to twice the memory, for want of a pool: {why}", stacklevel=3
+        )
+        return False
+    taken.narrows_pool.restype = ctypes.c_bool
+    return bool(taken.narrows_pool())

@@ -60,29 +60,39 @@ def obstacle() -> str | None:
 
 
 def library() -> Path:
-    """Path of the compiled library; raises RunFailed with the compiler's words."""
+    """Path of the compiled kernels; raises RunFailed with the compiler's words."""
+    return compiled("kernels", (*SOURCES, *HEADERS), (*FLAGS, *(level() or AVX2).flags))
+
+
+def compiled(
+    name: str, chosen: tuple[str, ...], flags: tuple[str, ...], joining: tuple[str, ...] = ()
+) -> Path:
+    """Path of a library of these files of native/, made where it is not there yet; raises RunFailed
+    with the compiler's words.
+    """
     compiler = _compiler()
     if compiler is None:
         raise RunFailed("no C++ compiler was found", hint="install g++, or plan with kernels=torch")
     folder = files("narrows.kernels") / "native"
-    sources = {name: (folder / name).read_text() for name in (*SOURCES, *HEADERS)}
-    flags = (*FLAGS, *(level() or AVX2).flags)
-    key = hashlib.sha256(repr((sorted(sources.items()), flags, compiler)).encode()).hexdigest()[:16]
-    path = narrows_home() / "native" / f"kernels-{key}.so"
+    texts = {each: (folder / each).read_text() for each in chosen}
+    said = repr((sorted(texts.items()), flags, joining, compiler))
+    path = narrows_home() / "native" / f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Of the processes that a layout starts at once the first compiles, and the others wait.
         with path.parent.with_name("native.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                _compile([compiler, *flags], sources, path)
+                _compile([compiler, *flags], texts, joining, path)
     return path
 
 
-def _compile(compiler: list[str], sources: dict[str, str], path: Path) -> None:
+def _compile(
+    compiler: list[str], texts: dict[str, str], joining: tuple[str, ...], path: Path
+) -> None:
     """Each source by itself, as many at a time as there are cores; then all are joined."""
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
-        for name, text in sources.items():
+        for name, text in texts.items():
             (Path(work) / name).write_text(text)
 
         def run(*arguments: str) -> None:
@@ -95,10 +105,11 @@ def _compile(compiler: list[str], sources: dict[str, str], path: Path) -> None:
                     "--set layout.precision=fp32",
                 )
 
-        longest_first = sorted(SOURCES, key=lambda name: -len(sources[name]))
+        sources = [name for name in texts if name.endswith(".cpp")]
+        longest_first = sorted(sources, key=lambda name: -len(texts[name]))
         with ThreadPoolExecutor(os.cpu_count()) as several:
             list(several.map(lambda name: run("-c", name, "-o", f"{name}.o"), longest_first))
-        run("-shared", *(f"{name}.o" for name in SOURCES), "-o", path.name)
+        run("-shared", *(f"{name}.o" for name in sources), *joining, "-o", path.name)
         (Path(work) / path.name).replace(path)
 
 

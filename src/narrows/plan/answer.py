@@ -12,7 +12,7 @@ import numpy as np
 from narrows.plan.cost import operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes, TrainingPrecision
-from narrows.plan.memory import WEAR
+from narrows.plan.memory import POOL, Heap
 from narrows.plan.operation import Operation
 from narrows.plan.passes import Pass, block_operations, pass_operations, read_bytes
 from narrows.plan.power import bill, energy_basis, watts
@@ -70,7 +70,7 @@ def predict_answer(model: ModelSpec, asked: Question, machine: Machine) -> Ledge
     if passes:
         rows += _rows(model, each, asked.setting, machine, "decode", passes)
     peak = matmul_peak(machine, asked.setting)
-    return ledger(rows, answer_memory(model, asked), asked, peak, machine)
+    return ledger(rows, answer_memory(model, asked, Heap.of(machine)), asked, peak, machine)
 
 
 class Answers(Protocol):
@@ -109,8 +109,8 @@ def pass_rows(
     return _rows(model, each, setting, machine, phase, 1)
 
 
-def answer_memory(model: ModelSpec, asked: Question) -> MemoryPeak:
-    """Peak bytes by kind, at the widest moment of the last block of the prefill."""
+def answer_memory(model: ModelSpec, asked: Question, heap: Heap = POOL) -> MemoryPeak:
+    """Peak bytes by kind in `heap`, at the widest moment of the last block of the prefill."""
     shapes, value = Shapes.of([model]), asked.setting.value_bytes
     room = min(asked.prompt + asked.tokens, model.context)
     logits = model.vocabulary * (asked.sequences * value + DRAW_BYTES)
@@ -118,7 +118,7 @@ def answer_memory(model: ModelSpec, asked: Question) -> MemoryPeak:
     kinds = {
         "weights": float(value * model.parameters),
         "cache": float(asked.sequences * cache_bytes(model, room, value, asked.cache)),
-        "activations": WEAR * asked.sequences * asked.prompt * _held_bytes(shapes, value),
+        "activations": heap.wear * asked.sequences * asked.prompt * _held_bytes(shapes, value),
         "logits": float(logits),
         "runtime": _RUNTIME_BYTES + asked.fresh * reading,
     }

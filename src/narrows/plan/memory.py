@@ -17,29 +17,47 @@ from narrows.plan.optimizer import AT_HAND_BYTES, whole_state_bytes
 from narrows.plan.trained import Layer
 from narrows.spec.adapter import LowRank
 from narrows.spec.ledger import MemoryPeak
+from narrows.spec.machine import Machine
 
-# What torch takes once it computes: thread pools, oneDNN's primitives and their code. Measured by
-# benchmarks/truth.py on models of 0.5M to 124M. What its compiler leaves behind: a model of next to
-# nothing held as much more where what it compiled was known from before.
-RUNTIME_BYTES = 48e6
-COMPILER_BYTES = 80e6
+# What torch's compiler leaves behind: a model of next to nothing held as much more where what it
+# compiled was known from before.
+COMPILER_BYTES = 100e6
 # What a run has beside its steps: its text mapped, TensorBoard, samples, checkpoints. The demo's
 # runs held 16 MB more than their steps at first and 20 to 43 MB later.
 RUN_BYTES = 30e6
-# What comes and goes within a step wears the allocator: glibc's heap grew by this over the bytes in
-# use. A machine's calibration "activations" multiplies it by what its own allocator took.
+# What comes and goes within a step. A machine's calibration "activations" multiplies it by what its
+# own runs took.
 TRANSIENT = ("activations", "logits", "workspace")
-WEAR = 1.12
-# A heap that serves whatever fits leaves holes where gradients come and go, in parts of their size,
-# and between the streams that recomputing keeps, each too small for a block's activations again.
-# Both measured as resident set over malloc's bytes in use, 0.5M to 124M parameters.
-HOLES_GRADIENTS = 0.5
-HOLES_RECOMPUTE = 3.0
 _FP32 = 4
 _DIVERGENCE_FP32 = 4
 _TOKEN = 8
 
 Moment = dict[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heap:
+    """What an allocator holds beside what is in use. What comes and goes wears it: it holds so many
+    times that. Holes are left where gradients come and go, a share of their size, and between the
+    streams that recomputing keeps, each too small for so many blocks' activations again. Beside
+    all is what torch takes once it computes: thread pools, primitives and their code.
+    """
+
+    wear: float
+    gradients: float
+    recompute: float
+    runtime_bytes: float
+
+    @classmethod
+    def of(cls, machine: Machine) -> Heap:
+        """Of a machine's tensors: the pool is there where native kernels can be had."""
+        return POOL if "native" in machine.kernel_sets else GLIBC
+
+
+# Measured by benchmarks/truth.py, 0.5M to 124M parameters: as resident set over malloc's bytes in
+# use; and over the sum of the tables below, which the pool holds to the hole.
+GLIBC = Heap(wear=1.12, gradients=0.5, recompute=3.0, runtime_bytes=48e6)
+POOL = Heap(wear=1.0, gradients=0.0, recompute=0.0, runtime_bytes=14e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +106,22 @@ class MemoryBytes:
 def memory_bytes(
     model: Shapes,
     layouts: Layouts,
-    calibration: dict[str, float] | None = None,
+    heap: Heap = POOL,
     held: Held | None = None,
+    worn: float = 1.0,
 ) -> MemoryBytes:
-    """Peak memory of a step under each layout; `calibration` is the machine's. Of several processes
-    `model` is what one computes, and `held` what it has.
+    """Peak memory of a step under each layout, in `heap`, as past runs have `worn` it. Of several
+    processes `model` is what one computes, and `held` what it has.
     """
-    worn = (calibration or {}).get("activations", 1.0)
     value = layouts.setting.value_bytes
     tokens = layouts.micro_batch * model.context
     nothing = 0.0 * (tokens * model.layers)
     learned = model.parameters_trained + nothing
     moments = [
-        {kind: each * (WEAR * worn if kind in TRANSIENT else 1.0) for kind, each in moment.items()}
+        {
+            kind: each * (worn * heap.wear if kind in TRANSIENT else 1.0)
+            for kind, each in moment.items()
+        }
         for moment in _moments(model, layouts, held)
     ]
     totals = np.stack([np.asarray(sum(list(moment.values()), nothing)) for moment in moments])
@@ -109,7 +130,7 @@ def memory_bytes(
         kind: np.choose(worst, [moment[kind] + nothing for moment in moments])
         for kind in moments[0]
     }
-    at_peak["workspace"] = at_peak["workspace"] + worn * _holes(model, layouts)
+    at_peak["workspace"] = at_peak["workspace"] + worn * _holes(model, layouts, heap)
     weights = value * (model.parameters + nothing)
     if not model.learning.everything:
         weights = model.trained.weight_bytes(value) + nothing
@@ -133,7 +154,7 @@ def memory_bytes(
         weights=weights,
         masters=masters + nothing,
         optimizer=state + nothing,
-        runtime=nothing + RUNTIME_BYTES + COMPILER_BYTES * layouts.setting.compile,
+        runtime=nothing + heap.runtime_bytes + COMPILER_BYTES * layouts.setting.compile,
         **at_peak,
     )
 
@@ -237,16 +258,16 @@ def _saved(model: Shapes, layouts: Layouts) -> tuple[Array, Array]:
     return np.asarray(whole), np.max(each, axis=0)
 
 
-def _holes(model: Shapes, layouts: Layouts) -> Array:
-    """Bytes that the heap holds and nobody uses."""
+def _holes(model: Shapes, layouts: Layouts, heap: Heap) -> Array:
+    """Bytes that a heap holds and nobody uses."""
     tokens = layouts.micro_batch * model.context
     shared = layouts.selective * tokens * product_bytes(model, layouts.setting)[1]
     block = _saved(model, layouts)[1] - shared
     again = np.where(
-        layouts.recompute > 0, np.minimum(HOLES_RECOMPUTE, model.layers - 1) * block, 0.0
+        layouts.recompute > 0, np.minimum(heap.recompute, model.layers - 1) * block, 0.0
     )
     gradients = _largest(model) if layouts.optimizer.fused else model.parameters_trained
-    return HOLES_GRADIENTS * layouts.setting.value_bytes * gradients + again
+    return heap.gradients * layouts.setting.value_bytes * gradients + again
 
 
 def _largest(model: Shapes) -> Array:

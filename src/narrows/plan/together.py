@@ -20,7 +20,7 @@ from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import bubble, in_turn
 from narrows.plan.gradients import kept_bytes
 from narrows.plan.layouts import Array, Layouts, Shapes
-from narrows.plan.memory import Held, MemoryBytes, memory_bytes
+from narrows.plan.memory import Heap, Held, MemoryBytes, memory_bytes
 from narrows.plan.network import Network
 from narrows.plan.operation import Operation
 from narrows.plan.operations import step_operations
@@ -127,14 +127,15 @@ def peak_bytes(model: Shapes, layouts: Layouts, machine: Machine) -> MemoryBytes
     """Memory of `layouts` as this machine's past runs corrected it; of several processes, of the
     one that takes most.
     """
+    heap, worn = Heap.of(machine), machine.calibration.get("activations", 1.0)
     if layouts.spread is None:
-        return memory_bytes(model, layouts, machine.calibration)
+        return memory_bytes(model, layouts, heap, worn=worn)
     network = Network.of(layouts.spread, machine)
     peaks = []
     for share in _shares(model, layouts.spread):
         cut, own = _cut(model, layouts, share, network, machine)
         held = _held(share, layouts)
-        found = memory_bytes(cut, own, machine.calibration, held)
+        found = memory_bytes(cut, own, heap, held, worn)
         more = kept_bytes(layouts.gradients) * share.kept
         peaks.append(replace(found, optimizer=found.optimizer + more))
     fullest = np.stack([each.peak for each in peaks]).argmax(axis=0)

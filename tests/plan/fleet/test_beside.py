@@ -104,7 +104,13 @@ def beside(name: str, kind: str, rank: int = 0) -> Comparison:
     return compare(name, Work.of(MODELS[name], T), *traced(name, kind, rank))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(each, marks=pytest.mark.slow) if each in ("gpt", "normed") else each
+        for each in MODELS
+    ],
+)
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_reasons_explain_all_but_activations(name: str, kind: str) -> None:
     given = LAYOUTS[kind]
