@@ -26,14 +26,14 @@ class Pool {
 
   // `bytes`, at an address of a cache line; null where the system has no more.
   void* take(size_t bytes) {
-    const size_t size = sizeof(Block) + (bytes + LINE - 1) / LINE * LINE;
+    const size_t size = APART + (bytes + LINE - 1) / LINE * LINE;
     const std::lock_guard<std::mutex> alone(mutex_);
     const auto hole = holes_.lower_bound({size, nullptr});
     Block* block = hole != holes_.end() ? hole->second : grown(size);
     if (block == nullptr) return nullptr;
     holes_.erase({block->size, block});
     block->free = false;
-    if (block->size >= size + sizeof(Block) + LINE) part(block, size);
+    if (block->size >= size + APART + LINE) part(block, size);
     return block + 1;
   }
 
@@ -57,9 +57,11 @@ class Pool {
 
  private:
   static constexpr size_t LINE = 64, STEP = size_t(64) << 20;
+  // Between the bytes of two blocks: buffers of whole pages that follow each other begin at other
+  // places of a page, and a store to one is not taken for a load of the next.
+  static constexpr size_t APART = 13 * LINE;
 
-  // What stands ahead of a block's bytes. With a line between them, buffers of whole pages do not
-  // all begin at the same place in a cache.
+  // What stands ahead of a block's bytes.
   struct alignas(LINE) Block {
     size_t size, before;  // with this; of the block before it, 0 of the first
     bool free;
