@@ -22,9 +22,6 @@ from narrows.spec.machine import Machine
 # What torch's compiler leaves behind: a model of next to nothing held as much more where what it
 # compiled was known from before.
 COMPILER_BYTES = 100e6
-# What a run has beside its steps: its text mapped, TensorBoard, samples, checkpoints. The demo's
-# runs held 16 MB more than their steps at first and 20 to 43 MB later.
-RUN_BYTES = 30e6
 # What comes and goes within a step. A machine's calibration "activations" multiplies it by what its
 # own runs took.
 TRANSIENT = ("activations", "logits", "workspace")
@@ -40,13 +37,15 @@ class Heap:
     """What an allocator holds beside what is in use. What comes and goes wears it: it holds so many
     times that. Holes are left where gradients come and go, a share of their size, and between the
     streams that recomputing keeps, each too small for so many blocks' activations again. Beside
-    all is what torch takes once it computes: thread pools, primitives and their code.
+    all is what torch takes once it computes: thread pools, primitives and their code; and what a
+    run has beside its steps: its text mapped, TensorBoard, samples, checkpoints.
     """
 
     wear: float
     gradients: float
     recompute: float
     runtime_bytes: float
+    run_bytes: float
 
     @classmethod
     def of(cls, machine: Machine) -> Heap:
@@ -55,9 +54,10 @@ class Heap:
 
 
 # Measured by benchmarks/truth.py, 0.5M to 124M parameters: as resident set over malloc's bytes in
-# use; and over the sum of the tables below, which the pool holds to the hole.
-GLIBC = Heap(wear=1.12, gradients=0.5, recompute=3.0, runtime_bytes=48e6)
-POOL = Heap(wear=1.0, gradients=0.0, recompute=0.0, runtime_bytes=14e6)
+# use; and over the sum of the tables below, which the pool holds to the hole. The demo's runs held
+# 16 to 43 MB more than their steps in glibc's heap, and 9 beside the pool.
+GLIBC = Heap(wear=1.12, gradients=0.5, recompute=3.0, runtime_bytes=48e6, run_bytes=30e6)
+POOL = Heap(wear=1.0, gradients=0.0, recompute=0.0, runtime_bytes=14e6, run_bytes=10e6)
 
 
 @dataclass(frozen=True, kw_only=True)
