@@ -133,3 +133,16 @@ def test_without_a_pool_one_is_told_and_the_heap_serves(tmp_path: Path) -> None:
         + "assert 'no such header' in str(told[-1].message), told\n"
         "assert float(torch.ones(1 << 20).sum()) == 1 << 20\n"
     )
+
+
+@pooled
+def test_where_the_system_gives_no_addresses_one_is_told_and_the_heap_serves() -> None:
+    said(
+        "import resource, warnings\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        + "".join(f"    {line}\n" for line in KEPT.splitlines())
+        + "assert 'ulimit -v' in str(told[-1].message), told\n"
+        "assert float(torch.ones(1 << 20).sum()) == 1 << 20\n"
+    )

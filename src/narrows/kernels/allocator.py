@@ -33,9 +33,10 @@ def keep_pages() -> bool:
 
 
 def _pool() -> bool:
-    """Whether native/pool.cpp serves torch from now on."""
+    """Whether native/pool.cpp serves torch from now on; if not, why is said aloud."""
     installed = Path(torch.__file__).parent
     interface = int(torch.compiled_with_cxx11_abi())
+    # The version is there for the library's name: each torch has its own.
     flags = (
         "-O3", "-std=c++17", "-fPIC", f"-I{installed / 'include'}",
         f"-D_GLIBCXX_USE_CXX11_ABI={interface}", f"-DNARROWS_TORCH={torch.__version__!r}",
@@ -43,11 +44,11 @@ def _pool() -> bool:
     joining = (f"-L{installed / 'lib'}", "-lc10", f"-Wl,-rpath,{installed / 'lib'}")
     try:
         taken = ctypes.CDLL(str(compiled("pool", ("pool.cpp", "pool.h"), flags, joining)))
+        taken.narrows_pool.restype = ctypes.c_bool
+        if taken.narrows_pool():
+            return True
+        why = "the system gives no addresses for one (ulimit -v)"
     except (RunFailed, OSError) as error:
-        why = error.causes[0] if isinstance(error, RunFailed) and error.causes else error
-        warnings.warn(
-            f"tensors take up to twice the memory, for want of a pool: {why}", stacklevel=3
-        )
-        return False
-    taken.narrows_pool.restype = ctypes.c_bool
-    return bool(taken.narrows_pool())
+        why = error.causes[0] if isinstance(error, RunFailed) and error.causes else str(error)
+    warnings.warn(f"tensors take up to twice the memory, for want of a pool: {why}", stacklevel=3)
+    return False
