@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from narrows.infer.core import Read
 from narrows.infer.engine import core_of
 from narrows.infer.export import export
 from narrows.infer.packed import PackedWriter
@@ -110,6 +113,37 @@ def test_a_conversation_that_goes_on_reads_what_is_new_alone(
         fresh = Scheduler(PackedCore(writer.model, 1, CONTEXT, kept), writer.tokenizer)
         assert "".join(piece.text for piece in fresh.submit(request)) == text
         fresh.close()
+
+
+def test_prompts_fill_half_a_chunk_while_a_text_waits_for_the_step(
+    writer: PackedWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = PackedCore(writer.model, 3, CONTEXT)
+    begun, asked = threading.Event(), threading.Event()
+    step, steps = core.step, list[list[int]]()
+
+    def watched(reads: Sequence[Read]) -> torch.Tensor:
+        steps.append([len(each.tokens) for each in reads])
+        begun.set()
+        assert asked.wait(10.0)
+        return step(reads)
+
+    monkeypatch.setattr(core, "step", watched)
+    scheduler = Scheduler(core, writer.tokenizer, chunk=8)
+    requests = [
+        Request(prompt=tuple(prompt), tokens_max=6)
+        for prompt in (PROMPT[:3], PROMPT[3:8], PROMPT[5:15])
+    ]
+    answers = [scheduler.submit(requests[0])]
+    assert begun.wait(10.0)
+    answers += map(scheduler.submit, requests[1:])
+    asked.set()
+    found = ["".join(piece.text for piece in answer) for answer in answers]
+    scheduler.close()
+    alone = Scheduler(PackedCore(writer.model, 1, CONTEXT), writer.tokenizer)
+    assert found == ["".join(p.text for p in alone.submit(each.request)) for each in answers]
+    alone.close()
+    assert steps[:5] == [[3], [1, 4], [1, 1, 3], [1, 1, 4], [1, 1, 3]]
 
 
 @pytest.mark.parametrize("kept", ["bf16", "int8"])

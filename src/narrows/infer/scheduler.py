@@ -25,7 +25,9 @@ from narrows.infer.writing import Writing
 from narrows.spec.errors import BadInput, NarrowsError, RunFailed
 
 CHUNK = 256
-"""Tokens of prompts that are read before the other texts go on by a token."""
+"""Tokens of prompts that are read in one step while no text is written."""
+BESIDE = 2
+"""Of those, one in so many while the next tokens of other texts wait for the step."""
 GUESSING = 4
 """Texts that are written while guesses pay: a row costs little only beside few others."""
 
@@ -153,7 +155,7 @@ class Scheduler:
         self._admit()
         texts = [each for each in self._writing if not each.answer.over]
         guesses = self._guesses(texts)
-        chunks = self._chunks()
+        chunks = self._chunks(waited_for=bool(texts))
         written = [
             Read(each.slot, (each.last, *guess), self.core.length(each.slot), 1 + len(guess))
             for each, guess in zip(texts, guesses, strict=True)
@@ -201,14 +203,18 @@ class Scheduler:
                 self._reading.pop()
                 self._begin(writing, place.logits_V)
 
-    def _chunks(self) -> list[Read]:
-        """Of prompts in the order they came, together no more than one chunk may have."""
-        found, room = list[Read](), self._slots.chunk
+    def _chunks(self, *, waited_for: bool) -> list[Read]:
+        """Of prompts in the order they came, together no more than a chunk, or than a part of one
+        where texts wait for the step and prompts may be cut anywhere.
+        """
+        room = self._slots.chunk // (BESIDE if waited_for and self.core.alike else 1)
+        found = list[Read]()
         for writing in self._reading:
-            chunk = self._slots.next(writing.slot, writing.answer.request.prompt, writing.read)
-            room -= len(chunk.tokens)
-            if room < 0:
+            prompt = writing.answer.request.prompt
+            chunk = self._slots.next(writing.slot, prompt, writing.read, room)
+            if chunk is None:
                 break
+            room -= len(chunk.tokens)
             found.append(chunk)
         return found
 

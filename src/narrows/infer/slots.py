@@ -67,10 +67,15 @@ class Slots:
         self._adapters[target] = adapter
         return Place(target, count, logits_V)
 
-    def next(self, slot: int, prompt: tuple[int, ...], count: int) -> Read:
-        """The next chunk of a prompt, of which `count` tokens are read."""
-        end = min(len(prompt), count - count % self.chunk + self.chunk)
-        return Read(slot, prompt[count:end], count, wanted=int(end == len(prompt)))
+    def next(self, slot: int, prompt: tuple[int, ...], count: int, most: int) -> Read | None:
+        """What of a prompt is read next, of which `count` tokens are: the rest of a chunk, or where
+        it may be cut anywhere as much as `most`; None where that is more than so many.
+        """
+        end = count + most if self._core.alike else count - count % self.chunk + self.chunk
+        tokens = prompt[count:end]
+        if not 0 < len(tokens) <= most:
+            return None
+        return Read(slot, tokens, count, wanted=int(end >= len(prompt)))
 
     def keep(self, read: Read, logits_V: Tensor | None) -> None:
         """That chunk was read, and what follows where it was the last."""
