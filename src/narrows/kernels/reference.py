@@ -96,18 +96,19 @@ class TorchKernels(Kernels):
             fused=values.device.type != "meta", amsgrad=False, beta1=step.beta1, beta2=step.beta2,
             lr=step.rate, weight_decay=step.decay, eps=step.epsilon, maximize=False,
         )  # fmt: skip
+        del gradient
         self.set_(master, values)
 
     def joined(self, weight: Tensor, rest: Tensor) -> Tensor:
-        high = weight.view(torch.int16).to(torch.int32) << 16
-        return (high + rest).view(torch.float32)
+        bits = weight.view(torch.int16).to(torch.int32)
+        return bits.bitwise_left_shift_(16).add_(rest).view(torch.float32)
 
     def part_(self, weight: Tensor, rest: Tensor, values: Tensor) -> None:
         bits = values.view(torch.int32)
-        bits = torch.where(bits & 0xFFFF == 0x8000, bits | 1, bits)
-        high = bits + 0x8000 >> 16
+        bits = bits + (bits & 0xFFFF == 0x8000)
+        high = (bits + 0x8000).bitwise_right_shift_(16)
         weight.copy_(high.to(torch.int16).view(torch.bfloat16))
-        rest.copy_(bits - (high << 16))
+        rest.copy_(bits.sub_(high.bitwise_left_shift_(16)))
 
     def decoded(self, codes: Tensor, scales: Tensor, code: Code) -> Tensor:
         shares = code.levels.index_select(0, codes.to(torch.int32))
