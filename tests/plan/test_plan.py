@@ -95,6 +95,22 @@ def test_native_bf16_is_chosen_where_it_is_quickest(
     assert (layout.kernels, layout.precision, layout.recompute) == ("native", "bf16", "none")
 
 
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_runner_up_takes_the_memory_that_a_plan_of_it_takes(
+    job: Job, machine: Machine, dataset: Dataset, with_data: bool
+) -> None:
+    text = dataset if with_data else None
+    plan = make_plan(job, machine, text)
+    other = next(each for each in plan.alternatives if each.layout.processes == 1)
+    wanted = LayoutIntent(
+        **{name: getattr(other.layout, name) for name in
+           ("processes", "micro_batch", "precision", "kernels", "recompute", "loss_chunk")},
+        compile=other.layout.compile,
+    )  # fmt: skip
+    again = make_plan(msgspec.structs.replace(job, layout=wanted), machine, text)
+    assert again.predicted.memory.peak == pytest.approx(other.memory_peak)
+
+
 def test_less_memory_makes_a_smaller_micro_batch(job: Job, make_machine: MakeMachine) -> None:
     sized = msgspec.structs.replace(
         job,

@@ -79,7 +79,8 @@ def make_plan(
     updated = recipe.optimizer(intent, wanted.model, wanted.tokens, step_tokens, {})
     candidates = optimizer.able(candidates, updated, train.exchange, train.on_spike)
     candidates = ramp.able(candidates, train.batch_ramp, train.exchange, wanted.batch)
-    found = search(wanted.shapes, candidates, machine)
+    reads_text = text.tokens_train is not None
+    found = search(wanted.shapes, candidates, machine, reads_text=reads_text)
     chosen = _choose(wanted, found, machine)
     if chosen is None:
         raise refusal(job, machine, wanted.model, wanted.batch, found)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from narrows.plan.curves import precisions
 from narrows.plan.family import divisors
 from narrows.plan.layouts import SPREAD, Array, Layouts, Setting, Shapes
+from narrows.plan.memory import Heap
 from narrows.plan.optimizer import check_device
 from narrows.plan.processes import check, counts, spreads
 from narrows.plan.together import hosts, peak_bytes, step, step_seconds, usual_threads
@@ -91,8 +92,11 @@ class Found:
         return int(np.where(close, self.peak[model], np.inf).argmin())
 
 
-def search(shapes: Shapes, candidates: Sequence[Layouts], machine: Machine) -> Found:
-    """Evaluate all candidates for all models."""
+def search(
+    shapes: Shapes, candidates: Sequence[Layouts], machine: Machine, *, reads_text: bool = True
+) -> Found:
+    """Evaluate all candidates for all models, in runs that read a text or only take steps."""
+    more = Heap.of(machine).run_bytes if reads_text else 0.0
     if isinstance(shapes.learning.adapter, LowRank):
         # Low-rank products are added where the product that would be kept lies.
         candidates = [_unselective(each) for each in candidates if not each.selective.all()]
@@ -107,7 +111,7 @@ def search(shapes: Shapes, candidates: Sequence[Layouts], machine: Machine) -> F
             taken.append(found.seconds[np.newaxis])
             told.append(found.telling[np.newaxis])
         local = layouts.spread.processes // hosts(layouts.spread, machine) if layouts.spread else 1
-        peak.append(local * peak_bytes(shapes, layouts, machine).peak)
+        peak.append(local * peak_bytes(shapes, layouts, machine).peak + more)
         compiling = compile_seconds(shapes, machine) if layouts.setting.compile else 0.0
         once.append(np.zeros_like(taken[-1]) + compiling)
         group.append(np.full(size, number))
