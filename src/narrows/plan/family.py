@@ -118,7 +118,8 @@ def _heads(intent: ModelIntent, width: int, why: dict[str, str]) -> tuple[int, i
             f"a width of {width} has no habitual division into heads",
             hint="choose a multiple of 64, or give model.heads",
         )
-    reason = "as in GPT-2" if head_width == HEAD_WIDTH else f"so that there are {_HEADS_LEAST} or more"
+    many = f"so that there are {_HEADS_LEAST} or more"
+    reason = "as in GPT-2" if head_width == HEAD_WIDTH else many
     why["model.heads"] = f"heads of {head_width}, {reason}"
     return width // head_width, head_width
 

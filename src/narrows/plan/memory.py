@@ -37,14 +37,16 @@ class Heap:
     """What an allocator holds beside what is in use. What comes and goes wears it: it holds so many
     times that. Holes are left where gradients come and go, a share of their size, and between the
     streams that recomputing keeps, each too small for so many blocks' activations again. Beside
-    all is what torch takes once it computes: thread pools, primitives and their code; and what a
-    run has beside its steps: its text mapped, TensorBoard, samples, checkpoints.
+    all is what torch takes once it computes: thread pools, primitives and their code, with its own
+    kernels more of them; and what a run has beside its steps: its text mapped, TensorBoard,
+    samples, checkpoints.
     """
 
     wear: float
     gradients: float
     recompute: float
     runtime_bytes: float
+    kernels_bytes: float
     run_bytes: float
 
     @classmethod
@@ -56,8 +58,12 @@ class Heap:
 # Measured by benchmarks/truth.py, 0.5M to 124M parameters: as resident set over malloc's bytes in
 # use; and over the sum of the tables below, which the pool holds to the hole. The demo's runs held
 # 16 to 43 MB more than their steps in glibc's heap, and 9 beside the pool.
-GLIBC = Heap(wear=1.12, gradients=0.5, recompute=3.0, runtime_bytes=48e6, run_bytes=30e6)
-POOL = Heap(wear=1.0, gradients=0.0, recompute=0.0, runtime_bytes=14e6, run_bytes=10e6)
+GLIBC = Heap(
+    wear=1.12, gradients=0.5, recompute=3.0, runtime_bytes=48e6, kernels_bytes=0.0, run_bytes=30e6
+)
+POOL = Heap(
+    wear=1.0, gradients=0.0, recompute=0.0, runtime_bytes=14e6, kernels_bytes=5e6, run_bytes=10e6
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +160,14 @@ def memory_bytes(
         weights=weights,
         masters=masters + nothing,
         optimizer=state + nothing,
-        runtime=nothing + heap.runtime_bytes + COMPILER_BYTES * layouts.setting.compile,
+        runtime=nothing + _runtime_bytes(layouts.setting, heap),
         **at_peak,
     )
+
+
+def _runtime_bytes(setting: Setting, heap: Heap) -> float:
+    own = heap.kernels_bytes if setting.kernels == "torch" else 0.0
+    return heap.runtime_bytes + own + COMPILER_BYTES * setting.compile
 
 
 def saved_bytes(model: Shapes, setting: Setting, layer: Layer | None = None) -> Array:
