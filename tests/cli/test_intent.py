@@ -9,6 +9,7 @@ from narrows.cli import intent
 from narrows.cli.parser import Parser
 from narrows.spec.errors import BadInput
 from narrows.spec.job import Job, ModelIntent
+from narrows.spec.machine import Machine
 from narrows.spec.model import llama
 from narrows.spec.plan import Start
 from narrows.spec.units import Seconds
@@ -108,3 +109,12 @@ def test_a_model_that_was_opened_before_is_not_opened_again(
     wanted = Job(name="more", model=ModelIntent(start=str(path)))
     assert intent.started(wanted) == intent.started(wanted) == start
     assert opened == [path]
+
+
+def test_a_text_is_not_prepared_for_a_model_that_cannot_be(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intent, "dataset", lambda *_: pytest.fail("it was prepared"))
+    odd = job("--corpus", "shakespeare", "--set", "model.width=100", "--set", "model.heads=3")
+    with pytest.raises(BadInput, match="100 cannot be divided among 3 heads"):
+        intent.planned(odd, machine)

@@ -74,8 +74,11 @@ def machine(file: str | None) -> Machine:
 
 def planned(job: Job, machine: Machine) -> Plan:
     """The plan of `job`, its data prepared and the model that it starts from opened."""
+    from narrows.plan.family import check
     from narrows.plan.plan import make_plan
 
+    # A text is not prepared for a model that cannot be.
+    check(job.model)
     start = started(job)
     return make_plan(job, machine, dataset(job, start), start, teacher(job))
 

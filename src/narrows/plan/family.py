@@ -33,6 +33,12 @@ def is_sized(intent: ModelIntent) -> bool:
     return intent.width is not None or intent.layers is not None
 
 
+def check(intent: ModelIntent) -> None:
+    """Raises BadInput where sizes that are given contradict each other, whatever the text is."""
+    if intent.start is None and is_sized(intent):
+        resolve(intent, vocabulary=1, context=intent.context or 1)
+
+
 def resolve(
     intent: ModelIntent, vocabulary: int, context: int, *, width: int | None = None
 ) -> tuple[ModelSpec, dict[str, str]]:
