@@ -243,6 +243,19 @@ def test_what_changes_nothing_is_ignored(make: Make) -> None:
     assert again["choices"] == plain["choices"]
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "fine"),
+    [("echo", False, True), ("echo", 0.0, False), ("echo", True, False), ("best_of", 1, True),
+     ("best_of", 1.0, True), ("best_of", True, False), ("best_of", 2, False)],
+)  # fmt: skip
+def test_false_is_no_nought_and_true_no_one(make: Make, field: str, value: Any, fine: bool) -> None:
+    answered = post(make(), TEXT, {"prompt": "But", "max_tokens": 1, field: value})
+    if fine:
+        assert answered.status_code == 200
+    else:
+        assert f"{field} is not served" in error(answered, 400)["message"]
+
+
 def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(make: Make) -> None:
     service = make()
     asked = talk("no " * 90)

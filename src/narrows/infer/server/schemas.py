@@ -265,7 +265,7 @@ def read(body: bytes, kind: type[A]) -> A:
         if name not in _NEUTRAL:
             near = suggestion(name, {each: each for each in known})
             raise Refusal(f"there is no field {name[:60]!r}", hint=near, param=name[:60])
-        if value not in _NEUTRAL[name]:
+        if not any(_same(value, neutral) for neutral in _NEUTRAL[name]):
             raise Refusal(
                 f"{name} is not served, and would change the answer", hint="leave it out",
                 param=name, code="unsupported_parameter",
@@ -275,3 +275,8 @@ def read(body: bytes, kind: type[A]) -> A:
     except msgspec.ValidationError as error:
         place = str(error).rpartition("`$.")[2].rstrip("`") if "`$." in str(error) else None
         raise Refusal(str(error), param=place) from None
+
+
+def _same(one: object, other: object) -> bool:
+    """As JSON has it: to Python false is 0, and true 1."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
