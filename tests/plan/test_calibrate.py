@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from narrows.plan.calibrate import recalibrated
+from narrows.plan.memory import TRANSIENT
 from narrows.plan.plan import make_plan
 from narrows.spec.job import Job, LayoutIntent, ModelIntent, TrainIntent
 from narrows.spec.ledger import Kind, Ledger
@@ -61,3 +62,16 @@ def test_memory_that_the_allocator_took_is_expected_of_it(machine: Machine) -> N
     measured = msgspec.structs.replace(predicted, basis="measured", memory=worn)
     again = make_plan(JOB, recalibrated(machine, predicted, measured), None).predicted
     assert again.memory.peak == pytest.approx(worn.peak, rel=1e-3)
+
+
+def test_what_the_runtime_took_more_is_not_expected_of_steps(machine: Machine) -> None:
+    """A small model's steps would be planned at a quarter or at four times what they take."""
+    small = msgspec.structs.replace(
+        JOB, model=ModelIntent(layers=2, width=128, vocabulary=4096, context=256)
+    )
+    predicted = make_plan(small, machine, None).predicted
+    transient = sum(getattr(predicted.memory, kind) for kind in TRANSIENT)
+    assert 0.4 * predicted.memory.peak < transient < 2 * predicted.memory.runtime
+    worn = msgspec.structs.replace(predicted.memory, peak=predicted.memory.peak + 10e6)
+    measured = msgspec.structs.replace(predicted, basis="measured", memory=worn)
+    assert "activations" not in recalibrated(machine, predicted, measured).calibration

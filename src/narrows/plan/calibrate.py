@@ -11,8 +11,9 @@ from narrows.spec.machine import Machine
 # A kind below this share of the step is noise, and no single run moves a factor further than this.
 _SHARE_LEAST = 0.01
 _FACTOR_MOST = 4.0
-# Below this share of the peak, what comes and goes in a step cannot be told from what stays.
-_SHARE_MEMORY = 0.3
+# Below this share of the peak, what comes and goes in a step cannot be told from what stays; and
+# below so many times the runtime's, which is known to a few megabytes, not from that.
+_SHARE_MEMORY, _RUNTIMES = 0.3, 2.0
 
 
 def recalibrated(machine: Machine, predicted: Ledger, measured: Ledger) -> Machine:
@@ -40,7 +41,8 @@ def _transient_ratio(predicted: MemoryPeak, peak: float) -> float | None:
     """What a step's comings and goings took over what was predicted of them, where they matter."""
     transient = float(sum(getattr(predicted, kind) for kind in TRANSIENT))
     lasting = predicted.peak - transient
-    if transient < _SHARE_MEMORY * predicted.peak or peak <= lasting:
+    least = max(_SHARE_MEMORY * predicted.peak, _RUNTIMES * predicted.runtime)
+    if transient < least or peak <= lasting:
         return None
     return (peak - lasting) / transient
 
