@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from narrows.plan.heap import GLIBC, POOL
 from narrows.plan.layouts import Layouts, Setting, Shapes
-from narrows.plan.memory import GLIBC, POOL, MemoryBytes, memory_bytes, saved_bytes
+from narrows.plan.memory import MemoryBytes, memory_bytes, saved_bytes
 from narrows.spec.layout import Layout
 from narrows.spec.model import ModelSpec, gpt2, llama
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from narrows.plan.heap import GLIBC, POOL, Heap
 from narrows.plan.layouts import Layouts, Shapes
-from narrows.plan.memory import GLIBC, POOL, Heap, memory_bytes
+from narrows.plan.memory import memory_bytes
 from narrows.plan.operations import step_operations
 from narrows.plan.optimizer import able, checkpoint_bytes, state_bytes, whole_state_bytes
 from narrows.plan.plan import make_plan

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from narrows.plan.cost import step_seconds
+from narrows.plan.heap import Heap
 from narrows.plan.layouts import Layouts, Shapes
-from narrows.plan.memory import Heap
 from narrows.plan.predict import Run, predict
 from narrows.plan.recipe import Cadence
 from narrows.spec.layout import Layout

@@ -11,8 +11,8 @@ import numpy as np
 
 from narrows.plan.cost import operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
+from narrows.plan.heap import POOL, Heap
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes, TrainingPrecision
-from narrows.plan.memory import POOL, Heap
 from narrows.plan.operation import Operation
 from narrows.plan.passes import Pass, block_operations, pass_operations, read_bytes
 from narrows.plan.power import bill, energy_basis, watts

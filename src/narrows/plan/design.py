@@ -116,7 +116,7 @@ def _tuned(
     job: Job, text: Text, model: ModelSpec, limits: dial.Allowance | None, why: dict[str, str]
 ) -> Design:
     """A published model goes on learning: for so many epochs, where nothing else is said."""
-    if job.data is not None and text.tokens_train is None:
+    if job.data is not None and not text.prepared:
         raise BadInput("the data are not prepared", hint="narrows train job.toml prepares them")
     epochs = finetuning.epochs_of(job, text, why)
     tokens = epochs * float(text.tokens_train or _STEPS_UNKNOWN * model.context)

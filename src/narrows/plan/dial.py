@@ -179,7 +179,9 @@ def tokens_per_second(
         compile=intent.compile or False, kernels=intent.kernels, threads=intent.threads,
         loss_chunk=intent.loss_chunk or _DIAL_CHUNK,
     )  # fmt: skip
-    found = search(shapes, candidates(open_chunk, machine, batch, context), machine)
+    found = search(
+        shapes, candidates(open_chunk, machine, batch, context), machine, reads_text=True
+    )
     step = np.where(found.peak <= found.limit, found.step, np.inf).min(axis=1)
     if not np.isfinite(step).any():
         least = float(found.peak.min())

@@ -12,16 +12,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from narrows.plan.heap import POOL, Heap
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes
 from narrows.plan.optimizer import AT_HAND_BYTES, whole_state_bytes
 from narrows.plan.trained import Layer
 from narrows.spec.adapter import LowRank
 from narrows.spec.ledger import MemoryPeak
-from narrows.spec.machine import Machine
 
-# What torch's compiler leaves behind: a model of next to nothing held as much more where what it
-# compiled was known from before.
-COMPILER_BYTES = 100e6
 # What comes and goes within a step. A machine's calibration "activations" multiplies it by what its
 # own runs took.
 TRANSIENT = ("activations", "logits", "workspace")
@@ -30,40 +27,6 @@ _DIVERGENCE_FP32 = 4
 _TOKEN = 8
 
 Moment = dict[str, Array]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Heap:
-    """What an allocator holds beside what is in use. What comes and goes wears it: it holds so many
-    times that. Holes are left where gradients come and go, a share of their size, and between the
-    streams that recomputing keeps, each too small for so many blocks' activations again. Beside
-    all is what torch takes once it computes: thread pools, primitives and their code, with its own
-    kernels more of them; and what a run has beside its steps: its text mapped, TensorBoard,
-    samples, checkpoints.
-    """
-
-    wear: float
-    gradients: float
-    recompute: float
-    runtime_bytes: float
-    kernels_bytes: float
-    run_bytes: float
-
-    @classmethod
-    def of(cls, machine: Machine) -> Heap:
-        """Of a machine's tensors: the pool is there where native kernels can be had."""
-        return POOL if "native" in machine.kernel_sets else GLIBC
-
-
-# Measured by benchmarks/truth.py, 0.5M to 124M parameters: as resident set over malloc's bytes in
-# use; and over the sum of the tables below, which the pool holds to the hole. The demo's runs held
-# 16 to 43 MB more than their steps in glibc's heap, and 9 beside the pool.
-GLIBC = Heap(
-    wear=1.12, gradients=0.5, recompute=3.0, runtime_bytes=48e6, kernels_bytes=0.0, run_bytes=30e6
-)
-POOL = Heap(
-    wear=1.0, gradients=0.0, recompute=0.0, runtime_bytes=14e6, kernels_bytes=5e6, run_bytes=10e6
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,14 +123,9 @@ def memory_bytes(
         weights=weights,
         masters=masters + nothing,
         optimizer=state + nothing,
-        runtime=nothing + _runtime_bytes(layouts.setting, heap),
+        runtime=nothing + heap.runtime(layouts.setting),
         **at_peak,
     )
-
-
-def _runtime_bytes(setting: Setting, heap: Heap) -> float:
-    own = heap.kernels_bytes if setting.kernels == "torch" else 0.0
-    return heap.runtime_bytes + own + COMPILER_BYTES * setting.compile
 
 
 def saved_bytes(model: Shapes, setting: Setting, layer: Layer | None = None) -> Array:

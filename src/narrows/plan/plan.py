@@ -79,8 +79,7 @@ def make_plan(
     updated = recipe.optimizer(intent, wanted.model, wanted.tokens, step_tokens, {})
     candidates = optimizer.able(candidates, updated, train.exchange, train.on_spike)
     candidates = ramp.able(candidates, train.batch_ramp, train.exchange, wanted.batch)
-    reads_text = text.tokens_train is not None
-    found = search(wanted.shapes, candidates, machine, reads_text=reads_text)
+    found = search(wanted.shapes, candidates, machine, reads_text=text.prepared)
     chosen = _choose(wanted, found, machine)
     if chosen is None:
         raise refusal(job, machine, wanted.model, wanted.batch, found)
@@ -158,7 +157,7 @@ def _run(job: Job, machine: Machine, text: Text, wanted: Design, found: Found, c
     _check_tokens(wanted, steps)
     return Run(
         steps=steps, batch_sequences=wanted.batch, seconds_start=once, cadence=cadence(steps),
-        reads_text=text.tokens_train is not None, gradients=job.train.exchange, said=wanted.said,
+        reads_text=text.prepared, gradients=job.train.exchange, said=wanted.said,
         attended=wanted.attended, optimizer=updated, learning=wanted.learning,
         judged=wanted.judged,
     )  # fmt: skip

@@ -9,8 +9,8 @@ import numpy as np
 
 from narrows.plan.cost import AS_IS, Scales, block_factor, operation_seconds
 from narrows.plan.curves import Curves, matmul_peak
+from narrows.plan.heap import Heap
 from narrows.plan.layouts import USUALLY, Judged, Layouts, Shapes
-from narrows.plan.memory import Heap
 from narrows.plan.operation import Operation
 from narrows.plan.operations import step_operations
 from narrows.plan.power import bill, energy_basis, watts
@@ -75,7 +75,7 @@ def predict(model: ModelSpec, layout: Layout, machine: Machine, run: Run) -> Led
 
 def _memory(shapes: Shapes, layouts: Layouts, machine: Machine, run: Run) -> MemoryPeak:
     peak = peak_bytes(shapes, layouts, machine).record(0, 0)
-    more = Heap.of(machine).run_bytes if run.reads_text else 0.0
+    more = Heap.of(machine).run(reads_text=run.reads_text)
     return msgspec.structs.replace(peak, runtime=peak.runtime + more, peak=peak.peak + more)
 
 

@@ -159,7 +159,9 @@ def _fastest(model: ModelSpec, intent: LayoutIntent, where: _Where) -> _Fit | No
     shapes = Shapes.of([model], learning=where.learning)
     try:
         open_ = options(intent, machine, model, where.batch)
-        found = search(shapes, able(open_, where.optimizer, EXACT, "stop"), machine)
+        found = search(
+            shapes, able(open_, where.optimizer, EXACT, "stop"), machine, reads_text=True
+        )
     except BadInput:
         return None
     best = found.best(1.0)

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from narrows.plan.curves import precisions
 from narrows.plan.family import divisors
+from narrows.plan.heap import Heap
 from narrows.plan.layouts import SPREAD, Array, Layouts, Setting, Shapes
-from narrows.plan.memory import Heap
 from narrows.plan.optimizer import check_device
 from narrows.plan.processes import check, counts, spreads
 from narrows.plan.together import hosts, peak_bytes, step, step_seconds, usual_threads
@@ -93,10 +93,10 @@ class Found:
 
 
 def search(
-    shapes: Shapes, candidates: Sequence[Layouts], machine: Machine, *, reads_text: bool = True
+    shapes: Shapes, candidates: Sequence[Layouts], machine: Machine, *, reads_text: bool = False
 ) -> Found:
     """Evaluate all candidates for all models, in runs that read a text or only take steps."""
-    more = Heap.of(machine).run_bytes if reads_text else 0.0
+    more = Heap.of(machine).run(reads_text=reads_text)
     if isinstance(shapes.learning.adapter, LowRank):
         # Low-rank products are added where the product that would be kept lies.
         candidates = [_unselective(each) for each in candidates if not each.selective.all()]

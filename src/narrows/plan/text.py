@@ -25,6 +25,11 @@ class Text:
     examples: Examples | None = None
 
     @property
+    def prepared(self) -> bool:
+        """Whether there is one to be read."""
+        return self.tokens_train is not None
+
+    @property
     def said(self) -> float:
         """Share of the tokens whose successor is to be told, of running text all."""
         if self.examples is None or not self.tokens_train:

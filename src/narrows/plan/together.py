@@ -19,8 +19,9 @@ from narrows.plan.fleet import constants
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import bubble, in_turn
 from narrows.plan.gradients import kept_bytes
+from narrows.plan.heap import Heap
 from narrows.plan.layouts import Array, Layouts, Shapes
-from narrows.plan.memory import Heap, Held, MemoryBytes, memory_bytes
+from narrows.plan.memory import Held, MemoryBytes, memory_bytes
 from narrows.plan.network import Network
 from narrows.plan.operation import Operation
 from narrows.plan.operations import step_operations
