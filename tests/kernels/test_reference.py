@@ -110,3 +110,26 @@ def test_adamw_is_torch_s(reference: Kernels) -> None:
         step = AdamWStep(0.03, 0.1, 0.9, 0.95, 1e-8, number, 0.5)
         reference.adamw_(master, moments, gradient, step)
         torch.testing.assert_close(master.weight, parameter.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_adamw_of_a_weight_and_its_rest_is_the_same_in_pieces(
+    reference: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stepped() -> list[torch.Tensor]:
+        master = Master(
+            torch.empty(5, 10, dtype=torch.bfloat16), torch.zeros(5, 10, dtype=torch.int16)
+        )
+        moments = Moments(torch.zeros(5, 10), torch.zeros(5, 10))
+        reference.set_(master, normal(5, 10))
+        for number in range(1, 4):
+            # As it comes from a product turned around.
+            gradient = normal(10, 5, seed=number).bfloat16().T
+            step = AdamWStep(0.03, 0.1, 0.9, 0.95, 1e-8, number, 0.5)
+            reference.adamw_(master, moments, gradient, step)
+        assert master.rest is not None
+        return [*master, *moments]
+
+    whole = stepped()
+    # Of whole registers: what fills none is rounded otherwise.
+    monkeypatch.setattr("narrows.kernels.reference._JOINED", 16)
+    assert all(map(torch.equal, stepped(), whole))

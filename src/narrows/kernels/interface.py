@@ -85,6 +85,10 @@ class Moments(NamedTuple):
     first: Tensor
     second: Tensor
 
+    def piece(self, start: int, stop: int) -> Moments:
+        """Of all values in a row, those from `start` to `stop`."""
+        return Moments(*(each.view(-1)[start:stop] for each in self))
+
 
 class Code(NamedTuple):
     """What codes stand for: 256 ascending `levels`, and the 255 `bounds` half way between them."""

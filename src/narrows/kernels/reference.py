@@ -21,6 +21,11 @@ from narrows.kernels.interface import (
 )
 from narrows.spec.optimizer import BLOCK
 
+_JOINED = 1 << 20
+"""Values that a processor puts together of a bf16 weight and its rest at once: three more tensors
+are as large, and pieces that stay in its cache are quicker, too.
+"""
+
 
 class TorchKernels(Kernels):
     """Every operation as torch spells it."""
@@ -86,6 +91,16 @@ class TorchKernels(Kernels):
         return losses_M
 
     def adamw_(self, master: Master, moments: Moments, gradient: Tensor, step: AdamWStep) -> None:
+        if master.rest is None or master.weight.device.type != "cpu":
+            self._adamw(master, moments, gradient, step)
+            return
+        flat = gradient.reshape(-1)
+        for start in range(0, flat.numel(), _JOINED):
+            stop = min(start + _JOINED, flat.numel())
+            some = master.piece(start, stop), moments.piece(start, stop), flat[start:stop]
+            self._adamw(*some, step)
+
+    def _adamw(self, master: Master, moments: Moments, gradient: Tensor, step: AdamWStep) -> None:
         values = self.values(master)
         gradient = gradient.to(torch.float32)
         if step.scale != 1.0:

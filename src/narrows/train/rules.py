@@ -36,10 +36,6 @@ from narrows.train.offload import Place
 
 _PIECE = 1 << 17
 """Values: a multiple of a block in 8 bits; four tensors of them are 2 MB."""
-_JOINED = 1 << 20
-"""Values that torch puts together of a bf16 weight and its rest, with three more tensors as large:
-pieces that stay in a processor's cache are quicker than the whole, too.
-"""
 _EPSILON = torch.finfo(torch.float32).eps
 _MUON = (3.4445, -4.775, 2.0315)
 """Of the Newton-Schulz iteration, as torch.optim.Muon has them."""
@@ -115,17 +111,10 @@ def update(
         ):
             _muon(rule, Updated(values, gradient, {"first": first.view(shape)}), step)
     else:
-        for start, stop in pieces(count, _at_once(rule, kernels, own, place)):
+        fused = isinstance(rule, AdamW) and all(s.bits == 32 for s in own.states.values())
+        for start, stop in pieces(count, place.most if fused else _PIECE):
             with place.using(own.stepped(start, stop)):
                 _piece(rule, kernels, own, (gradient, start, stop), step)
-
-
-def _at_once(rule: Rule, kernels: Kernels, own: Parameter, place: Place) -> int:
-    """Values of a parameter that a step takes together."""
-    if not isinstance(rule, AdamW) or any(state.bits < 32 for state in own.states.values()):
-        return _PIECE
-    whole = kernels.name == "native" or own.master.rest is None
-    return place.most if whole or own.master.weight.device.type != "cpu" else _JOINED
 
 
 def _piece(
