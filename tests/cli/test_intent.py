@@ -9,7 +9,6 @@ from narrows.cli import intent
 from narrows.cli.parser import Parser
 from narrows.spec.errors import BadInput
 from narrows.spec.job import Job, ModelIntent
-from narrows.spec.machine import Machine
 from narrows.spec.model import llama
 from narrows.spec.plan import Start
 from narrows.spec.units import Seconds
@@ -111,10 +110,12 @@ def test_a_model_that_was_opened_before_is_not_opened_again(
     assert opened == [path]
 
 
-def test_a_text_is_not_prepared_for_a_model_that_cannot_be(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+def test_nothing_is_measured_or_prepared_for_a_model_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("NARROWS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(intent, "machine", lambda *_: pytest.fail("it was measured"))
     monkeypatch.setattr(intent, "dataset", lambda *_: pytest.fail("it was prepared"))
-    odd = job("--corpus", "shakespeare", "--set", "model.width=100", "--set", "model.heads=3")
+    odd = parse("--corpus", "shakespeare", "--set", "model.width=100", "--set", "model.heads=3")
     with pytest.raises(BadInput, match="100 cannot be divided among 3 heads"):
-        intent.planned(odd, machine)
+        intent.planned(intent.read(odd), intent.machine(None))

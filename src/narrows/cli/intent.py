@@ -45,6 +45,7 @@ def arguments(parser: argparse.ArgumentParser, *, file: str) -> None:
 
 def read(chosen: argparse.Namespace) -> Job | Plan:
     """The job, overrides applied, or the plan that the file holds."""
+    from narrows.plan.family import check
     from narrows.spec import record
     from narrows.spec.job import Job
     from narrows.spec.plan import Plan
@@ -56,7 +57,10 @@ def read(chosen: argparse.Namespace) -> Job | Plan:
             what = f"{source} is a plan: every value in it is settled"
             raise BadInput(what, hint="give the options to: narrows plan job.toml -o plan.toml")
         return record.from_builtins(Plan, data, source=source)
-    return record.from_builtins(Job, _overridden(data, chosen), source=source)
+    job = record.from_builtins(Job, _overridden(data, chosen), source=source)
+    # No machine is measured and no text prepared for a model that cannot be.
+    check(job.model)
+    return job
 
 
 def machine(file: str | None) -> Machine:
@@ -74,11 +78,8 @@ def machine(file: str | None) -> Machine:
 
 def planned(job: Job, machine: Machine) -> Plan:
     """The plan of `job`, its data prepared and the model that it starts from opened."""
-    from narrows.plan.family import check
     from narrows.plan.plan import make_plan
 
-    # A text is not prepared for a model that cannot be.
-    check(job.model)
     start = started(job)
     return make_plan(job, machine, dataset(job, start), start, teacher(job))
 
