@@ -69,7 +69,7 @@ class Slots:
 
     def next(self, slot: int, prompt: tuple[int, ...], count: int, most: int) -> Read | None:
         """What of a prompt is read next, of which `count` tokens are: the rest of a chunk, or where
-        it may be cut anywhere as much as `most`; None where that is more than so many.
+        it may be cut anywhere as much as `most`; None where there is no room for it.
         """
         end = count + most if self._core.alike else count - count % self.chunk + self.chunk
         tokens = prompt[count:end]

@@ -37,8 +37,8 @@ _BEST = 3
 _AGREE, _SAMPLES_LEAST = 1.05, 12
 _ALONE_S, _AT_ONCE_S = 2e-2, 4e-2
 """Short, so that other work leaves some samples alone, and long beside what the others begin their
-waiting with, on the same cores; of all at once many of the time slices that
-ranks on the same cores take in turn.
+waiting with, on the same cores; of all at once many of the time slices that ranks on the same cores
+take in turn.
 """
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
