@@ -12,6 +12,7 @@ from torch import Tensor
 
 from narrows.hardware.load import LoadWatch
 from narrows.hardware.measure.run import go_first
+from narrows.infer.decoding import spoken
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
@@ -109,7 +110,7 @@ class Answering:
         logits_BV = F.linear(hidden_BTD[:, -1], self.model.head_VD)
         return [
             sampler.choose(logits_V)
-            for sampler, logits_V in zip(self.samplers, logits_BV, strict=True)
+            for sampler, logits_V in zip(self.samplers, spoken(logits_BV), strict=True)
         ]
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from peers.commit import commit
 from peers.environment import python_of, variables
@@ -84,8 +85,9 @@ def written(generator: Generator, prompt: list[int], tokens: int) -> tuple[list[
     decoding, found, gaps = generator.decoding(len(prompt) + tokens), list[int](), list[float]()
     following = prompt
     while len(found) < tokens and (not found or found[-1] not in generator.tokenizer.ends):
-        (first, second), best = decoding.read(following).topk(2)
-        found.append(int(best[0]))
+        logits_V = decoding.read(following)
+        found.append(int(logits_V.argmax()))
+        second, first = np.partition(logits_V, -2)[-2:]
         gaps.append(float(first - second))
         following = found[-1:]
     return found, gaps

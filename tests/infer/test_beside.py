@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from narrows.adapt.merge import merge
 from narrows.adapt.peft import write_adapter
@@ -23,6 +23,7 @@ from narrows.infer.requests import Piece, Request
 from narrows.infer.sampling import Sampling
 from narrows.infer.scheduler import Scheduler
 from narrows.infer.writer import load_writer
+from narrows.kernels.arrays import Floats
 from narrows.kernels.build import obstacle
 from narrows.model.hugging_face import naming
 from narrows.model.opening import build, opened
@@ -66,8 +67,8 @@ def merged(base: Path, folder: Path) -> Transformer:
     return merge(model).requires_grad_(False)
 
 
-def off(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def off(found: Floats, expected: Floats) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_greedy_text_is_that_of_the_merged_model(
             logits_V = decoding.read(read)
             # Where two are as likely, sums that are rounded otherwise may choose the other.
             lacking = float(logits_V.max() - logits_V[token]) / float(
-                logits_V.square().mean() ** 0.5
+                np.square(logits_V).mean() ** 0.5
             )
             assert lacking < 6 * EXACT[precision]
             read = [token]

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,8 +105,9 @@ def odds(writer: PackedWriter, prompt: tuple[int, ...], more: int) -> dict[tuple
     if more == 0:
         return {(): 1.0}
     logits_V = writer.decoding(CONTEXT).read(prompt)[: writer.tokenizer.vocabulary]
-    values, tokens = logits_V.topk(3)
-    shares = values.double().softmax(0).tolist()
+    tokens = np.argsort(-logits_V)[:3]
+    values = np.exp(logits_V[tokens].astype(np.float64))
+    shares = (values / values.sum()).tolist()
     return {
         (token, *rest): share * other
         for token, share in zip(tokens.tolist(), shares, strict=True)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from narrows.kernels.build import obstacle
-from narrows.kernels.decoder import PackedDecoder, Run
+from narrows.kernels.decoder import Run
 from narrows.kernels.interface import Heads
 from narrows.kernels.low_rank import Low, PackedAdapter
 
+from .decoding import Decoder, bits
 from .test_decoder import EXTRAS, KINDS, ROOM, Extras, Kind, Made, drawn, told
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no native kernels: {obstacle()}")
@@ -37,7 +38,7 @@ def adapter_of(made: Made, rank: int, seed: int, *, add: bool = False) -> Packed
             seed += 2
             a_RD = drawn(rank, matrix.shape[1], seed=seed, scale=matrix.shape[1] ** -0.5)
             b_XR = drawn(last - first, rank, seed=seed + 1, scale=rank**-0.5)
-            lows.append(Low(first, last, a_RD, b_XR))
+            lows.append(Low(first, last, bits(a_RD), bits(b_XR)))
             if add:
                 matrix[first:last] += b_XR @ a_RD
         beside[layer, place] = lows
@@ -51,7 +52,7 @@ def test_logits_are_those_of_the_sums(kind: Kind, extras: Extras, rank: int) -> 
     made, tokens = Made(kind, HEADS, extras), told(21, seed=3)
     plain_TV = made.logits(tokens)
     adapter = adapter_of(made, rank, 100, add=True)
-    decoder = PackedDecoder(made.model, room=ROOM, rows=64, threads=2)
+    decoder = Decoder(made.model, room=ROOM, rows=64, threads=2)
     run = Run(decoder.cache(), 0, 21, adapter)
     found_TV, expected_TV = decoder.step([run], tokens, range(21)), made.logits(tokens)
     off = float((found_TV - expected_TV).norm() / expected_TV.norm())
@@ -64,7 +65,7 @@ def test_logits_are_those_of_the_sums(kind: Kind, extras: Extras, rank: int) -> 
 def test_a_row_is_the_same_whichever_adapters_stand_beside_it(kind: str, threads: int) -> None:
     made, tokens = Made(KINDS[kind], HEADS), told(41, seed=5)
     adapters = [None, adapter_of(made, 3, 100), adapter_of(made, 17, 200)]
-    decoder = PackedDecoder(made.model, room=ROOM, rows=200, threads=threads)
+    decoder = Decoder(made.model, room=ROOM, rows=200, threads=threads)
     alone = [decoder.step([Run(decoder.cache(), 0, 41, each)], tokens, range(41))
              for each in adapters]  # fmt: skip
     assert not torch.equal(alone[0], alone[1]) and not torch.equal(alone[1], alone[2])
@@ -81,7 +82,7 @@ def test_a_row_is_the_same_whichever_adapters_stand_beside_it(kind: str, threads
 
 def test_another_models_adapter_is_no_ones() -> None:
     made = Made(KINDS["BF16"], HEADS)
-    decoder = PackedDecoder(made.model, room=ROOM, rows=8, threads=1)
-    low = Low(0, 96, torch.zeros(4, 96), torch.zeros(96, 4))
+    decoder = Decoder(made.model, room=ROOM, rows=8, threads=1)
+    low = Low(0, 96, bits(torch.zeros(4, 96)), bits(torch.zeros(96, 4)))
     with pytest.raises(AssertionError, match="another model"):
         decoder.step([Run(decoder.cache(), 0, 1, PackedAdapter(3, {(2, "out"): [low]}))], [5], [0])

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from narrows.kernels.build import obstacle
-from narrows.kernels.decoder import PackedDecoder, Run
+from narrows.kernels.decoder import Run
 from narrows.kernels.interface import Heads
 from narrows.kernels.past import coded
 from narrows.spec.machine import CachePrecision
 from tests.kernels.test_decoder import EXTRAS, KINDS, ROOM, Extras, Made, told
+
+from .decoding import Decoder
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no native kernels: {obstacle()}")
 
@@ -28,8 +31,7 @@ def test_logits_over_a_cache_in_int8_are_those_of_its_codes(
 ) -> None:
     made, tokens = Made(KINDS[kind], heads, extras, "int8"), told(53, seed=3)
     found = [
-        PackedDecoder(made.model, room=ROOM, rows=64, threads=2, kept=kept)
-        for kept in ("bf16", "int8")
+        Decoder(made.model, room=ROOM, rows=64, threads=2, kept=kept) for kept in ("bf16", "int8")
     ]
     whole_TV, found_TV = (
         each.step([Run(each.cache(), 0, 53)], tokens, range(53)) for each in found
@@ -50,7 +52,8 @@ class Laid(NamedTuple):
     value_scales: Tensor | None = None
 
     @staticmethod
-    def of(cache: Tensor, width: int, kept: CachePrecision) -> Laid:
+    def of(lying: np.ndarray, width: int, kept: CachePrecision) -> Laid:
+        cache = torch.from_numpy(lying)
         if kept == "bf16":
             numbers, scales = cache.view(torch.bfloat16), (None, None)
         else:
@@ -78,7 +81,7 @@ def test_what_is_kept_in_int8_is_coded_as_torch_does(pieces: list[int]) -> None:
     kinds: tuple[CachePrecision, ...] = ("bf16", "int8")
     laid = []
     for kept in kinds:
-        decoder, first = PackedDecoder(made.model, room=ROOM, rows=64, threads=2, kept=kept), 0
+        decoder, first = Decoder(made.model, room=ROOM, rows=64, threads=2, kept=kept), 0
         cache = decoder.cache()
         for count in pieces:
             decoder.step([Run(cache, first, count)], tokens[first : first + count], [])
@@ -106,7 +109,7 @@ def test_a_cache_in_int8_reads_as_the_same_numbers_in_bf16(
     made, past = Made(KINDS["BF16"], heads, EXTRAS[extras]), 47
     generator = torch.Generator().manual_seed(8)
     kinds: tuple[CachePrecision, ...] = ("bf16", "int8")
-    decoders = [PackedDecoder(made.model, room=ROOM, rows=64, threads=2, kept=kept)
+    decoders = [Decoder(made.model, room=ROOM, rows=64, threads=2, kept=kept)
                 for kept in kinds]  # fmt: skip
     caches = [each.cache() for each in decoders]
     whole, laid = (

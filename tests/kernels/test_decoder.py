@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from narrows.kernels.build import obstacle
-from narrows.kernels.decoder import Activation, PackedDecoder, PackedLayer, PackedModel, Run
+from narrows.kernels.decoder import Activation, PackedLayer, PackedModel, Run
 from narrows.kernels.interface import Heads, Rotation
-from narrows.kernels.packing import WHOLE, Packed
+from narrows.kernels.packing import pack
+from narrows.kernels.panels import WHOLE, Packed
 from narrows.kernels.past import coded
 from narrows.model.blocks import Groups
 from narrows.model.grouped import Bits, grouped
 from narrows.spec.machine import CachePrecision
+
+from .decoding import Decoder, plain
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no native kernels: {obstacle()}")
 V, ROOM = 100, 96
@@ -120,10 +124,10 @@ class Made:
         self.model = PackedModel(
             layers=tuple(self.layer(layer) for layer in range(2)), heads=heads, epsilon=1e-5,
             query_scale=H**-0.5, embedding_scale=2.0, logit_scale=0.5,
-            angles=None if extras.learned else self.angles,
-            table=table, norm_D=self.norms[0][0], head=table, activation=extras.activation,
+            angles=None if extras.learned else self.turns,
+            table=table, norm_D=plain(self.norms[0][0]), head=table, activation=extras.activation,
             gated=extras.gated, score_cap=cap, logit_cap=cap, centred=extras.centred,
-            norm_bias_D=self.norm_bias, positions_SD=self.learned,
+            norm_bias_D=plain(self.norm_bias), positions_SD=plain(self.learned),
         )  # fmt: skip
 
     def angles(self, positions: int, windowed: bool) -> Rotation:
@@ -131,6 +135,9 @@ class Made:
         base = 20.0 if windowed else 100.0
         angles = torch.arange(positions)[:, None] / base ** (torch.arange(half) / half)
         return Rotation(angles.cos(), angles.sin())
+
+    def turns(self, positions: int, windowed: bool) -> tuple[np.ndarray, ...]:
+        return tuple(each.numpy() for each in self.angles(positions, windowed))
 
     def window(self, layer: int) -> int | None:
         return self.extras.window if layer == 0 else None
@@ -141,13 +148,13 @@ class Made:
         first, second, third, fourth = self.norms[layer]
         both = self.extras.both_norms
         return PackedLayer(
-            first, query, key,
+            plain(first), plain(query), plain(key),
             self.matrix(f"qkv{layer}", (N + 2 * K) * H, self.width, self.bias),
-            self.matrix(f"out{layer}", self.width, N * H), second,
+            self.matrix(f"out{layer}", self.width, N * H), plain(second),
             self.matrix(f"up{layer}", (1 + self.extras.gated) * self.wide, self.width),
             self.matrix(f"down{layer}", self.width, self.wide),
-            third if both else None, fourth if both else None, self.window(layer),
-            self.norm_bias, self.norm_bias,
+            plain(third) if both else None, plain(fourth) if both else None, self.window(layer),
+            plain(self.norm_bias), plain(self.norm_bias),
         )  # fmt: skip
 
     def matrix(self, name: str, rows: int, columns: int, bias: Tensor | None = None) -> Packed:
@@ -155,10 +162,10 @@ class Made:
         if self.kind.bits == WHOLE:
             values = drawn(rows, columns, seed=self._seed, scale=columns**-0.5).bfloat16()
             self.whole[name] = values.float()
-            return Packed.of([(rows, [(WHOLE, values, None, None, None)])], bias)
+            return pack([(rows, [(WHOLE, values, None, None, None)])], bias)
         groups = groups_of(self.kind, rows, columns, self._seed)
         self.whole[name] = groups.whole()
-        return Packed.of([(rows, [groups])], bias)
+        return pack([(rows, [groups])], bias)
 
     def logits(self, tokens: list[int]) -> Tensor:
         """Of every position [T,V], as torch spells it, in fp32."""
@@ -220,7 +227,7 @@ def rms(x: Tensor, weight: Tensor) -> Tensor:
 
 def nothing(like: Packed) -> Packed:
     codes, scales = torch.zeros(like.rows, like.columns), torch.zeros(like.rows, like.columns // 32)
-    return Packed.of([(like.rows, [Groups(8, codes.to(torch.uint8), scales.half())])], None)
+    return pack([(like.rows, [Groups(8, codes.to(torch.uint8), scales.half())])], None)
 
 
 def told(count: int, seed: int) -> list[int]:
@@ -235,7 +242,7 @@ def told(count: int, seed: int) -> list[int]:
 @pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS)
 def test_logits_are_those_of_the_matrices(kind: Kind, heads: Heads, extras: Extras) -> None:
     made, tokens = Made(kind, heads, extras), told(53, seed=3)
-    decoder = PackedDecoder(made.model, room=ROOM, rows=64, threads=2)
+    decoder = Decoder(made.model, room=ROOM, rows=64, threads=2)
     found_TV = decoder.step([Run(decoder.cache(), 0, 53)], tokens, range(53))
     expected_TV = made.logits(tokens)
     # Activations in 8 bits miss by half a percent (a 127th over the root of 12, and the largest of
@@ -253,12 +260,12 @@ def test_a_row_is_the_same_alone_in_pieces_and_beside_others(
     kind: str, kept: CachePrecision, threads: int, extras: Extras
 ) -> None:
     made, tokens = Made(KINDS[kind], Heads(6, 2, 32), extras), told(41, seed=5)
-    decoder = PackedDecoder(made.model, room=ROOM, rows=64, threads=threads, kept=kept)
+    decoder = Decoder(made.model, room=ROOM, rows=64, threads=threads, kept=kept)
     whole_TV = decoder.step([Run(decoder.cache(), 0, 41)], tokens, range(41))
     cache = decoder.cache()
     alone = [decoder.step([Run(cache, t, 1)], [tokens[t]], [0])[0] for t in range(41)]
     assert torch.equal(torch.stack(alone), whole_TV)
-    small = PackedDecoder(made.model, room=ROOM, rows=8, threads=threads, kept=kept)
+    small = Decoder(made.model, room=ROOM, rows=8, threads=threads, kept=kept)
     assert torch.equal(small.read(small.cache(), tokens, 0), whole_TV[-1])
     cache, other, third = (decoder.cache() for _ in range(3))
     start = decoder.step([Run(cache, 0, 20), Run(other, 0, 7)], tokens[:20] + told(7, 1), [19])
@@ -273,7 +280,7 @@ def test_a_table_s_rows_are_what_their_groups_say(kind: Kind) -> None:
     made = Made(kind, Heads(3, 3, 32))
     first = made.model.layers[0]
     layer = first._replace(out=nothing(first.out), down=nothing(first.down))
-    decoder = PackedDecoder(made.model._replace(layers=(layer,)), room=96, rows=96, threads=1)
+    decoder = Decoder(made.model._replace(layers=(layer,)), room=96, rows=96, threads=1)
     decoder.step([Run(decoder.cache(), 0, 96)], range(96), [0])
     assert torch.equal(decoder.stream, 2.0 * made.whole["table"][:96])
 
@@ -287,10 +294,10 @@ def test_a_matrix_may_lie_in_parts_of_several_kinds() -> None:
         groups_of(KINDS[kind], count, 256, 70) for kind, count in zip(kinds, rows, strict=True)
     ]
     made.whole["qkv0"] = torch.cat([each.whole() for each in pieces])
-    qkv = Packed.of([(len(each.codes_ND), [each]) for each in pieces], made.bias)
+    qkv = pack([(len(each.codes_ND), [each]) for each in pieces], made.bias)
     first = made.model.layers[0]._replace(qkv=qkv)
     model = made.model._replace(layers=(first, made.model.layers[1]))
-    decoder = PackedDecoder(model, room=ROOM, rows=64, threads=2)
+    decoder = Decoder(model, room=ROOM, rows=64, threads=2)
     found_TV = decoder.step([Run(decoder.cache(), 0, 9)], tokens, range(9))
     assert float((found_TV - made.logits(tokens)).norm() / found_TV.norm()) < 0.03
 
@@ -300,8 +307,8 @@ def test_slabs_are_packed_as_the_whole() -> None:
     assert groups.least_NG is not None
     slabs = [Groups(5, groups.codes_ND[rows], groups.scales_NG[rows], groups.least_NG[rows])
              for rows in (slice(32), slice(32, 64), slice(64, 70))]  # fmt: skip
-    pieces, whole_one = Packed.of([(70, slabs)], None), Packed.of([(70, [groups])], None)
-    assert torch.equal(pieces.parts[0].panels, whole_one.parts[0].panels)
+    pieces, whole_one = pack([(70, slabs)], None), pack([(70, [groups])], None)
+    assert np.array_equal(pieces.parts[0].panels, whole_one.parts[0].panels)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

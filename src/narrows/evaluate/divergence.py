@@ -106,6 +106,7 @@ def by_packed(writer: PackedWriter, positions: int) -> Read:
     def read(tokens: Sequence[int]) -> Iterator[Tensor]:
         for start in range(0, len(tokens), _POSITIONS):
             some = tokens[start : start + _POSITIONS]
-            yield decoder.step([Run(cache, start, len(some))], some, range(len(some)))
+            step = decoder.step([Run(cache, start, len(some))], some, range(len(some)))
+            yield torch.from_numpy(step)
 
     return read

@@ -17,10 +17,12 @@ from torch import Tensor
 from narrows.data.order import number
 from narrows.evaluate.likelihood import pads_exactly
 from narrows.evaluate.progress import Progress
+from narrows.infer.decoding import spoken
 from narrows.infer.generate import Finish
 from narrows.infer.loading import Generator
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.infer.stream import StopStrings, TextStream
+from narrows.kernels.arrays import Floats
 
 
 class Prompt(NamedTuple):
@@ -88,7 +90,7 @@ def _following(
     sequence that is done.
     """
     choosing = [b for b, each in enumerate(writers) if each.chooses(place)]
-    logits_CV = generator.model.logits(hidden_BD[choosing]).float().cpu() if choosing else None
+    logits_CV = spoken(generator.model.logits(hidden_BD[choosing])) if choosing else None
     following = [each.prompt[place] if place < len(each.prompt) else 0 for each in writers]
     for row, b in enumerate(choosing):
         assert logits_CV is not None
@@ -116,7 +118,7 @@ class _Writer:
         """Whether the token at that place is the model's to say."""
         return not self.done and place >= len(self.prompt)
 
-    def choose(self, logits_V: Tensor) -> int:
+    def choose(self, logits_V: Floats) -> int:
         """The next token, noted."""
         token = self._sampler.choose(logits_V)
         if token in self._ends:

@@ -11,8 +11,12 @@ import copy
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from narrows.adapt.peft_reading import TheirAdapter, put, read_adapter
-from narrows.kernels.low_rank import Low, PackedAdapter
+from narrows.kernels.low_rank import Bits, Low, PackedAdapter
 from narrows.model.opening import Original
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
@@ -40,8 +44,13 @@ def packed(theirs: TheirAdapter) -> PackedAdapter:
     """For the packed decoder, in bf16."""
     beside = dict[tuple[int, str], list[Low]]()
     for layer, matrix, (first, last), a_RD, b_XR in theirs.parts():
-        beside.setdefault((layer, matrix), []).append(Low(first, last, a_RD, b_XR))
+        low = Low(first, last, _bits(a_RD), _bits(b_XR))
+        beside.setdefault((layer, matrix), []).append(low)
     return PackedAdapter(theirs.spec.layers, beside)
+
+
+def _bits(values: Tensor) -> Bits:
+    return np.asarray(values.to(torch.bfloat16).contiguous().view(torch.uint16).numpy())
 
 
 def adapted(model: Transformer, theirs: TheirAdapter) -> Transformer:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
-from torch import Tensor
+from narrows.kernels.arrays import Floats
 
 
 class Read(NamedTuple):
@@ -44,18 +44,18 @@ class Core(ABC):
         """What keys and values of all slots take."""
 
     @abstractmethod
-    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
+    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Floats:
         """Read tokens, one or more, at positions from `start` on, up to where the slot must be
         filled; logits [V] in fp32 of what follows the last.
         """
 
     @abstractmethod
-    def step(self, reads: Sequence[Read]) -> Tensor:
+    def step(self, reads: Sequence[Read]) -> Floats:
         """Read in different slots at once; logits [W,V] in fp32 of all that are wanted, in turn. A
         core that is not `alike` is asked for at most the last of each.
         """
 
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Floats:
         """Read one token behind each of different slots' last; logits [M,V] in fp32."""
         pairs = zip(slots, tokens, strict=True)
         return self.step([Read(slot, [token], self.length(slot)) for slot, token in pairs])

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import final
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from narrows.kernels.arrays import Floats
 from narrows.model.transformer import Transformer
 from narrows.spec.machine import CachePrecision
 
@@ -22,7 +23,7 @@ class Cached(ABC):
         """What keys and values take when the cache is full."""
 
     @abstractmethod
-    def read(self, tokens: Sequence[int], start: int) -> Tensor:
+    def read(self, tokens: Sequence[int], start: int) -> Floats:
         """Logits [V] of the token after `tokens`, whose positions begin at `start`; what is cached
         from there on is forgotten.
         """
@@ -53,7 +54,7 @@ class Decoding:
         """What keys and values take when the cache is full."""
         return self._model.cache_bytes
 
-    def read(self, tokens: Sequence[int]) -> Tensor:
+    def read(self, tokens: Sequence[int]) -> Floats:
         """Logits [V] of the token after `tokens`, which follow what was read before."""
         start = len(self._cached)
         if start + len(tokens) > self._room:
@@ -76,8 +77,13 @@ class _Whole(Cached):
         return sum(each.nbytes for cache in self._caches for each in cache)
 
     @torch.inference_mode()
-    def read(self, tokens: Sequence[int], start: int) -> Tensor:
+    def read(self, tokens: Sequence[int], start: int) -> Floats:
         model = self._model
         tokens_BT = torch.tensor([tokens], device=model.head_VD.device)
         hidden_BTD = model.hidden(tokens_BT, self._caches, start)
-        return model.logits(hidden_BTD[0, -1])
+        return spoken(model.logits(hidden_BTD[0, -1]))
+
+
+def spoken(logits: torch.Tensor) -> Floats:
+    """Logits as tokens are chosen from them."""
+    return np.asarray(logits.float().cpu().numpy())

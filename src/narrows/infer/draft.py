@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
 from narrows.infer.core import Core, Read
 from narrows.infer.lookup import Ahead
 from narrows.infer.slots import Slots
 from narrows.infer.writing import Rehearsal, Writing
+from narrows.kernels.arrays import Floats
 
 CHUNK = 256
 """Tokens of all texts that the small model reads at most before it guesses."""
@@ -100,7 +99,7 @@ class Draft:
         return own
 
 
-def _goes_on(own: _Follower, rehearsal: Rehearsal, count: int, logits_V: Tensor) -> bool:
+def _goes_on(own: _Follower, rehearsal: Rehearsal, count: int, logits_V: Floats) -> bool:
     """Guess a token more; whether another is to follow."""
     token = rehearsal.choose(logits_V)
     if token is not None:

@@ -14,11 +14,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from narrows.data.token_bytes import token_bytes
 from narrows.data.tokenizers import Tokenizer
+from narrows.kernels.arrays import Flags
 from narrows.spec.errors import BadInput
 from narrows.spec.record import Record
 
@@ -79,7 +78,7 @@ class Guide:
         """Whether the text fits as it stands."""
         return self._matcher.is_accepting()
 
-    def allowed(self) -> Tensor:
+    def allowed(self) -> Flags:
         """Which tokens may come next [V], those that end a text where it may end.
 
         Raises BadInput where the grammar became too complex to follow.
@@ -87,7 +86,7 @@ class Guide:
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._refuse_lost()
         flags_V = np.unpackbits(bits, bitorder="little")[: self._vocabulary]
-        return torch.from_numpy(flags_V.view(np.bool_))
+        return flags_V.view(np.bool_)
 
     def took(self, token: int) -> None:
         """Go on by a token that was allowed."""

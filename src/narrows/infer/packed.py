@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +21,12 @@ from narrows.data.published import Words
 from narrows.infer import beside
 from narrows.infer.decoding import Cached, Decoding
 from narrows.infer.generate import ServingPrecision
+from narrows.kernels.arrays import Floats
 from narrows.kernels.build import obstacle
 from narrows.kernels.decoder import Activation, PackedDecoder, PackedLayer, PackedModel
-from narrows.kernels.interface import Heads, Rotation
-from narrows.kernels.packing import GROUP, WHOLE, Packed, Slab
+from narrows.kernels.interface import Heads
+from narrows.kernels.packing import Slab, pack
+from narrows.kernels.panels import GROUP, WHOLE, Packed
 from narrows.model.grouped import grouped
 from narrows.model.opening import Original
 from narrows.model.positions import angles
@@ -103,7 +106,7 @@ class _Packed(Cached):
     def cache_bytes(self) -> int:
         return self._cache.nbytes
 
-    def read(self, tokens: Sequence[int], start: int) -> Tensor:
+    def read(self, tokens: Sequence[int], start: int) -> Floats:
         return self._decoder.read(self._cache, tokens, start, self._adapter)
 
 
@@ -165,8 +168,9 @@ def packed(original: Original, *, bits: Bits = 8, talk: Talk = lambda text: None
     if reading.rounded:
         talk(f"{reading.rounded} of {reading.read} matrices were rounded to {bits} bits")
 
-    def turns(positions: int, windowed: bool) -> Rotation:
-        return angles(spec, positions, torch.device("cpu"), windowed=windowed)
+    def turns(positions: int, windowed: bool) -> tuple[Floats, Floats]:
+        cos, sin = angles(spec, positions, torch.device("cpu"), windowed=windowed)
+        return cos.contiguous().numpy(), sin.contiguous().numpy()
 
     scale = spec.head_width**-0.5 if spec.query_scale is None else spec.query_scale
     return PackedModel(
@@ -218,16 +222,22 @@ class _Reading:
         self._bits, self._width = bits, original.spec.width
         self.read = self.rounded = 0
 
-    def values(self, name: str) -> Tensor:
-        return self._reader.read(name, self._shapes[name])
+    def values(self, name: str) -> Floats:
+        return np.asarray(self._values(name).numpy())
 
-    def scale(self, name: str) -> Tensor:
+    def scale(self, name: str) -> Floats:
         """Of a norm of the stream; ones where it has none."""
         weight = f"{name}.weight"
-        return self.values(weight) if weight in self._shapes else torch.ones(self._width)
+        return self.values(weight) if weight in self._shapes else np.ones(self._width, np.float32)
 
-    def bias(self, name: str) -> Tensor | None:
+    def bias(self, name: str) -> Floats | None:
         return self.values(f"{name}.bias") if f"{name}.bias" in self._shapes else None
+
+    def _values(self, name: str) -> Tensor:
+        return self._reader.read(name, self._shapes[name])
+
+    def _bias(self, name: str) -> Tensor | None:
+        return self._values(f"{name}.bias") if f"{name}.bias" in self._shapes else None
 
     def matrix(self, name: str) -> Packed:
         weight, shape = f"{name}.weight", self._shapes[f"{name}.weight"]
@@ -242,9 +252,9 @@ class _Reading:
             pieces = list(self._reader.groups(weight, shape))
         else:
             self.rounded += 1
-            rounded = grouped(self.values(weight), self._bits)
+            rounded = grouped(self._values(weight), self._bits)
             pieces = [(shape[0], iter([rounded]))]
-        return Packed.of(pieces, self.bias(name))
+        return pack(pieces, self._bias(name))
 
 
 def activation(spec: ModelSpec) -> Activation | None:

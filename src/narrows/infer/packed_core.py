@@ -7,10 +7,10 @@ from types import MappingProxyType
 from typing import final
 
 import torch
-from torch import Tensor
 
 from narrows.infer.core import Core, Read
 from narrows.infer.scheduler import CHUNK
+from narrows.kernels.arrays import Floats
 from narrows.kernels.decoder import PackedDecoder, PackedModel, Run, blocks
 from narrows.kernels.low_rank import PackedAdapter
 from narrows.spec.machine import CachePrecision
@@ -39,7 +39,7 @@ class PackedCore(Core):
     def cache_bytes(self) -> int:
         return sum(cache.nbytes for cache in self._caches)
 
-    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
+    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Floats:
         assert tokens and start <= self._lengths[slot], "a gap in the cache"
         assert start + len(tokens) <= self.context, "the slot is full"
         adapter = self._beside[self._adapters[slot]]
@@ -47,7 +47,7 @@ class PackedCore(Core):
         self._lengths[slot] = start + len(tokens)
         return logits_V
 
-    def step(self, reads: Sequence[Read]) -> Tensor:
+    def step(self, reads: Sequence[Read]) -> Floats:
         assert len({each.slot for each in reads}) == len(reads), "a slot twice"
         runs, tokens, wanted = list[Run](), list[int](), list[int]()
         for slot, some, start, count in reads:

@@ -8,15 +8,15 @@ token that is ruled out has the logit -inf.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import final
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from narrows.kernels.arrays import Flags, Floats
 from narrows.kernels.draw import draw, tempered
 from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.record import Record
@@ -25,6 +25,7 @@ _GREEDY = 1e-6
 """Below this temperature fp32 logits that differ at all leave one token."""
 SEEDS = 2**63
 """How many there are."""
+_NEVER = np.float32(-math.inf)
 _FEW = 256
 """The likeliest tokens, among which top-p mostly ends; sorting all takes twenty times as long."""
 
@@ -81,7 +82,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, vocabulary: int) -> None:
         self.sampling = sampling
-        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._generator = np.random.default_rng(sampling.seed)
         self.vocabulary = vocabulary
         self._seen: set[int] = set()
         self._counts: Counter[int] = Counter()
@@ -93,7 +94,7 @@ class Sampler:
     def copy(self) -> Sampler:
         """Another that remembers the same, and draws by the same numbers from here on."""
         other = Sampler(self.sampling, self.vocabulary)
-        other._generator = self._generator.clone_state()
+        other._generator = copy.deepcopy(self._generator)
         other._seen, other._counts = set(self._seen), self._counts.copy()
         return other
 
@@ -101,11 +102,11 @@ class Sampler:
         """Count `tokens`, of the prompt or chosen elsewhere, among what was said."""
         self._seen.update(tokens)
 
-    def choose(self, logits_V: Tensor, allowed_V: Tensor | None = None) -> int:
+    def choose(self, logits_V: Floats, allowed_V: Flags | None = None) -> int:
         """The next token, one of those that are allowed; ids from `vocabulary` on, which no text
         has, are never chosen.
         """
-        logits_V = logits_V[: self.vocabulary].float().cpu()
+        logits_V = logits_V[: self.vocabulary]
         token, most = likeliest(logits_V)
         if not math.isfinite(most):
             raise RunFailed(
@@ -115,7 +116,7 @@ class Sampler:
         if allowed_V is not None or not self._takes_likeliest:
             leaned_V = self._leaned(logits_V)
             if allowed_V is not None:
-                leaned_V = leaned_V.masked_fill(~allowed_V, -math.inf)
+                leaned_V = np.where(allowed_V, leaned_V, _NEVER)
             logits_V = shaped(leaned_V, self.sampling, self._marked() if self._penalises else None)
             greedy = self.sampling.greedy
             token = likeliest(logits_V)[0] if greedy else draw(logits_V, self._generator)
@@ -134,12 +135,12 @@ class Sampler:
         leans = own.logit_bias or own.presence_penalty or own.frequency_penalty
         return own.greedy and not leans and not self._penalises
 
-    def _marked(self) -> Tensor:
-        seen_V = torch.zeros(self.vocabulary, dtype=torch.bool)
+    def _marked(self) -> Flags:
+        seen_V = np.zeros(self.vocabulary, dtype=bool)
         seen_V[list(self._seen)] = True
         return seen_V
 
-    def _leaned(self, logits_V: Tensor) -> Tensor:
+    def _leaned(self, logits_V: Floats) -> Floats:
         """With the bias, and without the presence and frequency penalties of what was chosen."""
         own = self.sampling
         leaned = own.presence_penalty or own.frequency_penalty
@@ -150,22 +151,21 @@ class Sampler:
         changed = taken.keys() | own.logit_bias.keys()
         if not changed:
             return logits_V
-        logits_V = logits_V.clone()
+        logits_V = logits_V.copy()
         for token in changed:
             logits_V[token] += own.logit_bias.get(token, 0.0) - taken.get(token, 0.0)
         return logits_V
 
 
-def likeliest(logits_V: Tensor) -> tuple[int, float]:
+def likeliest(logits_V: Floats) -> tuple[int, float]:
     """The token of the largest logit, the first of several, and that logit; NaN counts as larger
     than all.
     """
-    values_V = logits_V.numpy()
-    token = int(values_V.argmax())
-    return token, float(values_V[token])
+    token = int(logits_V.argmax())
+    return token, float(logits_V[token])
 
 
-def shaped(logits_V: Tensor, sampling: Sampling, seen_V: Tensor | None) -> Tensor:
+def shaped(logits_V: Floats, sampling: Sampling, seen_V: Flags | None) -> Floats:
     """The logits that a token is drawn from; at temperature 0 those whose largest is taken."""
     if sampling.repetition_penalty != 1.0 and seen_V is not None:
         logits_V = penalised(logits_V, seen_V, sampling.repetition_penalty)
@@ -181,47 +181,54 @@ def shaped(logits_V: Tensor, sampling: Sampling, seen_V: Tensor | None) -> Tenso
     return logits_V
 
 
-def penalised(logits_V: Tensor, seen_V: Tensor, penalty: float) -> Tensor:
+def penalised(logits_V: Floats, seen_V: Flags, penalty: float) -> Floats:
     """Logits of seen tokens divided by `penalty`, multiplied where negative (arXiv:1909.05858)."""
-    less_V = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
-    return torch.where(seen_V, less_V, logits_V)
+    by = np.float32(penalty)
+    return np.where(seen_V, np.where(logits_V > 0, logits_V / by, logits_V * by), logits_V)
 
 
-def top_k(logits_V: Tensor, k: int) -> Tensor:
+def top_k(logits_V: Floats, k: int) -> Floats:
     """The k likeliest alone (arXiv:1805.04833), and what is as likely as the last of them."""
     if k >= logits_V.shape[-1]:
         return logits_V
-    least_1 = logits_V.topk(k).values[..., -1:]
-    return logits_V.masked_fill(logits_V < least_1, -math.inf)
+    return _from(np.partition(logits_V, -k)[..., -k, None], logits_V)
 
 
-def top_p(logits_V: Tensor, p: float) -> Tensor:
+def top_p(logits_V: Floats, p: float) -> Floats:
     """The fewest likeliest whose odds reach p (arXiv:1904.09751); at least one."""
     if p == 1.0:
         return logits_V
-    few_V = logits_V.topk(min(_FEW, logits_V.shape[-1])).values
+    few = min(_FEW, logits_V.shape[-1])
+    few_V = -np.sort(-np.partition(logits_V, -few)[..., -few:])
     most_1 = few_V[..., :1]
-    sum_1 = np.exp(logits_V.numpy() - most_1.numpy()).sum(-1, keepdims=True)
-    odds_V = (few_V - most_1).exp() / torch.from_numpy(sum_1)
+    odds_V = np.exp(few_V - most_1) / np.exp(logits_V - most_1).sum(-1, keepdims=True)
     beyond_V = odds_V.cumsum(-1) - odds_V >= p
-    least_1 = few_V.masked_fill(beyond_V, math.inf).amin(-1, keepdim=True)
+    least_1 = np.where(beyond_V, math.inf, few_V).min(-1, keepdims=True)
     # Where all of the few are needed, or equals stand on both sides, order decides.
     unclear_V = beyond_V & (few_V == least_1)
     if not beyond_V[..., -1].all() or unclear_V.any():
         return _sorted_top_p(logits_V, p)
-    return logits_V.masked_fill(logits_V < least_1, -math.inf)
+    return _from(least_1, logits_V)
 
 
-def _sorted_top_p(logits_V: Tensor, p: float) -> Tensor:
-    ordered_V, places_V = logits_V.sort(dim=-1, descending=True, stable=True)
-    odds_V = ordered_V.softmax(-1)
-    beyond_V = odds_V.cumsum(-1) - odds_V >= p
-    return logits_V.masked_fill(beyond_V.scatter(-1, places_V, beyond_V), -math.inf)
+def _sorted_top_p(logits_V: Floats, p: float) -> Floats:
+    places_V = np.argsort(-logits_V, axis=-1, kind="stable")
+    ordered_V = np.take_along_axis(logits_V, places_V, -1)
+    odds_V = np.exp(ordered_V - ordered_V[..., :1])
+    odds_V = odds_V / odds_V.sum(-1, keepdims=True)
+    left_V = np.where(odds_V.cumsum(-1) - odds_V >= p, _NEVER, ordered_V)
+    found_V = np.empty_like(logits_V)
+    np.put_along_axis(found_V, places_V, left_V, -1)
+    return found_V
 
 
-def min_p(logits_V: Tensor, p: float) -> Tensor:
+def min_p(logits_V: Floats, p: float) -> Floats:
     """Those at least p times as likely as the likeliest (arXiv:2407.01082)."""
     if p == 0.0:
         return logits_V
-    least_1 = logits_V.amax(-1, keepdim=True) + math.log(p)
-    return logits_V.masked_fill(logits_V < least_1, -math.inf)
+    return _from(logits_V.max(-1, keepdims=True) + np.float32(math.log(p)), logits_V)
+
+
+def _from(least_1: Floats, logits_V: Floats) -> Floats:
+    """What is no less than that alone."""
+    return np.where(logits_V < least_1, _NEVER, logits_V)

@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import final
 
-from torch import Tensor
-
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.core import Core, Read
 from narrows.infer.draft import Draft
@@ -22,6 +20,7 @@ from narrows.infer.requests import Answer, Closed, Full, Request, ring
 from narrows.infer.slots import Slots
 from narrows.infer.tally import Tally
 from narrows.infer.writing import Writing
+from narrows.kernels.arrays import Floats
 from narrows.spec.errors import BadInput, NarrowsError, RunFailed
 
 CHUNK = 256
@@ -218,12 +217,12 @@ class Scheduler:
             found.append(chunk)
         return found
 
-    def _read(self, chunks: list[Read], rows: Iterator[Tensor]) -> None:
+    def _read(self, chunks: list[Read], rows: Iterator[Floats]) -> None:
         """These chunks were read; `rows` say what follows those that end their prompts."""
         going_on: list[Writing] = []
         for writing, chunk in zip(list(self._reading), chunks, strict=False):
             # A row alone, since it is kept: the others are not to stay with it.
-            logits_V = next(rows).clone() if chunk.wanted else None
+            logits_V = next(rows).copy() if chunk.wanted else None
             self._slots.keep(chunk, logits_V)
             writing.read += len(chunk.tokens)
             self.tally.tokens_read += len(chunk.tokens)
@@ -234,7 +233,7 @@ class Scheduler:
                 self._begin(writing, logits_V)
         self._reading.extendleft(reversed(going_on))
 
-    def _begin(self, writing: Writing, logits_V: Tensor) -> None:
+    def _begin(self, writing: Writing, logits_V: Floats) -> None:
         """The first token; the request's other texts, whose prompt is read now, come next."""
         answer = writing.answer
         if writing.choice == 0:
@@ -247,7 +246,7 @@ class Scheduler:
         self._go_on([writing], [()], iter([logits_V]))
 
     def _go_on(
-        self, texts: list[Writing], guesses: list[tuple[int, ...]], rows: Iterator[Tensor]
+        self, texts: list[Writing], guesses: list[tuple[int, ...]], rows: Iterator[Floats]
     ) -> None:
         """Each chooses from its own of `rows`: one, and one more for each token guessed."""
         for writing, guess in zip(texts, guesses, strict=True):

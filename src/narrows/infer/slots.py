@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
-from torch import Tensor
-
 from narrows.infer.core import Core, Read
+from narrows.kernels.arrays import Floats
 
 
 class Place(NamedTuple):
@@ -17,7 +16,7 @@ class Place(NamedTuple):
 
     slot: int
     held: int
-    logits_V: Tensor | None
+    logits_V: Floats | None
 
 
 @final
@@ -44,7 +43,7 @@ class Slots:
         """Take nothing that the slots hold for granted; all are free."""
         self._free = list(range(self._core.slots))
         self._read: list[tuple[int, ...]] = [()] * self._core.slots
-        self._after: list[Tensor | None] = [None] * self._core.slots
+        self._after: list[Floats | None] = [None] * self._core.slots
         self._adapters: list[str | None] = [None] * self._core.slots
 
     def take(self, prompt: tuple[int, ...], adapter: str | None = None) -> Place:
@@ -77,7 +76,7 @@ class Slots:
             return None
         return Read(slot, tokens, count, wanted=int(end >= len(prompt)))
 
-    def keep(self, read: Read, logits_V: Tensor | None) -> None:
+    def keep(self, read: Read, logits_V: Floats | None) -> None:
         """That chunk was read, and what follows where it was the last."""
         self._read[read.slot] += tuple(read.tokens)
         self._after[read.slot] = logits_V

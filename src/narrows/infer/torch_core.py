@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import final
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from narrows.infer.core import Core, Read
+from narrows.infer.decoding import spoken
+from narrows.kernels.arrays import Floats
 from narrows.model.transformer import Transformer
 from narrows.spec.machine import CachePrecision
 
@@ -39,21 +41,21 @@ class TorchCore(Core):
         return sum(each.nbytes for slot in self._caches for cache in slot for each in cache)
 
     @torch.inference_mode()
-    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Tensor:
+    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> Floats:
         assert tokens and start <= self._lengths[slot], "a gap in the cache"
         assert start + len(tokens) <= self.context, "the slot is full"
         model = self._models[self._adapters[slot]]
         tokens_BT = torch.tensor([list(tokens)], device=model.head_VD.device)
         hidden_BTD = model.hidden(tokens_BT, self._caches[slot], start)
         self._lengths[slot] = start + len(tokens)
-        return model.logits(hidden_BTD[0, -1]).float().cpu()
+        return spoken(model.logits(hidden_BTD[0, -1]))
 
-    def step(self, reads: Sequence[Read]) -> Tensor:
+    def step(self, reads: Sequence[Read]) -> Floats:
         assert len({each.slot for each in reads}) == len(reads), "a slot twice"
         assert all(each.wanted <= 1 for each in reads), "rows of one pass are not those of many"
         rows = [(each, self.prefill(each.slot, each.tokens, each.start)) for each in reads]
         wanted = [logits_V for each, logits_V in rows if each.wanted]
-        return torch.stack(wanted) if wanted else torch.empty(0, self.vocabulary)
+        return np.stack(wanted) if wanted else np.empty((0, self.vocabulary), np.float32)
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, count: int) -> None:

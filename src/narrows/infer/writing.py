@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import final
 
 import msgspec
-import torch
-from torch import Tensor
+import numpy as np
 
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.generate import Finish
@@ -16,6 +15,7 @@ from narrows.infer.lookup import Lookup
 from narrows.infer.requests import Answer, Chosen, Likely, Piece
 from narrows.infer.sampling import SEEDS, Sampler
 from narrows.infer.stream import StopStrings, TextStream
+from narrows.kernels.arrays import Floats
 from narrows.spec.errors import NarrowsError
 
 _NOWHERE = -1
@@ -31,7 +31,7 @@ class Rehearsal:
         self._sampler, self._guide, self._ends = sampler, guide, ends
         self.over = False
 
-    def choose(self, logits_V: Tensor) -> int | None:
+    def choose(self, logits_V: Floats) -> int | None:
         """The next token; None where the text would end, or it cannot be told."""
         try:
             token = self._sampler.choose(logits_V, self._guide and self._guide.allowed())
@@ -95,7 +95,7 @@ class Writing:
         """From where the text is."""
         return Rehearsal(self._sampler.copy(), self._guide and self._guide.copy(), self._ends)
 
-    def go_on(self, logits: Sequence[Tensor], guess: Sequence[int] = ()) -> bool:
+    def go_on(self, logits: Sequence[Floats], guess: Sequence[int] = ()) -> bool:
         """Choose the token behind those read, and those behind a guess as far as it is right; hand
         over what they complete. Whether the text goes on, by reading `last`.
         """
@@ -110,7 +110,7 @@ class Writing:
             self._lookup.found(right)
         return True
 
-    def _choose(self, logits_V: Tensor) -> bool:
+    def _choose(self, logits_V: Floats) -> bool:
         token = self._sampler.choose(logits_V, self._guide and self._guide.allowed())
         if token in self._ends:
             self._finish("end")
@@ -143,9 +143,10 @@ class Writing:
         told, self._told = self._told, self.tokens
         return Piece(self.choice, text, self.tokens - told, chosen, finish)
 
-    def _odds(self, token: int, logits_V: Tensor, count: int) -> Chosen:
-        known_V = logits_V[: self._sampler.vocabulary].double()
-        odds_V = torch.log_softmax(known_V, -1)
-        values, tokens = odds_V.topk(min(count, odds_V.shape[0]))
-        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+    def _odds(self, token: int, logits_V: Floats, count: int) -> Chosen:
+        known_V = logits_V[: self._sampler.vocabulary].astype(np.float64)
+        moved_V = known_V - known_V.max()
+        odds_V = moved_V - np.log(np.exp(moved_V).sum())
+        tokens = np.argsort(-odds_V, kind="stable")[:count]
+        pairs = zip(tokens.tolist(), odds_V[tokens].tolist(), strict=True)
         return Chosen(Likely(token, float(odds_V[token])), tuple(Likely(*each) for each in pairs))

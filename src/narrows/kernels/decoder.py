@@ -1,6 +1,6 @@
 """A decoder whose matrices are packed in groups, run by native/decoder.cpp: all of a step at once.
 
-    Packed.of(...) → PackedDecoder(...).step(sequences, tokens, wanted) → logits
+    pack(...) → PackedDecoder(...).step(sequences, tokens, wanted) → logits
 
 The structures below are those of native/decoder.cpp and native/panels.h, field by field.
 """
@@ -12,20 +12,22 @@ import math
 import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, final, get_args
+from typing import Any, Literal, NamedTuple, final, get_args
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from narrows.kernels.interface import Heads, Rotation
+from narrows.kernels.arrays import Floats, Octets, lined
+from narrows.kernels.interface import Heads
+from narrows.kernels.library import native_library
 from narrows.kernels.low_rank import Adapters, PackedAdapter
-from narrows.kernels.native import native_library
-from narrows.kernels.packing import GROUP, PANEL, PARTS_MOST, Packed
+from narrows.kernels.panels import GROUP, PANEL, PARTS_MOST, Packed
 from narrows.spec.machine import CachePrecision
 
 _TILE, _NOWHERE = 8, 1 << 62
 _BLOCK = PANEL
 """Positions of a cache that lie together."""
+_FP32, _BF16 = 4, 2
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -38,19 +40,19 @@ class PackedLayer(NamedTuple):
     `window`.
     """
 
-    norm_D: Tensor
-    query_norm_H: Tensor | None
-    key_norm_H: Tensor | None
+    norm_D: Floats
+    query_norm_H: Floats | None
+    key_norm_H: Floats | None
     qkv: Packed
     out: Packed
-    second_norm_D: Tensor
+    second_norm_D: Floats
     up: Packed
     down: Packed
-    out_norm_D: Tensor | None = None
-    down_norm_D: Tensor | None = None
+    out_norm_D: Floats | None = None
+    down_norm_D: Floats | None = None
     window: int | None = None
-    norm_bias_D: Tensor | None = None
-    second_norm_bias_D: Tensor | None = None
+    norm_bias_D: Floats | None = None
+    second_norm_bias_D: Floats | None = None
 
 
 class PackedModel(NamedTuple):
@@ -65,17 +67,17 @@ class PackedModel(NamedTuple):
     query_scale: float
     embedding_scale: float
     logit_scale: float
-    angles: Callable[[int, bool], Rotation] | None
+    angles: Callable[[int, bool], tuple[Floats, Floats]] | None
     table: Packed
-    norm_D: Tensor
+    norm_D: Floats
     head: Packed
     activation: Activation = "silu"
     gated: bool = True
     score_cap: float | None = None
     logit_cap: float | None = None
     centred: bool = False
-    norm_bias_D: Tensor | None = None
-    positions_SD: Tensor | None = None
+    norm_bias_D: Floats | None = None
+    positions_SD: Floats | None = None
 
     @property
     def matrices(self) -> list[Packed]:
@@ -95,7 +97,7 @@ class Run:
     join, `cache`. With an adapter, every matrix is read with what that adds to it.
     """
 
-    cache: Tensor
+    cache: Octets
     start: int
     count: int
     adapter: PackedAdapter | None = None
@@ -168,49 +170,48 @@ class PackedDecoder:
     ) -> None:  # fmt: skip
         self.model, self.rows, self.threads, self._coded = model, rows, threads, kept == "int8"
         self.room = blocks(room) * _BLOCK
-        self.width = int(model.norm_D.numel())
+        self.width = len(model.norm_D)
         self._kept: list[object] = []
         self._library = native_library()
         self._decoder = self._described()
         N, K, H = model.heads
         wide = model.layers[0].down.columns
         columns = model.layers[0].qkv.rows
-        self.stream, self._y = torch.empty(rows, self.width), torch.empty(rows, self.width)
-        self._qkv = torch.empty(rows, columns)
-        self._queries = torch.empty(rows, N * H, dtype=torch.bfloat16)
-        self._query_scales = torch.empty(rows, N)
-        self._scores = torch.empty(threads, _TILE, self.room)
+        self.stream, self._y = lined((rows, self.width)), lined((rows, self.width))
+        self._qkv = lined((rows, columns))
+        self._queries = lined((rows, N * H), np.uint16)
+        self._query_scales = lined((rows, N))
+        self._scores = lined((threads, _TILE, self.room))
         bits = {part.bits for matrix in model.matrices for part in matrix.parts}
         self._codes = [_codes(rows, each, bits, self._kept) for each in (self.width, wide, N * H)]
 
-    def cache(self) -> Tensor:
+    def cache(self) -> Octets:
         """Of one sequence, empty: bytes [L,K,2,blocks of 16 positions,...] as native/cache.h has
         them; pages are taken as positions are filled.
         """
         _, K, H = self.model.heads
-        each = H + torch.float32.itemsize if self._coded else H * torch.bfloat16.itemsize
+        each = H + _FP32 if self._coded else H * _BF16
         shape = (len(self.model.layers), K, 2, blocks(self.room), _BLOCK * each)
-        return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
+        return np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
-    def step(self, runs: Sequence[Run], tokens: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    def step(self, runs: Sequence[Run], tokens: Sequence[int], wanted: Sequence[int]) -> Floats:
         """Logits [wanted,V] behind those rows of `tokens`, which are those of all runs in turn."""
         rows, ends = len(tokens), 0
         assert 0 < rows <= self.rows and rows == sum(run.count for run in runs)
         sequences = (_Sequence * len(runs))()
         for each, run in zip(sequences, runs, strict=True):
             assert run.start >= 0 and run.start + run.count <= self.room
-            each.cache, each.first = run.cache.data_ptr(), ends
+            each.cache, each.first = _at(run.cache), ends
             each.count, each.start = run.count, run.start
             ends += run.count
         head = self.model.head
-        logits = torch.empty(len(wanted), -(-head.rows // PANEL) * PANEL)
+        logits = lined((len(wanted), -(-head.rows // PANEL) * PANEL))
         step = _Step(
             ctypes.addressof(sequences), len(runs),
             ctypes.addressof(told := (_I * rows)(*tokens)), rows,
             ctypes.addressof(asked := (_I * len(wanted))(*wanted)), len(wanted),
-            logits.data_ptr(), self.stream.data_ptr(), self._y.data_ptr(), self._qkv.data_ptr(),
-            self._queries.data_ptr(), self._query_scales.data_ptr(), *self._codes,
-            self._scores.data_ptr(), self.threads,
+            *map(_at, (logits, self.stream, self._y, self._qkv, self._queries)),
+            _at(self._query_scales), *self._codes, _at(self._scores), self.threads,
         )  # fmt: skip
         kept = self._adapt(step, runs)
         self._library.narrows_decoder_step(ctypes.byref(self._decoder), ctypes.byref(step))
@@ -225,17 +226,15 @@ class PackedDecoder:
         layers, inner = len(self.model.layers), max(each.inner for each in worn)
         assert all(each.layers == layers for each in worn), "another model's adapter"
         at = [run.adapter.at if run.adapter else None for run in runs for _ in range(run.count)]
-        rows, inner_RP = (_P * len(at))(*at), torch.empty(len(at), inner)
+        rows, inner_RP = (_P * len(at))(*at), lined((len(at), inner))
         widest = max(codes.columns for codes in self._codes)
-        whole = torch.empty(self.threads, widest)
-        step.adapters = Adapters(
-            ctypes.addressof(rows), inner_RP.data_ptr(), inner, whole.data_ptr(), widest
-        )
+        whole = lined((self.threads, widest))
+        step.adapters = Adapters(ctypes.addressof(rows), _at(inner_RP), inner, _at(whole), widest)
         return rows, inner_RP, whole
 
     def read(
-        self, cache: Tensor, tokens: Sequence[int], start: int, adapter: PackedAdapter | None = None
-    ) -> Tensor:
+        self, cache: Octets, tokens: Sequence[int], start: int, adapter: PackedAdapter | None = None
+    ) -> Floats:
         """Logits [V] behind the last of so many tokens of one sequence, however many."""
         assert tokens
         for first in range(0, len(tokens), self.rows):
@@ -258,10 +257,10 @@ class PackedDecoder:
             into.up, into.down = _matrix(each.up), _matrix(each.down)
             if angles:
                 rotation = angles[each.window is not None]
-                into.cos, into.sin = rotation.cos.data_ptr(), rotation.sin.data_ptr()
+                into.cos, into.sin = map(_at, rotation)
             into.window = self.room if each.window is None else each.window
         self._kept += [layers, angles]
-        turned = 2 * next(iter(angles.values())).cos.shape[1] if angles else 0
+        turned = 2 * next(iter(angles.values()))[0].shape[1] if angles else 0
         assert m.positions_SD is None or len(m.positions_SD) + PANEL > self.room
         return _Decoder(
             ctypes.addressof(layers), len(m.layers), self.width, N, K, H, self.room, m.epsilon,
@@ -285,11 +284,12 @@ def _cap(value: float | None) -> float:
     return math.inf if value is None else value
 
 
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _at(array: npt.NDArray[Any] | None) -> int | None:
+    assert array is None or array.flags.c_contiguous
+    return None if array is None else array.ctypes.data
 
 
-def _norm(weight: Tensor | None, bias: Tensor | None = None) -> _Norm:
+def _norm(weight: Floats | None, bias: Floats | None = None) -> _Norm:
     return _Norm(_at(weight), _at(bias))
 
 
@@ -297,7 +297,7 @@ def _matrix(packed: Packed) -> _Matrix:
     parts, first = (_Part * PARTS_MOST)(*[_Part(None, _NOWHERE)] * PARTS_MOST), 0
     for index, part in enumerate(packed.parts):
         panels = part.panels
-        parts[index] = _Part(panels.data_ptr(), first, part.bits, part.nested, part.centred)
+        parts[index] = _Part(_at(panels), first, part.bits, part.nested, part.centred)
         first += len(panels)
     return _Matrix(parts, _at(packed.bias), packed.rows, packed.columns)
 
@@ -305,10 +305,10 @@ def _matrix(packed: Packed) -> _Matrix:
 def _codes(rows: int, columns: int, bits: set[int], kept: list[object]) -> _Codes:
     """Of the kinds that matrices of so many bits are multiplied with."""
     groups, rows = columns // GROUP, -(-rows // _TILE) * _TILE
-    whole = torch.empty(rows, columns, dtype=torch.bfloat16) if 16 in bits else None
-    values = torch.empty(rows, columns, dtype=torch.int8) if bits != {16} else None
-    scales, weighted = torch.empty(rows, groups), torch.empty(rows, groups)
-    sums, firsts = torch.empty(2, rows, groups, dtype=torch.int32)
+    whole = lined((rows, columns), np.uint16) if 16 in bits else None
+    values = lined((rows, columns), np.int8) if bits != {16} else None
+    scales, weighted = lined((rows, groups)), lined((rows, groups))
+    sums, firsts = (lined((rows, groups), np.int32) for _ in range(2))
     made = (whole, values, scales, sums, firsts, weighted)
     kept += made
     return _Codes(*map(_at, made), columns)

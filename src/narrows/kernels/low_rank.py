@@ -9,12 +9,12 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, final
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
+import numpy as np
+import numpy.typing as npt
 
-from narrows.kernels.packing import PANEL
+from narrows.kernels.panels import PANEL
 
+Bits = npt.NDArray[np.uint16]
 RANKS = 4
 """Of A that many rows are computed together."""
 _PARTS_MOST = 3
@@ -26,13 +26,13 @@ MATRICES = ("qkv", "out", "up", "down")
 
 class Low(NamedTuple):
     """Beside rows `first` to `last` of a matrix, whole panels, a product of A [R,D] and B [X,R],
-    with what it is multiplied by in B.
+    with what it is multiplied by in B; the bits of bf16.
     """
 
     first: int
     last: int
-    a_RD: Tensor
-    b_XR: Tensor
+    a_RD: Bits
+    b_XR: Bits
 
 
 class _Part(ctypes.Structure):
@@ -60,7 +60,7 @@ class PackedAdapter:
     """One for a decoder of so many layers; matrices that it leaves alone are absent."""
 
     def __init__(self, layers: int, beside: Mapping[tuple[int, str], Sequence[Low]]) -> None:
-        self.layers, self._kept = layers, list[Tensor]()
+        self.layers, self._kept = layers, list[Bits]()
         self._matrices = (LowRank * (layers * len(MATRICES)))()
         for (layer, matrix), lows in beside.items():
             at = layer * len(MATRICES) + MATRICES.index(matrix)
@@ -84,16 +84,18 @@ class PackedAdapter:
     def _packed(self, lows: Sequence[Low]) -> LowRank:
         assert 0 < len(lows) <= _PARTS_MOST
         rank = max(-(-len(each.a_RD) // RANKS) * RANKS for each in lows)
-        a_PD = torch.cat([pad(each.a_RD, (0, 0, 0, rank - len(each.a_RD))) for each in lows])
+        a_PD = np.concatenate(
+            [np.pad(each.a_RD, ((0, rank - len(each.a_RD)), (0, 0))) for each in lows]
+        )
         parts = (_Part * _PARTS_MOST)()
         for part, (first, last, _, b_XR) in zip(parts, lows, strict=False):
             assert first % PANEL == 0 and (last - first) % PANEL == 0, "not of whole panels"
-            whole_PXR = pad(b_XR, (0, rank - b_XR.shape[1])).view(-1, PANEL, rank)
-            b_PRX = self._keep(whole_PXR.transpose(1, 2))
-            part.b, part.begin, part.end = b_PRX.data_ptr(), first // PANEL, last // PANEL
+            whole_XR = np.pad(b_XR, ((0, 0), (0, rank - b_XR.shape[1])))
+            b_PRX = self._keep(whole_XR.reshape(-1, PANEL, rank).transpose(0, 2, 1))
+            part.b, part.begin, part.end = b_PRX.ctypes.data, first // PANEL, last // PANEL
         a = self._keep(a_PD)
-        return LowRank(parts, a.data_ptr(), len(lows), rank, a.shape[1])
+        return LowRank(parts, a.ctypes.data, len(lows), rank, a.shape[1])
 
-    def _keep(self, values: Tensor) -> Tensor:
-        self._kept.append(values.to(torch.bfloat16).contiguous())
+    def _keep(self, values: Bits) -> Bits:
+        self._kept.append(np.ascontiguousarray(values))
         return self._kept[-1]

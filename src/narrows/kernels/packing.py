@@ -1,69 +1,31 @@
-"""Matrices in the panels that native/quantized.h computes with, made of codes and scales.
+"""Codes and scales laid out in the panels that native/quantized.h computes with.
 
-Packed.of([(rows, slabs), …], bias) → Packed
+pack([(rows, slabs), …], bias) → Packed
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-PANEL, GROUP, NEST = 16, 32, 8
-PARTS_MOST = 3
-"""Kinds that a matrix may lie in."""
-
-WHOLE = 16
-"""Bits of values that are no codes."""
+from narrows.kernels.panels import GROUP, NEST, PANEL, PARTS_MOST, WHOLE, Packed, Part
 
 Slab = tuple[int, Tensor, Tensor | None, Tensor | None, Tensor | None]
 """Some rows of a matrix: bits, codes [N,D] uint8, scales, least values and units, which mean what
 model/blocks.py says of groups; of 16 bits the values alone, bf16."""
 
 
-class Part(NamedTuple):
-    """Rows of a matrix that lie in one kind of panels [rows / 16, bytes], the last filled up."""
-
-    panels: Tensor
-    rows: int
-    bits: int
-    nested: bool
-    centred: bool
-
-
-class Packed(NamedTuple):
-    """A matrix in parts, one below the other, and its bias, filled up to whole panels."""
-
-    parts: tuple[Part, ...]
-    bias: Tensor | None
-    columns: int
-
-    @property
-    def rows(self) -> int:
-        """Of all parts."""
-        return sum(part.rows for part in self.parts)
-
-    @property
-    def nbytes(self) -> int:
-        """Of the panels."""
-        return sum(part.panels.nbytes for part in self.parts)
-
-    @property
-    def bits(self) -> int:
-        """Of a code; the most that any part has."""
-        return max(part.bits for part in self.parts)
-
-    @staticmethod
-    def of(pieces: Sequence[tuple[int, Iterable[Slab]]], bias_N: Tensor | None) -> Packed:
-        """From pieces, rows and slabs that have as many; whole panels of all but the last."""
-        assert all(rows % PANEL == 0 for rows, _ in pieces[:-1]) and len(pieces) <= PARTS_MOST
-        made = [_part(rows, slabs) for rows, slabs in pieces]
-        if bias_N is not None:
-            bias_N = pad(bias_N.float(), (0, -len(bias_N) % PANEL)).contiguous()
-        return Packed(tuple(part for part, _ in made), bias_N, made[0][1])
+def pack(pieces: Sequence[tuple[int, Iterable[Slab]]], bias_N: Tensor | None = None) -> Packed:
+    """From pieces, rows and slabs that have as many; whole panels of all but the last."""
+    assert all(rows % PANEL == 0 for rows, _ in pieces[:-1]) and len(pieces) <= PARTS_MOST
+    made = [_part(rows, slabs) for rows, slabs in pieces]
+    if bias_N is not None:
+        bias_N = pad(bias_N.float(), (0, -len(bias_N) % PANEL)).contiguous()
+    bias = None if bias_N is None else bias_N.numpy()
+    return Packed(tuple(part for part, _ in made), bias, made[0][1])
 
 
 def _part(rows: int, slabs: Iterable[Slab]) -> tuple[Part, int]:
@@ -77,7 +39,7 @@ def _part(rows: int, slabs: Iterable[Slab]) -> tuple[Part, int]:
         panels[at : at + len(made)] = made
         at += len(made)
     assert at == len(panels)
-    return Part(panels, rows, bits, units is not None, least is None), codes.shape[1]
+    return Part(panels.numpy(), rows, bits, units is not None, least is None), codes.shape[1]
 
 
 def _panels(slab: Slab) -> Tensor:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from narrows.kernels.arrays import Floats
 from narrows.kernels.decoder import PackedDecoder, PackedLayer, PackedModel, Run
-from narrows.kernels.interface import Heads, Rotation
-from narrows.kernels.packing import GROUP, WHOLE, Packed
+from narrows.kernels.interface import Heads
+from narrows.kernels.packing import pack
+from narrows.kernels.panels import GROUP, WHOLE, Packed
 from narrows.spec.machine import CachePrecision
 from narrows.spec.model import ModelSpec, llama
 
@@ -49,7 +51,7 @@ class PackedShape(NamedTuple):
 
 def packed_trials(
     shapes: list[PackedShape], threads: int
-) -> Iterator[tuple[PackedShape, Callable[[], Tensor]]]:
+) -> Iterator[tuple[PackedShape, Callable[[], object]]]:
     """A step of each; by a decoder for each model and kind of cache that follow each other."""
     room = max(each.past + each.queries for each in shapes)
     rows = max(each.sequences * each.queries for each in shapes)
@@ -63,10 +65,10 @@ def packed_trials(
 
 def _of_one(
     decoder: PackedDecoder, shapes: list[PackedShape]
-) -> Iterator[tuple[PackedShape, Callable[[], Tensor]]]:
+) -> Iterator[tuple[PackedShape, Callable[[], object]]]:
     caches = [decoder.cache() for _ in range(max(each.sequences for each in shapes))]
     for cache in caches:
-        cache.zero_()
+        cache[:] = 0
     for shape in shapes:
         runs = [Run(cache, shape.past, shape.queries) for cache in caches[: shape.sequences]]
         count = shape.sequences * shape.queries
@@ -76,7 +78,7 @@ def _of_one(
 
 def _step(
     decoder: PackedDecoder, runs: list[Run], tokens: list[int], wanted: list[int]
-) -> Callable[[], Tensor]:
+) -> Callable[[], object]:
     return lambda: decoder.step(runs, tokens, wanted)
 
 
@@ -84,7 +86,7 @@ def _model(shape: PackedShape) -> PackedModel:
     spec = shape.spec
     heads = Heads(spec.heads, spec.kv_heads, spec.head_width)
     D, F = spec.width, spec.feed_forward_width
-    one_D = torch.ones(D)
+    one_D = np.ones(D, np.float32)
     table = _matrix(shape.bits, spec.vocabulary, D)
     layers = tuple(
         PackedLayer(
@@ -99,15 +101,19 @@ def _model(shape: PackedShape) -> PackedModel:
     return PackedModel(
         layers=layers, heads=heads, epsilon=1e-5, query_scale=1.0, embedding_scale=1.0,
         logit_scale=1.0, table=table, norm_D=one_D, head=table,
-        angles=lambda count, _: Rotation(torch.ones(count, half), torch.zeros(count, half)),
+        angles=lambda count, _: _turns(count, half),
     )  # fmt: skip
+
+
+def _turns(count: int, half: int) -> tuple[Floats, Floats]:
+    return np.ones((count, half), np.float32), np.zeros((count, half), np.float32)
 
 
 def _matrix(bits: int, rows: int, columns: int) -> Packed:
     if bits == WHOLE:
         values = torch.ones(rows, columns, dtype=torch.bfloat16)
-        return Packed.of([(rows, [(bits, values, None, None, None)])], None)
+        return pack([(rows, [(bits, values, None, None, None)])])
     codes = torch.ones(rows, columns, dtype=torch.uint8)
     scales = torch.full((rows, columns // GROUP), 1e-3, dtype=torch.float16)
     least = torch.zeros_like(scales) if bits == 4 else None
-    return Packed.of([(rows, [(bits, codes, scales, least, None)])], None)
+    return pack([(rows, [(bits, codes, scales, least, None)])])

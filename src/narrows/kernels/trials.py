@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -176,11 +177,11 @@ def _on_parameters(
 
 def _draw(vocabulary: int, dtype: torch.dtype) -> Callable[[], object]:
     """As a sampler draws when nothing is ruled out."""
-    logits_V, generator = torch.randn(vocabulary, dtype=dtype), torch.Generator()
+    logits_V, generator = torch.randn(vocabulary, dtype=dtype), np.random.default_rng(0)
 
     def run() -> int:
-        wide_V = logits_V.float().cpu()
-        assert math.isfinite(wide_V[int(wide_V.numpy().argmax())])
+        wide_V = logits_V.float().numpy()
+        assert math.isfinite(wide_V[int(wide_V.argmax())])
         return draw(tempered(wide_V, _TEMPERATURE), generator)
 
     return torch.inference_mode()(run)
