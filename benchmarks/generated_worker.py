@@ -12,8 +12,8 @@ from torch import Tensor
 
 from narrows.hardware.load import LoadWatch
 from narrows.hardware.measure.run import go_first
-from narrows.infer.decoding import spoken
 from narrows.infer.sampling import Sampler, Sampling
+from narrows.infer.torch_decoding import spoken
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
 from narrows.kernels.meter import MemoryMeter
@@ -36,7 +36,7 @@ def main() -> None:
     keep_pages()
     tokens_BT = torch.randint(spec.vocabulary, (sequences, prompt))
     noise = (0.02 * torch.randn(_NOISE)).to(dtype)
-    memory = MemoryMeter(torch.device("cpu"))
+    memory = MemoryMeter("cpu")
     model = _model(spec, noise)
     answering = Answering(model, tokens_BT, tokens)
     answering.round()

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
-import torch
 from load import Mix, requests
 
 from narrows.infer.generate import Writer, tokens_of
 from narrows.infer.packed import PackedWriter
 from narrows.infer.packed_core import PackedCore
+from narrows.infer.ready import named
 from narrows.infer.requests import Request
 from narrows.infer.sampling import Sampling
 from narrows.infer.scheduler import Scheduler
-from narrows.infer.writer import load_writer
 
 
 def main() -> None:
     """Print tokens a second, of as many texts at once as there are slots."""
     task = json.loads(sys.argv[1])
-    torch.set_num_threads(task["threads"])
-    writer = load_writer(Path(task["model"]))
+    os.environ["OMP_NUM_THREADS"] = str(task["threads"])
+    writer = named(Path(task["model"]), None, lambda text: None).writer()
     assert isinstance(writer, PackedWriter)
     core = PackedCore(writer.model, task["slots"], task["context"])
     scheduler = Scheduler(core, writer.tokenizer, queue=10**6)

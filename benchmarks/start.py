@@ -1,6 +1,7 @@
-"""How long `narrows --help` and `narrows plan` of a published model take, the interpreter included.
+"""How long `narrows --help`, `narrows plan` of a published model and, where one is given, the first
+token of a GGUF file take, the interpreter included.
 
-    python benchmarks/start.py [--runs 7]
+    python benchmarks/start.py [--runs 7] [--model SmolLM2-135M-Instruct.gguf]
 
 Wall time of whole processes, the quickest and the median of several. The last line is JSON.
 """
@@ -25,9 +26,15 @@ def main() -> None:
     """Print each command's times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=7)
-    runs = parser.parse_args().runs
-    found = {}
-    for name, arguments in COMMANDS.items():
+    parser.add_argument("--model", help="a GGUF file")
+    chosen = parser.parse_args()
+    runs, commands, found = chosen.runs, dict(COMMANDS), {}
+    if chosen.model:
+        asked = [chosen.model, "--prompt", "The capital of France is", "--tokens", "1"]
+        commands["generate"] = ["-m", "narrows", "generate", *asked]
+        # Laid out, compiled, and in the system's memory.
+        _seconds(commands["generate"])
+    for name, arguments in commands.items():
         seconds = [_seconds(arguments) for _ in range(runs)]
         found[name] = round(median(seconds), 3)
         print(f"{name:8} {min(seconds):6.3f} s at best, {median(seconds):6.3f} s at the median")

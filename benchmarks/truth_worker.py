@@ -38,7 +38,7 @@ def main() -> None:
     plan = load(Plan, sys.argv[1])
     tokens = RandomTokens(plan.model.vocabulary, plan.context)
     tokens.sequences(0, 1)  # numpy loads its generators when they are first used
-    memory = MemoryMeter(torch.device("cpu"))
+    memory = MemoryMeter("cpu")
     trainer = Trainer(plan, torch.device("cpu"), Path(sys.argv[1]).parent)
     timed: list[float] = []
     number = 0

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 
-import torch
 from infer_worker import Task, rate, report
 
 from narrows.infer.packed import PackedWriter
 from narrows.infer.packed_core import PackedCore
-from narrows.infer.writer import load_writer
+from narrows.infer.ready import named
 
 
 def main() -> None:
     """Read the prompt, then write with each number of streams."""
     task = Task()
-    torch.set_num_threads(task.threads)
-    writer = load_writer(task.model)
+    os.environ["OMP_NUM_THREADS"] = str(task.threads)
+    writer = named(task.model, None, lambda text: None).writer()
     assert isinstance(writer, PackedWriter)
     core = PackedCore(writer.model, max(task.streams), 1024)
     core.prefill(0, task.prompt[:4], 0)

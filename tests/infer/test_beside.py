@@ -14,14 +14,14 @@ from narrows.adapt.merge import merge
 from narrows.adapt.peft import write_adapter
 from narrows.adapt.peft_reading import load_adapter
 from narrows.infer import adapters
-from narrows.infer.decoding import Decoding
-from narrows.infer.engine import Room, core_of, scheduler_of
+from narrows.infer.engine import Room, scheduler_of
 from narrows.infer.export import export
 from narrows.infer.generate import ServingPrecision, generate
 from narrows.infer.packed import PackedWriter
 from narrows.infer.requests import Piece, Request
 from narrows.infer.sampling import Sampling
 from narrows.infer.scheduler import Scheduler
+from narrows.infer.torch_decoding import decoding_of
 from narrows.infer.writer import load_writer
 from narrows.kernels.arrays import Floats
 from narrows.kernels.build import obstacle
@@ -91,13 +91,13 @@ def test_logits_are_those_of_the_merged_model(
     assert isinstance(writer, PackedWriter) == (precision == "bf16")
     expected = merged(base, folder)
     plain_V = load_writer(base, precision=precision).decoding(CONTEXT).read(PROMPT)
-    core = core_of(writer, 1, CONTEXT)
+    core = writer.core(1, CONTEXT)
     core.adapt(0, "other")
     for found_V in (writer.decoding(CONTEXT).read(PROMPT), core.prefill(0, PROMPT, 0)):
-        expected_V = Decoding.of(expected, CONTEXT).read(PROMPT)
+        expected_V = decoding_of(expected, CONTEXT).read(PROMPT)
         assert off(found_V, expected_V) < EXACT[precision] < 0.1 < off(plain_V, expected_V)
     behind_V = core.decode([0], [7])[0]
-    assert off(behind_V, Decoding.of(expected, CONTEXT).read([*PROMPT, 7])) < EXACT[precision]
+    assert off(behind_V, decoding_of(expected, CONTEXT).read([*PROMPT, 7])) < EXACT[precision]
 
 
 @pytest.mark.parametrize("precision", WAYS)
@@ -111,7 +111,7 @@ def test_greedy_text_is_that_of_the_merged_model(
     said = [[one.itself.token for each in answer for one in each.chosen] for answer in answers]
     assert len(set(map(tuple, said))) == 3
     for name, tokens in zip(("full", "some"), (said[0], said[2]), strict=True):
-        decoding, read = Decoding.of(merged(base, folders[name]), CONTEXT), list(PROMPT)
+        decoding, read = decoding_of(merged(base, folders[name]), CONTEXT), list(PROMPT)
         for token in tokens:
             logits_V = decoding.read(read)
             # Where two are as likely, sums that are rounded otherwise may choose the other.
@@ -195,7 +195,7 @@ def test_a_gguf_file_takes_adapters_by_transformers_names(
     folder = adapter(base, tmp_path / "adapter", FULL)
     writer = load_writer(base, adapters={None: folder})
     assert isinstance(writer, PackedWriter)
-    expected_V = Decoding.of(merged(base, folder), CONTEXT).read(PROMPT)
+    expected_V = decoding_of(merged(base, folder), CONTEXT).read(PROMPT)
     plain_V = load_writer(base).decoding(CONTEXT).read(PROMPT)
     # Activations have 8 bits.
     assert off(writer.decoding(CONTEXT).read(PROMPT), expected_V) < most < off(plain_V, expected_V)
@@ -246,5 +246,5 @@ def test_a_matrix_may_be_adapted_in_part_and_a_layer_left_alone(
     assert isinstance(writer, PackedWriter) and writer.adapters[None].inner == 4
     # One matrix of one layer: A [4,64] and B [F,4] in bf16.
     assert writer.adapters[None].nbytes == 2 * 4 * (64 + SHAPE.feed_forward_width)
-    expected_V = Decoding.of(merged(base, folder), CONTEXT).read(PROMPT)
+    expected_V = decoding_of(merged(base, folder), CONTEXT).read(PROMPT)
     assert off(writer.decoding(CONTEXT).read(PROMPT), expected_V) < EXACT["bf16"]

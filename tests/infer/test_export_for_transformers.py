@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from narrows.infer import loading
-from narrows.infer.decoding import Decoding
 from narrows.infer.export import export, export_source
 from narrows.infer.loading import load
 from narrows.infer.source import Source, source
+from narrows.infer.torch_decoding import decoding_of
 from narrows.model import describing, safetensors
 from narrows.model.configuration import read_config
 from narrows.model.describing import kind_of
@@ -179,7 +179,7 @@ def test_a_published_model_goes_on_as_it_did(
     assert generator.template is not None
     prompt = generator.template.render(asked)
     ids = generator.tokenizer.encode(prompt, special=True)
-    decoding, ours = Decoding.of(generator.model, len(ids) + 32), list[int]()
+    decoding, ours = decoding_of(generator.model, len(ids) + 32), list[int]()
     for _ in range(32):
         ours.append(int(decoding.read([ours[-1]] if ours else ids).argmax()))
     if to.is_dir():

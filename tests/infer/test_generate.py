@@ -10,8 +10,9 @@ from torch import Tensor
 
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer import loading as module
-from narrows.infer.generate import generate, sample
+from narrows.infer.generate import generate
 from narrows.infer.loading import Generator, load
+from narrows.infer.sample import sample
 from narrows.infer.sampling import Sampling
 from narrows.kernels.load import available
 from narrows.kernels.load import load as load_kernels

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from narrows.infer.decoding import Decoding
 from narrows.infer.export import export
 from narrows.infer.generate import ServingPrecision, generate
 from narrows.infer.loading import computes_bf16, load
-from narrows.infer.packed import PackedWriter, packs, unpackable
+from narrows.infer.packed import PackedWriter, unpackable
+from narrows.infer.packing import packs
 from narrows.infer.sampling import Sampling
+from narrows.infer.torch_decoding import decoding_of
 from narrows.infer.writer import load_writer
 from narrows.kernels.arrays import Floats
 from narrows.kernels.build import obstacle
@@ -72,7 +73,7 @@ def test_a_file_in_groups_is_computed_as_it_lies(
     assert not any("rounded" in each for each in said)
     whole = load(path, precision="fp32")
     found_V = writer.decoding(20).read(TOKENS)
-    expected_V = Decoding.of(whole.model, 20).read(TOKENS)
+    expected_V = decoding_of(whole.model, 20).read(TOKENS)
     # The same matrices; activations have 8 bits.
     assert off(found_V, expected_V) < 0.05
     text = "".join(generate(writer, "ROMEO: what", tokens=9, sampling=Sampling(temperature=0.0)))
@@ -93,7 +94,7 @@ def test_a_folder_is_rounded_where_it_is_asked_for(make_run: MakeRun, tmp_path: 
 def test_gemma_s_norms_windows_and_gates_are_computed(make_run: MakeRun, tmp_path: Path) -> None:
     export(make_run(shape=GEMMA), tmp_path / "out", talk=print)
     found_V = load_writer(tmp_path / "out", precision="int8").decoding(20).read(TOKENS)
-    expected_V = Decoding.of(load(tmp_path / "out", precision="fp32").model, 20).read(TOKENS)
+    expected_V = decoding_of(load(tmp_path / "out", precision="fp32").model, 20).read(TOKENS)
     assert off(found_V, expected_V) < 0.05
 
 
@@ -106,7 +107,7 @@ def test_other_families_are_computed(
     writer = load_writer(tmp_path / "out", precision=precision)
     assert isinstance(writer, PackedWriter) and writer.precision == precision
     found_V = writer.decoding(20).read(TOKENS)
-    expected_V = Decoding.of(load(tmp_path / "out", precision="fp32").model, 20).read(TOKENS)
+    expected_V = decoding_of(load(tmp_path / "out", precision="fp32").model, 20).read(TOKENS)
     bound = 0.02 if precision == "bf16" else 0.05
     assert off(found_V, expected_V) < bound
 
@@ -118,7 +119,7 @@ def test_what_lies_in_no_groups_is_computed_in_bf16(make_run: MakeRun, tmp_path:
     writer = load_writer(path, talk=said.append)
     assert isinstance(writer, PackedWriter) and writer.precision == "bf16"
     assert "bf16" in said[0]
-    decoding, expected = writer.decoding(20), Decoding.of(load(path, precision="bf16").model, 20)
+    decoding, expected = writer.decoding(20), decoding_of(load(path, precision="bf16").model, 20)
     found_V, exact_V = decoding.read(TOKENS), expected.read(TOKENS)
     assert off(found_V, exact_V) < 0.02
 
@@ -132,7 +133,7 @@ def test_k_types_are_taken_as_they_lie(make_run: MakeRun, tmp_path: Path) -> Non
     said: list[str] = []
     writer = load_writer(tmp_path / "out.gguf", talk=said.append)
     assert not any("rounded" in each for each in said)
-    expected_V = Decoding.of(load(tmp_path / "out.gguf", precision="fp32").model, 20).read(TOKENS)
+    expected_V = decoding_of(load(tmp_path / "out.gguf", precision="fp32").model, 20).read(TOKENS)
     found_V = writer.decoding(20).read(TOKENS)
     assert off(found_V, expected_V) < 0.05
 

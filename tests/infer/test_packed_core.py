@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from narrows.infer.core import Read
-from narrows.infer.engine import core_of
 from narrows.infer.export import export
 from narrows.infer.packed import PackedWriter
 from narrows.infer.packed_core import PackedCore
@@ -76,11 +75,11 @@ def test_an_int8_cache_says_what_torch_s_says(make_run: MakeRun, tmp_path: Path)
     path = tmp_path / "out.gguf"
     export(make_run(shape=SHAPE), path, type="q8_0", talk=print)
     by_torch, found = (
-        core_of(load_writer(path, precision=precision, cache="int8"), 1, CONTEXT)
+        load_writer(path, precision=precision, cache="int8").core(1, CONTEXT)
         for precision in ("fp32", None)
     )
     assert isinstance(by_torch, TorchCore) and isinstance(found, PackedCore)
-    whole = core_of(load_writer(path), 1, CONTEXT)
+    whole = load_writer(path).core(1, CONTEXT)
     said = [
         np.stack([each.prefill(0, PROMPT[:9], 0), each.prefill(0, PROMPT[9:18], 9),
                      *each.decode([0], PROMPT[18:])])[:, :VOCABULARY]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from narrows.kernels.build import obstacle
-from narrows.kernels.decoder import Activation, PackedLayer, PackedModel, Run
+from narrows.kernels.decoder import Activation, PackedLayer, PackedModel, Run, Turning
 from narrows.kernels.interface import Heads, Rotation
 from narrows.kernels.packing import pack
 from narrows.kernels.panels import WHOLE, Packed
@@ -124,20 +124,20 @@ class Made:
         self.model = PackedModel(
             layers=tuple(self.layer(layer) for layer in range(2)), heads=heads, epsilon=1e-5,
             query_scale=H**-0.5, embedding_scale=2.0, logit_scale=0.5,
-            angles=None if extras.learned else self.turns,
+            turning=None if extras.learned else Turning(self.speeds(False)),
+            turning_windowed=Turning(self.speeds(True)),
             table=table, norm_D=plain(self.norms[0][0]), head=table, activation=extras.activation,
             gated=extras.gated, score_cap=cap, logit_cap=cap, centred=extras.centred,
             norm_bias_D=plain(self.norm_bias), positions_SD=plain(self.learned),
         )  # fmt: skip
 
-    def angles(self, positions: int, windowed: bool) -> Rotation:
+    def speeds(self, windowed: bool) -> np.ndarray:
         half = (self.extras.turned or self.heads.width) // 2
-        base = 20.0 if windowed else 100.0
-        angles = torch.arange(positions)[:, None] / base ** (torch.arange(half) / half)
-        return Rotation(angles.cos(), angles.sin())
+        return (20.0 if windowed else 100.0) ** -(np.arange(half) / half)
 
-    def turns(self, positions: int, windowed: bool) -> tuple[np.ndarray, ...]:
-        return tuple(each.numpy() for each in self.angles(positions, windowed))
+    def angles(self, positions: int, windowed: bool) -> Rotation:
+        angles = torch.arange(positions)[:, None] * torch.from_numpy(self.speeds(windowed))
+        return Rotation(angles.cos().float(), angles.sin().float())
 
     def window(self, layer: int) -> int | None:
         return self.extras.window if layer == 0 else None

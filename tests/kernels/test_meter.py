@@ -4,7 +4,6 @@ import mmap
 import sys
 
 import pytest
-import torch
 
 from narrows.kernels.meter import MemoryMeter
 
@@ -20,13 +19,13 @@ def fresh_pages(megabytes: int) -> mmap.mmap:
 
 
 def test_the_peak_stays_when_memory_is_given_back() -> None:
-    meter = MemoryMeter(torch.device("cpu"))
+    meter = MemoryMeter("cpu")
     fresh_pages(64).close()
     assert meter.peak() > 60 * MEGABYTES
 
 
 def test_what_is_taken_once_set_aside_does_not_count() -> None:
-    meter = MemoryMeter(torch.device("cpu"))
+    meter = MemoryMeter("cpu")
     before = meter.peak()
     meter.set_aside()
     taken = fresh_pages(64)

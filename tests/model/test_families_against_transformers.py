@@ -13,9 +13,10 @@ from torch import Tensor
 
 from narrows.kernels.load import load
 from narrows.model.configuration import read_config
+from narrows.model.folder import files
 from narrows.model.hugging_face import naming
 from narrows.model.reading import fill
-from narrows.model.safetensors import Safetensors, files
+from narrows.model.safetensors import Safetensors
 from narrows.model.transformer import Transformer
 from narrows.spec.model import ModelSpec
 

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from narrows.model.safetensors import FILE, INDEX, Safetensors, files
+from narrows.model.folder import FILE, INDEX, files
+from narrows.model.safetensors import Safetensors
 from narrows.spec.errors import BadInput
 
 from .files import put, safetensors_bytes

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from narrows.kernels.load import load as kernels
 from narrows.model import safetensors
+from narrows.model.folder import OWN, Own
 from narrows.model.initial import initialise
 from narrows.model.naming import OURS
-from narrows.model.opening import OWN, Own
 from narrows.model.transformer import Transformer
 from narrows.model.writing import outgoing
 from narrows.spec.dataset import Dataset

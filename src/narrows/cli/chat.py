@@ -38,13 +38,13 @@ def run(chosen: argparse.Namespace) -> int:
         raise BadInput("--json answers one message", hint='add --message "..."')
     path = folder.of_model(chosen.folder)
     from narrows.infer.chat import answer
+    from narrows.infer.ready import named
     from narrows.infer.sampling import Sampling
-    from narrows.infer.writer import load_writer
 
     guessed = guesses.of(chosen)
-    generator = load_writer(
-        path, checkpoint=chosen.checkpoint, precision=chosen.precision, cache=chosen.cache,
-        adapters=adapters.of(chosen), talk=speak.talk,
+    generator = named(path, chosen.precision, speak.talk).writer(
+        checkpoint=chosen.checkpoint, cache=chosen.cache, adapters=adapters.of(chosen),
+        talk=speak.talk,
     )  # fmt: skip
     sampling = Sampling(
         temperature=chosen.temperature, top_p=chosen.top_p, seed=chosen.seed

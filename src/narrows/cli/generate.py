@@ -54,27 +54,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Stream the text, the prompt before it; with --json all at once."""
     path = folder.of_model(chosen.folder)
-    from narrows.infer import classifier
-
-    if classifier.is_one(path):
-        adapters.refuse_beside(path, "tells classes", chosen.adapter)
-        return _classified(path, chosen)
     from narrows.infer.account import Account, told
     from narrows.infer.generate import generate, tokens_of
     from narrows.infer.grammar import Grammars
+    from narrows.infer.ready import named
     from narrows.infer.sampling import Sampling
-    from narrows.infer.writer import load_writer
     from narrows.spec.record import to_builtins
 
+    account, model = Account(path), named(path, chosen.precision, speak.talk)
+    if not model.laid and _tells(path):
+        adapters.refuse_beside(path, "tells classes", chosen.adapter)
+        return _classified(path, chosen)
     sampling = Sampling(
         temperature=chosen.temperature, top_k=chosen.top_k, top_p=chosen.top_p,
         min_p=chosen.min_p, repetition_penalty=chosen.repetition_penalty, seed=chosen.seed,
     )  # fmt: skip
     grammar, guessed = _grammar(chosen), guesses.of(chosen)
-    account = Account(path)
-    generator = load_writer(
-        path, checkpoint=chosen.checkpoint, precision=chosen.precision, cache=chosen.cache,
-        adapters=adapters.of(chosen), talk=speak.talk,
+    generator = model.writer(
+        checkpoint=chosen.checkpoint, cache=chosen.cache, adapters=adapters.of(chosen),
+        talk=speak.talk,
     )  # fmt: skip
     guide = None if grammar is None else Grammars(generator.tokenizer).guide(grammar)
     prompt = tokens_of(chosen.prompt, generator)
@@ -106,6 +104,12 @@ def run(chosen: argparse.Namespace) -> int:
     if (path / "plan.toml").is_file():
         speak.next_step(f"narrows report {shlex.quote(str(path))}")
     return 0
+
+
+def _tells(path: Path) -> bool:
+    from narrows.infer import classifier
+
+    return classifier.is_one(path)
 
 
 def _grammar(chosen: argparse.Namespace) -> Grammar | None:

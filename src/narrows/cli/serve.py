@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from narrows.cli import adapters, folder, guesses, precisions, speak
 from narrows.spec.errors import BadInput
+
+if TYPE_CHECKING:
+    from narrows.infer.server.run import Place
+    from narrows.infer.server.service import Limits
 
 _KEY = "NARROWS_API_KEY"
 SUMMARY = "Serve a model over HTTP, as OpenAI's clients ask, with a page to talk with it."
@@ -52,33 +58,27 @@ def run(chosen: argparse.Namespace) -> int:
             raise BadInput(f"{option} is {getattr(chosen, name)}", hint=f"at least {least}")
     api_key, guessed = _api_key(chosen), guesses.of(chosen)
     path = folder.of_model(chosen.folder)
-    from narrows.infer import embedding
     from narrows.infer.engine import Room
+    from narrows.infer.ready import named
     from narrows.infer.server.forecast import Asked, measured, predicted, speeds
-    from narrows.infer.server.need import need, refuse_too_large
-    from narrows.infer.server.run import Place, serve, serve_encoder
+    from narrows.infer.server.need import need, refuse_too_large, sizes
+    from narrows.infer.server.run import Place, serve
     from narrows.infer.server.service import Limits
-    from narrows.infer.writer import load_writer
 
     name = path.name.removesuffix(".gguf")
     beside = adapters.named(chosen, name)
     place = Place(name, chosen.host, chosen.port, api_key)
     limits = Limits(tokens_max=chosen.tokens_max)
-    if embedding.is_encoder(path):
+    model = named(path, chosen.precision, speak.talk)
+    if not model.laid and _is_encoder(path):
         adapters.refuse_beside(path, "is an encoder", beside)
-        encoder = embedding.load(path, chosen.checkpoint)
-        speak.talk(f"{path}: an encoder, of {encoder.width} dimensions: /v1/embeddings alone")
-        serve_encoder(encoder, place, chosen.queue, limits, speak.talk)
-        return 0
-    found = need(
-        path, chosen.slots, chosen.context, chosen.precision, chosen.cache, beside.values()
-    )
+        return _encode(path, place, chosen, limits)
+    found = need(sizes(model), chosen.slots, chosen.context, chosen.cache, beside.values())
     speak.talk(f"takes {found}")
     refuse_too_large(found, path)
-    writer = load_writer(
-        path, checkpoint=chosen.checkpoint, precision=chosen.precision, cache=chosen.cache,
-        adapters=beside, talk=speak.talk,
-    )  # fmt: skip
+    writer = model.writer(
+        checkpoint=chosen.checkpoint, cache=chosen.cache, adapters=beside, talk=speak.talk
+    )
     draft = guessed.writer(writer)
     room = Room(chosen.slots, chosen.queue, found.context, guessed.tokens, draft)
     usual = Asked()
@@ -88,6 +88,22 @@ def run(chosen: argparse.Namespace) -> int:
     if asked:
         speak.talk(predicted(speeds(writer, path, chosen.slots, asked), asked))
         speak.talk(measured(tally))
+    return 0
+
+
+def _is_encoder(path: Path) -> bool:
+    from narrows.infer import embedding
+
+    return embedding.is_encoder(path)
+
+
+def _encode(path: Path, place: Place, chosen: argparse.Namespace, limits: Limits) -> int:
+    from narrows.infer import embedding
+    from narrows.infer.server.run import serve_encoder
+
+    encoder = embedding.load(path, chosen.checkpoint)
+    speak.talk(f"{path}: an encoder, of {encoder.width} dimensions: /v1/embeddings alone")
+    serve_encoder(encoder, place, chosen.queue, limits, speak.talk)
     return 0
 
 

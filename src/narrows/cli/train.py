@@ -149,7 +149,7 @@ def _changed(plan: Plan, run_folder: Path, machine: Machine, overrides: list[str
 def _sampler(plan: Plan) -> Callable[[Transformer], str] | None:
     """Writes a little text at each checkpoint, to be read in the report."""
     from narrows.data.tokenizers import read
-    from narrows.infer.generate import sample
+    from narrows.infer.sample import sample
 
     if plan.data is None or plan.model.classes or not plan.model.writes:
         return None

@@ -16,7 +16,8 @@ from narrows.evaluate.progress import Progress, Talk
 from narrows.infer import classifier
 from narrows.infer.checkpoint import locate
 from narrows.infer.classifier import Classifier
-from narrows.infer.loading import PLAN, Generator, load
+from narrows.infer.loading import Generator, load
+from narrows.model.folder import PLAN
 from narrows.model.transformer import Transformer
 from narrows.plan.layouts import TrainingPrecision
 from narrows.spec.errors import BadInput

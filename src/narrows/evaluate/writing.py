@@ -17,11 +17,11 @@ from torch import Tensor
 from narrows.data.order import number
 from narrows.evaluate.likelihood import pads_exactly
 from narrows.evaluate.progress import Progress
-from narrows.infer.decoding import spoken
 from narrows.infer.generate import Finish
 from narrows.infer.loading import Generator
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.infer.stream import StopStrings, TextStream
+from narrows.infer.torch_decoding import spoken
 from narrows.kernels.arrays import Floats
 
 

@@ -92,6 +92,13 @@ def memory_free(root: Path = places.ROOT) -> Fact[Bytes]:
     return _measured(available, "MemAvailable of /proc/meminfo")
 
 
+def threads() -> int:
+    """As many as OMP_NUM_THREADS says, where it does, else one for each core that is allowed."""
+    said = re.match(r"\s*(\d+)", os.environ.get("OMP_NUM_THREADS", ""))
+    here = processor()
+    return max(1, int(said[1]) if said else here.cores_allowed // here.threads_per_core)
+
+
 def accelerators(root: Path = places.ROOT) -> tuple[str, ...]:
     """Accelerators whose driver is loaded, as `nvidia: NAME` or `amd: gfx942`, without torch."""
     if darwin.here(root):

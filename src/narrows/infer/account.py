@@ -6,9 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import final
 
-import torch
-
-from narrows.hardware.find import fingerprint
+from narrows.hardware.find import accelerators, fingerprint, threads
 from narrows.hardware.probe import machine_known
 from narrows.infer.generate import Writer, Written
 from narrows.infer.packed import PackedWriter
@@ -29,8 +27,7 @@ class Account:
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        device = torch.accelerator.current_accelerator(check_available=True)
-        self._memory = MemoryMeter(device or torch.device("cpu"))
+        self._memory = MemoryMeter(_device())
 
     def close(self, generator: Writer, generation: Written) -> tuple[Ledger | None, Ledger]:
         """Predicted, where this machine was probed, and measured, of a text that is written."""
@@ -43,6 +40,16 @@ class Account:
         if predicted is None:
             return None, _measured(generator, generation, peak, None, None)
         return predicted, _measured(generator, generation, peak, machine, predicted)
+
+
+def _device() -> str:
+    """The kind that torch would compute on, which is not asked where no driver is loaded."""
+    if not accelerators():
+        return "cpu"
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if found is None else found.type
 
 
 def predicted_answer(
@@ -140,7 +147,7 @@ def _row(
     phase: Phase, count: int, seconds: float, machine: Machine | None, predicted: Ledger | None
 ) -> Row:
     same = [row for row in predicted.rows if row.phase == phase] if predicted else []
-    power = watts(machine, "gemm", torch.get_num_threads()) if machine else 0.0
+    power = watts(machine, "gemm", threads()) if machine else 0.0
     return Row(
         operation=phase, phase=phase, kind="other", count=float(count),
         flop=sum(row.flop for row in same), memory_bytes=sum(row.memory_bytes for row in same),

@@ -15,9 +15,9 @@ from narrows.adapt.peft import write_adapter
 from narrows.adapt.peft_reading import load_adapter
 from narrows.adapt.trained import tuned
 from narrows.infer.checkpoint import locate, saved, step
-from narrows.infer.loading import PLAN
 from narrows.infer.source import Source, of_original
 from narrows.model import hugging_face
+from narrows.model.folder import PLAN
 from narrows.model.opening import build, opened
 from narrows.parallel.saved import Whole
 from narrows.spec.adapter import LowRank

@@ -8,20 +8,17 @@ The name None is that of texts that ask for none.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from narrows.adapt.peft_reading import TheirAdapter, put, read_adapter
+from narrows.infer.generate import Folders
 from narrows.kernels.low_rank import Bits, Low, PackedAdapter
 from narrows.model.opening import Original
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
-
-Folders = Mapping[str | None, Path]
 
 
 def read(original: Original, folders: Folders) -> dict[str | None, TheirAdapter]:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from narrows.data.published import Words, words
 from narrows.infer.checkpoint import locate
-from narrows.infer.loading import PLAN, model_of, words_of
-from narrows.model.opening import CONFIG, Original, build, opened
+from narrows.infer.loading import model_of, words_of
+from narrows.model.folder import CONFIG, PLAN
+from narrows.model.opening import Original, build, opened
 from narrows.model.transformer import Transformer
 from narrows.plan.layouts import TrainingPrecision
 from narrows.spec.errors import BadInput

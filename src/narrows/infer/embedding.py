@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from narrows.data.published import Words, words
 from narrows.infer.checkpoint import locate
 from narrows.infer.generate import TooLong
-from narrows.infer.loading import PLAN, model_of, set_threads, words_of
-from narrows.model.opening import CONFIG, build, opened
+from narrows.infer.loading import model_of, set_threads, words_of
+from narrows.model.folder import CONFIG, PLAN
+from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.plan import Plan

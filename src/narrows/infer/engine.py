@@ -9,16 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from narrows.infer.core import Core
 from narrows.infer.draft import Draft
 from narrows.infer.generate import Writer
-from narrows.infer.loading import Generator
-from narrows.infer.packed import PackedWriter
-from narrows.infer.packed_core import PackedCore
+from narrows.infer.ready import named
 from narrows.infer.scheduler import GUESSING, Scheduler
-from narrows.infer.torch_core import TorchCore
-from narrows.infer.writer import load_writer
 from narrows.spec.errors import BadInput
+from narrows.spec.machine import CachePrecision
 
 Talk = Callable[[str], None]
 
@@ -37,7 +33,7 @@ class Room(NamedTuple):
 
 def scheduler_of(writer: Writer, room: Room, talk: Talk) -> Scheduler:
     """Running; raises BadInput where guesses are asked for that would change texts."""
-    core = core_of(writer, room.slots, room.context)
+    core = writer.core(room.slots, room.context)
     if room.speculate and not core.alike:
         raise BadInput(
             f"guesses need the packed decoder, and this model is computed by torch in "
@@ -47,23 +43,16 @@ def scheduler_of(writer: Writer, room: Room, talk: Talk) -> Scheduler:
     speculate: int | Draft = room.speculate
     if room.draft:
         slots, context = min(room.slots, GUESSING), min(room.context, room.draft.spec.context)
-        speculate = Draft(core_of(room.draft, slots, context), room.speculate)
+        speculate = Draft(room.draft.core(slots, context), room.speculate)
     return Scheduler(core, writer.tokenizer, queue=room.queue, speculate=speculate, talk=talk)
-
-
-def core_of(writer: Writer, slots: int, context: int) -> Core:
-    """What computes the model: packed where it is, else as torch has it."""
-    if isinstance(writer, PackedWriter):
-        return PackedCore(writer.model, slots, context, writer.cache, writer.adapters)
-    assert isinstance(writer, Generator)
-    return TorchCore(writer.model, slots, context, writer.cache, writer.adapted)
 
 
 def load_draft(path: Path, writer: Writer, talk: Talk) -> Writer:
     """The model that guesses for another, its cache in int8 if that one's is; raises BadInput where
     it reads other tokens.
     """
-    found = load_writer(path, cache="int8" if writer.cache == "int8" else None, talk=talk)
+    cache: CachePrecision | None = "int8" if writer.cache == "int8" else None
+    found = named(path, None, talk).writer(cache=cache, talk=talk)
     other = writer.tokenizer.differs(found.tokenizer)
     if other is not None:
         own, theirs = (each.tokenizer.text_of(other) for each in (writer, found))

@@ -30,7 +30,7 @@ from narrows.infer.reference import refuse_absent
 from narrows.infer.source import Source, source
 from narrows.model import describing, ggml, gguf, hugging_face, safetensors
 from narrows.model.blocks import BLOCKS, Block
-from narrows.model.opening import CONFIG
+from narrows.model.folder import CONFIG, INDEX
 from narrows.model.settings import Settings
 from narrows.model.writing import Outgoing, outgoing
 from narrows.spec.errors import BadInput, DoesNotFit, nearest
@@ -150,7 +150,7 @@ def _copy_along(source: Path, folder: Path) -> None:
         fitting = path.suffix in _KEPT or path.stem.upper() in _ALONG
         if hidden or not fitting or not path.is_file() or len(name.parts) > 2:
             continue
-        if path.name not in (CONFIG, safetensors.INDEX) or len(name.parts) > 1:
+        if path.name not in (CONFIG, INDEX) or len(name.parts) > 1:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / name)
 

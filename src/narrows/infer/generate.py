@@ -9,23 +9,27 @@ same parts.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, Protocol, final
 
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
+from narrows.infer.core import Core
 from narrows.infer.decoding import Decoding
 from narrows.infer.grammar import Guide
-from narrows.infer.loading import Generator
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.infer.stream import StopStrings, TextStream
-from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import CachePrecision
 from narrows.spec.model import ModelSpec
 
 ServingPrecision = Literal["fp32", "bf16", "int8", "int4"]
 """What weights are in where a model answers; of packed ones, most of them."""
+
+
+Folders = Mapping[str | None, Path]
+"""Of adapters, by the names that texts ask for them by; None is of texts that ask for none."""
 
 
 class Writer(Protocol):
@@ -57,6 +61,9 @@ class Writer(Protocol):
 
     def decoding(self, tokens_max: int) -> Decoding:
         """A sequence to begin, of at most so many tokens."""
+
+    def core(self, slots: int, context: int) -> Core:
+        """What computes so many texts at once, each of at most so many positions."""
 
 
 class Written(Protocol):
@@ -98,13 +105,6 @@ def generate(
     generation = Generation(generator, found, tokens, sampling or Sampling(), stop)
     generation.guide = guide and guide.copy()
     return generation
-
-
-def sample(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int, seed: int) -> str:
-    """A text to look at while a model trains; the model is to be in evaluation mode."""
-    sampling = Sampling(seed=seed)
-    generation = generate(Generator(model, tokenizer), prompt, tokens=tokens, sampling=sampling)
-    return "".join(generation)
 
 
 @final

@@ -17,12 +17,15 @@ from narrows.adapt.trained import whole
 from narrows.data import published, tokenizers
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
-from narrows.hardware.find import has_bf16_unit, processor
+from narrows.hardware.find import has_bf16_unit, processor, threads
 from narrows.infer.checkpoint import locate, step, weights
 from narrows.infer.decoding import Decoding
 from narrows.infer.sampling import Sampler, Sampling
+from narrows.infer.torch_core import TorchCore
+from narrows.infer.torch_decoding import decoding_of
 from narrows.kernels.allocator import keep_pages
 from narrows.kernels.load import load as load_kernels
+from narrows.model.folder import PLAN
 from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
 from narrows.plan.layouts import TrainingPrecision
@@ -33,7 +36,6 @@ from narrows.spec.plan import Plan
 from narrows.spec.record import load as load_record
 
 Talk = Callable[[str], None]
-PLAN = "plan.toml"
 _DTYPES: dict[TrainingPrecision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -65,7 +67,11 @@ class Generator(NamedTuple):
 
     def decoding(self, tokens_max: int) -> Decoding:
         """A sequence to begin, of at most so many tokens."""
-        return Decoding.of(self.model, tokens_max, self.cache)
+        return decoding_of(self.model, tokens_max, self.cache)
+
+    def core(self, slots: int, context: int) -> TorchCore:
+        """What computes so many texts at once."""
+        return TorchCore(self.model, slots, context, self.cache, self.adapted)
 
 
 def load(
@@ -94,17 +100,16 @@ def load(
             hint="--precision bf16, --cache int8, or leave --cache out",
         )
     set_threads()
-    threads = torch.get_num_threads()
+    count = torch.get_num_threads()
     _warm(generator.model)
-    talk(f"{what}, {generator.precision}, {threads} thread{'s'[: threads > 1]}")
+    talk(f"{what}, {generator.precision}, {count} thread{'s'[: count > 1]}")
     return generator._replace(cache=cache)
 
 
 def set_threads() -> None:
     """One for each core that is allowed, where the user says nothing else."""
     if "OMP_NUM_THREADS" not in os.environ:
-        here = processor()
-        torch.set_num_threads(max(1, here.cores_allowed // here.threads_per_core))
+        torch.set_num_threads(threads())
 
 
 def _trained(
@@ -178,7 +183,7 @@ def computes_bf16() -> bool:
 
 def _warm(model: Transformer) -> None:
     """Read every weight once, and let torch make what it makes at the first token."""
-    decoding = Decoding.of(model, 2)
+    decoding = decoding_of(model, 2)
     Sampler(Sampling(), model.spec.vocabulary).choose(decoding.read([0]))
     if model.spec.context > 1:
         decoding.read([0])

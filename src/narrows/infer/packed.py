@@ -1,38 +1,25 @@
-"""A published decoder with its matrices in groups of 4 or 8 bits, or in bf16, for the kernels that
-compute so.
+"""A decoder whose matrices are packed, by the kernels that compute so, ready to write.
 
-    packed(original) → PackedModel;   PackedWriter(...).decoding(tokens_max) → Decoding
-
-What its file has in such groups is taken as it lies; all else is rounded, here and aloud.
+PackedWriter(spec, words, model, cache, adapters).decoding(tokens_max) → Decoding
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, final
+from typing import final
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from narrows.adapt.peft_reading import TheirAdapter
 from narrows.data.published import Words
-from narrows.infer import beside
+from narrows.hardware.find import threads
 from narrows.infer.decoding import Cached, Decoding
 from narrows.infer.generate import ServingPrecision
+from narrows.infer.packed_core import PackedCore
 from narrows.kernels.arrays import Floats
 from narrows.kernels.build import obstacle
-from narrows.kernels.decoder import Activation, PackedDecoder, PackedLayer, PackedModel
-from narrows.kernels.interface import Heads
-from narrows.kernels.packing import Slab, pack
-from narrows.kernels.panels import GROUP, WHOLE, Packed
-from narrows.model.grouped import grouped
-from narrows.model.opening import Original
-from narrows.model.positions import angles
-from narrows.model.reading import Reader
-from narrows.model.writing import parameters
-from narrows.spec.errors import BadInput
+from narrows.kernels.decoder import Activation, PackedDecoder, PackedModel
+from narrows.kernels.low_rank import PackedAdapter
+from narrows.kernels.panels import GROUP, WHOLE
 from narrows.spec.machine import CachePrecision
 from narrows.spec.model import (
     GELU,
@@ -46,9 +33,6 @@ from narrows.spec.model import (
     SwiGLU,
 )
 
-Talk = Callable[[str], None]
-Bits = Literal[4, 8, 16]
-"""What matrices are rounded to; 16 is bf16."""
 _HEAD_WIDTH_MOST = 256
 _CHUNK = 512
 """Tokens of a prompt that are read at once."""
@@ -61,14 +45,12 @@ class PackedWriter:
     """
 
     def __init__(
-        self, original: Original, words: Words, bits: Bits, talk: Talk,
-        cache: CachePrecision = "bf16",
-        adapters: Mapping[str | None, TheirAdapter] = MappingProxyType({}),
+        self, spec: ModelSpec, words: Words, model: PackedModel, cache: CachePrecision = "bf16",
+        adapters: Mapping[str | None, PackedAdapter] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.cache: CachePrecision = cache
-        self.spec, self.tokenizer, self.template = original.spec, words.tokenizer, words.template
-        self.model = packed(original, bits=bits, talk=talk)
-        self.adapters = {name: beside.packed(each) for name, each in adapters.items()}
+        self.spec, self.tokenizer, self.template = spec, words.tokenizer, words.template
+        self.model, self.adapters = model, adapters
         most = self.model.layers[0].up.bits
         self.precision: ServingPrecision = (
             "bf16" if most == WHOLE else "int8" if most >= 6 else "int4"
@@ -85,15 +67,25 @@ class PackedWriter:
         own = self.adapters.get(None)
         return own.nbytes if own else 0
 
+    def told(self, path: Path, kind: str) -> str:
+        """What it is, as a line."""
+        size, count = f"{self.spec.parameters / 1e6:,.0f} M parameters", threads()
+        matrices = f"{self.precision} ({self.weight_bytes / 1e6:,.0f} MB)"
+        return f"{path}: {kind}, {size}, {matrices}, {count} thread{'s'[: count > 1]}"
+
     def decoder(self, room: int, rows: int) -> PackedDecoder:
         """What computes it over its kind of cache, of `room` positions, `rows` tokens at once."""
         return PackedDecoder(
-            self.model, room=room, rows=rows, threads=torch.get_num_threads(), kept=self.cache
-        )
+            self.model, room=room, rows=rows, threads=threads(), kept=self.cache
+        )  # fmt: skip
 
     def decoding(self, tokens_max: int) -> Decoding:
         """A sequence to begin, of at most so many tokens."""
         return Decoding(self.spec.context, tokens_max, lambda room: _Packed(self, room))
+
+    def core(self, slots: int, context: int) -> PackedCore:
+        """What computes so many texts at once."""
+        return PackedCore(self.model, slots, context, self.cache, self.adapters)
 
 
 @final
@@ -108,22 +100,6 @@ class _Packed(Cached):
 
     def read(self, tokens: Sequence[int], start: int) -> Floats:
         return self._decoder.read(self._cache, tokens, start, self._adapter)
-
-
-def packs(original: Original) -> bool:
-    """Whether the file has its matrices in groups that are computed with as they lie."""
-    if unpackable(original.spec):
-        return False
-    shapes = parameters(original.spec)
-    reader = Reader(shapes, original.spec, original.naming, original.tensors)
-    return reader.grouped("blocks.0.up.weight")
-
-
-def packs_bf16(original: Original) -> bool:
-    """Whether the packed decoder computes it in bf16: here that is quicker than torch in any
-    precision.
-    """
-    return not torch.accelerator.is_available() and not unpackable(original.spec)
 
 
 def unpackable(spec: ModelSpec) -> str | None:
@@ -148,113 +124,6 @@ def unpackable(spec: ModelSpec) -> str | None:
     if any(width % GROUP for width in widths) or spec.head_width > _HEAD_WIDTH_MOST:
         return f"its widths {', '.join(map(str, widths))} are no multiples of {GROUP}"
     return obstacle()
-
-
-def packed(original: Original, *, bits: Bits = 8, talk: Talk = lambda text: None) -> PackedModel:
-    """The model; matrices that do not lie in groups are rounded to `bits`. Raises BadInput where
-    the packed decoder does not compute it.
-    """
-    spec = original.spec
-    reason = unpackable(spec)
-    if reason:
-        raise BadInput(f"{original.path} cannot be packed: {reason}", hint="use --precision bf16")
-    reading = _Reading(original, bits)
-    table = reading.matrix("tokens")
-    positions, learned = spec.positions, None
-    if isinstance(positions, Learned):
-        learned = reading.values("positions.weight")[positions.extra :]
-    layers = tuple(_layer(reading, spec, index) for index in range(spec.layers))
-    head = table if spec.tied_embeddings else reading.matrix("head")
-    if reading.rounded:
-        talk(f"{reading.rounded} of {reading.read} matrices were rounded to {bits} bits")
-
-    def turns(positions: int, windowed: bool) -> tuple[Floats, Floats]:
-        cos, sin = angles(spec, positions, torch.device("cpu"), windowed=windowed)
-        return cos.contiguous().numpy(), sin.contiguous().numpy()
-
-    scale = spec.head_width**-0.5 if spec.query_scale is None else spec.query_scale
-    return PackedModel(
-        layers=layers,
-        heads=Heads(spec.heads, spec.kv_heads, spec.head_width),
-        epsilon=spec.norm.epsilon,
-        query_scale=scale,
-        embedding_scale=spec.embedding_scale,
-        logit_scale=spec.logit_scale,
-        angles=turns if isinstance(positions, Rotary) else None,
-        table=table,
-        norm_D=reading.scale("norm"),
-        head=head,
-        activation=activation(spec) or "silu",
-        gated=spec.gated,
-        centred=isinstance(spec.norm, LayerNorm),
-        norm_bias_D=reading.bias("norm"),
-        positions_SD=learned,
-        score_cap=spec.score_cap,
-        logit_cap=spec.logit_cap,
-    )
-
-
-def _layer(reading: _Reading, spec: ModelSpec, index: int) -> PackedLayer:
-    within = f"blocks.{index}."
-    normed, twice = spec.query_norm is not None, spec.block_norms == "both"
-    return PackedLayer(
-        norm_D=reading.scale(f"{within}norm_attention"),
-        query_norm_H=reading.values(f"{within}query_norms.query.weight") if normed else None,
-        key_norm_H=reading.values(f"{within}query_norms.key.weight") if normed else None,
-        qkv=reading.matrix(f"{within}qkv"),
-        out=reading.matrix(f"{within}out"),
-        second_norm_D=reading.scale(f"{within}norm_feed_forward"),
-        up=reading.matrix(f"{within}up"),
-        down=reading.matrix(f"{within}down"),
-        out_norm_D=reading.values(f"{within}norm_attention_out.weight") if twice else None,
-        down_norm_D=reading.values(f"{within}norm_feed_forward_out.weight") if twice else None,
-        window=spec.window_of(index),
-        norm_bias_D=reading.bias(f"{within}norm_attention"),
-        second_norm_bias_D=reading.bias(f"{within}norm_feed_forward"),
-    )
-
-
-@final
-class _Reading:
-    def __init__(self, original: Original, bits: Bits) -> None:
-        self._shapes = parameters(original.spec)
-        self._reader = Reader(self._shapes, original.spec, original.naming, original.tensors)
-        self._bits, self._width = bits, original.spec.width
-        self.read = self.rounded = 0
-
-    def values(self, name: str) -> Floats:
-        return np.asarray(self._values(name).numpy())
-
-    def scale(self, name: str) -> Floats:
-        """Of a norm of the stream; ones where it has none."""
-        weight = f"{name}.weight"
-        return self.values(weight) if weight in self._shapes else np.ones(self._width, np.float32)
-
-    def bias(self, name: str) -> Floats | None:
-        return self.values(f"{name}.bias") if f"{name}.bias" in self._shapes else None
-
-    def _values(self, name: str) -> Tensor:
-        return self._reader.read(name, self._shapes[name])
-
-    def _bias(self, name: str) -> Tensor | None:
-        return self._values(f"{name}.bias") if f"{name}.bias" in self._shapes else None
-
-    def matrix(self, name: str) -> Packed:
-        weight, shape = f"{name}.weight", self._shapes[f"{name}.weight"]
-        self.read += 1
-        pieces: list[tuple[int, Iterator[Slab]]]
-        if self._bits == 16:
-            values = torch.empty(shape, dtype=torch.bfloat16)
-            self._reader.into(weight, values, write=False)
-            self._reader.into(weight, values)
-            pieces = [(shape[0], iter([(WHOLE, values, None, None, None)]))]
-        elif self._reader.grouped(weight):
-            pieces = list(self._reader.groups(weight, shape))
-        else:
-            self.rounded += 1
-            rounded = grouped(self._values(weight), self._bits)
-            pieces = [(shape[0], iter([rounded]))]
-        return pack(pieces, self._bias(name))
 
 
 def activation(spec: ModelSpec) -> Activation | None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import final
 
-import torch
-
+from narrows.hardware.find import threads
 from narrows.infer.core import Core, Read
 from narrows.infer.scheduler import CHUNK
 from narrows.kernels.arrays import Floats
@@ -31,7 +30,7 @@ class PackedCore(Core):
         super().__init__(slots, context, model.head.rows, adapters)
         self._beside = {None: None, **adapters}
         self._decoder = PackedDecoder(
-            model, room=context, rows=slots + CHUNK, threads=torch.get_num_threads(), kept=kept
+            model, room=context, rows=slots + CHUNK, threads=threads(), kept=kept
         )
         self._caches = [self._decoder.cache() for _ in range(slots)]
 

@@ -18,12 +18,12 @@ from narrows.adapt.trained import whole
 from narrows.data import published, tokenizers
 from narrows.data.published import Words
 from narrows.infer.checkpoint import locate, saved, step
-from narrows.infer.loading import PLAN
 from narrows.model.blocks import Groups
 from narrows.model.configuration import family
+from narrows.model.folder import CONFIG, PLAN
 from narrows.model.mapped import Tensors
 from narrows.model.naming import OURS
-from narrows.model.opening import CONFIG, Original, opened
+from narrows.model.opening import Original, opened
 from narrows.model.reading import Reader, Unread
 from narrows.model.safetensors import Safetensors
 from narrows.model.writing import parameters

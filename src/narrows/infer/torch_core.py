@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from narrows.infer.core import Core, Read
-from narrows.infer.decoding import spoken
+from narrows.infer.torch_decoding import spoken
 from narrows.kernels.arrays import Floats
 from narrows.model.transformer import Transformer
 from narrows.spec.machine import CachePrecision

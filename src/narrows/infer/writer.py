@@ -9,16 +9,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
-
 from narrows.adapt.peft_reading import TheirAdapter
 from narrows.data import published
 from narrows.infer import beside
-from narrows.infer.beside import Folders
-from narrows.infer.generate import ServingPrecision, Writer
-from narrows.infer.loading import PLAN, Generator, load, no_writer, set_threads
-from narrows.infer.packed import Bits, PackedWriter, packs, packs_bf16
-from narrows.model.opening import Original, opened
+from narrows.infer.generate import Folders, ServingPrecision, Writer
+from narrows.infer.loading import Generator, load, no_writer
+from narrows.infer.packed import PackedWriter
+from narrows.infer.packing import bits_for, packed
+from narrows.model.folder import PLAN
+from narrows.model.opening import opened
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import CachePrecision
 
@@ -47,32 +46,19 @@ def load_writer(
     if checkpoint is not None:
         raise BadInput(f"{path} is no run, and has no checkpoints", hint="leave it out")
     original = opened(path)
-    found, bits = beside.read(original, adapters), _bits(original, precision)
+    found, bits = beside.read(original, adapters), bits_for(original, precision)
     if bits is None:
         assert precision != "int8" and precision != "int4"
         return _adapted(load(path, precision=precision, cache=cache, talk=talk), found)
     if not original.spec.writes:
         raise no_writer(path)
-    set_threads()
     words = published.words(original.path, original.facts)
     published.refuse_foreign(words.tokenizer, original.spec.vocabulary, path)
-    writer = PackedWriter(original, words, bits, talk, cache or "bf16", found)
-    threads = torch.get_num_threads()
-    size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
-    talk(
-        f"{path}: {original.kind}, {size}, {writer.precision} "
-        f"({writer.weight_bytes / 1e6:,.0f} MB), {threads} thread{'s'[: threads > 1]}"
-    )
+    model = packed(original, bits=bits, talk=talk)
+    named = {name: beside.packed(each) for name, each in found.items()}
+    writer = PackedWriter(original.spec, words, model, cache or "bf16", named)
+    talk(writer.told(path, original.kind))
     return writer
-
-
-def _bits(original: Original, precision: ServingPrecision | None) -> Bits | None:
-    """What matrices are rounded to that are not in groups; None where torch computes them."""
-    if precision == "fp32":
-        return None
-    if precision == "bf16" or (precision is None and not packs(original)):
-        return 16 if packs_bf16(original) else None
-    return 4 if precision == "int4" else 8
 
 
 def _adapted(generator: Generator, adapters: Mapping[str | None, TheirAdapter]) -> Generator:

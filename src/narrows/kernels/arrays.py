@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 Octets = npt.NDArray[np.uint8]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, final, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from narrows.kernels.arrays import Floats, Octets, lined
+from narrows.kernels.arrays import Doubles, Floats, Octets, lined
 from narrows.kernels.interface import Heads
 from narrows.kernels.library import native_library
 from narrows.kernels.low_rank import Adapters, PackedAdapter
@@ -55,10 +55,25 @@ class PackedLayer(NamedTuple):
     second_norm_bias_D: Floats | None = None
 
 
+class Turning(NamedTuple):
+    """How positions turn a head: each pair of it by so many radians a position [H/2] fp64, as much
+    of the head as there are pairs; what is turned grows.
+    """
+
+    speeds: Doubles
+    growth: float = 1.0
+
+    def angles(self, positions: int) -> tuple[Floats, Floats]:
+        """Cosine and sine of the first positions [T,H/2]."""
+        angles_TH = np.arange(positions)[:, None] * self.speeds
+        cos_TH, sin_TH = (self.growth * turn(angles_TH) for turn in (np.cos, np.sin))
+        return cos_TH.astype(np.float32), sin_TH.astype(np.float32)
+
+
 class PackedModel(NamedTuple):
-    """All of a decoder's weights and what is computed with them; `angles` are those of so many
-    first positions, in layers with a window or without, and turn as much of a head as they are
-    wide; or `positions` [S,D] fp32 join the tokens. Norms that are `centred` take the mean away.
+    """All of a decoder's weights and what is computed with them; positions turn the heads, in
+    layers with a window as `turning_windowed` where that is given, or a table of them [S,D] fp32
+    joins the tokens. Norms that are `centred` take the mean away.
     """
 
     layers: tuple[PackedLayer, ...]
@@ -67,7 +82,7 @@ class PackedModel(NamedTuple):
     query_scale: float
     embedding_scale: float
     logit_scale: float
-    angles: Callable[[int, bool], tuple[Floats, Floats]] | None
+    turning: Turning | None
     table: Packed
     norm_D: Floats
     head: Packed
@@ -78,6 +93,7 @@ class PackedModel(NamedTuple):
     centred: bool = False
     norm_bias_D: Floats | None = None
     positions_SD: Floats | None = None
+    turning_windowed: Turning | None = None
 
     @property
     def matrices(self) -> list[Packed]:
@@ -246,8 +262,9 @@ class PackedDecoder:
     def _described(self) -> _Decoder:
         m, (N, K, H) = self.model, self.model.heads
         layers = (_Layer * len(m.layers))()
-        angles = {windowed: m.angles(self.room, windowed) for windowed in self._windowed()
-                  if m.angles}  # fmt: skip
+        turning = {False: m.turning, True: m.turning_windowed or m.turning}
+        angles = {each: turns.angles(self.room) for each in self._windowed()
+                  if (turns := turning[each])}  # fmt: skip
         for into, each in zip(layers, m.layers, strict=True):
             into.norm = _norm(each.norm_D, each.norm_bias_D)
             into.second_norm = _norm(each.second_norm_D, each.second_norm_bias_D)

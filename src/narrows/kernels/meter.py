@@ -5,23 +5,23 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 
 class MemoryMeter:
-    """Resident set above the start, or what the device's allocator reports.
+    """Resident set above the start, or what the allocator of the kind of device reports.
 
     What is taken after `set_aside` does not count: a profiler keeps notes between a step's buffers,
     and a heap so divided grew by half (955 MB to 1,397 MB) and did not recover.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: str) -> None:
         self.device = device
         self._peak, self._aside = 0.0, False
-        if device.type == "cpu":
+        if device == "cpu":
             _reset_peak()
             self.start = _status_bytes("VmRSS")
         else:
+            import torch
+
             torch.accelerator.reset_peak_memory_stats()
             self.start = 0.0
 
@@ -29,8 +29,10 @@ class MemoryMeter:
         """Bytes at the worst moment so far."""
         if self._aside:
             return self._peak
-        if self.device.type == "cpu":
+        if self.device == "cpu":
             return max(0.0, _status_bytes("VmHWM") - self.start)
+        import torch
+
         return float(torch.accelerator.max_memory_reserved())
 
     def set_aside(self) -> None:
@@ -39,8 +41,10 @@ class MemoryMeter:
 
     def now(self) -> float:
         """Bytes now."""
-        if self.device.type == "cpu":
+        if self.device == "cpu":
             return max(0.0, _status_bytes("VmRSS") - self.start)
+        import torch
+
         return float(torch.accelerator.memory_reserved())
 
 

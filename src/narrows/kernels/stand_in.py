@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from narrows.kernels.arrays import Floats
-from narrows.kernels.decoder import PackedDecoder, PackedLayer, PackedModel, Run
+from narrows.kernels.decoder import PackedDecoder, PackedLayer, PackedModel, Run, Turning
 from narrows.kernels.interface import Heads
 from narrows.kernels.packing import pack
 from narrows.kernels.panels import GROUP, WHOLE, Packed
@@ -97,16 +96,12 @@ def _model(shape: PackedShape) -> PackedModel:
         )
         for _ in range(spec.layers)
     )  # fmt: skip
-    half = spec.head_width // 2
+    still_H = np.zeros(spec.head_width // 2)
     return PackedModel(
         layers=layers, heads=heads, epsilon=1e-5, query_scale=1.0, embedding_scale=1.0,
         logit_scale=1.0, table=table, norm_D=one_D, head=table,
-        angles=lambda count, _: _turns(count, half),
+        turning=Turning(still_H),
     )  # fmt: skip
-
-
-def _turns(count: int, half: int) -> tuple[Floats, Floats]:
-    return np.ones((count, half), np.float32), np.zeros((count, half), np.float32)
 
 
 def _matrix(bits: int, rows: int, columns: int) -> Packed:

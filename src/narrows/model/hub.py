@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from narrows.model.safetensors import FILE, INDEX, files
+from narrows.model.folder import CONFIG, FILE, INDEX, files
 from narrows.spec.errors import BadInput
 from narrows.spec.hub import unreachable
 
-_CONFIG = "config.json"
 _WANTED = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json"
     r"|chat_template\.jinja|tokenizer\.model|(LICENSE|NOTICE)[\w.]*"
@@ -47,7 +46,7 @@ def _cached(repository: str) -> Path | None:
     """The folder in the cache that the branch main points at, where the model is whole."""
     import huggingface_hub
 
-    found = huggingface_hub.try_to_load_from_cache(repository, _CONFIG)
+    found = huggingface_hub.try_to_load_from_cache(repository, CONFIG)
     if not isinstance(found, str):
         return None
     folder = Path(found).parent

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from narrows.spec.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DAMAGED = "it is damaged: fetch it again"
 

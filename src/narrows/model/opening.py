@@ -5,8 +5,6 @@ opened(path) → Original;   Original.fill(model) writes its weights
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,33 +15,23 @@ import torch
 from narrows.kernels.load import load as load_kernels
 from narrows.model import describing, ggml, gguf, hugging_face
 from narrows.model.configuration import family, shaped
+from narrows.model.folder import CONFIG, OWN, PLAN, Own, digest, files
 from narrows.model.gguf import GGUF
 from narrows.model.hub import fetched
 from narrows.model.mapped import Tensors
 from narrows.model.naming import OURS, Naming
 from narrows.model.reading import Reader, fill
-from narrows.model.safetensors import Safetensors, files
+from narrows.model.safetensors import Safetensors
 from narrows.model.settings import Settings
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.hub import repository
 from narrows.spec.machine import KernelSet
 from narrows.spec.model import ModelSpec
-from narrows.spec.record import Record, load
+from narrows.spec.record import load
 
-CONFIG = "config.json"
-OWN = "model.toml"
-PLAN = "plan.toml"
-_ENDS_BYTES = 1 << 20
 _WEIGHTS_MOST = 8
 """In a byte."""
-
-
-class Own(Record):
-    """The model.toml beside weights by our own names: a shape, and the family that it is of."""
-
-    family: str
-    model: ModelSpec
 
 
 class Original(NamedTuple):
@@ -79,15 +67,7 @@ class Original(NamedTuple):
         paths = [self.source.file.path] if isinstance(self.source, GGUF) else [
             self.source / (OWN if self.naming is OURS else CONFIG), *files(self.source)
         ]  # fmt: skip
-        said = hashlib.sha256()
-        for path in paths:
-            # A link to a file, such as the hub's cache has, is the file.
-            said.update(f"{path.resolve().name} {path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                said.update(file.read(_ENDS_BYTES))
-                file.seek(-min(_ENDS_BYTES, path.stat().st_size), os.SEEK_END)
-                said.update(file.read())
-        return said.hexdigest()[:24]
+        return digest(paths)
 
     def fits(self, model: Transformer) -> None:
         """Raises BadInput where the files have not just its weights; it needs no memory yet."""

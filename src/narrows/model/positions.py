@@ -52,19 +52,26 @@ def angles(
     """Cosine and sine of the first `count` positions; those of layers with a window where they have
     a base of their own.
     """
+    # Kept for training too, which cannot use what was made in inference mode.
+    with torch.inference_mode(False):
+        frequencies_H, growth = frequencies(spec, device, windowed=windowed)
+        positions_T = torch.arange(count, dtype=torch.float64, device=device)
+        angles_TH = positions_T[:, None] * frequencies_H
+        return Rotation((angles_TH.cos() * growth).float(), (angles_TH.sin() * growth).float())
+
+
+def frequencies(
+    spec: ModelSpec, device: torch.device, *, windowed: bool = False
+) -> tuple[Tensor, float]:
+    """Radians that a position turns each pair by [H] fp64, and what cosine and sine grow by."""
     positions = spec.positions
     assert isinstance(positions, Rotary)
     own = positions.window_base if windowed else None
     base, scaling = (positions.base, positions.scaling) if own is None else (own, None)
     half = turned_width(spec) // 2
-    # Kept for training too, which cannot use what was made in inference mode.
-    with torch.inference_mode(False):
-        exponents_H = torch.arange(half, dtype=torch.float64, device=device) / half
-        frequencies_H = slowed(base**-exponents_H, base, scaling)
-        positions_T = torch.arange(count, dtype=torch.float64, device=device)
-        angles_TH = positions_T[:, None] * frequencies_H
-        growth = scaling.growth if isinstance(scaling, Yarn) else 1.0
-        return Rotation((angles_TH.cos() * growth).float(), (angles_TH.sin() * growth).float())
+    exponents_H = torch.arange(half, dtype=torch.float64, device=device) / half
+    growth = scaling.growth if isinstance(scaling, Yarn) else 1.0
+    return slowed(base**-exponents_H, base, scaling), growth
 
 
 def turned_width(spec: ModelSpec) -> int:

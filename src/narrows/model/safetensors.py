@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from narrows.model.folder import FILE, INDEX
 from narrows.model.mapped import DAMAGED, Mapped
 from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput
-from narrows.spec.record import read as read_record
 
 _HEADER_MOST = 100_000_000
 _TYPES = {
@@ -34,7 +34,6 @@ _TYPES = {
 }  # fmt: skip
 SHARD_BYTES = 5_000_000_000
 """What transformers and the hub put in one file at most, unless one tensor is larger."""
-FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class _Lying(NamedTuple):
@@ -82,33 +81,6 @@ class Safetensors:
         into.view(-1).copy_(found)
         del found
         lying.file.release(lying.start, lying.size)
-
-
-def files(folder: Path) -> list[Path]:
-    """The safetensors files of a model's folder; raises BadInput where there are none, or one that
-    the index names is missing.
-    """
-    index = folder / INDEX
-    if not index.is_file():
-        if (folder / FILE).is_file():
-            return [folder / FILE]
-        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
-                        for path in folder.glob(pattern))  # fmt: skip
-        if others:
-            what = f"{folder} has {others[0]} and no {FILE}: a pickle can run any code"
-            raise BadInput(what, hint="take the safetensors of the same model")
-        raise BadInput(f"{folder} has no {FILE}", hint="fetch the weights into the folder")
-    content = read_record(index)
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(each, str) for each in places.values()):
-        raise BadInput(f"{index} has no weight_map from tensors to files", hint=DAMAGED)
-    found = sorted({folder / name for name in places.values()})
-    for path in found:
-        if path.parent != folder:
-            raise BadInput(f"{index} names {path}, outside of the folder", hint=DAMAGED)
-        if not path.is_file():
-            raise BadInput(f"{path}, which {INDEX} names, is missing", hint="fetch it again")
-    return found
 
 
 def write(

@@ -20,8 +20,8 @@ from narrows.adapt.trained import whole
 from narrows.data import tokenizers
 from narrows.data.published import FILES as WORDS
 from narrows.model import safetensors
+from narrows.model.folder import OWN, PLAN, Own
 from narrows.model.naming import OURS
-from narrows.model.opening import OWN, PLAN, Own
 from narrows.model.writing import outgoing
 from narrows.parallel.saved import Saved, Whole
 from narrows.spec.errors import BadInput

@@ -107,7 +107,7 @@ class _Session:
         self.training = feed(plan, dataset, "train")
         self.validation = feed(plan, dataset, "validation")
         self.device = _device(machine)
-        self.memory = MemoryMeter(self.device)
+        self.memory = MemoryMeter(self.device.type)
         self.power = PowerMeter(machine)
         self.account = Account(plan, machine, self.power, self.memory)
         self.trainer = Trainer(plan, self.device, run)

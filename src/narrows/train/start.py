@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from narrows.data import published, tokenizers
-from narrows.model.opening import CONFIG, PLAN, build, opened
+from narrows.model.folder import CONFIG, PLAN
+from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
 from narrows.spec.home import narrows_home
 from narrows.spec.objective import Distil

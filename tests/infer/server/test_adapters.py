@@ -13,8 +13,9 @@ from narrows.data.tokenizers import Tokenizer
 from narrows.infer.export import export
 from narrows.infer.generate import generate
 from narrows.infer.packed import PackedWriter
+from narrows.infer.ready import Model
 from narrows.infer.sampling import Sampling
-from narrows.infer.server.need import need
+from narrows.infer.server.need import need, sizes
 from narrows.infer.writer import load_writer
 from narrows.spec.adapter import LowRank
 from narrows.spec.errors import BadInput
@@ -109,7 +110,8 @@ def test_an_unknown_name_is_not_found(asking: OpenAI) -> None:
 @NATIVE
 def test_adapters_are_counted_before_anything_is_loaded(asking: OpenAI, base: Path) -> None:
     folders = [base.parent / name for name in ("pirate", "judge")]
-    found, without = need(base, 3, None, "bf16", adapters=folders), need(base, 3, None, "bf16")
+    sized = sizes(Model(base, "bf16", None))
+    found, without = need(sized, 3, adapters=folders), need(sized, 3)
     assert ", adapters " in str(found) and "adapters" not in str(without)
     assert found.total - without.total == found.adapters > 0
     assert f"takes {found}" in (base.parent / "log").read_text()
@@ -119,7 +121,7 @@ def test_adapters_are_counted_before_anything_is_loaded(asking: OpenAI, base: Pa
     # Ranks are filled up to fours.
     assert found.adapters <= held < 1.4 * found.adapters
     with pytest.raises(BadInput, match="is no adapter"):
-        need(base, 3, None, "bf16", adapters=[base])
+        need(sized, 3, adapters=[base])
 
 
 @pytest.mark.parametrize("verb", [["generate", "--prompt", PROMPT], ["chat", "--message", PROMPT]])

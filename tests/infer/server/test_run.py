@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from narrows.infer.engine import core_of
 from narrows.infer.export import export
 from narrows.infer.generate import ServingPrecision
 from narrows.infer.packed_core import PackedCore
-from narrows.infer.server.need import need
+from narrows.infer.ready import Model
+from narrows.infer.server.need import need, sizes
 from narrows.infer.torch_core import TorchCore
 from narrows.infer.writer import load_writer
 from narrows.kernels.build import obstacle
@@ -27,12 +27,12 @@ def test_a_file_in_groups_is_served_packed_and_takes_what_was_said(
 ) -> None:
     path = tmp_path / "out.gguf"
     export(make_run(shape=SHAPE), path, type="q8_0", talk=print)
-    core = core_of(load_writer(path, precision=precision, cache=kept), 2, 33)
+    core = load_writer(path, precision=precision, cache=kept).core(2, 33)
     assert isinstance(core, PackedCore) and (core.slots, core.context) == (2, 33)
-    taken = need(path, 2, 33, precision, kept).slot
+    taken = need(sizes(Model(path, precision, None)), 2, 33, kept).slot
     assert [cache.nbytes for cache in core._caches] == [taken] * 2
 
 
 def test_a_run_is_served_as_torch_has_it(make_run: MakeRun) -> None:
-    core = core_of(load_writer(make_run()), 2, 32)
+    core = load_writer(make_run()).core(2, 32)
     assert isinstance(core, TorchCore) and (core.slots, core.context) == (2, 32)

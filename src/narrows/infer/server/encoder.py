@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -13,14 +13,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from torch import Tensor
 
-from narrows.infer.embedding import Embedder
 from narrows.infer.requests import Full
 from narrows.infer.server.app import Guards, asked_of, assembled, json_of
 from narrows.infer.server.errors import Refusal
 from narrows.infer.server.openapi import Operation
 from narrows.infer.server.service import Limits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from narrows.infer.embedding import Embedder
 
 _INPUTS_MOST = 2048
 

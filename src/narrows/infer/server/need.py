@@ -7,13 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from narrows.adapt.peft import WEIGHTS
 from narrows.hardware.find import memory_free
 from narrows.infer.generate import ServingPrecision
-from narrows.infer.loading import PLAN, computes_bf16
-from narrows.infer.packed import packs, packs_bf16
-from narrows.model.opening import opened
-from narrows.model.safetensors import Safetensors
+from narrows.infer.ready import Model
+from narrows.model.folder import PLAN
 from narrows.plan.answer import cache_bytes
 from narrows.plan.packed import packed_room
 from narrows.spec.errors import BadInput, DoesNotFit
@@ -27,10 +24,24 @@ _OTHER_BYTES = 400e6
 """Python, torch, and what a step holds: SmolLM2-135M with 8 slots of 2,048 tokens, 646 MB of
 weights and cache, was resident at 989 MB after a dozen requests.
 """
+_PACKED_OTHER_BYTES = 150e6
+"""The same without torch."""
 
 _VALUE_BYTES = {"bf16": 2, "fp32": 4}
 _PACKED_BYTES = {"int8": 8.5 / 8, "int4": 5.0 / 8}
 """Of a weight, with its share of a group's scale and least value."""
+
+
+class Sizes(NamedTuple):
+    """A model's shape, the bytes of its weights, those of a value in the caches where they are not
+    in int8, whether the packed decoder computes it, and what else there is.
+    """
+
+    spec: ModelSpec
+    weights: float
+    value_bytes: int
+    is_packed: bool
+    other: float = _OTHER_BYTES
 
 
 class Need(NamedTuple):
@@ -41,6 +52,7 @@ class Need(NamedTuple):
     slots: int
     context: int
     adapters: float = 0.0
+    other: float = _OTHER_BYTES
 
     @property
     def total(self) -> float:
@@ -50,25 +62,33 @@ class Need(NamedTuple):
     @property
     def fixed(self) -> float:
         """All but the caches."""
-        return self.weights + self.adapters + _OTHER_BYTES
+        return self.weights + self.adapters + self.other
 
     def __str__(self) -> str:
         cache = Bytes(self.slot * self.slots).text()
         slots = f"{self.slots} slot{'s'[: self.slots > 1]} of {self.context} tokens"
-        weights, other = Bytes(self.weights).text(), Bytes(_OTHER_BYTES).text()
+        weights, other = Bytes(self.weights).text(), Bytes(self.other).text()
         if self.adapters:
             weights += f", adapters {Bytes(self.adapters).text()}"
         return f"weights {weights}, cache {cache} ({slots}), other {other}"
 
 
+def sizes(model: Model) -> Sizes:
+    """What is known of a model before it is read; raises BadInput where it is none."""
+    if model.laid:
+        laid = model.laid
+        weights = float(laid.model.nbytes)
+        return Sizes(laid.about.model, weights, _VALUE_BYTES["bf16"], True, _PACKED_OTHER_BYTES)
+    return _read(model.path, model.precision)
+
+
 def need(
-    path: Path, slots: int, context: int | None = None, precision: ServingPrecision | None = None,
-    cache: CachePrecision | None = None, adapters: Iterable[Path] = (),
+    model: Sizes, slots: int, context: int | None = None, cache: CachePrecision | None = None,
+    adapters: Iterable[Path] = (),
 ) -> Need:  # fmt: skip
-    """What the model at `path` takes, with adapters in folders beside it; raises BadInput where its
-    context is shorter, or a folder has none.
+    """What the model takes, with adapters in folders beside it; raises BadInput where its context
+    is shorter, or a folder has none.
     """
-    model = _model(path, precision)
     spec = model.spec
     if context is not None and not 2 <= context <= spec.context:
         what = f"the context is {context}, the model knows 2 to {spec.context}"
@@ -77,7 +97,7 @@ def need(
     room = packed_room(context) if model.is_packed else context
     slot = cache_bytes(spec, room, model.value_bytes, cache)
     beside = sum(map(_adapter_values, adapters)) * model.value_bytes
-    return Need(model.weights, float(slot), slots, context, float(beside))
+    return Need(model.weights, float(slot), slots, context, float(beside), model.other)
 
 
 def refuse_too_large(found: Need, path: Path) -> None:
@@ -99,6 +119,9 @@ def refuse_too_large(found: Need, path: Path) -> None:
 
 
 def _adapter_values(folder: Path) -> int:
+    from narrows.adapt.peft import WEIGHTS
+    from narrows.model.safetensors import Safetensors
+
     if not (folder / WEIGHTS).is_file():
         what = f"{folder} is no adapter: it has no {WEIGHTS}"
         raise BadInput(what, hint="give a folder as PEFT writes them, in safetensors")
@@ -106,33 +129,29 @@ def _adapter_values(folder: Path) -> int:
     return sum(math.prod(source.shape(name)) for name in source.names())
 
 
-class _Model(NamedTuple):
-    """Its shape, the bytes of its weights, those of a value in the caches where they are not in
-    int8, and whether the packed decoder computes it.
-    """
+def _read(path: Path, precision: ServingPrecision | None) -> Sizes:
+    """By its plan, or by torch's reader."""
+    from narrows.infer.loading import computes_bf16
 
-    spec: ModelSpec
-    weights: float
-    value_bytes: int
-    is_packed: bool
-
-
-def _model(path: Path, precision: ServingPrecision | None) -> _Model:
-    packed_bf16 = False
     whole: ServingPrecision = "bf16" if computes_bf16() else "fp32"
     if (path / PLAN).is_file():
         plan = load(Plan, path / PLAN)
-        spec = plan.model
         precision = precision or ("fp32" if plan.layout.precision == "fp32" else whole)
-    else:
-        original = opened(path)
-        spec = original.spec
-        if precision is None and packs(original):
-            return _Model(spec, float(original.path.stat().st_size), _VALUE_BYTES["bf16"], True)
-        packed_bf16 = precision in (None, "bf16") and packs_bf16(original)
-        precision = precision or ("bf16" if packed_bf16 else whole)
+        return _sizes(plan.model, precision, packed_bf16=False)
+    from narrows.infer.packing import packs, packs_bf16
+    from narrows.model.opening import opened
+
+    original = opened(path)
+    spec = original.spec
+    if precision is None and packs(original):
+        return Sizes(spec, float(original.path.stat().st_size), _VALUE_BYTES["bf16"], True)
+    packed_bf16 = precision in (None, "bf16") and packs_bf16(original)
+    return _sizes(spec, precision or ("bf16" if packed_bf16 else whole), packed_bf16=packed_bf16)
+
+
+def _sizes(spec: ModelSpec, precision: ServingPrecision, *, packed_bf16: bool) -> Sizes:
     if precision in ("int8", "int4"):
         weights = spec.parameters * _PACKED_BYTES[precision]
-        return _Model(spec, weights, _VALUE_BYTES["bf16"], True)
+        return Sizes(spec, weights, _VALUE_BYTES["bf16"], True)
     size = _VALUE_BYTES[precision]
-    return _Model(spec, float(spec.parameters * size), size, packed_bf16)
+    return Sizes(spec, float(spec.parameters * size), size, packed_bf16)

@@ -7,12 +7,11 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
 
-from narrows.infer.embedding import Embedder
 from narrows.infer.engine import Room, scheduler_of
 from narrows.infer.generate import Writer
 from narrows.infer.grammar import Grammars
@@ -23,6 +22,9 @@ from narrows.infer.server.encoder import EncoderService, encoder_app
 from narrows.infer.server.service import Limits, Service
 from narrows.infer.tally import Tally
 from narrows.spec.errors import BadInput
+
+if TYPE_CHECKING:
+    from narrows.infer.embedding import Embedder
 
 Talk = Callable[[str], None]
 

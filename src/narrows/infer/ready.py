@@ -1,0 +1,174 @@
+"""A model to write with, in the shortest time and the least memory.
+
+    named(path, precision, talk) → Model;   Model.writer(...) → Writer
+
+What the packed decoder computes is laid out once, by a process of its own, in narrows' home, and
+mapped from there: neither torch nor a second copy of the weights is ever in this one. Everything
+else is read by torch, as `load_writer` does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import narrows
+from narrows.data.published import refuse_foreign
+from narrows.hardware.find import accelerators
+from narrows.infer.generate import Folders, ServingPrecision, Writer
+from narrows.infer.laid import Laid
+from narrows.infer.laying import lay_out
+from narrows.infer.packed import PackedWriter, unpackable
+from narrows.kernels.build import obstacle
+from narrows.kernels.low_rank import PackedAdapter
+from narrows.model.configuration import read_config
+from narrows.model.folder import CONFIG, OWN, PLAN, Own, digest, files
+from narrows.model.hub import fetched
+from narrows.spec.errors import BadInput, RunFailed
+from narrows.spec.home import narrows_home
+from narrows.spec.hub import repository
+from narrows.spec.machine import CachePrecision
+from narrows.spec.record import load
+from narrows.spec.units import Bytes
+
+Talk = Callable[[str], None]
+_MAKERS = ("kernels", "model", "infer")
+"""Rooms whose code says how a model is laid out."""
+_UNUSED_S = 30 * 86400.0
+_ROOM_BYTES = 1e9
+"""Of a disk, left to others."""
+
+
+class Model(NamedTuple):
+    """One that somebody named, to be read in a precision, as it is laid out; torch is to read it
+    where it is not: torch computes it, or cannot be spared here.
+    """
+
+    path: Path
+    precision: ServingPrecision | None
+    laid: Laid | None
+
+    def writer(
+        self, *, checkpoint: str | None = None, cache: CachePrecision | None = None,
+        adapters: Folders = MappingProxyType({}), talk: Talk = lambda text: None,
+    ) -> Writer:  # fmt: skip
+        """The same ready to write, `adapters` beside it, as `load_writer` says."""
+        if self.laid is None:
+            from narrows.infer.writer import load_writer
+
+            return load_writer(
+                self.path, checkpoint=checkpoint, precision=self.precision, cache=cache,
+                adapters=adapters, talk=talk,
+            )  # fmt: skip
+        if checkpoint is not None:
+            raise BadInput(f"{self.path} is no run, and has no checkpoints", hint="leave it out")
+        about, words = self.laid.about, self.laid.words()
+        refuse_foreign(words.tokenizer, about.model.vocabulary, self.path)
+        beside = _beside(Path(about.source), adapters) if adapters else {}
+        writer = PackedWriter(about.model, words, self.laid.model, cache or "bf16", beside)
+        for line in about.said:
+            talk(line)
+        talk(writer.told(self.path, about.kind))
+        return writer
+
+
+def named(path: Path, precision: ServingPrecision | None, talk: Talk) -> Model:
+    """A run's folder, a published model's or its name on the hub, or a GGUF file. Raises BadInput
+    where what is to be laid out is damaged.
+    """
+    laid = None
+    if not (precision == "fp32" or (path / PLAN).is_file() or obstacle()):
+        name = repository(path)
+        here = (fetched(name) if name else path).resolve()
+        found = _files(here)
+        laid = _laid(here, found, precision, talk) if found else None
+    return Model(path, precision, laid)
+
+
+def _files(path: Path) -> list[Path]:
+    """Those of a model that may be laid out, so far as that is known without torch."""
+    if path.is_file():
+        return [path]
+    try:
+        if (path / OWN).is_file():
+            spec, settings = load(Own, path / OWN).model, path / OWN
+        else:
+            spec, settings = read_config(path), path / CONFIG
+        if not spec.writes or unpackable(spec) or accelerators():
+            return []
+        return [settings, *files(path)]
+    except BadInput:
+        # What is wrong with it, its reader says.
+        return []
+
+
+def _laid(
+    path: Path, found: list[Path], precision: ServingPrecision | None, talk: Talk
+) -> Laid | None:
+    """Before, or now."""
+    home = narrows_home() / "laid"
+    folder = home / f"{_key(path, precision)}-{_state(found)}"
+    laid = Laid.of(folder)
+    if laid:
+        return laid
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / "lock").open("w") as lock:
+            # Of several that start at once the first lays it out, and the others wait.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return Laid.of(folder) or _lay(path, found, precision, folder, talk)
+    except (OSError, RunFailed) as error:
+        talk(f"not laid out: {error}")
+        return None
+
+
+def _lay(
+    path: Path, found: list[Path], precision: ServingPrecision | None, folder: Path, talk: Talk
+) -> Laid | None:  # fmt: skip
+    for old in filter(Path.is_dir, folder.parent.iterdir()):
+        stale = old.name.startswith(folder.name.partition("-")[0])
+        if stale or Laid.source_of(old) is None or time.time() - old.stat().st_mtime > _UNUSED_S:
+            shutil.rmtree(old, ignore_errors=True)
+    size = sum(each.stat().st_size for each in found)
+    free = shutil.disk_usage(folder.parent).free
+    if free < 2 * size + _ROOM_BYTES:
+        talk(f"not laid out: {folder.parent} has {Bytes(free).text()} left")
+        return None
+    talk(f"laying {path.name} out for this machine, once")
+    work = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        if not lay_out(path, precision, work):
+            return None
+        work.replace(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Laid.of(folder)
+
+
+def _key(path: Path, precision: ServingPrecision | None) -> str:
+    """Of what takes the place of what was laid out of the same before."""
+    return hashlib.sha256(f"{path}\0{precision}".encode()).hexdigest()[:16]
+
+
+def _state(found: list[Path]) -> str:
+    """Changes when the model's files do, or what lays them out."""
+    code = Path(narrows.__file__).parent
+    makers = sorted(each for room in _MAKERS for each in (code / room).glob("*.py"))
+    written = [path.stat().st_mtime_ns for path in (*found, *makers)]
+    return hashlib.sha256(f"{digest(found)}\0{written}".encode()).hexdigest()[:16]
+
+
+def _beside(path: Path, adapters: Folders) -> dict[str | None, PackedAdapter]:
+    """Adapters are read by torch."""
+    from narrows.infer import beside
+    from narrows.model.opening import opened
+
+    found = beside.read(opened(path), adapters)
+    return {name: beside.packed(each) for name, each in found.items()}
