@@ -21,6 +21,7 @@ from narrows.infer.loading import load
 from narrows.infer.sampling import Sampling
 from narrows.infer.source import Source, source
 from narrows.model import ggml, gguf, safetensors
+from narrows.model.folder import files
 from narrows.model.naming import Lay
 from narrows.model.opening import Original, opened
 from narrows.model.writing import Outgoing
@@ -291,7 +292,7 @@ def test_shards_are_exported_from(make_run: MakeRun, tmp_path: Path,
     whole = safetensors.write
     monkeypatch.setattr(safetensors, "write", lambda *given: whole(*given, most=50_000))
     export(make_run(), tmp_path / "out")
-    assert len(safetensors.files(tmp_path / "out")) > 2
+    assert len(files(tmp_path / "out")) > 2
     assert opened(tmp_path / "out").spec.vocabulary == VOCABULARY
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from narrows.model import ggml, gguf, hugging_face, safetensors
 from narrows.model.blocks import BLOCKS
+from narrows.model.folder import files
 from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
 from narrows.model.writing import outgoing
@@ -46,7 +47,7 @@ def test_a_family_comes_back_from_a_folder_as_it_was(name: str, tmp_path: Path) 
     kind = config(name)["model_type"]
     tensors = outgoing(weights(model), shape, hugging_face.naming(kind, shape))
     safetensors.write(tmp_path, tensors, torch.float32, most=100_000)
-    assert len(safetensors.files(tmp_path)) > 1
+    assert len(files(tmp_path)) > 1
     same(weights(model), weights(read_back(tmp_path)), kept_from_one=kind.startswith("gemma"))
 
 
@@ -95,5 +96,5 @@ def test_each_weight_is_asked_for_once_and_in_turn(tmp_path: Path) -> None:
     assert asked == []
     safetensors.write(tmp_path, tensors, torch.bfloat16)
     assert asked == list(held)
-    found = safetensors.Safetensors(safetensors.files(tmp_path))
+    found = safetensors.Safetensors(files(tmp_path))
     assert found.dtype("model.norm.weight") == torch.bfloat16

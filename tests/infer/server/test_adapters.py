@@ -13,7 +13,7 @@ from narrows.data.tokenizers import Tokenizer
 from narrows.infer.export import export
 from narrows.infer.generate import generate
 from narrows.infer.packed import PackedWriter
-from narrows.infer.ready import Model
+from narrows.infer.ready import named
 from narrows.infer.sampling import Sampling
 from narrows.infer.server.need import need, sizes
 from narrows.infer.writer import load_writer
@@ -110,10 +110,11 @@ def test_an_unknown_name_is_not_found(asking: OpenAI) -> None:
 @NATIVE
 def test_adapters_are_counted_before_anything_is_loaded(asking: OpenAI, base: Path) -> None:
     folders = [base.parent / name for name in ("pirate", "judge")]
-    sized = sizes(Model(base, "bf16", None))
+    sized = sizes(named(base, "bf16", print))
     found, without = need(sized, 3, adapters=folders), need(sized, 3)
     assert ", adapters " in str(found) and "adapters" not in str(without)
-    assert found.total - without.total == found.adapters > 0
+    assert found.total - without.total == found.adapters + found.other - without.other
+    assert found.other > without.other and found.adapters > 0
     assert f"takes {found}" in (base.parent / "log").read_text()
     writer = load_writer(base, precision="bf16", adapters=dict(zip("ab", folders, strict=True)))
     assert isinstance(writer, PackedWriter)

@@ -97,7 +97,9 @@ def need(
     room = packed_room(context) if model.is_packed else context
     slot = cache_bytes(spec, room, model.value_bytes, cache)
     beside = sum(map(_adapter_values, adapters)) * model.value_bytes
-    return Need(model.weights, float(slot), slots, context, float(beside), model.other)
+    # Adapters are read by torch.
+    other = _OTHER_BYTES if beside else model.other
+    return Need(model.weights, float(slot), slots, context, float(beside), other)
 
 
 def refuse_too_large(found: Need, path: Path) -> None:
