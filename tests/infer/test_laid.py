@@ -23,7 +23,7 @@ from narrows.infer.packed import PackedWriter
 from narrows.infer.packing import bits_for, packed
 from narrows.infer.ready import named
 from narrows.infer.writer import load_writer
-from narrows.kernels.build import obstacle
+from narrows.kernels.build import library, obstacle
 from narrows.model.opening import opened
 from narrows.spec.errors import BadInput
 from narrows.spec.model import GeGLU, ModelSpec, Rotary, Window, Yarn, gpt2, llama
@@ -52,11 +52,9 @@ TOKENS = [5, 80, 3, 120, 44, 9, 71, 250, 6, 31, 14, 200]
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of its own, with the kernels that were compiled before."""
-    from narrows.spec.home import narrows_home
-
     found = tmp_path / "home"
     found.mkdir()
-    (found / "native").symlink_to(narrows_home() / "native")
+    (found / "native").symlink_to(library().parent)
     monkeypatch.setenv("NARROWS_HOME", str(found))
     return found
 
@@ -105,7 +103,7 @@ def test_a_file_is_laid_out_once_and_read_as_before(make_run: MakeRun, tmp_path:
     before = named(path, None, said.append)
     assert said == ["laying out.gguf out for this machine, once"]
     writer = named(path, None, said.append).writer(talk=said.append)
-    assert said[1:] == [f"{path}: llama, 0 M parameters, int8 (0 MB), 1 thread"]
+    assert len(said) == 2 and said[1].startswith(f"{path}: llama, 0 M parameters, int8 (0 MB), ")
     expected = load_writer(path)
     assert before.laid and (logits(writer) == logits(expected)).all()
     own, other = writer.tokenizer, expected.tokenizer

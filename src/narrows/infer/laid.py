@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -84,9 +85,10 @@ class Laid(NamedTuple):
             if hasattr(mmap, "MADV_WILLNEED"):
                 content.madvise(mmap.MADV_WILLNEED)
             model = _decoded((folder / _MODEL).read_bytes(), content)
-            os.utime(folder)
         except (OSError, ValueError, BadInput, msgspec.MsgspecError):
             return None
+        with suppress(OSError):
+            os.utime(folder)
         return Laid(about, model, folder)
 
     @staticmethod

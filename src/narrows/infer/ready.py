@@ -146,6 +146,8 @@ def _lay(
     try:
         if not lay_out(path, precision, work):
             return None
+        # Others who share this home may read it, too.
+        work.chmod(0o755)
         work.replace(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
