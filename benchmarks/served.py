@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
-import msgspec
 from cells import Row, number
+from msgspec.structs import replace
 from shapes import of_experts
 
 from narrows.hardware.accelerators import Accelerator, accelerator
@@ -175,7 +174,7 @@ def _glm_5() -> ModelSpec:
     """zai-org/GLM-5, config.json, 2026-02."""
     plain = llama(layers=78, width=6144, heads=64, kv_heads=64, vocabulary=154_880,
                   context=202_752, feed_forward_width=12_288, tied_embeddings=False)  # fmt: skip
-    return msgspec.structs.replace(
+    return replace(
         plain, head_width=192,
         latent=Latent(kv_rank=512, rope_width=64, value_width=256, query_rank=2048),
         experts=Experts(count=256, chosen=8, width=2048, shared=1, dense_layers=3),
@@ -188,7 +187,7 @@ def _qwen_3_5() -> ModelSpec:
     """
     plain = llama(layers=60, width=4096, heads=32, kv_heads=2, vocabulary=248_320,
                   context=262_144, tied_embeddings=False)  # fmt: skip
-    return msgspec.structs.replace(
+    return replace(
         plain, head_width=256, window=Window(size=2048, full_every=4),
         experts=Experts(count=512, chosen=10, width=1024, shared=1),
     )  # fmt: skip

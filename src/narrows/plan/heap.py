@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from narrows.plan.layouts import Setting
 from narrows.spec.machine import Machine
@@ -12,8 +12,7 @@ from narrows.spec.machine import Machine
 _COMPILER_BYTES = 100e6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Heap:
+class Heap(msgspec.Struct, frozen=True, kw_only=True):
     """What an allocator holds beside what is in use. What comes and goes wears it: it holds so many
     times that. Holes are left where gradients come and go, a share of their size, and between the
     streams that recomputing keeps, each too small for so many blocks' activations again. Beside

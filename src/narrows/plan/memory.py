@@ -8,8 +8,7 @@ more. The tables below mirror what `kernels` keep.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
+import msgspec
 import numpy as np
 
 from narrows.plan.heap import POOL, Heap
@@ -29,8 +28,7 @@ _TOKEN = 8
 Moment = dict[str, Array]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held:
+class Held(msgspec.Struct, frozen=True, kw_only=True):
     """What one of several processes has of a model: parameters that it computes with, and those of
     them that it keeps, with so many bytes of `state`. Where the `copied` whole stands beside its
     own piece, and where not so many are `gathered` at once. Gradients are a `late` sum in fp32 of
@@ -48,8 +46,7 @@ class Held:
     frozen_bytes: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryBytes:
+class MemoryBytes(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes by kind, arrays [models, layouts]; of a fleet, for one model, [layouts]."""
 
     weights: Array
@@ -64,11 +61,11 @@ class MemoryBytes:
     @property
     def peak(self) -> Array:
         """The sum of the kinds."""
-        return np.asarray(sum(getattr(self, field.name) for field in fields(self)))
+        return np.asarray(sum(getattr(self, name) for name in self.__struct_fields__))
 
     def record(self, *place: int) -> MemoryPeak:
         """One candidate's bytes as a record; `place` is its index in the arrays."""
-        kinds = {each.name: float(getattr(self, each.name)[place]) for each in fields(self)}
+        kinds = {name: float(getattr(self, name)[place]) for name in self.__struct_fields__}
         return MemoryPeak(**kinds, peak=sum(kinds.values()))
 
 

@@ -9,15 +9,14 @@ of its text and its tokenizer.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from narrows.plan.layouts import Array
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossLaw:
+class LossLaw(msgspec.Struct, frozen=True, kw_only=True):
     """L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, arXiv:2203.15556)."""
 
     E: float

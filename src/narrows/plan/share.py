@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from narrows.plan.fleet.work import Matrix, Work
 from narrows.plan.trained import Trained
@@ -64,8 +65,7 @@ class Place(NamedTuple):
         return cls(*reversed(found))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Share:
+class Share(msgspec.Struct, frozen=True, kw_only=True):
     """The pieces of the model that one process has; `blocks` without their experts, which are
     groups of their own, and `ends`, the tables and norms outside of blocks. `apart` are those that
     never change and are kept whole; through the first `still` blocks no gradient goes back.
@@ -217,8 +217,7 @@ def _tuned(trained: Trained, layout: Layout) -> tuple[tuple[Group, ...], Group, 
     return tuple(tuple(block) for block in blocks), tuple(ends), tuple(apart)
 
 
-@dataclass(frozen=True)
-class _Making:
+class _Making(msgspec.Struct, frozen=True):
     """What a module of the model has, cut for one tensor rank as parallel/tensor.py does."""
 
     spec: ModelSpec

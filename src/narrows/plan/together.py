@@ -6,9 +6,10 @@ as its own operations and what it tells others between them; the stages then fil
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from narrows.plan import cost
@@ -138,12 +139,12 @@ def peak_bytes(model: Shapes, layouts: Layouts, machine: Machine) -> MemoryBytes
         held = _held(share, layouts)
         found = memory_bytes(cut, own, heap, held, worn)
         more = kept_bytes(layouts.gradients) * share.kept
-        peaks.append(replace(found, optimizer=found.optimizer + more))
+        peaks.append(msgspec.structs.replace(found, optimizer=found.optimizer + more))
     fullest = np.stack([each.peak for each in peaks]).argmax(axis=0)
     return MemoryBytes(
         **{
-            field.name: np.choose(fullest, [getattr(each, field.name) for each in peaks])
-            for field in fields(MemoryBytes)
+            name: np.choose(fullest, [getattr(each, name) for each in peaks])
+            for name in MemoryBytes.__struct_fields__
         }
     )
 

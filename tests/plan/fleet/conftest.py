@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.spreads import Spreads
@@ -112,6 +113,6 @@ def ask(small: ModelSpec, fleet: Fleet) -> Ask:
 
     def asked(**changes: Any) -> Question:
         question = Question(name="small", model=small, fleet=fleet, batch=64, wanted=Wanted())
-        return Question(**{**vars(question), **changes})
+        return replace(question, **changes)
 
     return asked

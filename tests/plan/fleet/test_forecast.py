@@ -122,7 +122,7 @@ def test_doubled_compute_is_what_a_fleet_of_twice_the_peak_takes(
         name: msgspec.structs.replace(fact, value=type(fact.value)(2 * fact.value))
         for name, fact in fleet.peak.items()
     }
-    kept = {name: getattr(answer.spread, name) for name in Wanted.__dataclass_fields__}
+    kept = {name: getattr(answer.spread, name) for name in Wanted.__struct_fields__}
     twice = forecast(
         ask(fleet=msgspec.structs.replace(fleet, peak=quick), wanted=Wanted(**kept))
     )  # fmt: skip

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from narrows.plan.fleet import latency
 from narrows.plan.fleet.passes import Replica

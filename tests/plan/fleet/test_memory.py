@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import msgspec
@@ -19,7 +18,7 @@ from narrows.spec.fleet import Spread
 from narrows.spec.model import ModelSpec, gpt2
 
 Hold = Callable[..., dict[str, float]]
-KINDS = [field.name for field in fields(MemoryBytes)]
+KINDS = list(MemoryBytes.__struct_fields__)
 STATE = ("weights", "gradients", "optimizer")
 FEW = st.sampled_from((1, 2, 4))
 

@@ -32,7 +32,7 @@ def parts(take: Callable[..., Step], make_fleet: MakeFleet) -> Take:
 
     def taken(**layout: Any) -> dict[str, float]:
         found = take(**{"on": flat, **layout})
-        return {name: float(getattr(found, name)[0]) for name in found.__dataclass_fields__}
+        return {name: float(getattr(found, name)[0]) for name in found.__struct_fields__}
 
     return taken
 

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 
 from narrows.model.presets import preset
 from narrows.plan.fleet import constants
@@ -90,7 +89,7 @@ def test_groups_that_attend_for_themselves_hold_attention_each(sparse: ModelSpec
 
 def test_a_window_bounds_what_is_read_of_the_past(make_fleet: MakeFleet) -> None:
     mistral = preset("mistral-7b-v0.1").spec
-    full = msgspec.structs.replace(mistral, window=None)
+    full = replace(mistral, window=None)
     device = make_fleet(devices=1)
 
     def at(spec: ModelSpec, past: float) -> float:
@@ -140,7 +139,7 @@ def test_operands_are_brought_into_formats_by_kernels_of_their_own(
     sparse: ModelSpec, small: ModelSpec, make_fleet: MakeFleet
 ) -> None:
     old = make_fleet(formats=("bf16", "fp8"))
-    new = msgspec.structs.replace(old, peak={**old.peak, "fp4": old.peak["fp8"]})
+    new = replace(old, peak={**old.peak, "fp4": old.peak["fp8"]})
     dense, experts = Work.of(small, 1024), Work.of(sparse, 1024)
 
     def more(work: Work, bits: float, fleet: Fleet, compute: float | None = None) -> float:
@@ -209,9 +208,7 @@ def test_a_switch_that_adds_up_sends_each_rank_the_sum_alone(
     small: ModelSpec, fleet: Fleet
 ) -> None:
     work, replica, tokens = Work.of(small, 1024), Replica(tensor=4), 65_536.0
-    adding = msgspec.structs.replace(
-        fleet, reach=msgspec.structs.replace(fleet.reach, switched=0.9)
-    )
+    adding = replace(fleet, reach=replace(fleet.reach, switched=0.9))
     # A ring brings 2 (n-1)/n of the values; a switch the sum, and a rank's own share of the parts.
     moved = 2 * small.layers * tokens * small.width * 2
     rate = float(fleet.domains[0].bandwidth.value)

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 
 from narrows.plan.fleet.question import Question
 from narrows.plan.fleet.remedy import Change, Remedy, remedies
@@ -41,12 +40,13 @@ def mend(small: ModelSpec, make_fleet: MakeFleet) -> Mend:
                 count = devices if value == "large" else int(value.partition("x")[0])
                 return replace(question, fleet=make_fleet(devices=count, gigabytes=size))
             if option == "context":
-                model = msgspec.structs.replace(small, context=int(value))
+                model = replace(small, context=int(value))
                 return replace(question, model=model)
             if option == "tune":
                 bits = 4.0 if value == "qlora" else None
                 return replace(
-                    question, wanted=replace(question.wanted, trained=0.01, stored_bits=bits)
+                    question,
+                    wanted=replace(question.wanted, trained=0.01, stored_bits=bits),
                 )
             key, _, to = value.removeprefix("layout.").partition("=")
             set_to: Any = {"true": True, "": None}.get(to, int(to) if to.isdigit() else to)

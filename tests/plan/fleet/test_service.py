@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 
 from narrows.plan.fleet.service import service
 from narrows.plan.fleet.serving import serve
@@ -165,7 +164,7 @@ def test_tokens_cost_what_the_devices_do(small: ModelSpec, fleet: Fleet) -> None
     # Between idle and full power.
     watts = (best.usage.joules_per_token or 0.0) * best.tokens_per_s / fleet.devices
     assert 100.0 < watts < 500.0
-    free = msgspec.structs.replace(fleet, price=None, power_full=None)
+    free = replace(fleet, price=None, power_full=None)
     other = service(demand(small, free)).best.usage
     assert other.dollars_per_million_tokens is None and other.joules_per_token is None
 

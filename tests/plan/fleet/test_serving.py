@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from narrows.plan.fleet import constants
 from narrows.plan.fleet.passes import Prompt, Replica, prefill_seconds

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from narrows.plan.fleet.service import service
 from narrows.plan.fleet.sweep import changes, swept
@@ -48,7 +47,7 @@ def test_each_width_is_loaded_until_no_more_fit(small: ModelSpec, fleet: Fleet) 
         assert points[0].concurrency == placed.replicas
         ratios = [b.concurrency / a.concurrency for a, b in zip(points, points[1:], strict=False)]
         assert set(ratios[:-1]) == {2.0} and 1.0 < ratios[-1] <= 2.0
-        full = msgspec.structs.replace(requests, concurrency=points[-1].concurrency)
+        full = replace(requests, concurrency=points[-1].concurrency)
         room = way_of(work, placed, replace(asked, requests=full)).room
         most = min(points[-1].concurrency + placed.replicas, 8192.0 * placed.replicas)
         assert points[-1].concurrency <= room and (most > room or most == 8192.0 * placed.replicas)

@@ -7,10 +7,10 @@ evaluated, the lowest bound first, until no other can be among the best (branch 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
+import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.memory import peak
@@ -80,8 +80,7 @@ def best_alone(
     return varied(work, fleet, found, wanted, goal)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Pairs:
+class _Pairs(msgspec.Struct, frozen=True, kw_only=True):
     """Structures, each with every choice of what is recomputed; a pair's place is its structure's,
     times the choices, and the choice's. A layout's place is that among all candidates.
     """

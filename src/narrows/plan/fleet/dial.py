@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from narrows.plan import scaling
@@ -34,8 +34,7 @@ _UTILISATION_GUESS = 0.4
 _NEIGHBOURS = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pace:
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """What a layout makes of a second, a joule and a dollar, failures counted; None: not known."""
 
     tokens_per_s: float
@@ -54,8 +53,7 @@ class Pace:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sized:
+class _Sized(msgspec.Struct, frozen=True, kw_only=True):
     """A size at the best of its layouts, and the tokens that the budget allows it."""
 
     model: ModelSpec

@@ -6,8 +6,7 @@ places them. A ring over whole nodes leaves each by all of its devices' ports at
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 
 from narrows.plan.fleet import constants
@@ -15,8 +14,7 @@ from narrows.plan.layouts import Array
 from narrows.spec.fleet import Fleet
 
 
-@dataclass(frozen=True, kw_only=True)
-class Links:
+class Links(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes a second of one device inside its domain and beyond, and what a message waits."""
 
     domain: float

@@ -6,8 +6,6 @@ the last those of few, and the logits.
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 
 from narrows.plan.fleet import constants
@@ -29,8 +27,8 @@ def memory(work: Work, spreads: Spreads) -> MemoryBytes:
     every = _each(work, spreads, held)
     worst = every.peak.argmax(axis=0)[None]
     return MemoryBytes(**{
-        field.name: np.take_along_axis(getattr(every, field.name), worst, axis=0)[0]
-        for field in fields(every)
+        name: np.take_along_axis(getattr(every, name), worst, axis=0)[0]
+        for name in every.__struct_fields__
     })  # fmt: skip
 
 
@@ -38,7 +36,7 @@ def memory_of(work: Work, spreads: Spreads, kind: int) -> MemoryBytes:
     """Of a device of one kind of stage, its place in the arrays of Stages."""
     every = _each(work, spreads, stages(work, spreads))
     return MemoryBytes(**{
-        field.name: getattr(every, field.name)[kind] for field in fields(every)
+        name: getattr(every, name)[kind] for name in every.__struct_fields__
     })  # fmt: skip
 
 

@@ -9,10 +9,10 @@ ranks come on top.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from narrows.plan.fleet import constants, here
@@ -28,8 +28,7 @@ _PRODUCTS: tuple[tuple[str, Kind], ...] = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replica:
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """How one copy of the model is laid out; bits of a weight, and bytes of a key or value.
 
     Of `tensor` ranks, `attention_data` groups attend to different requests. `compute_bits`: of

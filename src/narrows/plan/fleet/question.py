@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from narrows.plan.fleet.search import Goal
 from narrows.plan.fleet.variants import Wanted
@@ -12,8 +12,7 @@ from narrows.spec.job import Budget
 from narrows.spec.model import ModelSpec
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(msgspec.Struct, frozen=True, kw_only=True):
     """A model, a fleet and a batch; the budget bounds the whole training, and chose the model's
     size where there is a `sizing`. The fleet is set `against` others, and `ladder` is of its own
     devices in other numbers.
@@ -31,8 +30,7 @@ class Question:
     sizing: Sizing | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wish:
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """A budget for a model of no given size; `batch` None: by the law."""
 
     fleet: Fleet

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import msgspec
 
 from narrows.plan.fleet.best import best_alone
 from narrows.plan.fleet.memory import peak
@@ -34,8 +35,7 @@ _DOUBLINGS = 12
 _MOST = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class Remedy:
+class Remedy(msgspec.Struct, frozen=True, kw_only=True):
     """A change after which the job fits, and the pace and the memory of its best layout then."""
 
     change: Change

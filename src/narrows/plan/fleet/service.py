@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
-import msgspec
+from msgspec.structs import replace
 
 from narrows.plan.fleet import constants
 from narrows.plan.fleet.evidence import facts, served
@@ -129,7 +128,7 @@ def _change(demand: Demand, most: float) -> str:
         value = share * wanted if name == "rate" else float(int(share * wanted))
         if value < (0.01 if name == "rate" else 1.0):
             break
-        less = msgspec.structs.replace(requests, **{name: value})
+        less = replace(requests, **{name: value})
         if search(replace(demand, requests=less)).quick:
             told = f"--serve {value:g}"
             if name == "rate":

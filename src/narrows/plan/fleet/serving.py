@@ -8,7 +8,8 @@ and is followed by the next. The queue before the prefill is a closed one: mean 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+import msgspec
 
 from narrows.plan.fleet import constants
 from narrows.plan.fleet.passes import (
@@ -26,8 +27,7 @@ _ROUNDS = 3
 """Of the fixed point between how many write and how quickly each does."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Apart:
+class Apart(msgspec.Struct, frozen=True, kw_only=True):
     """Other devices that compute the prompts: how each set is laid out, and how many sets serve one
     replica that decodes.
     """
@@ -36,8 +36,7 @@ class Apart:
     sets: float = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Speculation:
+class Speculation(msgspec.Struct, frozen=True, kw_only=True):
     """`ahead` tokens are guessed, each right with probability `accept`, and checked in one step
     (arXiv:2211.17192). `draft`: the model that guesses; None: one more block beside the model's.
     """
@@ -60,8 +59,7 @@ class Speculation:
         return squares - self.tokens**2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Load:
+class Load(msgspec.Struct, frozen=True, kw_only=True):
     """`concurrency` requests at a time on one replica, each of `prompt` tokens and `answer` more.
 
     The first `shared` tokens of a prompt are kept already; `chunk` of the rest are computed in one
@@ -92,8 +90,7 @@ class Load:
         return 1.0 if self.chunk is None else math.ceil(self.new / self.chunk)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Served:
+class Served(msgspec.Struct, frozen=True, kw_only=True):
     """Means of seconds: `first_token` with its `wait`, `per_token`; of one step of `decode`, and
     what a prompt adds to it (`service`). Requests that write (`running`), and that there is room
     for (`room`). Bytes of one device.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+import msgspec
 
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.stages import Stage, stages
@@ -20,8 +21,7 @@ def moved(ranks: float) -> float:
     return (ranks - 1.0) / ranks
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rank:
+class Rank(msgspec.Struct, frozen=True, kw_only=True):
     """Of a rank of `stage`: tokens, micro-batches whose activations it keeps at once, and the
     parameters that the plan counts, of which `tables` are not in blocks; `small` are those that it
     leaves out.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -27,8 +26,7 @@ ARRAYS = (*COUNTS, *CHOICES)
 _CHUNK = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spreads:
+class Spreads(msgspec.Struct, frozen=True, kw_only=True):
     """Candidates that share what `shared` says, which no search varies; arrays [layouts].
 
     What has a name is its place in CHOICES.

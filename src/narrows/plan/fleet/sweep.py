@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
-import msgspec
+from msgspec.structs import replace
 
 from narrows.plan.fleet.serving import Speculation
 from narrows.plan.fleet.ways import Demand, TooMany, search, way_of, worth
@@ -29,7 +28,7 @@ def swept(work: Work, best: Serving, demand: Demand) -> Iterator[Swept]:
     while tensor <= devices:
         sets, rest = divmod(devices, tensor)
         if not rest and demand.model.heads % tensor == 0:
-            placed = msgspec.structs.replace(
+            placed = replace(
                 mine, replicas=sets, tensor=tensor, apart=0,
                 groups=tensor if mine.groups > 1 else 1,
             )  # fmt: skip
@@ -41,7 +40,7 @@ def _loads(work: Work, placed: Placement, demand: Demand) -> Iterator[Swept]:
     percent, each = demand.limits.percent, 1
     while True:
         concurrency = float(placed.replicas * each)
-        requests = msgspec.structs.replace(demand.requests, rate=None, concurrency=concurrency)
+        requests = replace(demand.requests, rate=None, concurrency=concurrency)
         way = way_of(work, placed, replace(demand, requests=requests))
         room = int(way.room / placed.replicas)
         if room < 1:
@@ -68,20 +67,20 @@ def changes(work: Work, best: Serving, demand: Demand) -> Iterator[Changed]:
 def _placed(mine: Placement, demand: Demand) -> Iterator[tuple[str, Placement]]:
     for bits, told in ((16.0, "16"), (8.0, "8"), (4.5, "4")):
         if bits != mine.weight_bits:
-            yield f"weights of {told} bits", msgspec.structs.replace(mine, weight_bits=bits)
+            yield f"weights of {told} bits", replace(mine, weight_bits=bits)
     other = 8.0 if mine.cache_bits == 16.0 else 16.0
-    yield f"cache of {other:g} bits", msgspec.structs.replace(mine, cache_bits=other)
+    yield f"cache of {other:g} bits", replace(mine, cache_bits=other)
     if demand.model.experts is not None and mine.tensor > 1:
         groups = 1 if mine.groups > 1 else mine.tensor
         name = "attention by request" if groups > 1 else "attention over all ranks"
-        yield name, msgspec.structs.replace(mine, groups=groups)
+        yield name, replace(mine, groups=groups)
     sets = mine.replicas + mine.apart
     if mine.apart:
-        together = msgspec.structs.replace(mine, replicas=sets, apart=0)
+        together = replace(mine, replicas=sets, apart=0)
         yield "prompts beside the answers", together
     elif sets > 1:
         apart = max(1, sets // 4)
-        other_sets = msgspec.structs.replace(mine, replicas=sets - apart, apart=apart)
+        other_sets = replace(mine, replicas=sets - apart, apart=apart)
         yield "prompts on devices of their own", other_sets
 
 
@@ -89,7 +88,7 @@ def _answered(demand: Demand) -> Iterator[tuple[str, Demand]]:
     requests = demand.requests
 
     def asked(**changed: int | None) -> Demand:
-        return replace(demand, requests=msgspec.structs.replace(requests, **changed))
+        return replace(demand, requests=replace(requests, **changed))
 
     if requests.chunk is not None:
         yield "prompts whole", asked(chunk=None)
@@ -121,10 +120,10 @@ def _asked(demand: Demand) -> Iterator[tuple[str, Demand]]:
 def _scaled(requests: Requests, times: float) -> Requests | None:
     """As many times what comes; None where that is less than one at a time."""
     if requests.rate is not None:
-        return msgspec.structs.replace(requests, rate=times * requests.rate)
+        return replace(requests, rate=times * requests.rate)
     assert requests.concurrency is not None
     several = times * requests.concurrency
-    return msgspec.structs.replace(requests, concurrency=several) if several >= 1.0 else None
+    return replace(requests, concurrency=several) if several >= 1.0 else None
 
 
 def _changed(name: str, work: Work, placed: Placement, demand: Demand) -> Changed:

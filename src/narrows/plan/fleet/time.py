@@ -7,8 +7,8 @@ collectives for each micro-batch; the bubble around them; then gradients, weight
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from narrows.plan.fleet import amounts, constants, traffic
@@ -26,8 +26,7 @@ from narrows.spec.model import ModelSpec
 _FORMATS = ("fp32", "bf16", "fp16", "fp8", "fp4")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rates:
+class Rates(msgspec.Struct, frozen=True, kw_only=True):
     """What one device does, in FLOP and bytes a second."""
 
     matmul: float
@@ -67,8 +66,7 @@ class Rates:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds by part, arrays [layouts]; `bubble` and `waiting` are the parts' losses."""
 
     gemm: Array
@@ -137,8 +135,7 @@ def waiting_share(devices: int) -> float:
     return constants.WAITING + constants.DEVIATION * math.sqrt(2.0 * math.log(devices))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Block:
+class _Block(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of one block for one micro-batch, forward and backward with what is done again."""
 
     gemm: Array

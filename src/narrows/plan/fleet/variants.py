@@ -6,9 +6,9 @@ choices below: they change a step by a few percent, and all of them at once woul
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from narrows.plan.fleet.spreads import RECOMPUTES, SCHEDULES, Spreads
 from narrows.plan.fleet.work import Work
@@ -20,8 +20,7 @@ _FEWER = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 1))
 _MASTER_BYTES = {"bf16": 2.0, "fp32": 0.0}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What of a layout is fixed; None is searched."""
 
     precision: str = "bf16"
@@ -70,10 +69,10 @@ class Wanted:
         """The same work with nothing of its layout fixed."""
         searched: dict[str, None] = {
             field.name: None
-            for field in fields(self)
+            for field in msgspec.structs.fields(self)
             if field.default is None and field.name != "stored_bits"
         }
-        return replace(self, **searched)  # type: ignore[arg-type]
+        return replace(self, **searched)
 
 
 def refined(work: Work, spreads: Spreads, wanted: Wanted) -> Spreads:

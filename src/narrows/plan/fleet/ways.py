@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from narrows.plan.fleet import constants, latency
 from narrows.plan.fleet.energy import COMPUTING, MOVING, WAITING, watts
@@ -31,8 +32,7 @@ _APART = (0.25, 0.5)
 _HALVINGS = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be served; `smaller` and `larger` fleets of the same devices are set beside it,
     the larger looked at where this one will not do.
     """
@@ -57,8 +57,7 @@ class TooMany(Exception):
         self.most = most
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, kw_only=True):
     """All ways that were looked at: those that will do, and the nearest of those that will not."""
 
     quick: list[Serving]

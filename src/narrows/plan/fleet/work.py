@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import msgspec
 
 from narrows.spec.model import Alibi, ModelSpec
 
@@ -38,8 +39,7 @@ class Halves(NamedTuple):
         return self.whole + self.cut / ranks
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
+class Work(msgspec.Struct, frozen=True, kw_only=True):
     """What one token costs, layer by layer; parameters by how they are divided."""
 
     spec: ModelSpec
