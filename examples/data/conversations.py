@@ -8,6 +8,7 @@ One way to ask in ten is held back; what is to be answered there is learned from
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from packages import write
@@ -28,8 +29,8 @@ ASKED = (
 def main(folder: Path) -> None:
     """Write a conversation for each verb and each way to ask for it."""
     rows = []
-    for module in VERBS:
-        verb = module.__name__.rpartition(".")[2]
+    for verb in VERBS:
+        module = import_module(f"narrows.cli.{verb}")
         example = module.EXAMPLES.splitlines()[0].partition("  ")[0]
         answer = f"{module.SUMMARY} For example: {example}"
         for asked in ASKED:

@@ -5,31 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from importlib import import_module
 
 from narrows import __version__
-from narrows.cli import (
-    chat,
-    compress,
-    doctor,
-    evaluate,
-    export,
-    generate,
-    intent,
-    launch,
-    plan,
-    probe,
-    report,
-    serve,
-    speak,
-    train,
-    tune,
-)
+from narrows.cli import intent, speak
 from narrows.cli.parser import Parser
 from narrows.spec.errors import BadInput, NarrowsError, RunFailed
 
 VERBS = (
-    probe, doctor, plan, train, tune, launch, generate, chat, serve, evaluate, export, compress,
-    report,
+    "probe", "doctor", "plan", "train", "tune", "launch", "generate", "chat", "serve", "evaluate",
+    "export", "compress", "report",
 )  # fmt: skip
 EXAMPLES = """\
 narrows probe                                       measure this machine, once
@@ -64,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser(asked: str | None = None) -> Parser:
-    """The whole command line, or the verb `asked` alone with its arguments and no other's: to
-    declare them all takes as long as a small search.
+    """The whole command line, or where a verb is `asked` that one alone: to load and declare them
+    all takes as long as a small search.
     """
     top = Parser(
         prog="narrows",
@@ -75,13 +60,11 @@ def parser(asked: str | None = None) -> Parser:
     top.add_argument("--version", action="version", version=f"narrows {__version__}")
     # Without `prog` argparse formats a usage line, for which it loads all of shutil.
     verbs = top.add_subparsers(title="verbs", metavar="VERB", prog="narrows", parser_class=Parser)
-    names = {verb.__name__.rpartition(".")[2]: verb for verb in VERBS}
-    for name, verb in names.items():
+    for name in [asked] if asked in VERBS else VERBS:
+        verb = import_module(f"narrows.cli.{name}")
         below = verbs.add_parser(
             name, help=verb.SUMMARY, description=verb.SUMMARY, examples=verb.EXAMPLES
         )
-        if asked in names and name != asked:
-            continue
         verb.arguments(below)
         below.add_argument("--json", action="store_true", help="answer with one line of JSON")
         below.set_defaults(act=verb.run, parser=below)

@@ -36,6 +36,8 @@ from narrows.spec.fleet import Fleet
 
 # Layouts that are evaluated before it is asked again whether another can be among the best.
 _BLOCK = 2048
+# Layouts that are all evaluated in no more time than it takes to bound them.
+_FEW = 20_000
 # Below a bound, for what rounding adds to it.
 _ROUNDED = 1.0 - 1e-9
 
@@ -52,6 +54,10 @@ def best_alone(
     if goal == "memory":
         return search(work, fleet, batch, wanted, goal)
     pairs = _Pairs.of(structures(work, fleet, batch, wanted), wanted)
+    layouts = pairs.size * len(pairs.shardings)
+    if layouts <= _FEW:
+        found = evaluate(work, pairs.laid(np.arange(layouts)), fleet)
+        return varied(work, fleet, found, wanted, goal)
     every = pairs.spreads(np.arange(pairs.size))
     held = _held_least(work, every, wanted)
     few = min(LEANEST, pairs.size) - 1

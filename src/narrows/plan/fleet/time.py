@@ -278,14 +278,14 @@ def _data(
     """What data-parallel collectives add to the step, beyond what computing hides."""
     d, m = spreads.shards, spreads.accumulation
     blocks = work.layers / spreads.pipeline
-    once = _gathered(work, spreads, links, held, spreads.value_bytes)
+    once, reduced = _gathered(work, spreads, links, held)
     forward = blocks * block.forward + head / 3.0
     backward = blocks * block.backward + head * 2.0 / 3.0
     hidden = constants.OVERLAP
     trained = spreads.shared.trained
     # Gradients are reduced in fp32; what hides takes multiprocessors and bandwidth from the rest.
     # Backward, parameters are gathered again where they were dropped.
-    reduced = trained * _gathered(work, spreads, links, held, constants.REDUCED_BYTES)
+    reduced = trained * reduced
     back = spreads.reshard * once + reduced
     every = np.maximum(constants.CONTENTION * once, once - hidden * forward)
     every = every + np.maximum(constants.CONTENTION * back, back - hidden * backward)
@@ -300,11 +300,15 @@ def _data(
 
 
 def _gathered(
-    work: Work, spreads: Spreads, links: Links, held: tuple[Array, Array], width: float
-) -> Array:
-    """Seconds to gather, or scatter, all parameters of a rank, `width` bytes each."""
-    each = (links.gather(*sent) for sent in traffic.weights(work, spreads, held, width))
-    return np.asarray(sum(each))
+    work: Work, spreads: Spreads, links: Links, held: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Seconds to gather all parameters of a rank, and to reduce and scatter their gradients."""
+    once = reduced = np.zeros(spreads.size)
+    for sent in traffic.weights(work, spreads, held, 1.0):
+        of_byte, waits = links.moving(*sent), links.waits(sent.ranks, sent.stride)
+        once = once + (spreads.value_bytes * of_byte + waits)
+        reduced = reduced + (constants.REDUCED_BYTES * of_byte + waits)
+    return once, reduced
 
 
 def data_least(work: Work, spreads: Spreads, fleet: Fleet) -> Array:
@@ -313,8 +317,8 @@ def data_least(work: Work, spreads: Spreads, fleet: Fleet) -> Array:
     """
     links, held = Links.of(fleet), traffic.held(work, spreads)
     trained = spreads.shared.trained
-    once = _gathered(work, spreads, links, held, spreads.value_bytes)
-    reduced = trained * _gathered(work, spreads, links, held, constants.REDUCED_BYTES)
+    once, reduced = _gathered(work, spreads, links, held)
+    reduced = trained * reduced
     every = constants.CONTENTION * (once + reduced) + reduced * spreads.pipeline / work.layers
     often = np.where(spreads.pipeline > 1, 1.0, spreads.accumulation)
     plain = constants.EXPOSED_REDUCTION * (reduced + trained * once)
