@@ -20,11 +20,10 @@ from narrows.infer.generate import ServingPrecision
 from narrows.infer.laid import About, Laid, Shelf
 from narrows.infer.laying import lay
 from narrows.infer.packed import PackedWriter
-from narrows.infer.packing import bits_for, packed
+from narrows.infer.packing import chosen, packed
 from narrows.infer.ready import named
 from narrows.infer.writer import load_writer
 from narrows.kernels.build import library, obstacle
-from narrows.model.opening import opened
 from narrows.spec.errors import BadInput
 from narrows.spec.model import GeGLU, ModelSpec, Rotary, Window, Yarn, gpt2, llama
 
@@ -84,11 +83,10 @@ def test_laid_out_it_computes_the_same_to_the_bit(
 ) -> None:
     path, to = written(make_run, tmp_path / "out", SHAPES[kind]), tmp_path / "laid"
     to.mkdir()
-    original, shelf = opened(path), Shelf(to)
-    bits = bits_for(original, precision)
-    assert bits is not None
-    model = packed(original, bits=bits, keep=shelf.keep)
-    about = About(source=str(path), kind=original.kind, model=original.spec, said=("aloud",))
+    what, shelf = chosen(path, precision), Shelf(to)
+    assert what
+    model = packed(what, keep=shelf.keep)
+    about = About(source=str(path), called=what.called, model=what.given.spec, said=("aloud",))
     shelf.close(model, about, None)
     laid, expected = Laid.of(to), load_writer(path, precision=precision)
     assert laid and laid.about.said == ("aloud",) and laid.about.model == expected.spec
@@ -158,6 +156,24 @@ def test_of_several_that_start_at_once_one_lays_it_out(make_run: MakeRun, tmp_pa
 
 
 @pytest.mark.usefixtures("here")
+def test_a_run_is_laid_out_by_its_checkpoints(make_run: MakeRun, home: Path) -> None:
+    run, said = make_run(shape=SHAPE, precision="bf16", steps=(10, 20)), list[str]()
+    for checkpoint, step in (("latest", 20), (None, 10)):
+        model = named(run, None, said.append, checkpoint)
+        writer, expected = model.writer(talk=said.append), load_writer(run, checkpoint=checkpoint)
+        assert said[-2] == "laying run out for this machine, once"
+        assert said[-1].startswith(f"{run}, step {step}, 0 M parameters, bf16 (0 MB), ")
+        assert model.laid and (logits(writer) == logits(expected)).all()
+    # What the newest is changes as a run goes on.
+    (run / "checkpoints" / "latest").write_text("step-00000010")
+    again = named(run, None, said.append, "latest")
+    assert len(said) == 5 and again.laid
+    assert len([each for each in (home / "laid").iterdir() if each.is_dir()]) == 2
+    with pytest.raises(BadInput, match="has no checkpoint step-7"):
+        named(run, None, print, "step-7")
+
+
+@pytest.mark.usefixtures("here")
 def test_adapters_stand_beside_it(make_run: MakeRun, tmp_path: Path) -> None:
     base = written(make_run, tmp_path / "base")
     folders = {None: adapter(base, tmp_path / "adapter", FULL)}
@@ -193,7 +209,7 @@ def test_what_is_wrong_with_a_file_is_said_as_its_reader_says_it(
     assert [each.name for each in (home / "laid").iterdir()] == ["lock"]
     with pytest.raises(BadInput, match="is no run, and has no checkpoints"):
         whole = written(make_run, tmp_path / "whole.gguf", kind="q8_0")
-        named(whole, None, print).writer(checkpoint="best")
+        named(whole, None, print, "best").writer()
 
 
 def test_a_full_disk_is_no_hindrance(

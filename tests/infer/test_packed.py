@@ -14,7 +14,7 @@ from torch import Tensor
 
 from narrows.infer.export import export
 from narrows.infer.generate import ServingPrecision, generate
-from narrows.infer.loading import computes_bf16, load
+from narrows.infer.loading import Generator, computes_bf16, load
 from narrows.infer.packed import PackedWriter, unpackable
 from narrows.infer.packing import packs
 from narrows.infer.sampling import Sampling
@@ -28,6 +28,9 @@ from narrows.model.opening import opened
 from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput
 from narrows.spec.model import Alibi, GeGLU, LayerNorm, Rotary, Window, gpt2, llama
+from narrows.spec.plan import Plan
+from narrows.spec.record import load as load_record
+from narrows.spec.record import save
 
 from .conftest import CONTEXT, VOCABULARY, MakeRun, spec
 
@@ -173,6 +176,31 @@ def test_reading_in_pieces_and_beyond_the_context_goes_on(
     assert len(long) > 0
 
 
+def test_a_run_in_bf16_is_packed_and_one_in_fp32_where_it_is_asked_for(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run, said = make_run(shape=SHAPE, precision="bf16", steps=(10, 20)), list[str]()
+    writer = load_writer(run, talk=said.append)
+    assert isinstance(writer, PackedWriter) and writer.precision == "bf16"
+    assert said[0].startswith(f"{run}, step 10, 0 M parameters, bf16 (0 MB)")
+    latest = load_writer(run, checkpoint="latest", talk=said.append)
+    assert said[1].startswith(f"{run}, step 20, ")
+    for found, step in ((writer, "best"), (latest, "latest")):
+        exact = load(run, checkpoint=step, precision="fp32").model
+        found_V, exact_V = found.decoding(20).read(TOKENS), decoding_of(exact, 20).read(TOKENS)
+        assert off(found_V, exact_V) < 0.02
+    (tmp_path / "run").rename(tmp_path / "before")
+    plain = make_run(shape=SHAPE)
+    assert isinstance(load_writer(plain), Generator)
+    rounded = load_writer(plain, precision="int4", talk=said.append)
+    assert isinstance(rounded, PackedWriter) and rounded.precision == "int4"
+    assert said[2] == "9 of 9 matrices were rounded to 4 bits"
+    save(msgspec.structs.replace(load_record(Plan, plain / "plan.toml"), model=GEMMA),
+         plain / "plan.toml")  # fmt: skip
+    with pytest.raises(BadInput, match="does not hold the weights of the model in plan.toml: "):
+        load_writer(plain, precision="int8")
+
+
 def test_torch_keeps_in_bf16_only_what_it_computes_so(make_run: MakeRun) -> None:
     run = make_run()
     with pytest.raises(BadInput, match="computes .* in fp32, and keeps keys and values so") as told:
@@ -187,7 +215,7 @@ def test_torch_keeps_in_bf16_only_what_it_computes_so(make_run: MakeRun) -> None
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_what_cannot_be_packed_says_why(precision: str, make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(shape=spec("gpt2"))
-    with pytest.raises(BadInput, match="is a run, whose weights are not packed"):
+    with pytest.raises(BadInput, match="run, step 10 cannot be packed: its widths 64, 256, 16"):
         load_writer(run, precision=precision)  # type: ignore[arg-type]
     export(run, tmp_path / "out", talk=print)
     alibi = msgspec.structs.replace(SHAPE, positions=Alibi())

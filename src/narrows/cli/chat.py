@@ -42,9 +42,9 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.infer.sampling import Sampling
 
     guessed = guesses.of(chosen)
-    generator = named(path, chosen.precision, speak.talk).writer(
-        checkpoint=chosen.checkpoint, cache=chosen.cache, adapters=adapters.of(chosen),
-        talk=speak.talk,
+    model = named(path, chosen.precision, speak.talk, chosen.checkpoint)
+    generator = model.writer(
+        cache=chosen.cache, adapters=adapters.of(chosen), talk=speak.talk
     )  # fmt: skip
     sampling = Sampling(
         temperature=chosen.temperature, top_p=chosen.top_p, seed=chosen.seed

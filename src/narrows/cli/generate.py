@@ -61,7 +61,7 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.infer.sampling import Sampling
     from narrows.spec.record import to_builtins
 
-    account, model = Account(path), named(path, chosen.precision, speak.talk)
+    account, model = Account(path), named(path, chosen.precision, speak.talk, chosen.checkpoint)
     if not model.laid and _tells(path):
         adapters.refuse_beside(path, "tells classes", chosen.adapter)
         return _classified(path, chosen)
@@ -71,8 +71,7 @@ def run(chosen: argparse.Namespace) -> int:
     )  # fmt: skip
     grammar, guessed = _grammar(chosen), guesses.of(chosen)
     generator = model.writer(
-        checkpoint=chosen.checkpoint, cache=chosen.cache, adapters=adapters.of(chosen),
-        talk=speak.talk,
+        cache=chosen.cache, adapters=adapters.of(chosen), talk=speak.talk
     )  # fmt: skip
     guide = None if grammar is None else Grammars(generator.tokenizer).guide(grammar)
     prompt = tokens_of(chosen.prompt, generator)

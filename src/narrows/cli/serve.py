@@ -69,16 +69,14 @@ def run(chosen: argparse.Namespace) -> int:
     beside = adapters.named(chosen, name)
     place = Place(name, chosen.host, chosen.port, api_key)
     limits = Limits(tokens_max=chosen.tokens_max)
-    model = named(path, chosen.precision, speak.talk)
+    model = named(path, chosen.precision, speak.talk, chosen.checkpoint)
     if not model.laid and _is_encoder(path):
         adapters.refuse_beside(path, "is an encoder", beside)
         return _encode(path, place, chosen, limits)
     found = need(sizes(model), chosen.slots, chosen.context, chosen.cache, beside.values())
     speak.talk(f"takes {found}")
     refuse_too_large(found, path)
-    writer = model.writer(
-        checkpoint=chosen.checkpoint, cache=chosen.cache, adapters=beside, talk=speak.talk
-    )
+    writer = model.writer(cache=chosen.cache, adapters=beside, talk=speak.talk)
     draft = guessed.writer(writer)
     room = Room(chosen.slots, chosen.queue, found.context, guessed.tokens, draft)
     usual = Asked()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from narrows.parallel.saved import Saved
 from narrows.spec.errors import BadInput, nearest
 from narrows.spec.record import read
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from narrows.parallel.saved import Saved
 
 
 def locate(run: Path, name: str | None = None) -> Path:
@@ -51,6 +53,8 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
 
 def saved(checkpoint: Path) -> Saved:
     """The same, not read yet."""
+    from narrows.parallel.saved import Saved
+
     sums = _state(checkpoint).get("sha256", {})
     averages = sorted(name for name in sums if name.startswith("average"))
     found = averages or sorted(name for name in sums if name.startswith("weights"))

@@ -46,12 +46,12 @@ class Spoken(Record):
 
 
 class About(Record):
-    """What is laid out: where it came from, its family and shape, what was `said` when it was, the
-    `words` of a GGUF file, and the bytes of all arrays.
+    """What is laid out: where it came from, what it is `called` behind that, its shape, what was
+    `said` when it was, the `words` of a GGUF file, and the bytes of all arrays.
     """
 
     source: str
-    kind: str
+    called: str
     model: ModelSpec
     said: tuple[str, ...]
     words: Spoken | None = None

@@ -1,6 +1,6 @@
 """A model laid out by a process of its own: it alone needs torch.
 
-lay_out(path, precision, folder) runs `python -m narrows.infer.laying`, which runs `lay`
+lay_out(wanted, folder) runs `python -m narrows.infer.laying`, which runs `lay`
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from narrows.infer.generate import ServingPrecision
 from narrows.infer.laid import About, Shelf
@@ -16,8 +16,16 @@ from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.record import Record, loads, to_json
 
 _ANY = "any"
-"""Of a precision that was not asked for."""
+"""Of what was not asked for."""
 _LINES_KEPT = 8
+
+
+class Wanted(NamedTuple):
+    """A model's file or folder, what it is to be computed in, and which checkpoint of a run."""
+
+    path: Path
+    precision: ServingPrecision | None
+    checkpoint: str | None = None
 
 
 class _Told(Record):
@@ -29,12 +37,14 @@ class _Told(Record):
     hint: str | None = None
 
 
-def lay_out(path: Path, precision: ServingPrecision | None, folder: Path) -> bool:
+def lay_out(wanted: Wanted, folder: Path) -> bool:
     """Whether the packed decoder computes it: then it is in the folder. Raises BadInput as the
     model's reader does, RunFailed where the process ends otherwise.
     """
-    command = [sys.executable, "-W", "ignore", "-m", __name__, str(path), precision or _ANY]
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, errors="replace")
+    path, precision, checkpoint = wanted
+    asked = [str(path), precision or _ANY, checkpoint or _ANY, str(folder)]
+    command = [sys.executable, "-W", "ignore", "-m", __name__, *asked]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise RunFailed(
             f"laying {path} out failed (exit {done.returncode})",
@@ -48,31 +58,30 @@ def lay_out(path: Path, precision: ServingPrecision | None, folder: Path) -> boo
 
 def main(arguments: list[str]) -> None:
     """Do it, and say how it went."""
-    path, precision, folder = arguments
+    path, precision, checkpoint, folder = arguments
     asked: Any = None if precision == _ANY else precision
+    wanted = Wanted(Path(path), asked, None if checkpoint == _ANY else checkpoint)
     try:
-        told = _Told(laid=lay(Path(path), asked, Path(folder)))
+        told = _Told(laid=lay(wanted, Path(folder)))
     except BadInput as error:
         told = _Told(laid=False, wrong=error.what, causes=error.causes, hint=error.hint)
     sys.stdout.write(to_json(told))
 
 
-def lay(path: Path, precision: ServingPrecision | None, folder: Path) -> bool:
+def lay(wanted: Wanted, folder: Path) -> bool:
     """The same in this process."""
-    from narrows.data import published
-    from narrows.infer.packing import bits_for, packed
-    from narrows.model.opening import opened
+    from narrows.infer.packing import chosen, packed
 
-    original = opened(path)
-    bits = bits_for(original, precision)
-    if bits is None or not original.spec.writes:
+    what = chosen(wanted.path, wanted.precision, wanted.checkpoint)
+    if what is None:
         return False
     said, shelf = list[str](), Shelf(folder)
-    model = packed(original, bits=bits, talk=said.append, keep=shelf.keep)
-    facts = original.facts
-    words = None if facts is None else published.words(original.path, facts)
-    about = About(source=str(path), kind=original.kind, model=original.spec, said=tuple(said))
-    shelf.close(model, about, words)
+    model = packed(what, talk=said.append, keep=shelf.keep)
+    about = About(
+        source=str(wanted.path), called=what.called, model=what.given.spec, said=tuple(said)
+    )  # fmt: skip
+    # A folder's words are read there.
+    shelf.close(model, about, what.given.words if wanted.path.is_file() else None)
     return True
 
 

@@ -6,7 +6,6 @@ PackedWriter(spec, words, model, cache, adapters).decoding(tokens_max) → Decod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import final
 
@@ -67,11 +66,11 @@ class PackedWriter:
         own = self.adapters.get(None)
         return own.nbytes if own else 0
 
-    def told(self, path: Path, kind: str) -> str:
+    def told(self, called: str) -> str:
         """What it is, as a line."""
         size, count = f"{self.spec.parameters / 1e6:,.0f} M parameters", threads()
         matrices = f"{self.precision} ({self.weight_bytes / 1e6:,.0f} MB)"
-        return f"{path}: {kind}, {size}, {matrices}, {count} thread{'s'[: count > 1]}"
+        return f"{called}, {size}, {matrices}, {count} thread{'s'[: count > 1]}"
 
     def decoder(self, room: int, rows: int) -> PackedDecoder:
         """What computes it over its kind of cache, of `room` positions, `rows` tokens at once."""

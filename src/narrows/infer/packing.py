@@ -1,48 +1,85 @@
-"""A published decoder's matrices as the packed decoder computes with them: in groups of 4 or 8
-bits, or in bf16.
+"""A decoder's matrices as the packed decoder computes with them: in groups of 4 or 8 bits, or in
+bf16.
 
-    packed(original, bits=8) → PackedModel
+    chosen(path, precision) → Chosen;   packed(chosen) → PackedModel
 
-What its file has in such groups is taken as it lies; all else is rounded, here and aloud.
+What a file has in such groups is taken as it lies; all else is rounded, here and aloud.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, final
+from pathlib import Path
+from typing import Literal, NamedTuple, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from narrows.infer.generate import ServingPrecision
+from narrows.infer.loading import no_writer
 from narrows.infer.packed import activation, unpackable
+from narrows.infer.source import Source, of_original, source
 from narrows.kernels.arrays import Floats
 from narrows.kernels.decoder import PackedLayer, PackedModel, Turning
 from narrows.kernels.interface import Heads
 from narrows.kernels.packing import Slab, pack
 from narrows.kernels.panels import WHOLE, Packed
+from narrows.model.folder import PLAN
 from narrows.model.grouped import grouped
-from narrows.model.opening import Original
+from narrows.model.opening import Original, opened
 from narrows.model.positions import frequencies
 from narrows.model.reading import Reader
 from narrows.model.writing import parameters
 from narrows.spec.errors import BadInput
 from narrows.spec.model import LayerNorm, Learned, ModelSpec, Rotary
+from narrows.spec.plan import Plan
+from narrows.spec.record import load
 
 Talk = Callable[[str], None]
 Keep = Callable[[Packed], Packed]
 Bits = Literal[4, 8, 16]
 """What matrices are rounded to; 16 is bf16."""
+_BITS: dict[ServingPrecision, Bits] = {"int4": 4, "int8": 8, "bf16": 16}
 
 
-def bits_for(original: Original, precision: ServingPrecision | None) -> Bits | None:
-    """What matrices are rounded to that are not in groups; None where torch computes them."""
+class Chosen(NamedTuple):
+    """What the packed decoder is to compute, and how many bits are for what lies in no groups."""
+
+    given: Source
+    bits: Bits
+
+    @property
+    def called(self) -> str:
+        """What stands behind its path where it is spoken of."""
+        given = self.given
+        return f": {given.kind}" if given.step is None else f", step {given.step}"
+
+
+def chosen(
+    path: Path, precision: ServingPrecision | None, checkpoint: str | None = None
+) -> Chosen | None:
+    """The model of a run or a published one, where the packed decoder is to compute it; None where
+    torch is. Raises BadInput where it is damaged, or does not write.
+    """
     if precision == "fp32":
         return None
-    if precision == "bf16" or (precision is None and not packs(original)):
-        return 16 if packs_bf16(original) else None
-    return 4 if precision == "int4" else 8
+    if (path / PLAN).is_file():
+        plan = load(Plan, path / PLAN)
+        if plan.model.classes or not plan.model.writes:
+            raise no_writer(path)
+        asked = precision or ("bf16" if plan.layout.precision == "bf16" else None)
+        if asked is None or (asked == "bf16" and not packs_bf16(plan.model)):
+            return None
+        return Chosen(source(path, checkpoint), _BITS[asked])
+    original = opened(path)
+    if precision is None and packs(original):
+        precision = "int8"
+    if precision in (None, "bf16") and not packs_bf16(original.spec):
+        return None
+    if not original.spec.writes:
+        raise no_writer(path)
+    return Chosen(of_original(original), _BITS[precision or "bf16"])
 
 
 def packs(original: Original) -> bool:
@@ -54,25 +91,25 @@ def packs(original: Original) -> bool:
     return reader.grouped("blocks.0.up.weight")
 
 
-def packs_bf16(original: Original) -> bool:
-    """Whether the packed decoder computes it in bf16: here that is quicker than torch in any
+def packs_bf16(spec: ModelSpec) -> bool:
+    """Whether the packed decoder computes a model in bf16: here that is quicker than torch in any
     precision.
     """
-    return not torch.accelerator.is_available() and not unpackable(original.spec)
+    return not torch.accelerator.is_available() and not unpackable(spec)
 
 
 def packed(
-    original: Original, *, bits: Bits = 8, talk: Talk = lambda text: None,
-    keep: Keep = lambda matrix: matrix,
-) -> PackedModel:  # fmt: skip
-    """The model; matrices that do not lie in groups are rounded to `bits`, and each is put away by
-    `keep` before the next is made. Raises BadInput where the packed decoder does not compute it.
+    what: Chosen, *, talk: Talk = lambda text: None, keep: Keep = lambda matrix: matrix
+) -> PackedModel:
+    """The model; matrices that do not lie in groups are rounded, and each is put away by `keep`
+    before the next is made. Raises BadInput where the packed decoder does not compute it.
     """
-    spec = original.spec
+    given, bits = what
+    spec = given.spec
     reason = unpackable(spec)
     if reason:
-        raise BadInput(f"{original.path} cannot be packed: {reason}", hint="use --precision bf16")
-    reading = _Reading(original, bits, keep)
+        raise BadInput(f"{given.what} cannot be packed: {reason}", hint="use --precision bf16")
+    reading = _Reading(given, bits, keep)
     table = reading.matrix("tokens")
     positions, learned = spec.positions, None
     if isinstance(positions, Learned):
@@ -134,10 +171,9 @@ def _layer(reading: _Reading, spec: ModelSpec, index: int) -> PackedLayer:
 
 @final
 class _Reading:
-    def __init__(self, original: Original, bits: Bits, keep: Keep) -> None:
-        self._shapes = parameters(original.spec)
-        self._reader = Reader(self._shapes, original.spec, original.naming, original.tensors)
-        self._bits, self._width, self._keep = bits, original.spec.width, keep
+    def __init__(self, given: Source, bits: Bits, keep: Keep) -> None:
+        self._given, self._shapes = given, parameters(given.spec)
+        self._bits, self._width, self._keep = bits, given.spec.width, keep
         self.read = self.rounded = 0
 
     def values(self, name: str) -> Floats:
@@ -152,7 +188,16 @@ class _Reading:
         return self.values(f"{name}.bias") if f"{name}.bias" in self._shapes else None
 
     def _values(self, name: str) -> Tensor:
-        return self._reader.read(name, self._shapes[name])
+        return self._whole(name).float()
+
+    def _whole(self, name: str) -> Tensor:
+        found = self._given.weights.get(name)
+        if found is None or tuple(found.shape) != tuple(self._shapes[name]):
+            raise BadInput(
+                f"{self._given.what} does not hold the weights of the model in plan.toml: {name}",
+                hint="was plan.toml changed since? generate from an untouched run folder",
+            )
+        return found.detach()
 
     def _bias(self, name: str) -> Tensor | None:
         return self._values(f"{name}.bias") if f"{name}.bias" in self._shapes else None
@@ -161,15 +206,24 @@ class _Reading:
         weight, shape = f"{name}.weight", self._shapes[f"{name}.weight"]
         self.read += 1
         pieces: list[tuple[int, Iterator[Slab]]]
+        reader = self._given.reader
         if self._bits == 16:
-            values = torch.empty(shape, dtype=torch.bfloat16)
-            self._reader.into(weight, values, write=False)
-            self._reader.into(weight, values)
+            values = self._narrowed(weight, shape)
             pieces = [(shape[0], iter([(WHOLE, values, None, None, None)]))]
-        elif self._reader.grouped(weight):
-            pieces = list(self._reader.groups(weight, shape))
+        elif reader and reader.grouped(weight):
+            pieces = list(reader.groups(weight, shape))
         else:
             self.rounded += 1
             rounded = grouped(self._values(weight), self._bits)
             pieces = [(shape[0], iter([rounded]))]
         return self._keep(pack(pieces, self._bias(name)))
+
+    def _narrowed(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """In bf16, without a wider copy beside it where a file is read."""
+        reader = self._given.reader
+        if reader is None:
+            return self._whole(name).to(torch.bfloat16)
+        values = torch.empty(shape, dtype=torch.bfloat16)
+        reader.into(name, values, write=False)
+        reader.into(name, values)
+        return values

@@ -24,7 +24,7 @@ from narrows.data.published import refuse_foreign
 from narrows.hardware.find import accelerators
 from narrows.infer.generate import Folders, ServingPrecision, Writer
 from narrows.infer.laid import Laid
-from narrows.infer.laying import lay_out
+from narrows.infer.laying import Wanted, lay_out
 from narrows.infer.packed import PackedWriter, unpackable
 from narrows.kernels.build import obstacle
 from narrows.kernels.low_rank import PackedAdapter
@@ -35,6 +35,8 @@ from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.home import narrows_home
 from narrows.spec.hub import repository
 from narrows.spec.machine import CachePrecision
+from narrows.spec.model import ModelSpec
+from narrows.spec.plan import Plan
 from narrows.spec.record import load
 from narrows.spec.units import Bytes
 
@@ -47,49 +49,63 @@ _ROOM_BYTES = 1e9
 
 
 class Model(NamedTuple):
-    """One that somebody named, to be read in a precision, as it is laid out; torch is to read it
-    where it is not: torch computes it, or cannot be spared here.
+    """One that somebody named, to be read in a precision, of a run at a checkpoint, as it is laid
+    out; torch is to read it where it is not: torch computes it, or cannot be spared here.
     """
 
     path: Path
     precision: ServingPrecision | None
-    laid: Laid | None
+    checkpoint: str | None = None
+    laid: Laid | None = None
 
     def writer(
-        self, *, checkpoint: str | None = None, cache: CachePrecision | None = None,
+        self, *, cache: CachePrecision | None = None,
         adapters: Folders = MappingProxyType({}), talk: Talk = lambda text: None,
     ) -> Writer:  # fmt: skip
         """The same ready to write, `adapters` beside it, as `load_writer` says."""
-        if self.laid is None:
+        is_run = (self.path / PLAN).is_file()
+        if self.laid is None or (is_run and adapters):
             from narrows.infer.writer import load_writer
 
             return load_writer(
-                self.path, checkpoint=checkpoint, precision=self.precision, cache=cache,
+                self.path, checkpoint=self.checkpoint, precision=self.precision, cache=cache,
                 adapters=adapters, talk=talk,
             )  # fmt: skip
-        if checkpoint is not None:
-            raise BadInput(f"{self.path} is no run, and has no checkpoints", hint="leave it out")
         about, words = self.laid.about, self.laid.words()
         refuse_foreign(words.tokenizer, about.model.vocabulary, self.path)
         beside = _beside(Path(about.source), adapters) if adapters else {}
         writer = PackedWriter(about.model, words, self.laid.model, cache or "bf16", beside)
         for line in about.said:
             talk(line)
-        talk(writer.told(self.path, about.kind))
+        talk(writer.told(f"{self.path}{about.called}"))
         return writer
 
 
-def named(path: Path, precision: ServingPrecision | None, talk: Talk) -> Model:
+def named(
+    path: Path, precision: ServingPrecision | None, talk: Talk, checkpoint: str | None = None
+) -> Model:
     """A run's folder, a published model's or its name on the hub, or a GGUF file. Raises BadInput
     where what is to be laid out is damaged.
     """
-    laid = None
-    if not (precision == "fp32" or (path / PLAN).is_file() or obstacle()):
-        name = repository(path)
-        here = (fetched(name) if name else path).resolve()
-        found = _files(here)
-        laid = _laid(here, found, precision, talk) if found else None
-    return Model(path, precision, laid)
+    model = Model(path, precision, checkpoint)
+    is_run = (path / PLAN).is_file()
+    if precision == "fp32" or obstacle() or (checkpoint and not is_run):
+        return model
+    name = repository(path)
+    wanted = Wanted((fetched(name) if name else path).resolve(), precision, checkpoint)
+    found = _of_run(wanted) if is_run else _files(wanted.path)
+    return model._replace(laid=_laid(wanted, found, talk)) if found else model
+
+
+def _of_run(wanted: Wanted) -> list[Path]:
+    """What tells one checkpoint from another; nothing of a run that torch computes."""
+    from narrows.infer.checkpoint import locate
+
+    plan = load(Plan, wanted.path / PLAN)
+    rounded = wanted.precision is not None or plan.layout.precision == "bf16"
+    if not rounded or not plan.model.writes or plan.model.classes or not _packs(plan.model):
+        return []
+    return [wanted.path / PLAN, locate(wanted.path, wanted.checkpoint) / "state.json"]
 
 
 def _files(path: Path) -> list[Path]:
@@ -101,20 +117,20 @@ def _files(path: Path) -> list[Path]:
             spec, settings = load(Own, path / OWN).model, path / OWN
         else:
             spec, settings = read_config(path), path / CONFIG
-        if not spec.writes or unpackable(spec) or accelerators():
-            return []
-        return [settings, *files(path)]
+        return [settings, *files(path)] if spec.writes and _packs(spec) else []
     except BadInput:
         # What is wrong with it, its reader says.
         return []
 
 
-def _laid(
-    path: Path, found: list[Path], precision: ServingPrecision | None, talk: Talk
-) -> Laid | None:
+def _packs(spec: ModelSpec) -> bool:
+    return not unpackable(spec) and not accelerators()
+
+
+def _laid(wanted: Wanted, found: list[Path], talk: Talk) -> Laid | None:
     """Before, or now."""
     home = narrows_home() / "laid"
-    folder = home / f"{_key(path, precision)}-{_state(found)}"
+    folder = home / f"{_key(wanted)}-{_state(found)}"
     laid = Laid.of(folder)
     if laid:
         return laid
@@ -123,28 +139,26 @@ def _laid(
         with (home / "lock").open("w") as lock:
             # Of several that start at once the first lays it out, and the others wait.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            return Laid.of(folder) or _lay(path, found, precision, folder, talk)
+            return Laid.of(folder) or _lay(wanted, found, folder, talk)
     except (OSError, RunFailed) as error:
         talk(f"not laid out: {error}")
         return None
 
 
-def _lay(
-    path: Path, found: list[Path], precision: ServingPrecision | None, folder: Path, talk: Talk
-) -> Laid | None:  # fmt: skip
+def _lay(wanted: Wanted, found: list[Path], folder: Path, talk: Talk) -> Laid | None:
     for old in filter(Path.is_dir, folder.parent.iterdir()):
         stale = old.name.startswith(folder.name.partition("-")[0])
         if stale or Laid.source_of(old) is None or time.time() - old.stat().st_mtime > _UNUSED_S:
             shutil.rmtree(old, ignore_errors=True)
-    size = sum(each.stat().st_size for each in found)
+    size = sum(each.stat().st_size for path in found for each in _beside_it(path))
     free = shutil.disk_usage(folder.parent).free
     if free < 2 * size + _ROOM_BYTES:
         talk(f"not laid out: {folder.parent} has {Bytes(free).text()} left")
         return None
-    talk(f"laying {path.name} out for this machine, once")
+    talk(f"laying {wanted.path.name} out for this machine, once")
     work = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        if not lay_out(path, precision, work):
+        if not lay_out(wanted, work):
             return None
         # Others who share this home may read it, too.
         work.chmod(0o755)
@@ -154,9 +168,14 @@ def _lay(
     return Laid.of(folder)
 
 
-def _key(path: Path, precision: ServingPrecision | None) -> str:
+def _beside_it(path: Path) -> list[Path]:
+    """A file, and where it is a checkpoint's state the weights that it is of."""
+    return [path, *path.parent.glob("*.safetensors")] if path.name == "state.json" else [path]
+
+
+def _key(wanted: Wanted) -> str:
     """Of what takes the place of what was laid out of the same before."""
-    return hashlib.sha256(f"{path}\0{precision}".encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(map(str, wanted)).encode()).hexdigest()[:16]
 
 
 def _state(found: list[Path]) -> str:

@@ -45,7 +45,8 @@ class Source(NamedTuple):
     of a head for classes, none where it says a number.
 
     `groups` are matrices that lie in groups and are to be written so, by our names; their values
-    are among the weights, too. `reader` has read the weights of a published model.
+    are among the weights, too. `reader` has read the weights of a published model; those of a run
+    are of a `step`.
     """
 
     what: str
@@ -62,6 +63,7 @@ class Source(NamedTuple):
     labels: tuple[str, ...] | None = None
     groups: Mapping[str, Groups] = MappingProxyType({})
     reader: Reader | None = None
+    step: int | None = None
 
 
 def source(path: Path, checkpoint: str | None = None) -> Source:
@@ -111,12 +113,13 @@ def _of_run(run: Path, checkpoint: str | None) -> Source:
     if not plan.learning.everything:
         weights = dict(whole(plan, weights).named_parameters())
     words = published.of_folder(run) if (run / tokenizers.FILE).is_file() else None
-    what = f"{run}, step {step(found)}"
+    after = step(found)
+    what = f"{run}, step {after}"
     labels = None
     if spec.classes:
         labels = plan.objective.labels if isinstance(plan.objective, Classify) else ()
     dtype = weights[next(iter(weights))].dtype
-    given = Source(what, spec, weights, dtype, words, labels=labels)
+    given = Source(what, spec, weights, dtype, words, labels=labels, step=after)
     return given if plan.start is None else _tuned(given, plan.start)
 
 

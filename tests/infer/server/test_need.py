@@ -23,7 +23,7 @@ def free(patch: pytest.MonkeyPatch, count: float) -> None:
 def test_weights_and_caches_are_what_they_will_be(
     make_run: MakeRun, kept: CachePrecision | None
 ) -> None:
-    found = need(sizes(Model(make_run(), None, None)), 3, 33, cache=kept)
+    found = need(sizes(Model(make_run(), None)), 3, 33, cache=kept)
     model = built(spec())
     assert found.weights == sum(each.nbytes for each in model.parameters())
     core = TorchCore(model, 3, 33, kept)
@@ -33,7 +33,7 @@ def test_weights_and_caches_are_what_they_will_be(
 
 
 def test_a_context_the_model_does_not_know_is_refused(make_run: MakeRun) -> None:
-    run = sizes(Model(make_run(), None, None))
+    run = sizes(Model(make_run(), None))
     with pytest.raises(BadInput, match=f"knows 2 to {CONTEXT}"):
         need(run, 1, CONTEXT + 1)
     assert need(run, 1, None).context == CONTEXT

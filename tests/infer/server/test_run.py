@@ -29,7 +29,7 @@ def test_a_file_in_groups_is_served_packed_and_takes_what_was_said(
     export(make_run(shape=SHAPE), path, type="q8_0", talk=print)
     core = load_writer(path, precision=precision, cache=kept).core(2, 33)
     assert isinstance(core, PackedCore) and (core.slots, core.context) == (2, 33)
-    taken = need(sizes(Model(path, precision, None)), 2, 33, kept).slot
+    taken = need(sizes(Model(path, precision)), 2, 33, kept).slot
     assert [cache.nbytes for cache in core._caches] == [taken] * 2
 
 

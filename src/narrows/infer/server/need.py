@@ -134,21 +134,21 @@ def _adapter_values(folder: Path) -> int:
 def _read(path: Path, precision: ServingPrecision | None) -> Sizes:
     """By its plan, or by torch's reader."""
     from narrows.infer.loading import computes_bf16
+    from narrows.infer.packing import packs, packs_bf16
+    from narrows.model.opening import opened
 
     whole: ServingPrecision = "bf16" if computes_bf16() else "fp32"
     if (path / PLAN).is_file():
         plan = load(Plan, path / PLAN)
-        precision = precision or ("fp32" if plan.layout.precision == "fp32" else whole)
-        return _sizes(plan.model, precision, packed_bf16=False)
-    from narrows.infer.packing import packs, packs_bf16
-    from narrows.model.opening import opened
-
-    original = opened(path)
-    spec = original.spec
-    if precision is None and packs(original):
-        return Sizes(spec, float(original.path.stat().st_size), _VALUE_BYTES["bf16"], True)
-    packed_bf16 = precision in (None, "bf16") and packs_bf16(original)
-    return _sizes(spec, precision or ("bf16" if packed_bf16 else whole), packed_bf16=packed_bf16)
+        spec, trained = plan.model, plan.layout.precision
+    else:
+        original = opened(path)
+        spec, trained = original.spec, "bf16"
+        if precision is None and packs(original):
+            return Sizes(spec, float(original.path.stat().st_size), _VALUE_BYTES["bf16"], True)
+    asked: ServingPrecision = precision or ("fp32" if trained == "fp32" else "bf16")
+    packed_bf16 = asked == "bf16" and packs_bf16(spec)
+    return _sizes(spec, asked if precision or packed_bf16 else whole, packed_bf16=packed_bf16)
 
 
 def _sizes(spec: ModelSpec, precision: ServingPrecision, *, packed_bf16: bool) -> Sizes:
