@@ -92,7 +92,7 @@ def named(
     if precision == "fp32" or obstacle() or (checkpoint and not is_run):
         return model
     name = repository(path)
-    wanted = Wanted((fetched(name) if name else path).resolve(), precision, checkpoint)
+    wanted = Wanted((fetched(name) if name else path).absolute(), precision, checkpoint)
     found = _of_run(wanted) if is_run else _files(wanted.path)
     return model._replace(laid=_laid(wanted, found, talk)) if found else model
 

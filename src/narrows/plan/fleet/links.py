@@ -44,27 +44,24 @@ class Links(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds to gather (or reduce and scatter) `moved` bytes in all over `ranks`, of which
         neighbours are `stride` devices apart.
         """
-        return self.moving(moved, ranks, stride) + self.waits(ranks, stride)
+        of_byte, waits = self.gathering(ranks, stride)
+        return of_byte * moved + waits
 
-    def moving(self, moved: Array, ranks: Array, stride: Array) -> Array:
-        """Of a gather, (n-1)/n of the bytes at each rank's own rate."""
-        beyond = ranks * stride > self.domain
-        members = np.clip(self.domain / stride, 1.0, ranks)
-        rate = np.where(beyond, np.minimum(self.inside, self.outside * members), self.inside)
-        return np.asarray((ranks - 1.0) / ranks * moved / rate)
-
-    def waits(self, ranks: Array, stride: Array) -> Array:
-        """Of a gather, what the quickest algorithm waits for messages: a ring n-1 times; by levels,
-        a ring in each domain and one over the domains; doubling the distance, log2 n times (Thakur
-        et al. 2005, doi:10.1177/1094342005051521).
+    def gathering(self, ranks: Array, stride: Array) -> tuple[Array, Array]:
+        """Of a gather, seconds for each byte, (n-1)/n of them at each rank's own rate; and what the
+        quickest algorithm waits for messages: a ring n-1 times; by levels, a ring in each domain
+        and one over the domains; doubling the distance, log2 n times (Thakur et al. 2005,
+        doi:10.1177/1094342005051521).
         """
-        members = np.clip(self.domain / stride, 1.0, ranks)
-        far = np.where(ranks * stride > self.domain, self.latency_outside, 0.0)
-        near = self.latency_inside
+        beyond = ranks * stride > self.domain
+        members = np.minimum(np.maximum(self.domain / stride, 1.0), ranks)
+        rate = np.where(beyond, np.minimum(self.inside, self.outside * members), self.inside)
+        far, near = np.where(beyond, self.latency_outside, 0.0), self.latency_inside
         ring = (ranks - 1.0) * (near + far / members)
         levels = (members - 1.0) * near + (ranks / members - 1.0) * (near + far)
-        doubling = np.log2(np.maximum(ranks, 1.0)) * near + np.log2(ranks / members) * far
-        return np.asarray(np.minimum(ring, np.minimum(levels, doubling)))
+        doubling = np.log2(ranks) * near + np.log2(ranks / members) * far
+        of_byte = (1.0 - 1.0 / ranks) / rate
+        return of_byte, np.asarray(np.minimum(ring, np.minimum(levels, doubling)))
 
     def exchange(self, moved: Array, ranks: Array, stride: Array) -> Array:
         """Seconds of an all-to-all in which each rank sends `moved` bytes in all: what leaves the

@@ -7,6 +7,7 @@ the last those of few, and the logits.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from narrows.plan.fleet import constants
 from narrows.plan.fleet.optimizer import state_bytes
@@ -55,21 +56,28 @@ def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
     value, d = spreads.value_bytes, spreads.shards
     sharding, shared = spreads.sharding, spreads.shared
     common, own = parameters_of(work, spreads, held.layers, held.tables)
-    state = common + own
-    mine = common / d + own / spreads.expert_shards
+
+    def parameters(sharded: npt.NDArray[np.bool_]) -> Array:
+        """Of a rank, its share where they are sharded."""
+        some = common / np.where(sharded, d, 1.0)
+        if work.spec.experts is None:
+            return np.asarray(some)
+        return np.asarray(some + own / np.where(sharded, spreads.expert_shards, 1.0))
+
     stored = value if shared.stored_bits is None else shared.stored_bits / 8.0
     # Tables of embeddings stay as they are; only products of blocks read narrower weights.
-    table = held.tables * work.spec.vocabulary * work.spec.width * (value - stored)
+    table = held.tables * (work.spec.vocabulary * work.spec.width * (value - stored))
     # A pipeline gathers its stage once a step, not for each micro-batch, as torchtitan does.
     whole = (sharding == 3) & (spreads.pipeline == 1)
-    weights = stored * np.where(whole, mine, state) + table / spreads.tensor
+    weights = stored * parameters(whole) + table / spreads.tensor
     # Two blocks' weights stand gathered at once: one computes, the next arrives.
     blocks = np.where(spreads.reshard == 1, np.minimum(2.0, held.layers), held.layers)
-    gathered = np.where(whole, value * state * blocks / np.maximum(held.layers, 1.0), 0.0)
+    every = parameters(sharding < 0) / np.maximum(held.layers, 1.0)
+    gathered = np.where(whole, value, 0.0) * blocks * every
     here = 0.0 if shared.offload != "none" else shared.trained
     cut = (sharding == 2) | whole
-    gradients = here * shared.gradient_bytes * np.where(cut, mine, state)
-    optimizer = here * state_bytes(shared) * np.where(sharding >= 1, mine, state)
+    gradients = here * shared.gradient_bytes * parameters(cut)
+    optimizer = here * state_bytes(shared) * parameters(sharding >= 1)
     T = spreads.micro_batch * (work.positions / spreads.context)
     block = T * kept_bytes(work, spreads)
     stream = T * work.spec.width * value
@@ -92,7 +100,7 @@ def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
     communicators = np.where(alone, 0.0, constants.COMMUNICATOR_BYTES)
     return MemoryBytes(
         weights=weights,
-        masters=0.0 * weights,
+        masters=np.broadcast_to(0.0, weights.shape),
         gradients=gradients,
         optimizer=optimizer,
         activations=training

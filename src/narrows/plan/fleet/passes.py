@@ -382,7 +382,7 @@ def reductions(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> tup
 @cache
 def _around(links: Links, ranks: int) -> float:
     """Seconds for each byte that is gathered over so many neighbours."""
-    return float(links.moving(np.ones(1), np.array([float(ranks)]), np.ones(1))[0])
+    return float(links.gathering(np.array([float(ranks)]), np.ones(1))[0][0])
 
 
 @cache

@@ -23,7 +23,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
 COUNTS = (*SIZES, "micro_batch", "accumulation", "first_fewer", "last_fewer")
 ARRAYS = (*COUNTS, *CHOICES)
 # Their arrays stay in the second-level cache.
-_CHUNK = 4096
+_CHUNK = 8192
 
 
 class Spreads(msgspec.Struct, frozen=True, kw_only=True):

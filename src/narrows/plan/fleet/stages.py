@@ -123,7 +123,7 @@ def parameters_of(
     whole, cut = work.average_block(0.0)
     table = float(work.spec.vocabulary * work.spec.width)
     common = layers * (whole + cut / spreads.tensor) + tables * table / spreads.tensor
-    own = np.zeros_like(common)
+    own = np.broadcast_to(0.0, np.shape(common))
     if work.spec.experts is not None:
         each = work.spec.experts.count * parameters(work.expert).whole
         own = layers * (work.layers_experts / work.layers) * each / spreads.expert

@@ -305,9 +305,10 @@ def _gathered(
     """Seconds to gather all parameters of a rank, and to reduce and scatter their gradients."""
     once = reduced = np.zeros(spreads.size)
     for sent in traffic.weights(work, spreads, held, 1.0):
-        of_byte, waits = links.moving(*sent), links.waits(sent.ranks, sent.stride)
-        once = once + (spreads.value_bytes * of_byte + waits)
-        reduced = reduced + (constants.REDUCED_BYTES * of_byte + waits)
+        of_byte, waits = links.gathering(sent.ranks, sent.stride)
+        seconds = of_byte * sent.moved
+        once = once + (spreads.value_bytes * seconds + waits)
+        reduced = reduced + (constants.REDUCED_BYTES * seconds + waits)
     return once, reduced
 
 
