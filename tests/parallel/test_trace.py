@@ -192,7 +192,7 @@ print(json.dumps([found.products, time.process_time(), most]))
     ],
 )
 def test_models_of_billions_on_1024_ranks_take_seconds(name: str, given: dict[str, Any]) -> None:
-    """Seconds of the processor: the same on a machine that others use, too."""
+    """Seconds of the processor: 40 for 8B, and as much more as there are layers."""
     usual = msgspec.to_builtins(layout_of())
     layout = {**usual, "micro_batch": 1, "accumulation": 4, "precision": "bf16",
               "loss_chunk": 8192, **given}  # fmt: skip
@@ -205,5 +205,5 @@ def test_models_of_billions_on_1024_ranks_take_seconds(name: str, given: dict[st
     tokens = 4 * 8192
     if "pipeline" not in given:
         assert products == pytest.approx(6 * tokens * spec.product_parameters_active / 8, rel=1e-9)
-    assert seconds < 40.0
+    assert seconds < 40.0 * spec.layers / 32
     assert most < 1e9
