@@ -191,7 +191,10 @@ def test_torch_reads_what_it_computes(
     precision: ServingPrecision | None, make_run: MakeRun, tmp_path: Path, home: Path
 ) -> None:
     path = written(make_run, tmp_path / "out")
-    assert named(tmp_path / "run", precision, print).laid is None
+    said = list[str]()
+    assert named(tmp_path / "run", precision, said.append).laid is None
+    # Who asked for it need not be told.
+    assert len(said) == (precision is None) and all("--precision bf16 or" in each for each in said)
     assert (named(path, precision, print).laid is None) == (precision == "fp32")
     assert (home / "laid").exists() == (precision is None)
 

@@ -93,17 +93,19 @@ def named(
         return model
     name = repository(path)
     wanted = Wanted((fetched(name) if name else path).absolute(), precision, checkpoint)
-    found = _of_run(wanted) if is_run else _files(wanted.path)
+    found = _of_run(wanted, talk) if is_run else _files(wanted.path)
     return model._replace(laid=_laid(wanted, found, talk)) if found else model
 
 
-def _of_run(wanted: Wanted) -> list[Path]:
+def _of_run(wanted: Wanted, talk: Talk) -> list[Path]:
     """What tells one checkpoint from another; nothing of a run that torch computes."""
     from narrows.infer.checkpoint import locate
 
     plan = load(Plan, wanted.path / PLAN)
-    rounded = wanted.precision is not None or plan.layout.precision == "bf16"
-    if not rounded or not plan.model.writes or plan.model.classes or not _packs(plan.model):
+    if not plan.model.writes or plan.model.classes or not _packs(plan.model):
+        return []
+    if wanted.precision is None and plan.layout.precision == "fp32":
+        talk("computed by torch in fp32, as it was trained: --precision bf16 or int8 is quicker")
         return []
     return [wanted.path / PLAN, locate(wanted.path, wanted.checkpoint) / "state.json"]
 
