@@ -19,6 +19,7 @@ from narrows.infer.export import export
 from narrows.infer.generate import ServingPrecision
 from narrows.infer.laid import About, Laid, Shelf
 from narrows.infer.laying import lay
+from narrows.infer.loading import Generator
 from narrows.infer.packed import PackedWriter
 from narrows.infer.packing import chosen, packed
 from narrows.infer.ready import named
@@ -27,7 +28,7 @@ from narrows.kernels.build import library, obstacle
 from narrows.spec.errors import BadInput
 from narrows.spec.model import GeGLU, ModelSpec, Rotary, Window, Yarn, gpt2, llama
 
-from .conftest import CONTEXT, VOCABULARY, MakeRun
+from .conftest import CONTEXT, VOCABULARY, MakeRun, spec
 from .test_beside import FULL, adapter
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no native kernels: {obstacle()}")
@@ -197,6 +198,15 @@ def test_torch_reads_what_it_computes(
     assert len(said) == (precision is None) and all("--precision bf16 or" in each for each in said)
     assert (named(path, precision, print).laid is None) == (precision == "fp32")
     assert (home / "laid").exists() == (precision is None)
+
+
+@pytest.mark.usefixtures("here")
+def test_what_torch_computes_is_asked_for_once(make_run: MakeRun, tmp_path: Path) -> None:
+    path, said = written(make_run, tmp_path / "out.gguf", spec(), "f32"), list[str]()
+    for _ in range(2):
+        assert named(path, None, said.append).laid is None
+    assert said == ["laying out.gguf out for this machine, once"]
+    assert isinstance(named(path, None, print).writer(), Generator)
 
 
 def test_what_is_wrong_with_a_file_is_said_as_its_reader_says_it(

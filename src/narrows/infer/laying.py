@@ -29,16 +29,15 @@ class Wanted(NamedTuple):
 
 
 class _Told(Record):
-    """Whether the model was laid out; otherwise torch computes it, or it is `wrong`."""
+    """What is `wrong` with the model, where anything is."""
 
-    laid: bool
     wrong: str | None = None
     causes: tuple[str, ...] = ()
     hint: str | None = None
 
 
-def lay_out(wanted: Wanted, folder: Path) -> bool:
-    """Whether the packed decoder computes it: then it is in the folder. Raises BadInput as the
+def lay_out(wanted: Wanted, folder: Path) -> None:
+    """Fill the folder, which stays empty where torch computes the model. Raises BadInput as the
     model's reader does, RunFailed where the process ends otherwise.
     """
     path, precision, checkpoint = wanted
@@ -53,7 +52,6 @@ def lay_out(wanted: Wanted, folder: Path) -> bool:
     told = loads(_Told, done.stdout, source="what was laid out.json")
     if told.wrong is not None:
         raise BadInput(told.wrong, causes=told.causes, hint=told.hint)
-    return told.laid
 
 
 def main(arguments: list[str]) -> None:
@@ -61,20 +59,21 @@ def main(arguments: list[str]) -> None:
     path, precision, checkpoint, folder = arguments
     asked: Any = None if precision == _ANY else precision
     wanted = Wanted(Path(path), asked, None if checkpoint == _ANY else checkpoint)
+    told = _Told()
     try:
-        told = _Told(laid=lay(wanted, Path(folder)))
+        lay(wanted, Path(folder))
     except BadInput as error:
-        told = _Told(laid=False, wrong=error.what, causes=error.causes, hint=error.hint)
+        told = _Told(wrong=error.what, causes=error.causes, hint=error.hint)
     sys.stdout.write(to_json(told))
 
 
-def lay(wanted: Wanted, folder: Path) -> bool:
+def lay(wanted: Wanted, folder: Path) -> None:
     """The same in this process."""
     from narrows.infer.packing import chosen, packed
 
     what = chosen(wanted.path, wanted.precision, wanted.checkpoint)
     if what is None:
-        return False
+        return
     said, shelf = list[str](), Shelf(folder)
     model = packed(what, talk=said.append, keep=shelf.keep)
     about = About(
@@ -82,7 +81,6 @@ def lay(wanted: Wanted, folder: Path) -> bool:
     )  # fmt: skip
     # A folder's words are read there.
     shelf.close(model, about, what.given.words if wanted.path.is_file() else None)
-    return True
 
 
 if __name__ == "__main__":

@@ -107,7 +107,9 @@ def _of_run(wanted: Wanted, talk: Talk) -> list[Path]:
     if wanted.precision is None and plan.layout.precision == "fp32":
         talk("computed by torch in fp32, as it was trained: --precision bf16 or int8 is quicker")
         return []
-    return [wanted.path / PLAN, locate(wanted.path, wanted.checkpoint) / "state.json"]
+    checkpoint = locate(wanted.path, wanted.checkpoint)
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    return [wanted.path / PLAN, checkpoint / "state.json", *weights]
 
 
 def _files(path: Path) -> list[Path]:
@@ -130,11 +132,11 @@ def _packs(spec: ModelSpec) -> bool:
 
 
 def _laid(wanted: Wanted, found: list[Path], talk: Talk) -> Laid | None:
-    """Before, or now."""
+    """Before, or now; nothing where torch computes it, which is remembered."""
     home = narrows_home() / "laid"
     folder = home / f"{_key(wanted)}-{_state(found)}"
     laid = Laid.of(folder)
-    if laid:
+    if laid or _is_torchs(folder):
         return laid
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,7 @@ def _lay(wanted: Wanted, found: list[Path], folder: Path, talk: Talk) -> Laid | 
         stale = old.name.startswith(folder.name.partition("-")[0])
         if stale or Laid.source_of(old) is None or time.time() - old.stat().st_mtime > _UNUSED_S:
             shutil.rmtree(old, ignore_errors=True)
-    size = sum(each.stat().st_size for path in found for each in _beside_it(path))
+    size = sum(path.stat().st_size for path in found)
     free = shutil.disk_usage(folder.parent).free
     if free < 2 * size + _ROOM_BYTES:
         talk(f"not laid out: {folder.parent} has {Bytes(free).text()} left")
@@ -160,8 +162,8 @@ def _lay(wanted: Wanted, found: list[Path], folder: Path, talk: Talk) -> Laid | 
     talk(f"laying {wanted.path.name} out for this machine, once")
     work = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        if not lay_out(wanted, work):
-            return None
+        # Empty where torch computes it.
+        lay_out(wanted, work)
         # Others who share this home may read it, too.
         work.chmod(0o755)
         work.replace(folder)
@@ -170,9 +172,8 @@ def _lay(wanted: Wanted, found: list[Path], folder: Path, talk: Talk) -> Laid | 
     return Laid.of(folder)
 
 
-def _beside_it(path: Path) -> list[Path]:
-    """A file, and where it is a checkpoint's state the weights that it is of."""
-    return [path, *path.parent.glob("*.safetensors")] if path.name == "state.json" else [path]
+def _is_torchs(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _key(wanted: Wanted) -> str:
