@@ -72,8 +72,8 @@ def _each(work: Work, spreads: Spreads, held: Stages) -> MemoryBytes:
     weights = stored * parameters(whole) + table / spreads.tensor
     # Two blocks' weights stand gathered at once: one computes, the next arrives.
     blocks = np.where(spreads.reshard == 1, np.minimum(2.0, held.layers), held.layers)
-    every = parameters(sharding < 0) / np.maximum(held.layers, 1.0)
-    gathered = np.where(whole, value, 0.0) * blocks * every
+    each = (common + own) / np.maximum(held.layers, 1.0)
+    gathered = np.where(whole, value, 0.0) * blocks * each
     here = 0.0 if shared.offload != "none" else shared.trained
     cut = (sharding == 2) | whole
     gradients = here * shared.gradient_bytes * parameters(cut)
