@@ -97,7 +97,7 @@ def test_without_a_model_the_budget_chooses_its_size(capsys: Said) -> None:
     assert main([*machine, "--budget", "$1000"]) == 0
     assert "the lowest loss by the law of 51" in capsys.readouterr().out
     message, hint = refused(capsys, *machine, "--budget", "$1000", "--tune", "lora")
-    assert "none is named" in message and "--model" in hint
+    assert "none is named" in message and "narrows plan llama-3.1-8b" in hint
     assert "price" in refused(capsys, "plan", "--machine", "rtx-3060", "--budget", "$5")[0]
 
 
@@ -160,7 +160,8 @@ def test_an_unknown_name_suggests_the_near_one(
     ("words", "message"),
     [
         (["--batch", "0"], "--batch is 0"), (["--batch", "-1"], "--batch is -1"),
-        (["--context", "0"], "model.context is 0"), (["job.toml"], "job.toml says nothing"),
+        (["--context", "0"], "model.context is 0"),
+        (["job.toml"], "job.toml and --model llama-3.1-8b both say what to plan"),
         (["--corpus", "shakespeare"], "--corpus says nothing"),
         (["--allow", "recompute"], "--allow says nothing"),
         (["--model", "gpt2", "--context", "2048"],
@@ -184,9 +185,29 @@ def test_what_only_a_fleet_is_asked_is_refused_here(capsys: Said, words: list[st
 def test_a_fleet_needs_a_model_and_a_file_to_be_there(capsys: Said) -> None:
     message, hint = refused(capsys, "plan", "--machine", "3090 24GB")
     assert "which model" in message
-    assert hint == "narrows plan --machine '3090 24GB' --model llama-3.1-8b"
+    assert hint == "narrows plan llama-3.1-8b --machine '3090 24GB'"
+    message, hint = refused(capsys, "plan", "job.toml", "--machine", "8xh100-sxm")
+    assert message == "job.toml is a job for this machine or a probed one"
+    assert hint == "name a model: narrows plan llama-3.1-8b --machine 8xh100-sxm"
     message, hint = refused(capsys, "plan", "--machine", "other.toml", "--model", "gpt2")
     assert message == "other.toml does not exist" and hint == "narrows probe -o machine.toml"
+
+
+def test_a_model_may_stand_where_a_job_does(capsys: Said, tmp_path: Path) -> None:
+    there = answered(capsys, "plan", "llama-3.1-8b", "--machine", "8xh100-sxm")
+    assert there == answered(capsys, "plan", "--machine", "8xh100-sxm", "--model", "llama-3.1-8b")
+    message, hint = refused(capsys, "plan", "lama-3.1-8b", "--machine", "8xh100-sxm")
+    assert message == "lama-3.1-8b is neither a file nor a published model"
+    assert "did you mean llama-3.1-8b" in hint
+
+
+def test_a_model_is_planned_on_this_machine_or_a_probed_one(capsys: Said) -> None:
+    here = answered(capsys, "plan", "smollm2-135m", "--batch", "8")
+    assert here == answered(capsys, "plan", "--machine", "here", "--model", "smollm2-135m",
+                            "--batch", "8")  # fmt: skip
+    probed = str(Path(__file__).with_name("machine.toml"))
+    other = answered(capsys, "plan", "smollm2-135m", "--batch", "8", "--machine", probed)
+    assert other.predicted.step_seconds != here.predicted.step_seconds
 
 
 def test_the_shape_may_be_a_folder_with_a_config(capsys: Said, tmp_path: Path) -> None:

@@ -55,20 +55,52 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         default="time", help="what layout and machine are best for")  # fmt: skip
 
 
+def understand(chosen: argparse.Namespace) -> None:
+    """Take a model named where a job could stand for --model, and no machine for this one."""
+    if chosen.model is None and chosen.file and _is_model(chosen.file):
+        chosen.model, chosen.file = chosen.file, None
+    if chosen.model is not None and chosen.machine is None:
+        chosen.machine = "here"
+
+
+def _is_model(name: str) -> bool:
+    """Whether that is a folder with config.json or a published model, and no file of a job; raises
+    BadInput where it is neither.
+    """
+    path = Path(name)
+    if path.exists():
+        return (path / "config.json").exists() or path.name == "config.json"
+    if path.suffix == ".toml":
+        return False
+    from narrows.model.presets import preset
+
+    try:
+        preset(name)
+    except BadInput as unknown:
+        raise BadInput(
+            f"{name} is neither a file nor a published model", hint=unknown.hint
+        ) from None
+    return True
+
+
 def is_fleet(chosen: argparse.Namespace) -> bool:
-    """Whether devices of the catalogue are meant, or a published model on this machine."""
+    """Whether a published model is meant, or devices of the catalogue."""
     machine = chosen.machine
-    if machine == "here":
-        return chosen.model is not None
-    return machine is not None and not Path(machine).exists()
+    return chosen.model is not None or (
+        machine not in (None, "here") and not Path(machine).exists()
+    )
 
 
 def named(name: str) -> Fleet:
-    """The fleet of that name; "here" is this machine, measured now where it was not yet."""
+    """The fleet of that name; "here" is this machine, measured now where it was not yet, and a file
+    one that was probed.
+    """
     from narrows.cli import intent
     from narrows.hardware.fleet import fleet, fleet_here
 
-    return fleet_here(intent.machine(name)) if name == "here" else fleet(name)
+    if name == "here" or Path(name).exists():
+        return fleet_here(intent.machine(name))
+    return fleet(name)
 
 
 def _placed(name: str, chosen: argparse.Namespace) -> Fleet:
@@ -117,12 +149,18 @@ def question(chosen: argparse.Namespace) -> Question:
 
 
 def _refuse_what_is_of_a_job(chosen: argparse.Namespace) -> None:
-    if chosen.machine.endswith(".toml"):
-        raise BadInput(f"{chosen.machine} does not exist", hint="narrows probe -o machine.toml")
-    options = ("corpus", "allow", "processes")
-    for given in (chosen.file, *(getattr(chosen, each) and f"--{each}" for each in options)):
-        if given:
-            raise BadInput(f"{given} says nothing of a fleet", hint="leave it out")
+    machine = chosen.machine
+    if machine.endswith(".toml") and not Path(machine).exists():
+        raise BadInput(f"{machine} does not exist", hint="narrows probe -o machine.toml")
+    if chosen.file and chosen.model:
+        what = f"{chosen.file} and --model {chosen.model} both say what to plan"
+        raise BadInput(what, hint="leave one of them out")
+    if chosen.file:
+        what = f"{chosen.file} is a job for this machine or a probed one"
+        raise BadInput(what, hint=f"name a model: narrows plan llama-3.1-8b --machine {machine}")
+    for option in ("corpus", "allow", "processes"):
+        if getattr(chosen, option):
+            raise BadInput(f"--{option} says nothing of a fleet", hint="leave it out")
 
 
 def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
@@ -137,12 +175,12 @@ def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
     if not chosen.budget:
         raise BadInput(
             f"nothing says which model to train on {chosen.machine}",
-            hint=f"narrows plan --machine {machine} --model llama-3.1-8b",
+            hint=f"narrows plan llama-3.1-8b --machine {machine}",
         )
     if chosen.tune:
         raise BadInput(
             "adapters are beside the weights of a model, and none is named",
-            hint=f"narrows plan --machine {machine} --model llama-3.1-8b --tune {chosen.tune}",
+            hint=f"narrows plan llama-3.1-8b --machine {machine} --tune {chosen.tune}",
         )
     return dial(Wish(
         fleet=known, budget=budget(*chosen.budget), batch=chosen.batch, goal=chosen.goal,

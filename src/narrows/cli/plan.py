@@ -16,16 +16,17 @@ narrows plan job.toml -o plan.toml                  keep the plan, to train it l
 narrows plan job.toml --set model.layers=12         what if
 narrows plan job.toml --processes 4                 the quickest layout of so many processes
 narrows plan job.toml --machine other.toml          on a machine probed elsewhere
-narrows plan --machine 8xh100-sxm --model llama-3.1-8b              on machines to rent
-narrows plan --machine 8xh100-sxm --budget "$10,000"                what they can train for that
-narrows plan --machine h100-sxm --model llama-3.1-8b --serve 32     how it would answer
-narrows plan --machine 8xh100-sxm --model llama-3.1-70b --rate "5 requests/s" --first-token 1s
-narrows plan --machine 8xh100-sxm --model llama-3.1-8b --trace      and what a rank really does"""
+narrows plan smollm2-135m                           a published model on this machine
+narrows plan llama-3.1-8b --machine 8xh100-sxm      on machines to rent
+narrows plan --machine 8xh100-sxm --budget "$10,000"        what they can train for that
+narrows plan llama-3.1-8b --machine h100-sxm --serve 32     how it would answer
+narrows plan llama-3.1-70b --machine 8xh100-sxm --rate "5 requests/s" --first-token 1s
+narrows plan llama-3.1-8b --machine 8xh100-sxm --trace      and what a rank really does"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    intent.arguments(parser, file="job.toml")
+    intent.arguments(parser, file="job.toml|MODEL")
     parser.add_argument(
         "--machine", metavar="FILE|NAME",
         help="here, a probed one (narrows probe -o), or [NODESx][DEVICESx]ACCELERATOR",
@@ -40,6 +41,7 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.spec.plan import Plan
     from narrows.spec.record import save
 
+    fleet.understand(chosen)
     if fleet.is_fleet(chosen):
         return _for_a_fleet(chosen)
     fleet.refuse(chosen)
