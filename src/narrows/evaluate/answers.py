@@ -52,15 +52,17 @@ def answer(generator: Generator, data: Rows, manner: Manner, talk: Talk) -> Foun
     _refuse_long(asked, prompts, readings, manner.tokens, context)
     items, notes = list[Item](), list[str]()
     tokens = sum(len(each.tokens) for row in readings.values() for each in row)
+    reader = Reader(generator.model, manner.batch)
     if choosing:
-        items += _chosen(generator, choosing, readings, manner, talk)
+        items += _chosen(reader, choosing, readings, talk)
     if writing:
         written, count, cut = _written(generator, writing, prompts, manner, talk)
         items, tokens = items + written, tokens + count
         notes.append(f"BLEU finds words by sacrebleu's {cut}")
     items.sort(key=lambda item: item.number)
     found = metrics(KINDS, tuple(items), manner.seed)
-    return Found(tuple(items), found, sha256, tokens, notes=tuple(notes))
+    passes = None if writing else reader.made
+    return Found(tuple(items), found, sha256, tokens, notes=tuple(notes), passes=passes)
 
 
 def _prompt(generator: Generator, row: Question) -> list[int]:
@@ -116,12 +118,11 @@ def _refuse_long(
 
 
 def _chosen(
-    generator: Generator, asked: Sequence[Question], readings: Mapping[int, Sequence[Reading]],
-    manner: Manner, talk: Talk,
+    reader: Reader, asked: Sequence[Question], readings: Mapping[int, Sequence[Reading]],
+    talk: Talk,
 ) -> list[Item]:  # fmt: skip
     """Each row's choices by their likelihood."""
     progress = Progress(talk, "choices", sum(len(row.choices) for row in asked))
-    reader = Reader(generator.model, manner.batch)
     found = reader.read(
         [each for row in asked for each in readings[row.number]],
         lambda done: progress.add(len(done)),

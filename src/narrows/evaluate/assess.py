@@ -7,19 +7,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from narrows import __version__
 from narrows.evaluate import answers, documents, harness, judging
-from narrows.evaluate.assessment import Assessment, Data, Found, Manner, Rows, Tasks, Texts
+from narrows.evaluate.assessment import (
+    Assessment,
+    Data,
+    Found,
+    Manner,
+    Rows,
+    Taken,
+    Tasks,
+    Texts,
+)
+from narrows.evaluate.expected import Expected, precision
 from narrows.evaluate.progress import Progress, Talk
 from narrows.infer import classifier
+from narrows.infer.account import device
 from narrows.infer.checkpoint import locate
 from narrows.infer.classifier import Classifier
 from narrows.infer.loading import Generator, load
+from narrows.kernels.meter import MemoryMeter
 from narrows.model.folder import PLAN
-from narrows.model.transformer import Transformer
-from narrows.plan.layouts import TrainingPrecision
 from narrows.spec.errors import BadInput
 
 
@@ -33,20 +41,24 @@ def assess(
     """
     if isinstance(data, Tasks):
         harness.refuse_absent()
-    precision = manner.precision or "fp32"
+    wanted = manner.precision or "fp32"
+    memory = MemoryMeter(device())
     given: Generator | Classifier
     if classifier.is_one(path):
-        given = classifier.load(path, checkpoint, precision)
+        given = classifier.load(path, checkpoint, wanted)
     else:
-        given = load(path, checkpoint=checkpoint, precision=precision, talk=talk)
+        given = load(path, checkpoint=checkpoint, precision=wanted, talk=talk)
     named = locate(path, checkpoint).name if (path / PLAN).is_file() else None
     watch = Progress(talk, "")
     found = _found(given, data, manner, talk)
+    passes = found.passes
     return Assessment(
-        model=str(path), checkpoint=named, precision=_precision(given.model), data=data,
+        model=str(path), checkpoint=named, precision=precision(given.model), data=data,
         sha256=found.sha256, manner=manner, metrics=found.metrics, items=found.items,
-        tokens=found.tokens, bytes=found.bytes, seconds=watch.seconds, notes=found.notes,
-        labels=found.labels, narrows=__version__,
+        tokens=found.tokens, bytes=found.bytes, seconds=watch.seconds,
+        predicted=Expected(given.model).of(passes.counts) if passes else None,
+        measured=Taken(seconds=passes.seconds, memory=memory.peak()) if passes else None,
+        notes=found.notes, labels=found.labels, narrows=__version__,
     )  # fmt: skip
 
 
@@ -65,7 +77,3 @@ def _found(given: Generator | Classifier, data: Data, manner: Manner, talk: Talk
             return answers.answer(given, data, manner, talk)
         case Tasks():
             return harness.run(given, data, manner, talk)
-
-
-def _precision(model: Transformer) -> TrainingPrecision:
-    return "bf16" if model.head_VD.dtype == torch.bfloat16 else "fp32"

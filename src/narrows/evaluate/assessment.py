@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -118,11 +120,19 @@ class Comparison(Record):
     left_out: dict[str, str] = {}
 
 
+class Taken(Record):
+    """What the passes of a model took, or are predicted to: seconds, and the process's bytes."""
+
+    seconds: float
+    memory: float
+
+
 class Assessment(Record):
     """A model, the data by their hash, how it was asked, and what came out.
 
     `bytes` are those of UTF-8 text; `notes` what a reader must know to trust the numbers. `labels`
-    are those of a model that says classes, in the order that its confusions have.
+    are those of a model that says classes, in the order that its confusions have. `measured` is
+    what reading took where nothing was written, and `predicted` on a machine that was probed.
     """
 
     model: str
@@ -136,6 +146,8 @@ class Assessment(Record):
     tokens: int
     bytes: int | None = None
     seconds: float
+    predicted: Taken | None = None
+    measured: Taken | None = None
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     narrows: str
@@ -150,8 +162,28 @@ class Kind(Record):
     better: Better
 
 
+class Pass(NamedTuple):
+    """So many sequences of so many positions, padding among them, read together."""
+
+    sequences: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often each was made, and the seconds that all of them took."""
+
+    counts: Counter[Pass]
+    seconds: float
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.counts + other.counts, self.seconds + other.seconds)
+
+
 class Found(NamedTuple):
-    """What came of the data: of `tokens` that were read and written, the `bytes` of their text."""
+    """What came of the data: of `tokens` that were read and written, the `bytes` of their text.
+    `passes` are all of the model's, where nothing was written.
+    """
 
     items: tuple[Item, ...]
     metrics: tuple[Metric, ...]
@@ -160,6 +192,7 @@ class Found(NamedTuple):
     bytes: int | None = None
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    passes: Passes | None = None
 
 
 def metrics(kinds: tuple[Kind, ...], items: tuple[Item, ...], seed: int) -> tuple[Metric, ...]:

@@ -17,17 +17,21 @@ from typing import NamedTuple, final
 from narrows.data import corpora, pieces, reading
 from narrows.data.windows import beginning
 from narrows.evaluate.assessment import Found, Item, Kind, Manner, Texts, metrics
+from narrows.evaluate.expected import Expected
 from narrows.evaluate.likelihood import Reader, Reading
 from narrows.evaluate.progress import Progress, Talk
 from narrows.infer.loading import Generator
 from narrows.spec.errors import BadInput
 from narrows.spec.job import DataSpec
+from narrows.spec.units import Seconds
 
 KINDS = (
     Kind(name="loss", form="mean", better="lower"),
     Kind(name="perplexity", form="perplexity", better="lower"),
     Kind(name="bits per byte", form="bits", better="lower"),
 )
+_LONG_S = 10.0
+"""From here on is said before how long it will take."""
 _HELD = 16
 """Windows that wait to be sorted by their length, for each that is read at once."""
 
@@ -76,7 +80,8 @@ def read(generator: Generator, data: Texts, manner: Manner, talk: Talk) -> Found
     counted = sum(each.sums["loss"][1] for each in items)
     size = sum(each.sums["bits per byte"][1] for each in items)
     found = metrics(KINDS, items, manner.seed)
-    return Found(items, found, totals.digest.hexdigest(), int(counted), int(size), notes)
+    sha256 = totals.digest.hexdigest()
+    return Found(items, found, sha256, int(counted), int(size), notes, passes=reader.made)
 
 
 def begin(generator: Generator) -> list[int]:
@@ -90,7 +95,7 @@ class _Totals:
 
     def __init__(self, reader: Reader, stride: int, talk: Talk) -> None:
         self._reader, self._stride = reader, stride
-        self._progress = Progress(talk, "tokens")
+        self._progress, self._expected = Progress(talk, "tokens"), Expected(reader.model)
         self._waiting: list[tuple[int, Reading]] = []
         self._nats: dict[int, float] = {}
         self._counts: dict[int, tuple[int, int]] = {}
@@ -121,9 +126,19 @@ class _Totals:
     def finish(self) -> None:
         """Read what waits."""
         waiting, self._waiting = self._waiting, []
-        found = self._reader.read([each for _, each in waiting], self._told)
+        readings = [each for _, each in waiting]
+        self._announce(readings)
+        found = self._reader.read(readings, self._told)
         for (number, _), each in zip(waiting, found, strict=True):
             self._nats[number] += each.nats
+
+    def _announce(self, readings: Sequence[Reading]) -> None:
+        """Say how long these will take where that is worth it."""
+        taken = self._expected.of(self._reader.planned(readings))
+        if taken is not None and taken.seconds > _LONG_S:
+            tokens = sum(len(each.tokens) - each.first for each in readings)
+            long = Seconds(taken.seconds).text()
+            self._progress.talk(f"{tokens:,} tokens: {long} predicted")
 
     def _told(self, readings: Sequence[Reading]) -> None:
         self._progress.add(sum(len(each.tokens) - each.first for each in readings))

@@ -6,16 +6,20 @@ batch changes no number but by rounding (tests hold 1 and 8 to 1e-5 in fp32).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from narrows.evaluate.assessment import Pass, Passes
 from narrows.model.transformer import Transformer
+from narrows.plan.reading import LOGITS
 
-_LOGITS_MAX = 1 << 24
-"""Logits that exist at once: 64 MB of fp32."""
+_POSITIONS = 8192
+"""Read at once at most, padding among them: more are no quicker, and hold more memory."""
 
 
 class Reading(NamedTuple):
@@ -36,12 +40,15 @@ class Likelihood(NamedTuple):
 
 @final
 class Reader:
-    """Reads with one model, `batch` sequences at a time; `context` is how many tokens it takes."""
+    """Reads with one model, `batch` sequences at a time where they are short; `context` is how many
+    tokens it takes. `made` are the passes so far.
+    """
 
     def __init__(self, model: Transformer, batch: int, context: int | None = None) -> None:
         self.model = model
         self.batch = batch if pads_exactly(model) else 1
         self.context = context or model.spec.context
+        self.made = Passes(Counter(), 0.0)
 
     @torch.inference_mode()
     def read(
@@ -50,18 +57,31 @@ class Reader:
         """One for each, in their order. A reading is one token longer than the model reads; `done`
         is told of those that were read together.
         """
-        longest_first = sorted(range(len(readings)), key=lambda i: -len(readings[i].tokens))
         found: dict[int, Likelihood] = {}
-        for start in range(0, len(longest_first), self.batch):
-            places = longest_first[start : start + self.batch]
-            together = [readings[i] for i in places]
+        for places in self._grouped(readings):
+            together, began = [readings[i] for i in places], time.perf_counter()
             found |= zip(places, self._together(together), strict=True)
+            self.made += Passes(Counter([_pass(together)]), time.perf_counter() - began)
             done(together)
         return [found[i] for i in range(len(readings))]
 
+    def planned(self, readings: Sequence[Reading]) -> Counter[Pass]:
+        """The passes that these would take."""
+        return Counter(_pass([readings[i] for i in each]) for each in self._grouped(readings))
+
+    def _grouped(self, readings: Sequence[Reading]) -> Iterator[list[int]]:
+        """Places of those that are read together, the longest first."""
+        order = sorted(range(len(readings)), key=lambda i: -len(readings[i].tokens))
+        start = 0
+        while start < len(order):
+            longest = len(readings[order[start]].tokens) - 1
+            count = min(self.batch, max(1, _POSITIONS // longest))
+            yield order[start : start + count]
+            start += count
+
     def _together(self, readings: Sequence[Reading]) -> list[Likelihood]:
         device = self.model.head_VD.device
-        longest = len(readings[0].tokens) - 1
+        longest = _pass(readings).positions
         assert all(0 < each.first < len(each.tokens) for each in readings)
         assert longest <= self.model.spec.context
         rows = [[*each.tokens[:-1], *[0] * (longest + 1 - len(each.tokens))] for each in readings]
@@ -78,7 +98,7 @@ class Reader:
 
     def _scored(self, hidden_MD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
         """Nats of each target [M] fp64, and whether it is the likeliest."""
-        chunk = max(1, _LOGITS_MAX // self.model.spec.vocabulary)
+        chunk = max(1, LOGITS // self.model.spec.vocabulary)
         nats, greedy = [], []
         for x_CD, targets_C in zip(hidden_MD.split(chunk), targets_M.split(chunk), strict=True):
             logits_CV = self.model.logits(x_CD).float()
@@ -86,6 +106,11 @@ class Reader:
             nats.append((logits_CV.logsumexp(-1) - right_C).double())
             greedy.append(logits_CV.argmax(-1) == targets_C)
         return torch.cat(nats), torch.cat(greedy)
+
+
+def _pass(readings: Sequence[Reading]) -> Pass:
+    """That of readings of which the first is the longest."""
+    return Pass(len(readings), len(readings[0].tokens) - 1)
 
 
 def pads_exactly(model: Transformer) -> bool:

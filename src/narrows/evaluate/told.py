@@ -11,11 +11,13 @@ from narrows.evaluate.assessment import (
     Data,
     Difference,
     Rows,
+    Taken,
     Tasks,
     Texts,
     sums,
 )
-from narrows.spec.units import Bytes, Seconds
+from narrows.infer.account import table
+from narrows.spec.units import Bytes, Quantity, Seconds
 
 _TABLE, _LABEL = 12, 12
 """Classes whose confusions fit a line, and letters of each that are shown."""
@@ -31,6 +33,9 @@ def told(assessment: Assessment) -> str:
         around = "" if metric.low is None else f"   {metric.low:.4g} to {metric.high:.4g}"
         lines.append(f"{metric.name:{width}}  {metric.value:10.4f}{around}")
     lines += _confused(assessment)
+    if assessment.measured:
+        predicted = _figures(assessment.predicted) if assessment.predicted else None
+        lines += ["", table(predicted, _figures(assessment.measured))]
     for comparison in assessment.comparisons:
         lines += ["", *_compared(comparison, width)]
     return "\n".join(lines)
@@ -51,6 +56,10 @@ def _headline(assessment: Assessment) -> str:
         f"{_unit(assessment.data)}, {assessment.tokens:,} tokens{size}, {assessment.precision}, "
         f"{Seconds(assessment.seconds).text()}, {rate:,.0f} tokens/s"
     )
+
+
+def _figures(taken: Taken) -> dict[str, Quantity]:
+    return {"reading": Seconds(taken.seconds), "memory": Bytes(taken.memory)}
 
 
 def _confused(assessment: Assessment) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import final
@@ -27,7 +28,7 @@ class Account:
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        self._memory = MemoryMeter(_device())
+        self._memory = MemoryMeter(device())
 
     def close(self, generator: Writer, generation: Written) -> tuple[Ledger | None, Ledger]:
         """Predicted, where this machine was probed, and measured, of a text that is written."""
@@ -42,7 +43,7 @@ class Account:
         return predicted, _measured(generator, generation, peak, machine, predicted)
 
 
-def _device() -> str:
+def device() -> str:
     """The kind that torch would compute on, which is not asked where no driver is loaded."""
     if not accelerators():
         return "cpu"
@@ -79,18 +80,20 @@ def predicted_answer(
 
 def told(predicted: Ledger | None, measured: Ledger) -> str:
     """Both as lines of a table, and what to do where there is no prediction."""
-    lines = [f"{'':12}{'measured':>11}"]
-    if predicted:
-        lines = [f"{'':12}{'predicted':>11}{'measured':>11}"]
-    for name, value in _figures(measured).items():
-        before = _figures(predicted)[name] if predicted else None
-        if before is None:
-            lines.append(f"{name:12}{value.text():>11}")
-        else:
-            error = before / value - 1.0
-            lines.append(f"{name:12}{before.text():>11}{value.text():>11}{error:+8.0%}")
+    return table(_figures(predicted) if predicted else None, _figures(measured))
+
+
+def table(predicted: Mapping[str, Quantity] | None, measured: Mapping[str, Quantity]) -> str:
+    """The same figures, predicted where they were, and measured."""
     if predicted is None:
-        lines.append("to have it predicted too: narrows probe --refresh")
+        lines = [f"{'':12}{'measured':>11}"]
+        lines += [f"{name:12}{value.text():>11}" for name, value in measured.items()]
+        return "\n".join([*lines, "to have it predicted too: narrows probe --refresh"])
+    lines = [f"{'':12}{'predicted':>11}{'measured':>11}"]
+    for name, value in measured.items():
+        before = predicted[name]
+        error = f"{before / value - 1.0:+8.0%}" if value else ""
+        lines.append(f"{name:12}{before.text():>11}{value.text():>11}{error}")
     return "\n".join(lines)
 
 
