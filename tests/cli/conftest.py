@@ -14,6 +14,9 @@ from narrows.kernels.load import available
 from narrows.spec import record
 from narrows.spec.machine import Machine
 from tests.homes import new_home
+from tests.infer.conftest import bpe, make_run
+
+__all__ = ["bpe", "make_run"]
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import narrows
 from narrows.cli.main import main
+from narrows.infer.export import export
 from narrows.spec import record
 from narrows.spec.forecast import Forecast
 from narrows.spec.machine import Machine
 from narrows.spec.trace import Comparisons
+from tests.infer.conftest import MakeRun, spec
 
 Said = pytest.CaptureFixture[str]
 EIGHT = ["plan", "--machine", "8xh100-sxm", "--model", "llama-3.1-8b"]
@@ -24,6 +27,14 @@ EIGHT = ["plan", "--machine", "8xh100-sxm", "--model", "llama-3.1-8b"]
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder, in which no file has the name of a machine or a model."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """This machine, as one that was probed."""
+    machine = record.load(Machine, Path(__file__).with_name("machine.toml"))
+    monkeypatch.setattr("narrows.hardware.probe.machine_known", lambda: machine)
+    return machine
 
 
 def refused(capsys: Said, *words: str, code: int = 2) -> tuple[str, str]:
@@ -201,13 +212,29 @@ def test_a_model_may_stand_where_a_job_does(capsys: Said, tmp_path: Path) -> Non
     assert "did you mean llama-3.1-8b" in hint
 
 
-def test_a_model_is_planned_on_this_machine_or_a_probed_one(capsys: Said) -> None:
+def test_a_model_is_planned_on_this_machine_or_a_probed_one(capsys: Said, known: Machine) -> None:
     here = answered(capsys, "plan", "smollm2-135m", "--batch", "8")
     assert here == answered(capsys, "plan", "--machine", "here", "--model", "smollm2-135m",
                             "--batch", "8")  # fmt: skip
-    probed = str(Path(__file__).with_name("machine.toml"))
-    other = answered(capsys, "plan", "smollm2-135m", "--batch", "8", "--machine", probed)
-    assert other.predicted.step_seconds != here.predicted.step_seconds
+    assert main(["plan", "smollm2-135m", "--serve", "2"]) == 0
+    assert f"served by 1 x {known.name}" in capsys.readouterr().out
+    record.save(msgspec.structs.replace(known, devices=4), "probed.toml")
+    other = answered(capsys, "plan", "smollm2-135m", "--batch", "8", "--machine", "probed.toml")
+    assert other.predicted.step_seconds < here.predicted.step_seconds
+
+
+def test_a_run_and_a_gguf_file_have_a_shape(
+    capsys: Said, known: Machine, make_run: MakeRun, tmp_path: Path
+) -> None:
+    shape = spec()
+    export(make_run(shape=shape), tmp_path / "run.gguf", talk=lambda _: None)
+    for name in ("run", "run.gguf"):
+        found = answered(capsys, "plan", name, "--machine", "rtx-4090", "--batch", "8")
+        assert (found.model_name, found.model.width, found.positions) == (
+            name, shape.width, shape.context
+        )  # fmt: skip
+        short = answered(capsys, "plan", name, "--context", "8", "--batch", "8")
+        assert short.positions == 8
 
 
 def test_the_shape_may_be_a_folder_with_a_config(capsys: Said, tmp_path: Path) -> None:
@@ -308,11 +335,8 @@ def test_serving_refuses_what_is_of_training(capsys: pytest.CaptureFixture[str])
     assert "--tune says nothing of serving" in capsys.readouterr().err
 
 
-def test_this_machine_stands_beside_those_to_rent(
-    capsys: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine = record.load(Machine, Path(__file__).with_name("machine.toml"))
-    monkeypatch.setattr("narrows.hardware.probe.machine_known", lambda: machine)
+@pytest.mark.usefixtures("known")
+def test_this_machine_stands_beside_those_to_rent(capsys: Said) -> None:
     small = ["plan", "--model", "smollm2-135m", "--batch", "8", "--context", "1024"]
     found = answered(capsys, *small, "--machine", "h100", "--against", "here")
     assert [each.fleet for each in found.elsewhere] == ["h100", "here"]

@@ -61,6 +61,8 @@ def test_help_imports_neither_torch_nor_numpy() -> None:
         (["plan", "a.toml", "b.toml"], "has no use for: b.toml", "narrows plan --help"),
         (["plan"], "nothing says what to train", "--corpus shakespeare --budget 5min"),
         (["plan", "--corpus", "python", "--budget", "5"], '"5" is no budget', 'a time "5min"'),
+        (["plan", __file__], "test_main.py is neither a job nor a plan: not valid TOML",
+         f"a text to train on: --corpus {__file__}"),
         (["plan", "no.toml"], "no.toml does not exist", "check the path"),
         (["plan", "--corpus", "python", "--allow", "speed"], '"speed" is none of: recompute',
          "narrows plan --help"),

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrows.cli import folder
 from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ _TRUTHS = {"true": True, "false": False}
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of a plan for a fleet."""
-    parser.add_argument("--model", metavar="NAME", help="a preset, or a folder with config.json")
+    parser.add_argument(
+        "--model", metavar="NAME", help="a preset, a GGUF file, a run, or a folder with config.json"
+    )
     parser.add_argument(
         "--context", type=int, metavar="N", help="positions of a sequence (8192, or fewer)"
     )
@@ -64,12 +67,17 @@ def understand(chosen: argparse.Namespace) -> None:
 
 
 def _is_model(name: str) -> bool:
-    """Whether that is a folder with config.json or a published model, and no file of a job; raises
+    """Whether that is a published model or what has the shape of one, and no file of a job; raises
     BadInput where it is neither.
     """
     path = Path(name)
     if path.exists():
-        return (path / "config.json").exists() or path.name == "config.json"
+        shapes = (path / "config.json", path / "plan.toml")
+        return (
+            path.suffix == ".gguf"
+            or path.name == "config.json"
+            or any(each.exists() for each in shapes)
+        )
     if path.suffix == ".toml":
         return False
     from narrows.model.presets import preset
@@ -210,17 +218,18 @@ def traced(asked: Question, spread: Spread) -> tuple[Comparisons, str]:
 
 
 def model(name: str, context: int | None) -> ModelSpec:
-    """A preset by name, or the folder's config.json, with another context where given."""
+    """A preset by name, or what a run, a GGUF file or a folder's config.json says, with another
+    context where given.
+    """
     import msgspec
 
-    if Path(name).is_dir() or name.endswith(".json"):
+    from narrows.spec.model import Learned
+
+    if _is_config(name):
         from narrows.model.configuration import read_config
 
         return read_config(name, context)
-    from narrows.model.presets import preset
-    from narrows.spec.model import Learned
-
-    spec = preset(name).spec
+    spec = _shape(name)
     usual = min(spec.context, _CONTEXT)
     if isinstance(spec.positions, Learned) and (context or 0) > spec.context:
         raise BadInput(
@@ -233,11 +242,26 @@ def model(name: str, context: int | None) -> ModelSpec:
 def longest(name: str) -> int:
     """Positions that the model was made for."""
     from narrows.model.configuration import read_config
+
+    return read_config(name, None).context if _is_config(name) else _shape(name).context
+
+
+def _is_config(name: str) -> bool:
+    path = Path(name)
+    return name.endswith(".json") or (path.is_dir() and not (path / "plan.toml").exists())
+
+
+def _shape(name: str) -> ModelSpec:
+    """That of a run, of a GGUF file, for which torch is loaded, or of a preset."""
+    if Path(name).is_dir():
+        return folder.plan_of(Path(name)).model
+    if name.endswith(".gguf"):
+        from narrows.model.opening import opened
+
+        return opened(name).spec
     from narrows.model.presets import preset
 
-    if Path(name).is_dir() or name.endswith(".json"):
-        return read_config(name, None).context
-    return preset(name).spec.context
+    return preset(name).spec
 
 
 def _tuning(chosen: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:

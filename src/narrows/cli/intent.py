@@ -50,7 +50,7 @@ def read(chosen: argparse.Namespace) -> Job | Plan:
     from narrows.spec.job import Job
     from narrows.spec.plan import Plan
 
-    data = record.read(chosen.file) if chosen.file else _job_of(chosen.corpus)
+    data = _told(chosen.file) if chosen.file else _job_of(chosen.corpus)
     source = chosen.file or "the command line"
     if isinstance(data, dict) and "made_from" in data:
         if chosen.corpus or chosen.budget or overrides(chosen) or chosen.allow:
@@ -157,9 +157,22 @@ def overrides(chosen: argparse.Namespace) -> list[str]:
     return [*([] if count is None else [f"layout.processes={count}"]), *chosen.overrides]
 
 
+def _told(file: str) -> Any:
+    """What a file of a job or a plan says."""
+    from narrows.spec import record
+
+    try:
+        return record.read(file)
+    except BadInput as error:
+        if not Path(file).is_file() or file.endswith((".toml", ".json")):
+            raise
+        what = f"{file} is neither a job nor a plan: {error.what.removeprefix(f'{file} is ')}"
+        raise BadInput(what, hint=f"a text to train on: --corpus {shlex.quote(file)}") from None
+
+
 def _job_of(corpus: str | None) -> dict[str, Any]:
     if not corpus:
-        hint = "give a job.toml, or: --corpus shakespeare --budget 5min"
+        hint = "give a file of a job, or: --corpus shakespeare --budget 5min"
         raise BadInput("nothing says what to train", hint=hint)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(corpus.removeprefix("hf:")).stem).strip("-._")
     return {"name": name or "job", "data": {"corpus": corpus}}
