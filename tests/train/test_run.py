@@ -161,16 +161,17 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
     assert losses(run)[12]
 
 
+@pytest.mark.parametrize(("predicted", "event"), [(1e-6, "slow"), (1e3, "quick")])
 def test_measured_far_from_predicted_is_said_once(
-    plan: Plan, machine: Machine, tmp_path: Path
+    plan: Plan, machine: Machine, tmp_path: Path, predicted: float, event: str
 ) -> None:
-    slow = msgspec.structs.replace(
-        plan, predicted=msgspec.structs.replace(plan.predicted, step_seconds=1e-6), steps=14
+    other = msgspec.structs.replace(
+        plan, predicted=msgspec.structs.replace(plan.predicted, step_seconds=predicted), steps=14
     )
     said: list[str] = []
-    train(slow, tmp_path / "run", machine=machine, resume=False, talk=said.append)
+    train(other, tmp_path / "run", machine=machine, resume=False, talk=said.append)
     assert len([text for text in said if "predicted" in text]) == 1
-    assert [line for line in lines(tmp_path / "run") if line.get("event") == "slow"]
+    assert [line for line in lines(tmp_path / "run") if line.get("event") == event]
 
 
 def kill_at(step: int, folder: Path, run: Path, *, resume: bool = False) -> None:

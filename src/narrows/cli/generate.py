@@ -61,7 +61,8 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.infer.sampling import Sampling
     from narrows.spec.record import to_builtins
 
-    account, model = Account(path), named(path, chosen.precision, speak.talk, chosen.checkpoint)
+    model = named(path, chosen.precision, speak.talk, chosen.checkpoint)
+    account = Account(path, by_torch=model.laid is None)
     if not model.laid and _tells(path):
         adapters.refuse_beside(path, "tells classes", chosen.adapter)
         return _classified(path, chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import final
@@ -24,10 +25,14 @@ from narrows.spec.units import Bytes, Quantity, Seconds
 
 @final
 class Account:
-    """To be opened before the model is loaded, whose memory counts."""
+    """To be opened before the model is loaded, whose memory counts. Where it is computed `by_torch`
+    that library's own does not, as in training.
+    """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, *, by_torch: bool = False) -> None:
         self._run = run
+        if by_torch:
+            import_module("torch")
         self._memory = MemoryMeter(device())
 
     def close(self, generator: Writer, generation: Written) -> tuple[Ledger | None, Ledger]:

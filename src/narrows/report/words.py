@@ -217,7 +217,8 @@ SCHEDULES = {
 
 EVENTS = {
     "resume": Phrase("resumed", "恢复"),
-    "slow": Phrase("slow", "变慢"),
+    "slow": Phrase("slow", "比预测慢"),
+    "quick": Phrase("quick", "比预测快"),
     "checkpoint": Phrase("checkpoint", "检查点"),
     "stopped": Phrase("stopped", "停止"),
     "restart": Phrase("started again", "重新启动"),

@@ -318,7 +318,8 @@ class _Session:
             return
         self.warned = True
         message = f"a step takes {measured:.3g} s, {predicted:.3g} s were predicted"
-        self.metrics.write(step=self.step, event="slow", message=message)
+        event = "slow" if measured > predicted else "quick"
+        self.metrics.write(step=self.step, event=event, message=message)
         self.talk(f"\nwarning: {message}")
 
     def _evaluate(self) -> float:
