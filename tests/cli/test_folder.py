@@ -39,6 +39,8 @@ def test_resuming_by_name_means_the_latest() -> None:
     latest = run("plays-2", age=1)
     run("plays-2-extra", age=0)
     assert folder.newest("plays") == latest
+    other = run("other", age=-1)
+    assert folder.newest(None) == other and folder.newest("plays") == latest
     with pytest.raises(BadInput, match="there is no run of poems"):
         folder.newest("poems")
 
@@ -51,3 +53,9 @@ def test_a_folder_that_is_no_run_is_refused_with_the_nearest_run() -> None:
     assert caught.value.hint == "did you mean runs/plays?"
     with pytest.raises(BadInput, match="is not a run folder"):
         folder.existing("runs")
+
+
+def test_there_may_be_no_run_to_resume() -> None:
+    with pytest.raises(BadInput, match="there is no run to resume") as caught:
+        folder.newest(None)
+    assert caught.value.hint and caught.value.hint.startswith("train one: narrows train")

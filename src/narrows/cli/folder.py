@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,10 +69,13 @@ def shared(chosen: str | None, wanted: Job | Plan) -> Path:
     return path
 
 
-def newest(name: str) -> Path:
-    """The run of `name` that was touched last."""
-    runs = [path.parent for path in Path("runs").glob(f"{name}*/plan.toml")]
-    runs = [run for run in runs if run.name == name or run.name[len(name) + 1 :].isdigit()]
+def newest(name: str | None) -> Path:
+    """The run in runs/ that was touched last, of those of `name` where one is given."""
+    runs = [path.parent for path in Path("runs").glob("*/plan.toml")]
+    if name is not None:
+        runs = [run for run in runs if re.fullmatch(rf"{re.escape(name)}(-\d+)?", run.name)]
+    if not runs and name is None:
+        raise BadInput("there is no run to resume", hint=_runs(Path("runs/x")))
     if not runs:
         raise BadInput(f"there is no run of {name} to resume", hint=_runs(Path("runs") / name))
     return max(runs, key=lambda run: (run / "metrics.jsonl").stat().st_mtime_ns

@@ -33,7 +33,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     intent.arguments(parser, file="job.toml|plan.toml|RUN")
     parser.add_argument("--run", metavar="DIR", help="the run folder (default runs/NAME)")
-    parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where the run stopped; without a name the last one",
+    )
     parser.add_argument(
         "--timeline", action="store_true",
         help="note what every process does when in three early steps, for the report and Perfetto",
@@ -120,8 +124,10 @@ def _resumed(chosen: argparse.Namespace) -> tuple[Plan, Path, Machine]:
         run_folder = folder.existing(chosen.run)
     elif chosen.file and Path(chosen.file).is_dir():
         run_folder = folder.existing(chosen.file)
-    else:
+    elif chosen.file or chosen.corpus:
         run_folder = folder.newest(intent.read(chosen).name)
+    else:
+        run_folder = folder.newest(None)
     plan, machine = folder.plan_of(run_folder), intent.machine(None)
     if asked := intent.overrides(chosen):
         plan = _changed(plan, run_folder, machine, asked)
