@@ -74,10 +74,9 @@ def newest(name: str | None) -> Path:
     runs = [path.parent for path in Path("runs").glob("*/plan.toml")]
     if name is not None:
         runs = [run for run in runs if re.fullmatch(rf"{re.escape(name)}(-\d+)?", run.name)]
-    if not runs and name is None:
-        raise BadInput("there is no run to resume", hint=_runs(Path("runs/x")))
     if not runs:
-        raise BadInput(f"there is no run of {name} to resume", hint=_runs(Path("runs") / name))
+        which = f"run of {name}" if name else "run"
+        raise BadInput(f"there is no {which} to resume", hint=_runs(Path("runs") / (name or "x")))
     return max(runs, key=lambda run: (run / "metrics.jsonl").stat().st_mtime_ns
                if (run / "metrics.jsonl").exists() else 0)  # fmt: skip
 

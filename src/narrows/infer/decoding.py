@@ -34,9 +34,9 @@ class Decoding:
     """
 
     def __init__(self, context: int, tokens_max: int, cached: Callable[[int], Cached]) -> None:
-        """`tokens_max`: how long the sequence may grow; the cache is no larger than it need be."""
-        self._context, self._room = context, min(tokens_max, context)
-        self._model = cached(self._room)
+        """`tokens_max`: how long the sequence may grow; the cache has `room` for no more."""
+        self._context, self.room = context, min(tokens_max, context)
+        self._model = cached(self.room)
         self._cached: list[int] = []
 
     @property
@@ -47,9 +47,9 @@ class Decoding:
     def read(self, tokens: Sequence[int]) -> Floats:
         """Logits [V] of the token after `tokens`, which follow what was read before."""
         start = len(self._cached)
-        if start + len(tokens) > self._room:
-            assert self._room == self._context, "more tokens than were announced"
-            kept = max(1, self._room // 2)
+        if start + len(tokens) > self.room:
+            assert self.room == self._context, "more tokens than were announced"
+            kept = max(1, self.room // 2)
             tokens, start = (self._cached + list(tokens))[-kept:], 0
             self._cached = []
         self._cached += tokens

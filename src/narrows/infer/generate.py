@@ -159,8 +159,10 @@ class Generation:
 
     @property
     def cache_bytes(self) -> int:
-        """What keys and values take."""
-        return self._decoding.cache_bytes
+        """What keys and values take so far: memory is taken as positions are filled."""
+        room = self._decoding.room
+        filled = min(room, len(self.prompt) + len(self.seconds))
+        return self._decoding.cache_bytes * filled // room
 
     def _next(self, tokens: Sequence[int]) -> int:
         """The token after `tokens`."""
