@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from narrows.adapt.merge import merge
-from narrows.adapt.peft import CONFIG, WEIGHTS, write_adapter
+from narrows.adapt.peft import write_adapter
 from narrows.adapt.peft_reading import load_adapter
+from narrows.model.folder import ADAPTER, ADAPTER_CONFIG
 from narrows.model.hugging_face import naming
 from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
@@ -51,15 +52,15 @@ def test_what_is_written_is_read_again(
 def test_layers_without_an_adapter_stay_without(tmp_path: Path) -> None:
     model = tuned(made(LLAMA), Learning(adapter=LowRank(rank=4), frozen=("layers.0",)))
     write_adapter(tmp_path, model, NAMES["llama"])
-    assert json.loads((tmp_path / CONFIG).read_text())["layers_to_transform"] == [1]
+    assert json.loads((tmp_path / ADAPTER_CONFIG).read_text())["layers_to_transform"] == [1]
     again = made(LLAMA)
     assert load_adapter(again, tmp_path, NAMES["llama"]).frozen == ("layers.0",)
     torch.testing.assert_close(again(tokens(LLAMA)), model(tokens(LLAMA)))
 
 
 def changed(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, **changes}))
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    (folder / ADAPTER_CONFIG).write_text(json.dumps({**config, **changes}))
 
 
 def test_adapters_of_another_kind_or_model_are_refused(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_adapters_of_another_kind_or_model_are_refused(tmp_path: Path) -> None:
     refused("lacks the length of", use_dora=True)
     refused("Expected `int`", r="four")
     refused(r"B of model.layers.0.mlp.down_proj as \[96, 4\]", WIDER)
-    (tmp_path / WEIGHTS).unlink()
+    (tmp_path / ADAPTER).unlink()
     with pytest.raises(BadInput, match="has no adapter_model.safetensors"):
         load_adapter(made(LLAMA), tmp_path, NAMES["llama"])
 
@@ -90,12 +91,12 @@ def test_adapters_of_another_kind_or_model_are_refused(tmp_path: Path) -> None:
 def test_tensors_that_belong_nowhere_are_refused(tmp_path: Path) -> None:
     model = tuned(made(GPT2), Learning(adapter=LowRank(rank=4)))
     write_adapter(tmp_path, model, NAMES["gpt2"])
-    held = load_file(tmp_path / WEIGHTS)
+    held = load_file(tmp_path / ADAPTER)
     for name, match in (
         ("base_model.model.lm_head.lora_A.weight", "adapts lm_head"),
         ("base_model.model.transformer.h.0.mlp.c_fc.weight", "no part of a low-rank adapter"),
     ):
-        save_file({**held, name: torch.zeros(4, 64)}, tmp_path / WEIGHTS)
+        save_file({**held, name: torch.zeros(4, 64)}, tmp_path / ADAPTER)
         with pytest.raises(BadInput, match=match):
             load_adapter(made(GPT2), tmp_path, NAMES["gpt2"])
     with pytest.raises(BadInput, match="no low-rank adapter"):

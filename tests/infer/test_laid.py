@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 
 from narrows.data import published
-from narrows.infer import ready
+from narrows.infer import laying, ready
 from narrows.infer.export import export
 from narrows.infer.generate import ServingPrecision
 from narrows.infer.laid import About, Laid, Shelf
-from narrows.infer.laying import lay
+from narrows.infer.laying import lay, lay_beside
 from narrows.infer.loading import Generator
 from narrows.infer.packed import PackedWriter
 from narrows.infer.packing import chosen, packed
@@ -75,6 +76,7 @@ def logits(writer: object) -> np.ndarray:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Laid out without a process more, which takes seconds."""
     monkeypatch.setattr(ready, "lay_out", lay)
+    monkeypatch.setattr(ready, "lay_beside", laying.beside)
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -181,10 +183,61 @@ def test_adapters_stand_beside_it(make_run: MakeRun, tmp_path: Path) -> None:
     model = named(base, "bf16", print)
     assert model.laid
     expected = load_writer(base, precision="bf16", adapters=folders)
-    found = model.writer(adapters=folders)
-    assert (
-        logits(found) == logits(expected)
-    ).all() and found.weight_bytes > model.laid.model.nbytes
+    for _ in range(2):
+        found = model.writer(adapters=folders)
+        assert (logits(found) == logits(expected)).all()
+        assert found.weight_bytes == expected.weight_bytes > model.laid.model.nbytes
+
+
+@pytest.mark.usefixtures("here")
+def test_an_adapter_is_read_by_torch_once_and_again_when_it_is_another(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, folder = written(make_run, tmp_path / "base"), tmp_path / "adapter"
+    adapter(base, folder, FULL)
+    model, asked = named(base, "bf16", print), list[Path]()
+    assert model.laid
+
+    def counted(each: Path, base: Path, to: Path) -> None:
+        asked.append(to)
+        laying.beside(each, base, to)
+
+    monkeypatch.setattr(ready, "lay_beside", counted)
+    first = logits(model.writer(adapters={None: folder}))
+    assert (logits(model.writer(adapters={"other": folder, None: folder})) == first).all()
+    assert len(asked) == 1 and asked[0].parent.parent == model.laid.folder
+    for content in (b"", asked[0].read_bytes()[:-9]):
+        asked[0].write_bytes(content)
+        assert (logits(model.writer(adapters={None: folder})) == first).all()
+    assert len(asked) == 3
+    adapter(base, folder, msgspec.structs.replace(FULL, rank=8))
+    assert model.writer(adapters={None: folder}).weight_bytes > model.laid.model.nbytes
+    assert len(asked) == 4 and len(list(asked[0].parent.iterdir())) == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_an_adapter_that_cannot_be_laid_out_is_read_here(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = written(make_run, tmp_path / "base")
+    folders = {None: adapter(base, tmp_path / "adapter", FULL)}
+    model = named(base, "bf16", print)
+    assert model.laid
+    expected = logits(model.writer(adapters=folders))
+    shutil.rmtree(model.laid.folder / "beside")
+    (model.laid.folder / "beside").write_text("no folder")
+    assert (logits(model.writer(adapters=folders)) == expected).all()
+
+
+def test_what_is_wrong_with_an_adapter_is_said_by_the_process_that_reads_it(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    base, folder = written(make_run, tmp_path / "base"), tmp_path / "adapter"
+    adapter(base, folder, msgspec.structs.replace(FULL, rule="dora"))
+    with pytest.raises(BadInput, match="adapter is a DoRA") as told:
+        lay_beside(folder, base, tmp_path / "to.npz")
+    assert told.value.hint and "merge it" in told.value.hint
+    assert not list(tmp_path.glob("to*"))
 
 
 @pytest.mark.parametrize("precision", [None, "fp32"])

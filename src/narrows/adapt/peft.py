@@ -21,6 +21,7 @@ from torch import Tensor
 from narrows.adapt.apply import Adapted
 from narrows.adapt.experts import AdaptedExperts
 from narrows.adapt.low_rank import spread
+from narrows.model.folder import ADAPTER, ADAPTER_CONFIG
 from narrows.model.hugging_face import TRANSPOSED
 from narrows.model.naming import Lay, Naming
 from narrows.model.transformer import Transformer
@@ -29,7 +30,6 @@ from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec
 from narrows.spec.record import write_atomically
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BEFORE = "base_model.model."
 SAVED = ("classifier", "score")
 """What PEFT keeps whole of a model for classes, whichever it has."""
@@ -82,8 +82,8 @@ def write_adapter(
     if len(layers) < model.spec.layers:
         config["layers_to_transform"] = sorted(layers)
     folder.mkdir(parents=True, exist_ok=True)
-    _save(tensors, folder / WEIGHTS)
-    write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    _save(tensors, folder / ADAPTER)
+    write_atomically(folder / ADAPTER_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def modules(spec: ModelSpec, naming: Naming) -> Iterator[Module]:

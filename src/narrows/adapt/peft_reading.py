@@ -18,15 +18,14 @@ from torch import Tensor
 from narrows.adapt.apply import Adapted, apply
 from narrows.adapt.peft import (
     BEFORE,
-    CONFIG,
     SAVED,
-    WEIGHTS,
     Module,
     heads,
     modules,
     rows_of,
     sizes,
 )
+from narrows.model.folder import ADAPTER, ADAPTER_CONFIG
 from narrows.model.hugging_face import TRANSPOSED
 from narrows.model.naming import Naming
 from narrows.model.safetensors import Safetensors
@@ -110,7 +109,7 @@ def read_adapter(folder: Path, spec: ModelSpec, naming: Naming) -> TheirAdapter:
     model.
     """
     told = _Told.of(folder)
-    source = Safetensors([told.folder / WEIGHTS])
+    source = Safetensors([told.folder / ADAPTER])
     head = _head(told, spec, naming, source)
     found = _found(told, spec, naming, source, set(head.values()))
     scale, rank = found[0].scale, max(each.tensors["A"].shape[0] for each in found)
@@ -197,7 +196,7 @@ def _found(
             raise BadInput(what, hint="take an adapter that was made for this model")
         found.setdefault(place, {})[kind] = _tensor(source, name)
     if not found:
-        raise BadInput(f"{told.folder / WEIGHTS} is empty", hint="take another adapter")
+        raise BadInput(f"{told.folder / ADAPTER} is empty", hint="take another adapter")
     return [_checked(known[place], each, spec, told) for place, each in found.items()]
 
 
@@ -219,7 +218,7 @@ def _checked(
     own: dict[str, Tensor] = {}
     for kind, shape in shapes.items():
         if kind not in tensors:
-            what = f"{told.folder / WEIGHTS} lacks the {kind} of {module.name}"
+            what = f"{told.folder / ADAPTER} lacks the {kind} of {module.name}"
             raise BadInput(what, hint="fetch it again")
         # Lengths of convolutions are a row.
         found = tensors[kind].flatten() if kind == "length" else tensors[kind]
@@ -271,10 +270,10 @@ class _Told:
     @classmethod
     def of(cls, folder: Path) -> _Told:
         """Raises BadInput where it is no LoRA's, or of a kind that computes otherwise."""
-        place = folder / CONFIG
+        place = folder / ADAPTER_CONFIG
         config = read(place)
-        if not (folder / WEIGHTS).is_file():
-            raise BadInput(f"{folder} has no {WEIGHTS}", hint="take an adapter in safetensors")
+        if not (folder / ADAPTER).is_file():
+            raise BadInput(f"{folder} has no {ADAPTER}", hint="take an adapter in safetensors")
         if not isinstance(config, dict) or config.get("peft_type") != "LORA":
             kind = config.get("peft_type") if isinstance(config, dict) else None
             what = f"{place} is of a {kind or 'nameless'} adapter, which narrows does not read"

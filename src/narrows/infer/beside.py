@@ -1,6 +1,7 @@
 """Adapters beside a model whose weights they share: each for the texts that ask for it by name.
 
-    read(original, {name: folder}) → {name: TheirAdapter};   packed(theirs), adapted(model, theirs)
+    read(original, {name: folder}) → {name: TheirAdapter}
+    packed(theirs), lows(theirs), adapted(model, theirs)
 
 The name None is that of texts that ask for none.
 """
@@ -39,11 +40,16 @@ def read(original: Original, folders: Folders) -> dict[str | None, TheirAdapter]
 
 def packed(theirs: TheirAdapter) -> PackedAdapter:
     """For the packed decoder, in bf16."""
-    beside = dict[tuple[int, str], list[Low]]()
+    return PackedAdapter(theirs.spec.layers, lows(theirs))
+
+
+def lows(theirs: TheirAdapter) -> dict[tuple[int, str], list[Low]]:
+    """What stands beside each matrix of each layer, in bf16."""
+    found = dict[tuple[int, str], list[Low]]()
     for layer, matrix, (first, last), a_RD, b_XR in theirs.parts():
         low = Low(first, last, _bits(a_RD), _bits(b_XR))
-        beside.setdefault((layer, matrix), []).append(low)
-    return PackedAdapter(theirs.spec.layers, beside)
+        found.setdefault((layer, matrix), []).append(low)
+    return found
 
 
 def _bits(values: Tensor) -> Bits:

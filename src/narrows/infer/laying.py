@@ -1,6 +1,7 @@
-"""A model laid out by a process of its own: it alone needs torch.
+"""A model, or an adapter beside it, laid out by a process of its own: it alone needs torch.
 
 lay_out(wanted, folder) runs `python -m narrows.infer.laying`, which runs `lay`
+lay_beside(adapter, model, to) does the same with `beside`
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from narrows.infer.generate import ServingPrecision
 from narrows.infer.laid import About, Shelf
+from narrows.infer.laid_beside import keep
 from narrows.spec.errors import BadInput, RunFailed
 from narrows.spec.record import Record, loads, to_json
 
@@ -41,7 +43,18 @@ def lay_out(wanted: Wanted, folder: Path) -> None:
     model's reader does, RunFailed where the process ends otherwise.
     """
     path, precision, checkpoint = wanted
-    asked = [str(path), precision or _ANY, checkpoint or _ANY, str(folder)]
+    _run("model", path, precision or _ANY, checkpoint or _ANY, folder)
+
+
+def lay_beside(adapter: Path, model: Path, to: Path) -> None:
+    """Write the adapter in a folder of PEFT's, beside a published model, as `infer.laid_beside` has
+    it. Raises as `lay_out` does.
+    """
+    _run("adapter", adapter, model, to)
+
+
+def _run(what: str, path: Path, *others: str | Path) -> None:
+    asked = [what, str(path), *map(str, others)]
     command = [sys.executable, "-W", "ignore", "-m", __name__, *asked]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
@@ -56,15 +69,30 @@ def lay_out(wanted: Wanted, folder: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Do it, and say how it went."""
-    path, precision, checkpoint, folder = arguments
-    asked: Any = None if precision == _ANY else precision
-    wanted = Wanted(Path(path), asked, None if checkpoint == _ANY else checkpoint)
     told = _Told()
     try:
-        lay(wanted, Path(folder))
+        _lay(*arguments)
     except BadInput as error:
         told = _Told(wrong=error.what, causes=error.causes, hint=error.hint)
     sys.stdout.write(to_json(told))
+
+
+def _lay(what: str, path: str, *others: str) -> None:
+    if what == "adapter":
+        model, to = others
+        return beside(Path(path), Path(model), Path(to))
+    precision, checkpoint, folder = others
+    asked: Any = None if precision == _ANY else precision
+    wanted = Wanted(Path(path), asked, None if checkpoint == _ANY else checkpoint)
+    lay(wanted, Path(folder))
+
+
+def beside(adapter: Path, model: Path, to: Path) -> None:
+    """What `lay_beside` does, in this process."""
+    from narrows.infer.beside import lows, read
+    from narrows.model.opening import opened
+
+    keep(lows(read(opened(model), {None: adapter})[None]), to)
 
 
 def lay(wanted: Wanted, folder: Path) -> None:

@@ -24,7 +24,8 @@ from narrows.data.published import refuse_foreign
 from narrows.hardware.find import accelerators
 from narrows.infer.generate import Folders, ServingPrecision, Writer
 from narrows.infer.laid import Laid
-from narrows.infer.laying import Wanted, lay_out
+from narrows.infer.laid_beside import kept
+from narrows.infer.laying import Wanted, lay_beside, lay_out
 from narrows.infer.packed import PackedWriter, unpackable
 from narrows.kernels.build import obstacle
 from narrows.kernels.low_rank import PackedAdapter
@@ -41,7 +42,7 @@ from narrows.spec.record import load
 from narrows.spec.units import Bytes
 
 Talk = Callable[[str], None]
-_MAKERS = ("kernels", "model", "infer")
+_MAKERS = ("kernels", "model", "adapt", "infer")
 """Rooms whose code says how a model is laid out."""
 _UNUSED_S = 30 * 86400.0
 _ROOM_BYTES = 1e9
@@ -73,7 +74,7 @@ class Model(NamedTuple):
             )  # fmt: skip
         about, words = self.laid.about, self.laid.words()
         refuse_foreign(words.tokenizer, about.model.vocabulary, self.path)
-        beside = _beside(Path(about.source), adapters) if adapters else {}
+        beside = {name: _beside(self.laid, folder) for name, folder in adapters.items()}
         writer = PackedWriter(about.model, words, self.laid.model, cache or "bf16", beside)
         for line in about.said:
             talk(line)
@@ -189,10 +190,26 @@ def _state(found: list[Path]) -> str:
     return hashlib.sha256(f"{digest(found)}\0{written}".encode()).hexdigest()[:16]
 
 
-def _beside(path: Path, adapters: Folders) -> dict[str | None, PackedAdapter]:
-    """Adapters are read by torch."""
+def _beside(laid: Laid, folder: Path) -> PackedAdapter:
+    """The adapter in a folder, laid out beside the model before, or now; by torch in this process
+    where it cannot be.
+    """
+    model, folder = Path(laid.about.source), folder.absolute()
+    key = hashlib.sha256(bytes(folder)).hexdigest()[:16]
+    place = laid.folder / "beside" / f"{key}-{_state(sorted(folder.glob('adapter_*')))}.npz"
+    try:
+        found = kept(place, laid.about.model.layers)
+        if found is None:
+            place.parent.mkdir(exist_ok=True)
+            for old in place.parent.glob(f"{key}-*"):
+                old.unlink(missing_ok=True)
+            lay_beside(folder, model, place)
+            found = kept(place, laid.about.model.layers)
+    except (OSError, RunFailed):
+        found = None
+    if found is not None:
+        return found
     from narrows.infer import beside
     from narrows.model.opening import opened
 
-    found = beside.read(opened(path), adapters)
-    return {name: beside.packed(each) for name, each in found.items()}
+    return beside.packed(beside.read(opened(model), {None: folder})[None])

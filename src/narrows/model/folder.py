@@ -18,6 +18,8 @@ from narrows.spec.record import read as read_record
 
 CONFIG, OWN = "config.json", "model.toml"
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+"""Of a folder of PEFT's."""
 PLAN = "plan.toml"
 """A run's, whose folder is no published model's."""
 _ENDS_BYTES = 1 << 20

@@ -39,8 +39,6 @@ _RUNTIME_BYTES = 10e6
 """Of the libraries that a text is read and computed with."""
 _WORD_BYTES = 900.0
 """Of a tokenizer, for each token: SmolLM2's 49,152 take 47 MB."""
-_READER_BYTES = 170e6
-"""Of torch, which reads adapters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,8 +293,6 @@ def _memory(model: ModelSpec, asked: PackedQuestion) -> MemoryPeak:
         "cache": float(asked.sequences * cache_bytes(model, room, _BF16_BYTES, asked.cache)),
         "activations": float(rows * (8 * model.width + 6 * heads + 1.5 * codes)),
         "logits": float(model.vocabulary * (4 * asked.sequences + DRAW_BYTES)),
-        "runtime": _RUNTIME_BYTES
-        + _WORD_BYTES * model.vocabulary
-        + (_READER_BYTES if asked.adapter_bytes else 0.0),
+        "runtime": _RUNTIME_BYTES + _WORD_BYTES * model.vocabulary,
     }
     return MemoryPeak(**kinds, peak=sum(kinds.values()))

@@ -21,6 +21,8 @@ from narrows.train.profiled import profiled_rows
 from narrows.train.step import Batches, StepResult, Trainer
 
 _RECENT = 10
+_LEAVES = 0.25
+"""How far a step may be from its prediction before that is said."""
 
 
 class Account:
@@ -88,9 +90,16 @@ class Account:
         timed = self.steps_s[1:] or self.steps_s
         return self._typical(timed) if timed else self._last_s
 
-    def recent_seconds(self) -> float | None:
-        """Of the last steps, once there are enough."""
-        return self._typical(self.steps_s[-_RECENT:]) if len(self.steps_s) > _RECENT else None
+    def unforeseen(self) -> tuple[str, str] | None:
+        """An event and its message where the last steps are far from the predicted one."""
+        if len(self.steps_s) <= _RECENT:
+            return None
+        measured = self._typical(self.steps_s[-_RECENT:])
+        predicted = self.plan.predicted.step_seconds
+        if abs(measured / predicted - 1.0) <= _LEAVES:
+            return None
+        message = f"a step takes {measured:.3g} s, {predicted:.3g} s were predicted"
+        return "slow" if measured > predicted else "quick", message
 
     def seconds_left(self, step: int) -> float:
         """By what this start has taken so far, evaluations and checkpoints included."""

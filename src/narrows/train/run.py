@@ -46,7 +46,6 @@ from narrows.train.step import StepResult, Trainer, all_finite, evaluate, read
 from narrows.train.timeline import STEPS, WARM, Recorder
 
 Sampler = Callable[[Transformer], str]
-_LEAVES = 0.25
 
 
 class Also(NamedTuple):
@@ -313,12 +312,11 @@ class _Session:
         return non_finite(self.trainer.split, rows, number, result.loss)
 
     def _warn(self) -> None:
-        measured, predicted = self.account.recent_seconds(), self.plan.predicted.step_seconds
-        if self.warned or measured is None or abs(measured / predicted - 1.0) <= _LEAVES:
+        found = None if self.warned else self.account.unforeseen()
+        if found is None:
             return
         self.warned = True
-        message = f"a step takes {measured:.3g} s, {predicted:.3g} s were predicted"
-        event = "slow" if measured > predicted else "quick"
+        event, message = found
         self.metrics.write(step=self.step, event=event, message=message)
         self.talk(f"\nwarning: {message}")
 

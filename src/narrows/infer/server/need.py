@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 from narrows.hardware.find import memory_free
 from narrows.infer.generate import ServingPrecision
 from narrows.infer.ready import Model
-from narrows.model.folder import PLAN
+from narrows.model.folder import ADAPTER, PLAN
 from narrows.plan.answer import cache_bytes
 from narrows.plan.packed import packed_room
 from narrows.spec.errors import BadInput, DoesNotFit
@@ -96,10 +95,8 @@ def need(
     context = context or spec.context
     room = packed_room(context) if model.is_packed else context
     slot = cache_bytes(spec, room, model.value_bytes, cache)
-    beside = sum(map(_adapter_values, adapters)) * model.value_bytes
-    # Adapters are read by torch.
-    other = _OTHER_BYTES if beside else model.other
-    return Need(model.weights, float(slot), slots, context, float(beside), other)
+    beside = sum(map(_adapter_bytes, adapters))
+    return Need(model.weights, float(slot), slots, context, float(beside), model.other)
 
 
 def refuse_too_large(found: Need, path: Path) -> None:
@@ -120,15 +117,12 @@ def refuse_too_large(found: Need, path: Path) -> None:
     )  # fmt: skip
 
 
-def _adapter_values(folder: Path) -> int:
-    from narrows.adapt.peft import WEIGHTS
-    from narrows.model.safetensors import Safetensors
-
-    if not (folder / WEIGHTS).is_file():
-        what = f"{folder} is no adapter: it has no {WEIGHTS}"
+def _adapter_bytes(folder: Path) -> int:
+    """Of its file, which has no less than memory will."""
+    if not (folder / ADAPTER).is_file():
+        what = f"{folder} is no adapter: it has no {ADAPTER}"
         raise BadInput(what, hint="give a folder as PEFT writes them, in safetensors")
-    source = Safetensors([folder / WEIGHTS])
-    return sum(math.prod(source.shape(name)) for name in source.names())
+    return (folder / ADAPTER).stat().st_size
 
 
 def _read(path: Path, precision: ServingPrecision | None) -> Sizes:
