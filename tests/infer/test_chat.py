@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from narrows.infer.chat import answer
 from narrows.infer.classifier import Classifier, is_one
 from narrows.infer.loading import Generator
 from narrows.infer.sampling import Sampling
+from narrows.kernels.arrays import Floats
 from narrows.kernels.load import load as kernels
 from narrows.model.initial import initialise
 from narrows.model.transformer import Transformer
@@ -51,6 +53,32 @@ def test_a_conversation_is_read_as_the_template_renders_it() -> None:
     assert writing.tokens <= 5
     longer = [*MESSAGES, {"role": "assistant", "content": said}, *MESSAGES]
     assert answer(generator, longer, tokens=1).prompt[: len(writing.prompt)] == writing.prompt
+
+
+def test_what_was_read_before_is_not_read_again() -> None:
+    generator, read = Generator(model(), tokenizer(), TEMPLATE), list[int]()
+    decoding = generator.decoding(SPEC.context)
+    inner = decoding._model.read
+
+    def counted(tokens: Sequence[int], start: int) -> Floats:
+        read.append(len(tokens))
+        return inner(tokens, start)
+
+    decoding._model.read = counted  # type: ignore[method-assign]
+    greedy, messages = Sampling(temperature=0.0), list(MESSAGES)
+    for count in range(3):
+        alone = answer(generator, messages, tokens=4, sampling=greedy)
+        kept = answer(generator, messages, tokens=4, sampling=greedy, decoding=decoding)
+        said, before = "".join(alone), len(read)
+        assert "".join(kept) == said and kept.seconds
+        # Behind what the first answer has read: its last token, and the new message.
+        assert read[before] == (len(kept.prompt) if count == 0 else len(";u:more;a:") + 1)
+        assert set(read[before + 1 :]) == {1}
+        messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "more"}]
+    other = answer(generator, MESSAGES, tokens=4, sampling=greedy, decoding=decoding)
+    before = len(read)
+    "".join(other)
+    assert read[before] == 1
 
 
 @pytest.mark.parametrize(

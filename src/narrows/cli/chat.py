@@ -5,15 +5,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from narrows.cli import adapters, folder, guesses, precisions, speak
 from narrows.spec.errors import BadInput
+
+if TYPE_CHECKING:
+    from narrows.data.template import Message
+    from narrows.infer.generate import Generation
+    from narrows.infer.guessed import GuessedText
 
 SUMMARY = "Talk with a model that knows conversations, tuned here or published."
 EXAMPLES = """\
 narrows chat SmolLM2-135M-Instruct.gguf                         a line is a message; ctrl-D ends
 narrows chat runs/pirate --system "Be brief."
 narrows chat runs/pirate --message "What is the capital of Peru?"   one answer, and done"""
+HELP = """\
+a line is a message; ctrl-C stops an answer, ctrl-D or /quit ends
+/new           forget what was said
+/system TEXT   what the model is to keep to from now on; nothing forgotten"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,22 +59,28 @@ def run(chosen: argparse.Namespace) -> int:
     sampling = Sampling(
         temperature=chosen.temperature, top_p=chosen.top_p, seed=chosen.seed
     )  # fmt: skip
-    messages = [{"role": "system", "content": chosen.system}] if chosen.system else []
+    messages: list[Message] = []
+    _keep_to(chosen.system, messages)
     with guessed.guesser(generator, generator.spec.context) as guesser:
-        for message in _messages(chosen.message):
+        decoding = None if guesser else generator.decoding(generator.spec.context)
+        for message in _messages(chosen.message, messages):
             messages.append({"role": "user", "content": message})
-            writing = answer(
-                generator, messages, tokens=chosen.tokens, sampling=sampling, guesser=guesser
-            )
-            pieces = []
-            for piece in writing:
-                pieces.append(piece)
-                if not chosen.json:
-                    speak.piece(piece)
-            messages.append({"role": "assistant", "content": "".join(pieces)})
+            try:
+                writing = answer(
+                    generator, messages, tokens=chosen.tokens, sampling=sampling,
+                    guesser=guesser, decoding=decoding,
+                )  # fmt: skip
+            except BadInput as refusal:
+                if chosen.message is not None or not sys.stdin.isatty():
+                    raise
+                speak.talk(str(refusal))
+                messages.pop()
+                continue
+            said = _said(writing, shown=not chosen.json)
+            messages.append({"role": "assistant", "content": said})
             if chosen.json:
-                said = {"messages": messages, "tokens": writing.tokens, "finish": writing.finish}
-                speak.answer_json(said)
+                told = {"messages": messages, "tokens": writing.tokens, "finish": writing.finish}
+                speak.answer_json(told)
                 continue
             speak.piece("\n")
             if writing.guessed:
@@ -72,12 +88,30 @@ def run(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _messages(only: str | None) -> Iterator[str]:
-    """What the user says: one message, or a line at a time until the input ends."""
+def _said(writing: Generation | GuessedText, *, shown: bool) -> str:
+    """The answer, as far as whoever sits before the terminal lets it come."""
+    pieces = []
+    try:
+        for piece in writing:
+            pieces.append(piece)
+            if shown:
+                speak.piece(piece)
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+    return "".join(pieces)
+
+
+def _messages(only: str | None, before: list[Message]) -> Iterator[str]:
+    """What the user says: one message, or a line at a time until the input ends; what they say of
+    the conversation is done to those `before`.
+    """
     if only is not None:
         yield only
         return
     asks = sys.stdin.isatty()
+    if asks:
+        speak.talk("/help tells what can be said beside messages")
     while True:
         if asks:
             sys.stderr.write("> ")
@@ -85,5 +119,21 @@ def _messages(only: str | None) -> Iterator[str]:
         line = sys.stdin.readline()
         if not line:
             return
-        if line.strip():
-            yield line.strip()
+        command, _, rest = line.strip().partition(" ")
+        match command:
+            case "/quit":
+                return
+            case "/help":
+                speak.talk(HELP)
+            case "/new":
+                before[:] = [each for each in before if each["role"] == "system"]
+            case "/system":
+                _keep_to(rest.strip(), before)
+            case _ if line.strip():
+                yield line.strip()
+
+
+def _keep_to(text: str | None, messages: list[Message]) -> None:
+    """Have the model keep to this, or to nothing."""
+    others = [each for each in messages if each["role"] != "system"]
+    messages[:] = [{"role": "system", "content": text}, *others] if text else others

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from narrows.data.template import Message
+from narrows.infer.decoding import Decoding
 from narrows.infer.generate import Generation, TooLong, Writer
 from narrows.infer.guessed import GuessedText, Guesser
 from narrows.infer.sampling import Sampling
@@ -15,9 +16,10 @@ from narrows.spec.errors import BadInput
 def answer(
     generator: Writer, messages: Sequence[Message], *, tokens: int = 512,
     sampling: Sampling | None = None, stop: Sequence[str] = (), guesser: Guesser | None = None,
+    decoding: Decoding | None = None,
 ) -> Generation | GuessedText:  # fmt: skip
     """At most `tokens` tokens that answer the messages, which are written as they were in training;
-    through the guesser where there is one.
+    through the guesser where there is one. What `decoding` has read of them is not read again.
 
     Raises BadInput where the model has no chat template, or the conversation is longer than its
     context.
@@ -34,7 +36,7 @@ def answer(
     if guesser:
         room = guesser.scheduler.core.context - len(found)
         return guesser.write(found, max(1, min(tokens, room)), sampling=sampling, stop=stop)
-    return Generation(generator, found, tokens, sampling or Sampling(), stop)
+    return Generation(generator, found, tokens, sampling or Sampling(), stop, decoding)
 
 
 def conversation(

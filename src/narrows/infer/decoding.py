@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import final
 
 from narrows.kernels.arrays import Floats
@@ -43,6 +44,15 @@ class Decoding:
     def cache_bytes(self) -> int:
         """What keys and values take when the cache is full."""
         return self._model.cache_bytes
+
+    def resume(self, tokens: Sequence[int]) -> Floats:
+        """Logits [V] of the token after `tokens`, of which what was read before and is the same is
+        not read again.
+        """
+        pairs = zip(self._cached, tokens[:-1], strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self._cached = self._cached[:shared]
+        return self.read(tokens[shared:])
 
     def read(self, tokens: Sequence[int]) -> Floats:
         """Logits [V] of the token after `tokens`, which follow what was read before."""

@@ -9,7 +9,7 @@ same parts.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, final
 
@@ -20,6 +20,7 @@ from narrows.infer.decoding import Decoding
 from narrows.infer.grammar import Guide
 from narrows.infer.sampling import Sampler, Sampling
 from narrows.infer.stream import StopStrings, TextStream
+from narrows.kernels.arrays import Floats
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import CachePrecision
 from narrows.spec.model import ModelSpec
@@ -111,12 +112,13 @@ def generate(
 class Generation:
     """Text as it is written; iterate once. `tokens` counts what was written so far, without the
     end of document, and `finish` says at the end why it ended. `seconds` are those of each token,
-    the end of document included: the first has read the prompt.
+    the end of document included: the first has read the prompt, or what of it
+    `decoding` had not.
     """
 
     def __init__(
         self, generator: Writer, prompt: Sequence[int], tokens_max: int, sampling: Sampling,
-        stop: Sequence[str],
+        stop: Sequence[str], decoding: Decoding | None = None,
     ) -> None:  # fmt: skip
         self.prompt = tuple(prompt)
         self.tokens = 0
@@ -125,14 +127,14 @@ class Generation:
         self.guide: Guide | None = None
         self._tokens_max = tokens_max
         self._ends = generator.tokenizer.ends
-        self._decoding = generator.decoding(len(prompt) + tokens_max)
+        self._decoding = decoding or generator.decoding(len(prompt) + tokens_max)
         self._sampler = Sampler(sampling, generator.tokenizer.vocabulary)
         self._text = TextStream(generator.tokenizer, prompt)
         self._stops = StopStrings(stop)
 
     def __iter__(self) -> Iterator[str]:
         self._sampler.saw(self.prompt)
-        token = self._next(self.prompt)
+        token = self._next(self.prompt, self._decoding.resume)
         while token not in self._ends:
             self.tokens += 1
             piece = self._stops.push(self._text.push(token))
@@ -143,7 +145,7 @@ class Generation:
                 break
             if self._stops.found or self.tokens == self._tokens_max:
                 break
-            token = self._next([token])
+            token = self._next([token], self._decoding.read)
         else:
             self.finish = "end"
         last = self._stops.push(self._text.finish()) + self._stops.finish()
@@ -164,10 +166,10 @@ class Generation:
         filled = min(room, len(self.prompt) + len(self.seconds))
         return self._decoding.cache_bytes * filled // room
 
-    def _next(self, tokens: Sequence[int]) -> int:
+    def _next(self, tokens: Sequence[int], read: Callable[[Sequence[int]], Floats]) -> int:
         """The token after `tokens`."""
         began = time.perf_counter()
-        logits_V = self._decoding.read(tokens)
+        logits_V = read(tokens)
         token = self._sampler.choose(logits_V, self.guide and self.guide.allowed())
         if self.guide and token not in self._ends:
             self.guide.took(token)

@@ -61,12 +61,16 @@ class GuessedText:
 
     def __iter__(self) -> Iterator[str]:
         first_s = None
-        for piece in self._answer:
-            self.tokens += piece.tokens
-            first_s = first_s or time.perf_counter() - self._began
-            self.finish = piece.finish or self.finish
-            if piece.text:
-                yield piece.text
+        try:
+            for piece in self._answer:
+                self.tokens += piece.tokens
+                first_s = first_s or time.perf_counter() - self._began
+                self.finish = piece.finish or self.finish
+                if piece.text:
+                    yield piece.text
+        finally:
+            # Nobody waits for what whoever reads has left.
+            self._answer.cancel()
         rest = self.tokens - 1 + (self.finish == "end")
         more_s = time.perf_counter() - self._began - (first_s or 0.0)
         self.seconds = [first_s or 0.0, *[more_s / max(1, rest)] * rest]
