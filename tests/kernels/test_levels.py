@@ -1,4 +1,4 @@
-"""The kernels of AVX2, on processors whose own tests compute with more."""
+"""The kernels of the other level: AVX2's where a processor has more, else AVX-512's, emulated."""
 
 from __future__ import annotations
 
@@ -11,14 +11,27 @@ import pytest
 from narrows.kernels import build
 
 HERE = Path(__file__).parent
+KERNELS = ["test_decoder.py", "test_parity.py", "test_products.py"]
+
+
+def all_holds(plugin: str, path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", f"tests.kernels.{plugin}",
+               "-p", "no:cacheprovider", str(path)]  # fmt: skip
+    done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
 
 
 @pytest.mark.skipif(build.obstacle() is not None, reason=str(build.obstacle()))
 @pytest.mark.skipif(build.level() is build.AVX2, reason="all tests here are of AVX2")
-@pytest.mark.parametrize("path", ["test_decoder.py", "test_parity.py", "test_products.py"])
+@pytest.mark.parametrize("path", KERNELS)
 def test_all_holds_with_avx2_alone(path: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.kernels.as_avx2",
-               "-p", "no:cacheprovider", str(HERE / path)]  # fmt: skip
-    done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
+    all_holds("as_avx2", HERE / path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(build.obstacle() is not None, reason=str(build.obstacle()))
+@pytest.mark.skipif(build.level() is build.AVX512, reason="all tests here are of AVX-512")
+@pytest.mark.parametrize("path", [*KERNELS, "test_adapters.py", "test_cache.py", "test_past.py"])
+def test_all_holds_with_avx512_emulated(path: str) -> None:
+    all_holds("as_avx512", HERE / path)
