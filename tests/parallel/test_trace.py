@@ -66,6 +66,11 @@ EXPERTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def few(kinds: dict[str, dict[str, Any]], *quick: str) -> list[Any]:
+    """All of the kinds, slow ones but for the quick."""
+    return [kind if kind in quick else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+
+
 def really(layout: Layout, name: str) -> tuple[float, float, tuple[Traffic, ...], MemoryPeak]:
     """The same counts of a process among real ones; of memory the least of three steps, each of a
     model of its own, as gloo's calls keep tensors now longer and now shorter.
@@ -104,7 +109,7 @@ def test_a_trace_counts_what_real_processes_do(kind: str, name: str) -> None:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("kind", EXPERTS)
+@pytest.mark.parametrize("kind", few(EXPERTS, "experts", "experts of stages"))
 def test_experts_chosen_in_turn_are_traced_as_they_are(kind: str) -> None:
     as_real(layout_of(**EXPERTS[kind]), "experts")
 
@@ -129,7 +134,7 @@ def as_real(layout: Layout, name: str) -> None:
         assert 0.98 * running < memory.peak < 1.15 * running
 
 
-@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("kind", few(LAYOUTS, "sequence", "kept", "ring", "1f1b"))
 def test_micro_batches_between_the_first_and_the_last_are_alike(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

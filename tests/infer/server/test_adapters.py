@@ -113,14 +113,13 @@ def test_adapters_are_counted_before_anything_is_loaded(asking: OpenAI, base: Pa
     sized = sizes(named(base, "bf16", print))
     found, without = need(sized, 3, adapters=folders), need(sized, 3)
     assert ", adapters " in str(found) and "adapters" not in str(without)
-    assert found.total - without.total == found.adapters + found.other - without.other
-    assert found.other > without.other and found.adapters > 0
+    assert found.total - without.total == found.adapters > 0
     assert f"takes {found}" in (base.parent / "log").read_text()
     writer = load_writer(base, precision="bf16", adapters=dict(zip("ab", folders, strict=True)))
     assert isinstance(writer, PackedWriter)
     held = sum(each.nbytes for each in writer.adapters.values())
-    # Ranks are filled up to fours.
-    assert found.adapters <= held < 1.4 * found.adapters
+    # Ranks are filled up to fours; the files are in fp32.
+    assert held < found.adapters < 2.0 * held
     with pytest.raises(BadInput, match="is no adapter"):
         need(sized, 3, adapters=[base])
 
