@@ -132,3 +132,12 @@ def test_it_never_loads_torch_or_numpy() -> None:
         env={**os.environ, "PYTHONPATH": SOURCE},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_a_job_is_to_be_planned_first(capsys: Said) -> None:
+    Path("job.toml").write_text('name = "tiny"\n[data]\ncorpus = "text"\n')
+    capsys.readouterr()
+    assert main(["launch", "job.toml", "--on", "torchrun"]) == 2
+    said = capsys.readouterr().err
+    assert "job.toml is no plan" in said
+    assert "narrows plan job.toml --processes N -o plan.toml" in said

@@ -61,14 +61,13 @@ def run(chosen: argparse.Namespace) -> int:
     """Write the file and start it where that is asked."""
     from narrows.plan.launch.targets import target
     from narrows.plan.launch.work import Work, placed
-    from narrows.spec.plan import Plan
-    from narrows.spec.record import load, write_atomically
+    from narrows.spec.record import write_atomically
 
     if chosen.submit and not chosen.output:
         raise BadInput("--submit needs a file to hand over", hint="-o FILE")
     given = {name: value for name in _OPTIONS if (value := getattr(chosen, name)) is not None}
     where = target(chosen.on, given)
-    plan = load(Plan, chosen.file)
+    plan = _planned(chosen.file)
     nodes, per_node = placed(plan.layout, chosen.nodes, chosen.per_node)
     work = Work(
         plan=plan, file=str(Path(chosen.file).absolute()), run=_run_folder(chosen, plan, where),
@@ -87,6 +86,19 @@ def run(chosen: argparse.Namespace) -> int:
         _submit(submission)
     speak.next_step(shlex.join(["narrows", "report", work.run] if chosen.submit else submission))
     return 0
+
+
+def _planned(file: str) -> Plan:
+    """The plan in a file; raises BadInput where that is a job, which is to be planned first."""
+    from narrows.spec import record
+    from narrows.spec.plan import Plan
+
+    data = record.read(file)
+    if isinstance(data, dict) and "made_from" not in data:
+        given = shlex.quote(file)
+        hint = f"narrows plan {given} --processes N -o plan.toml; narrows launch plan.toml"
+        raise BadInput(f"{file} is no plan, in which every value is settled", hint=hint)
+    return record.from_builtins(Plan, data, source=file)
 
 
 def _run_folder(chosen: argparse.Namespace, plan: Plan, where: Target) -> str:
