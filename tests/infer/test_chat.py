@@ -68,17 +68,17 @@ def test_what_was_read_before_is_not_read_again() -> None:
     greedy, messages = Sampling(temperature=0.0), list(MESSAGES)
     for count in range(3):
         alone = answer(generator, messages, tokens=4, sampling=greedy)
-        kept = answer(generator, messages, tokens=4, sampling=greedy, decoding=decoding)
-        said, before = "".join(alone), len(read)
+        kept = answer(generator, messages, tokens=4, sampling=greedy, before=decoding)
+        said, known = "".join(alone), len(read)
         assert "".join(kept) == said and kept.seconds
         # Behind what the first answer has read: its last token, and the new message.
-        assert read[before] == (len(kept.prompt) if count == 0 else len(";u:more;a:") + 1)
-        assert set(read[before + 1 :]) == {1}
+        assert read[known] == (len(kept.prompt) if count == 0 else len(";u:more;a:") + 1)
+        assert set(read[known + 1 :]) == {1}
         messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "more"}]
-    other = answer(generator, MESSAGES, tokens=4, sampling=greedy, decoding=decoding)
-    before = len(read)
+    other = answer(generator, MESSAGES, tokens=4, sampling=greedy, before=decoding)
+    known = len(read)
     "".join(other)
-    assert read[before] == 1
+    assert read[known] == 1
 
 
 @pytest.mark.parametrize(

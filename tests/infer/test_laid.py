@@ -104,7 +104,7 @@ def test_a_file_is_laid_out_once_and_read_as_before(make_run: MakeRun, tmp_path:
     before = named(path, None, said.append)
     assert said == ["laying out.gguf out for this machine, once"]
     writer = named(path, None, said.append).writer(talk=said.append)
-    assert len(said) == 2 and said[1].startswith(f"{path}: llama, 0 M parameters, int8 (0 MB), ")
+    assert len(said) == 2 and said[1].startswith(f"{path}: llama, 118k parameters, int8 (")
     expected = load_writer(path)
     assert before.laid and (logits(writer) == logits(expected)).all()
     own, other = writer.tokenizer, expected.tokenizer
@@ -165,7 +165,7 @@ def test_a_run_is_laid_out_by_its_checkpoints(make_run: MakeRun, home: Path) -> 
         model = named(run, None, said.append, checkpoint)
         writer, expected = model.writer(talk=said.append), load_writer(run, checkpoint=checkpoint)
         assert said[-2] == "laying run out for this machine, once"
-        assert said[-1].startswith(f"{run}, step {step}, 0 M parameters, bf16 (0 MB), ")
+        assert said[-1].startswith(f"{run}, step {step}, 118k parameters, bf16 (")
         assert model.laid and (logits(writer) == logits(expected)).all()
     # What the newest is changes as a run goes on.
     (run / "checkpoints" / "latest").write_text("step-00000010")

@@ -182,7 +182,7 @@ def test_a_run_in_bf16_is_packed_and_one_in_fp32_where_it_is_asked_for(
     run, said = make_run(shape=SHAPE, precision="bf16", steps=(10, 20)), list[str]()
     writer = load_writer(run, talk=said.append)
     assert isinstance(writer, PackedWriter) and writer.precision == "bf16"
-    assert said[0].startswith(f"{run}, step 10, 0 M parameters, bf16 (0 MB)")
+    assert said[0].startswith(f"{run}, step 10, 118k parameters, bf16 (")
     latest = load_writer(run, checkpoint="latest", talk=said.append)
     assert said[1].startswith(f"{run}, step 20, ")
     for found, step in ((writer, "best"), (latest, "latest")):

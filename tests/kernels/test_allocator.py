@@ -98,6 +98,24 @@ def test_nothing_is_written_over_and_no_more_is_held_than_was_in_use() -> None:
 
 
 @pooled
+def test_what_is_freed_is_given_back() -> None:
+    said(
+        KEPT + "from narrows.kernels.allocator import give_back\n"
+        "from narrows.kernels.meter import MemoryMeter\n"
+        "meter = MemoryMeter('cpu')\n"
+        "every = [torch.full((1 << 20,), float(n)) for n in range(20)]\n"
+        "kept = every[3::5]\n"
+        "del every\n"
+        "assert meter.now() > 80e6\n"
+        "give_back()\n"
+        "assert 16e6 < meter.now() < 24e6, meter.now()\n"
+        "again = [torch.full((1 << 20,), 7.0) for _ in range(16)]\n"
+        "assert [float(each.mean()) for each in kept] == [3.0, 8.0, 13.0, 18.0]\n"
+        "assert all(float(each.mean()) == 7.0 for each in again) and meter.now() > 80e6\n"
+    )
+
+
+@pooled
 def test_a_forked_process_has_a_pool_that_works() -> None:
     said(
         KEPT + "import os, threading\n"

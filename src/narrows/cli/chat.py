@@ -62,14 +62,13 @@ def run(chosen: argparse.Namespace) -> int:
     messages: list[Message] = []
     _keep_to(chosen.system, messages)
     with guessed.guesser(generator, generator.spec.context) as guesser:
-        decoding = None if guesser else generator.decoding(generator.spec.context)
+        before = guesser or generator.decoding(generator.spec.context)
         for message in _messages(chosen.message, messages):
             messages.append({"role": "user", "content": message})
             try:
                 writing = answer(
-                    generator, messages, tokens=chosen.tokens, sampling=sampling,
-                    guesser=guesser, decoding=decoding,
-                )  # fmt: skip
+                    generator, messages, tokens=chosen.tokens, sampling=sampling, before=before
+                )
             except BadInput as refusal:
                 if chosen.message is not None or not sys.stdin.isatty():
                     raise

@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="MODEL", help="a run's folder, a published model's "
                         "or its name on the hub, or a GGUF file")  # fmt: skip
     parser.add_argument("--to", required=True, metavar="TYPE", help="q8_0, q4_1 or q4_0")
-    parser.add_argument("--out", required=True, metavar="FILE.gguf", help="the new file; "
+    parser.add_argument("-o", "--out", required=True, metavar="FILE.gguf", help="the new file; "
                         "its receipt lies beside it")  # fmt: skip
     parser.add_argument("--method", choices=["round", "gptq", "awq"], default="round",
                         help="gptq and awq look at what a text makes of it (round)")  # fmt: skip

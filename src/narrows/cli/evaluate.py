@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         "(pip install 'narrows[harness]')")  # fmt: skip
     parser.add_argument("--against", metavar="MODEL", action="append", default=[],
                         help="another, asked the same: what differs; repeatable")  # fmt: skip
-    parser.add_argument("--out", metavar="FILE.json", help="keep the result, item by item")
+    parser.add_argument("-o", "--out", metavar="FILE.json", help="keep the result, item by item")
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
     parser.add_argument("--field", default="text", help="of a row's text, for --text (text)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N documents or rows")

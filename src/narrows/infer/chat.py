@@ -15,11 +15,11 @@ from narrows.spec.errors import BadInput
 
 def answer(
     generator: Writer, messages: Sequence[Message], *, tokens: int = 512,
-    sampling: Sampling | None = None, stop: Sequence[str] = (), guesser: Guesser | None = None,
-    decoding: Decoding | None = None,
+    sampling: Sampling | None = None, stop: Sequence[str] = (),
+    before: Guesser | Decoding | None = None,
 ) -> Generation | GuessedText:  # fmt: skip
-    """At most `tokens` tokens that answer the messages, which are written as they were in training;
-    through the guesser where there is one. What `decoding` has read of them is not read again.
+    """At most `tokens` tokens that answer the messages, which are written as they were in training.
+    What the guesser or the decoding has read `before` of them is not read again.
 
     Raises BadInput where the model has no chat template, or the conversation is longer than its
     context.
@@ -33,10 +33,10 @@ def answer(
             f"the conversation is {len(found)} tokens long, the model reads {context}",
             hint="begin a new one",
         )
-    if guesser:
-        room = guesser.scheduler.core.context - len(found)
-        return guesser.write(found, max(1, min(tokens, room)), sampling=sampling, stop=stop)
-    return Generation(generator, found, tokens, sampling or Sampling(), stop, decoding)
+    if isinstance(before, Guesser):
+        room = before.scheduler.core.context - len(found)
+        return before.write(found, max(1, min(tokens, room)), sampling=sampling, stop=stop)
+    return Generation(generator, found, tokens, sampling or Sampling(), stop, before)
 
 
 def conversation(

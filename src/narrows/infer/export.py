@@ -33,6 +33,7 @@ from narrows.model.blocks import BLOCKS, Block
 from narrows.model.folder import CONFIG, INDEX
 from narrows.model.settings import Settings
 from narrows.model.writing import Outgoing, outgoing
+from narrows.plan.words import count
 from narrows.spec.errors import BadInput, DoesNotFit, nearest
 from narrows.spec.units import Bytes
 
@@ -92,7 +93,7 @@ def export_source(
     refuse_absent(of_file=to.suffix == GGUF, needed=reference, talk=talk)
     with _partial(to) as partial:
         write(given, partial, type)
-        talk(f"wrote {given.spec.parameters / 1e6:,.1f} M parameters in {type}; reading them back")
+        talk(f"wrote {count(given.spec.parameters)} parameters in {type}; reading them back")
         found = parity.compare(given, partial, type, to)
         size = _size(partial)
     return Exported(to, given.what, type, size, found)

@@ -29,6 +29,7 @@ from narrows.model.folder import PLAN
 from narrows.model.opening import build, opened
 from narrows.model.transformer import Transformer
 from narrows.plan.layouts import TrainingPrecision
+from narrows.plan.words import count
 from narrows.spec.errors import BadInput
 from narrows.spec.machine import CachePrecision
 from narrows.spec.model import ModelSpec
@@ -100,9 +101,9 @@ def load(
             hint="--precision bf16, --cache int8, or leave --cache out",
         )
     set_threads()
-    count = torch.get_num_threads()
+    many = torch.get_num_threads()
     _warm(generator.model)
-    talk(f"{what}, {generator.precision}, {count} thread{'s'[: count > 1]}")
+    talk(f"{what}, {generator.precision}, {many} thread{'s'[: many > 1]}")
     return generator._replace(cache=cache)
 
 
@@ -139,7 +140,7 @@ def _published(path: Path, precision: TrainingPrecision | None) -> tuple[Generat
     words = published.words(original.path, original.facts)
     dtype = _DTYPES[precision or ("bf16" if computes_bf16() else "fp32")]
     model = build(original, dtype, _device())
-    size = f"{original.spec.parameters / 1e6:,.0f} M parameters"
+    size = f"{count(original.spec.parameters)} parameters"
     generator = Generator(_ready(model), words.tokenizer, words.template)
     return generator, f"{path}: {original.kind}, {size}"
 

@@ -19,6 +19,7 @@ from narrows.kernels.build import obstacle
 from narrows.kernels.decoder import Activation, PackedDecoder, PackedModel
 from narrows.kernels.low_rank import PackedAdapter
 from narrows.kernels.panels import GROUP, WHOLE
+from narrows.plan.words import count
 from narrows.spec.machine import CachePrecision
 from narrows.spec.model import (
     GELU,
@@ -31,6 +32,7 @@ from narrows.spec.model import (
     SquaredReLU,
     SwiGLU,
 )
+from narrows.spec.units import Bytes
 
 _HEAD_WIDTH_MOST = 256
 _CHUNK = 512
@@ -68,9 +70,9 @@ class PackedWriter:
 
     def told(self, called: str) -> str:
         """What it is, as a line."""
-        size, count = f"{self.spec.parameters / 1e6:,.0f} M parameters", threads()
-        matrices = f"{self.precision} ({self.weight_bytes / 1e6:,.0f} MB)"
-        return f"{called}, {size}, {matrices}, {count} thread{'s'[: count > 1]}"
+        size, many = f"{count(self.spec.parameters)} parameters", threads()
+        matrices = f"{self.precision} ({Bytes(self.weight_bytes).text()})"
+        return f"{called}, {size}, {matrices}, {many} thread{'s'[: many > 1]}"
 
     def decoder(self, room: int, rows: int) -> PackedDecoder:
         """What computes it over its kind of cache, of `room` positions, `rows` tokens at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 import warnings
 from functools import cache
@@ -24,7 +25,7 @@ def keep_pages() -> bool:
 
     Page faults cost 0.3 s a gigabyte; a training step would take gigabytes of them again and again.
     """
-    pooled = obstacle() is None and _pool()
+    pooled = _pool() is not None
     if platform.libc_ver()[0] != "glibc":
         return pooled
     libc = ctypes.CDLL(None)
@@ -32,8 +33,24 @@ def keep_pages() -> bool:
     return all(libc.mallopt(name, value) == 1 for name, value in settings)
 
 
-def _pool() -> bool:
-    """Whether native/pool.cpp serves torch from now on; if not, why is said aloud."""
+def give_back() -> None:
+    """Let the system have the pages of what is freed by now, as after one run and before another:
+    how much memory the next one takes would not be seen in what is held.
+    """
+    gc.collect()
+    if keep_pages.cache_info().currsize:
+        pool = _pool()
+        if pool is not None:
+            pool.narrows_pool_rest()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@cache
+def _pool() -> ctypes.CDLL | None:
+    """native/pool.cpp, which serves torch from now on; None where it cannot, and why is said."""
+    if obstacle() is not None:
+        return None
     installed = Path(torch.__file__).parent
     interface = int(torch.compiled_with_cxx11_abi())
     # The version is there for the library's name: each torch has its own.
@@ -46,9 +63,9 @@ def _pool() -> bool:
         taken = ctypes.CDLL(str(compiled("pool", ("pool.cpp", "pool.h"), flags, joining)))
         taken.narrows_pool.restype = ctypes.c_bool
         if taken.narrows_pool():
-            return True
+            return taken
         why = "the system gives no addresses for one (ulimit -v)"
     except (RunFailed, OSError) as error:
         why = error.causes[0] if isinstance(error, RunFailed) and error.causes else str(error)
     warnings.warn(f"tensors take up to twice the memory, for want of a pool: {why}", stacklevel=3)
-    return False
+    return None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from narrows.hardware.power import PowerMeter
+from narrows.kernels.allocator import give_back
 from narrows.spec.errors import BadInput, DoesNotFit, RunFailed
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
@@ -167,6 +168,8 @@ class _Search:
                 raise _Pruned
 
         resume = (run / "plan.toml").exists()
+        # What the last trial held would hide what this one takes.
+        give_back()
         try:
             train(
                 plan, run, machine=self.machine, resume=resume, talk=_nobody,

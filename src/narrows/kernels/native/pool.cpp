@@ -40,3 +40,5 @@ extern "C" bool narrows_pool() {
   }();
   return there;
 }
+
+extern "C" void narrows_pool_rest() { pool.rest(); }

@@ -1,7 +1,7 @@
 // Memory that is taken and given back in the same sizes again and again, as a training step does.
 //
 // One region of addresses, cut into blocks that follow each other. The smallest hole that fits is
-// taken, and what is free side by side is one hole. Pages that were used once stay.
+// taken, and what is free side by side is one hole. Pages that were used once stay until it rests.
 #pragma once
 #include <sys/mman.h>
 #include <unistd.h>
@@ -49,6 +49,17 @@ class Pool {
     }
     block->free = true;
     holes_.insert({block->size, block});
+  }
+
+  // The system has the pages of all holes back.
+  void rest() {
+    const std::lock_guard<std::mutex> alone(mutex_);
+    const size_t page = size_t(sysconf(_SC_PAGESIZE));
+    for (const auto& hole : holes_) {
+      const size_t first = (reinterpret_cast<size_t>(hole.second + 1) + page - 1) / page * page;
+      const size_t last = reinterpret_cast<size_t>(end(hole.second)) / page * page;
+      if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    }
   }
 
   // A process that is forked finds the pool at rest.
