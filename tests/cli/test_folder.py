@@ -55,6 +55,14 @@ def test_a_folder_that_is_no_run_is_refused_with_the_nearest_run() -> None:
         folder.existing("runs")
 
 
+def test_a_preset_is_told_its_name_on_the_hub() -> None:
+    with pytest.raises(BadInput, match="whose weights are not here") as caught:
+        folder.of_model("smollm2-135m")
+    assert caught.value.hint and caught.value.hint.endswith(": HuggingFaceTB/SmolLM2-135M")
+    with pytest.raises(BadInput, match="nothing-such does not exist"):
+        folder.of_model("nothing-such")
+
+
 def test_there_may_be_no_run_to_resume() -> None:
     with pytest.raises(BadInput, match="there is no run to resume") as caught:
         folder.newest(None)

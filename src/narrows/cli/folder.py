@@ -33,7 +33,21 @@ def of_model(path: str) -> Path:
         return Path(path)
     if found.suffix == ".gguf" or (found / "config.json").is_file():
         return found
+    if not found.exists() and (name := _published(path)):
+        what = f"{path} is a published model, whose weights are not here"
+        raise BadInput(what, hint=f"by its name on the Hugging Face hub they are fetched: {name}")
     return existing(path)
+
+
+def _published(name: str) -> str | None:
+    """What a preset's weights are called on the hub."""
+    from narrows.model.presets import preset
+
+    try:
+        found = re.search(r"\bof ([\w.-]+/[\w.-]*\w)", preset(name).source)
+    except BadInput:
+        return None
+    return found[1] if found else None
 
 
 def fresh(chosen: str | None, name: str) -> Path:
