@@ -93,6 +93,20 @@ def test_a_model_that_was_stretched_reads_longer_prompts(
     assert answered(capsys, *long).requests.prompt == 130_000
 
 
+def test_a_short_context_has_shorter_prompts_unless_they_are_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = answered(capsys, "--serve", "2")
+    assert (found.requests.prompt, found.requests.answer) == (1024, 256)
+    short = [*ASKED[:-1], "gpt2", "--serve", "2"]
+    for more, lengths in (([], (768, 256)), (["--context", "64"], (32, 32))):
+        assert main([*short, *more, "--json"]) == 0
+        found = from_builtins(Service, json.loads(capsys.readouterr().out))
+        assert (found.requests.prompt, found.requests.answer) == lengths
+    assert main([*short, "--prompt", "1000"]) == 2
+    assert "more than the context of 1,024 of gpt2" in capsys.readouterr().err
+
+
 def test_a_page_is_written_where_it_is_asked_for(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

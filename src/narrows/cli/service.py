@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from narrows.spec.record import Record
     from narrows.spec.service import Guesses, Limits, Requests
 
+_PROMPT, _ANSWER = 1024, 256
 _AHEAD = 4
 _ACCEPT = 0.7
 """Of a draft's guesses, those that are right: 0.6 to 0.8 in arXiv:2211.17192, table 3."""
@@ -29,8 +30,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="serve N requests at a time instead of training")  # fmt: skip
     parser.add_argument("--rate", metavar="RATE",
                         help='or as many as come, such as "5 requests/s"')  # fmt: skip
-    parser.add_argument("--prompt", type=int, default=1024, metavar="N", help="tokens of a request")
-    parser.add_argument("--answer", type=int, default=256, metavar="N", help="tokens of an answer")
+    parser.add_argument("--prompt", type=int, metavar="N",
+                        help="tokens of a request (1024, or what the context leaves)")  # fmt: skip
+    parser.add_argument("--answer", type=int, metavar="N",
+                        help="tokens of an answer (256, or half of the context)")  # fmt: skip
     parser.add_argument("--vary", type=float, default=0.5, metavar="SHARE",
                         help="standard deviation of the lengths beside their mean")  # fmt: skip
     parser.add_argument("--shared-prefix", type=int, default=0, metavar="N",
@@ -82,7 +85,7 @@ def demand(chosen: argparse.Namespace) -> Demand:
             f"{chosen.model} reads text and writes none",
             hint="a causal model, such as llama-3.1-8b",
         )
-    _refuse_too_long(chosen)
+    _settle_lengths(chosen)
     draft = fleet.model(chosen.draft, None) if chosen.draft else None
     if draft is not None and draft.parameters >= asked.model.parameters:
         raise BadInput(
@@ -124,9 +127,13 @@ def _requests(chosen: argparse.Namespace) -> Requests:
     )  # fmt: skip
 
 
-def _refuse_too_long(chosen: argparse.Namespace) -> None:
+def _settle_lengths(chosen: argparse.Namespace) -> None:
     """A prompt and its answer lie within the model's context, or a longer one that was given."""
     longest = fleet.longest(chosen.model) if chosen.context is None else chosen.context
+    if chosen.answer is None:
+        chosen.answer = max(1, min(_ANSWER, longest // 2))
+    if chosen.prompt is None:
+        chosen.prompt = max(1, min(_PROMPT, longest - chosen.answer))
     tokens = chosen.prompt + chosen.answer
     if tokens > longest:
         raise BadInput(
