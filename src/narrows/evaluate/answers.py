@@ -61,7 +61,7 @@ def answer(generator: Generator, data: Rows, manner: Manner, talk: Talk) -> Foun
         notes.append(f"BLEU finds words by sacrebleu's {cut}")
     items.sort(key=lambda item: item.number)
     found = metrics(KINDS, tuple(items), manner.seed)
-    passes = None if writing else reader.made
+    passes = None if writing else reader.passes()
     return Found(tuple(items), found, sha256, tokens, notes=tuple(notes), passes=passes)
 
 

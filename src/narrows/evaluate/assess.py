@@ -19,7 +19,7 @@ from narrows.evaluate.assessment import (
     Tasks,
     Texts,
 )
-from narrows.evaluate.expected import Expected, precision
+from narrows.evaluate.expected import precision
 from narrows.evaluate.progress import Progress, Talk
 from narrows.infer import classifier
 from narrows.infer.account import device
@@ -51,14 +51,17 @@ def assess(
     named = locate(path, checkpoint).name if (path / PLAN).is_file() else None
     watch = Progress(talk, "")
     found = _found(given, data, manner, talk)
-    passes = found.passes
+    passes, measured = found.passes, None
+    if passes:
+        # A heap that was large before grows less than it holds: the weights are the least.
+        weights = sum(each.nbytes for each in given.model.parameters())
+        measured = Taken(seconds=passes.seconds, memory=float(max(memory.peak(), weights)))
     return Assessment(
         model=str(path), checkpoint=named, precision=precision(given.model), data=data,
         sha256=found.sha256, manner=manner, metrics=found.metrics, items=found.items,
         tokens=found.tokens, bytes=found.bytes, seconds=watch.seconds,
-        predicted=Expected(given.model).of(passes.counts) if passes else None,
-        measured=Taken(seconds=passes.seconds, memory=memory.peak()) if passes else None,
-        notes=found.notes, labels=found.labels, narrows=__version__,
+        predicted=passes and passes.predicted, measured=measured, notes=found.notes,
+        labels=found.labels, narrows=__version__,
     )  # fmt: skip
 
 

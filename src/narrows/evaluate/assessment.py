@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -169,15 +167,11 @@ class Pass(NamedTuple):
     positions: int
 
 
-@dataclass(frozen=True)
-class Passes:
-    """How often each was made, and the seconds that all of them took."""
+class Passes(NamedTuple):
+    """What all passes that were made took, in seconds, and were predicted to take."""
 
-    counts: Counter[Pass]
     seconds: float
-
-    def __add__(self, other: Passes) -> Passes:
-        return Passes(self.counts + other.counts, self.seconds + other.seconds)
+    predicted: Taken | None
 
 
 class Found(NamedTuple):

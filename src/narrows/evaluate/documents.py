@@ -17,7 +17,6 @@ from typing import NamedTuple, final
 from narrows.data import corpora, pieces, reading
 from narrows.data.windows import beginning
 from narrows.evaluate.assessment import Found, Item, Kind, Manner, Texts, metrics
-from narrows.evaluate.expected import Expected
 from narrows.evaluate.likelihood import Reader, Reading
 from narrows.evaluate.progress import Progress, Talk
 from narrows.infer.loading import Generator
@@ -81,7 +80,7 @@ def read(generator: Generator, data: Texts, manner: Manner, talk: Talk) -> Found
     size = sum(each.sums["bits per byte"][1] for each in items)
     found = metrics(KINDS, items, manner.seed)
     sha256 = totals.digest.hexdigest()
-    return Found(items, found, sha256, int(counted), int(size), notes, passes=reader.made)
+    return Found(items, found, sha256, int(counted), int(size), notes, passes=reader.passes())
 
 
 def begin(generator: Generator) -> list[int]:
@@ -94,8 +93,8 @@ class _Totals:
     """Windows of all documents, read together; sums by document."""
 
     def __init__(self, reader: Reader, stride: int, talk: Talk) -> None:
-        self._reader, self._stride = reader, stride
-        self._progress, self._expected = Progress(talk, "tokens"), Expected(reader.model)
+        self._reader, self._stride, self._talk = reader, stride, talk
+        self._progress = Progress(talk, "tokens")
         self._waiting: list[tuple[int, Reading]] = []
         self._nats: dict[int, float] = {}
         self._counts: dict[int, tuple[int, int]] = {}
@@ -134,11 +133,11 @@ class _Totals:
 
     def _announce(self, readings: Sequence[Reading]) -> None:
         """Say how long these will take where that is worth it."""
-        taken = self._expected.of(self._reader.planned(readings))
+        taken = self._reader.expected.of(self._reader.planned(readings))
         if taken is not None and taken.seconds > _LONG_S:
             tokens = sum(len(each.tokens) - each.first for each in readings)
             long = Seconds(taken.seconds).text()
-            self._progress.talk(f"{tokens:,} tokens: {long} predicted")
+            self._talk(f"{tokens:,} tokens: {long} predicted")
 
     def _told(self, readings: Sequence[Reading]) -> None:
         self._progress.add(sum(len(each.tokens) - each.first for each in readings))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from narrows.evaluate.assessment import Pass, Passes
+from narrows.evaluate.expected import Expected
 from narrows.model.transformer import Transformer
 from narrows.plan.reading import LOGITS
 
@@ -41,14 +42,16 @@ class Likelihood(NamedTuple):
 @final
 class Reader:
     """Reads with one model, `batch` sequences at a time where they are short; `context` is how many
-    tokens it takes. `made` are the passes so far.
+    tokens it takes. `made` are the passes so far, which took `seconds`.
     """
 
     def __init__(self, model: Transformer, batch: int, context: int | None = None) -> None:
         self.model = model
         self.batch = batch if pads_exactly(model) else 1
         self.context = context or model.spec.context
-        self.made = Passes(Counter(), 0.0)
+        self.made: Counter[Pass] = Counter()
+        self.seconds = 0.0
+        self.expected = Expected(model)
 
     @torch.inference_mode()
     def read(
@@ -61,13 +64,18 @@ class Reader:
         for places in self._grouped(readings):
             together, began = [readings[i] for i in places], time.perf_counter()
             found |= zip(places, self._together(together), strict=True)
-            self.made += Passes(Counter([_pass(together)]), time.perf_counter() - began)
+            self.made[_pass(together)] += 1
+            self.seconds += time.perf_counter() - began
             done(together)
         return [found[i] for i in range(len(readings))]
 
     def planned(self, readings: Sequence[Reading]) -> Counter[Pass]:
         """The passes that these would take."""
         return Counter(_pass([readings[i] for i in each]) for each in self._grouped(readings))
+
+    def passes(self) -> Passes:
+        """What those that were made took, beside what they were expected to."""
+        return Passes(self.seconds, self.expected.of(self.made))
 
     def _grouped(self, readings: Sequence[Reading]) -> Iterator[list[int]]:
         """Places of those that are read together, the longest first."""

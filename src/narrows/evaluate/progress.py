@@ -17,7 +17,7 @@ class Progress:
     """Counts what is done of `total`, None where that is not known before."""
 
     def __init__(self, talk: Talk, unit: str, total: int | None = None) -> None:
-        self.talk, self._unit, self._total = talk, unit, total
+        self._talk, self._unit, self._total = talk, unit, total
         self._began = self._told = time.monotonic()
         self._done = 0
 
@@ -31,7 +31,7 @@ class Progress:
         self._done += count
         if self._done != self._total and time.monotonic() - self._told >= _EVERY_S:
             self._told = time.monotonic()
-            self.talk(self._line())
+            self._talk(self._line())
 
     def _line(self) -> str:
         rate = self._done / max(self.seconds, 1e-9)
