@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from narrows.kernels.low_rank import Bits, Low, PackedAdapter
+from narrows.spec.record import write_atomically
 
 Lows = Mapping[tuple[int, str], Sequence[Low]]
 """Beside each matrix of each layer that the adapter changes."""
@@ -24,10 +26,9 @@ def keep(lows: Lows, path: Path) -> None:
         for first, last, a_RD, b_XR in parts:
             within = f"{layer} {matrix} {first} {last}"
             arrays[f"{within} a"], arrays[f"{within} b"] = a_RD, b_XR
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    unfinished.replace(path)
+    content = BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    write_atomically(path, content.getvalue())
 
 
 def kept(path: Path, layers: int) -> PackedAdapter | None:
