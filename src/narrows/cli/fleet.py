@@ -106,7 +106,7 @@ def named(name: str) -> Fleet:
     from narrows.cli import intent
     from narrows.hardware.fleet import fleet, fleet_here
 
-    if name == "here" or Path(name).exists():
+    if name == "here" or Path(name).is_file():
         return fleet_here(intent.machine(name))
     return fleet(name)
 

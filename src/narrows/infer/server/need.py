@@ -118,7 +118,7 @@ def refuse_too_large(found: Need, path: Path) -> None:
 
 
 def _adapter_bytes(folder: Path) -> int:
-    """Of its file, which has no less than memory will."""
+    """Of its file: in memory it is in the model's precision, its rank filled up to fours."""
     if not (folder / ADAPTER).is_file():
         what = f"{folder} is no adapter: it has no {ADAPTER}"
         raise BadInput(what, hint="give a folder as PEFT writes them, in safetensors")
