@@ -41,7 +41,8 @@ check: .venv/ready-dev
 
 proof: .venv/ready-dev
 	$(BIN)/pip install -qq --group proof
-	NARROWS_SOAK_MINUTES=$(SOAK_MINUTES) NARROWS_CASES=$(CASES) $(BIN)/pytest -m slow
+	NARROWS_SOAK_MINUTES=$(SOAK_MINUTES) NARROWS_CASES=$(CASES) OMP_NUM_THREADS=1 \
+		$(BIN)/pytest -m slow -n 2 --dist loadfile --durations 40
 	$(BIN)/python benchmarks/truth.py
 	$(BIN)/python benchmarks/generated.py
 	$(BIN)/python benchmarks/network.py
