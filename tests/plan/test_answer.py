@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from narrows.plan.answer import Question, answer_memory, pass_rows, predict_answer
 from narrows.plan.passes import Pass

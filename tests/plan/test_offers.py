@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from narrows.plan.doubling import doubling
 from narrows.plan.layouts import Layouts, Shapes

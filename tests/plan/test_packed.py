@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from narrows.plan.packed import PackedQuestion, predict_packed
 from narrows.spec.machine import Machine, PackedCurve, PackedPoint

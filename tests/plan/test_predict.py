@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from narrows.plan.cost import step_seconds
 from narrows.plan.heap import Heap

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from narrows.plan import recipe, scaling
@@ -113,6 +112,6 @@ def test_cadences_that_are_asked_for_stand(machine: Machine) -> None:
 
 
 def test_slow_disks_are_written_to_less_often(machine: Machine) -> None:
-    slow = dataclasses.replace(PACE, save_bytes=5e9)
+    slow = msgspec.structs.replace(PACE, save_bytes=5e9)
     often = recipe.cadence(TrainIntent(), machine, PACE, 10_000).checkpoints.every
     assert recipe.cadence(TrainIntent(), machine, slow, 10_000).checkpoints.every > often

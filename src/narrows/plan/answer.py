@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -34,8 +33,7 @@ _TOKEN_BYTES = 850
 _MADE = 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(msgspec.Struct, frozen=True, kw_only=True):
     """`sequences` prompts of `prompt` tokens at a time, each answered by `tokens` tokens.
 
     `fresh`: by a process that has just read its run folder, and had no such prompt before. Keys and
@@ -204,8 +202,7 @@ def _added(one: Row, other: Row) -> Row:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Block:
+class _Block(msgspec.Struct, frozen=True, kw_only=True):
     """What whole blocks say of their operations: times `factor`, and `between` them so long."""
 
     factor: float = 1.0

@@ -8,9 +8,10 @@ is none. `Scales` multiplies a resource: the roofline says what part of a body t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from narrows.plan.curves import Curves
 from narrows.plan.fleet.constants import HOST_MEMORY
@@ -31,8 +32,7 @@ from narrows.spec.machine import BlockPoint, Machine
 from narrows.spec.model import ModelSpec, gpt2, llama
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scales:
+class Scales(msgspec.Struct, frozen=True, kw_only=True):
     """What each resource of the machine is multiplied by."""
 
     compute: float = 1.0

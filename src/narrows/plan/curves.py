@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -32,8 +32,7 @@ _FEW = 32
 _STREAMED_WEIGHTS = (2.0, 1.0, 2.0, 0.5)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curves:
+class Curves(msgspec.Struct, frozen=True, kw_only=True):
     """What one machine does under one setting."""
 
     setting: Setting

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 import msgspec
+from msgspec.structs import replace
 
 from narrows.plan import dial, finetuning, recipe, scaling
 from narrows.plan.family import is_sized, resolve
@@ -29,8 +29,7 @@ _STEPS_UNKNOWN = 1000
 """Sequences of a tuning whose data nobody named."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Design:
+class Design(msgspec.Struct, frozen=True, kw_only=True):
     """A model, a batch in sequences and the tokens it is meant to see; `steps` where asked for.
     `epochs` of the data are enough where they are known to be, and logits are made of a `said` part
     of the tokens, which are `judged` so. Where training starts from a model, `start` is it, and

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,8 +29,7 @@ _UTILISATION_GUESS = 0.4
 _DIAL_CHUNK = 1024
 
 
-@dataclass(frozen=True, kw_only=True)
-class Allowance:
+class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     """A budget in the two currencies of training, and which limit binds the seconds."""
 
     seconds: float | None
@@ -38,8 +37,7 @@ class Allowance:
     binding: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Known:
+class Known(msgspec.Struct, frozen=True, kw_only=True):
     """What of a training is known before its size; `unique_tokens` None: data does not run out."""
 
     vocabulary: int
@@ -48,8 +46,7 @@ class Known:
     unique_tokens: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chosen:
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     """A model, the tokens it should see, why, and what twice the budget would buy."""
 
     model: ModelSpec

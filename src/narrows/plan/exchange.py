@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from narrows.plan.gradients import gradient_bytes, islands
 from narrows.plan.share import Group, Share
@@ -74,8 +75,7 @@ def exchange(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Telling:
+class _Telling(msgspec.Struct, frozen=True):
     share: Share
     gradients: GradientExchange
 

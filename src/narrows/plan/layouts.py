@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from narrows.plan.trained import Trained
 from narrows.spec.adapter import EVERYTHING, Learning
@@ -38,8 +38,7 @@ class Judged(NamedTuple):
 USUALLY = Judged()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """The choices that select a machine's curves; all layouts of one array share them."""
 
     precision: TrainingPrecision
@@ -52,8 +51,7 @@ class Setting:
         return 2 if self.precision == "bf16" else 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layouts:
+class Layouts(msgspec.Struct, frozen=True, kw_only=True):
     """Candidate layouts with one setting; every array has shape [layouts]. Of several processes
     they are all `spread` as that layout is, tell each other `gradients` so, and the arrays are
     those of one process. `recompute` is its place among RECOMPUTES. `optimizer` is what uses the
@@ -128,8 +126,7 @@ class Layouts:
         return msgspec.structs.replace(own, **spread)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shapes:
+class Shapes(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Models of one kind; every array has shape [models, 1] and broadcasts against layouts. Norms
     and what else is not divided see a `sequence`-th part of the tokens; logits are made of a `said`
     part of them, which are `judged` so. Tokens attend within documents of `attended` tokens, where

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from narrows.plan.cost import AS_IS, Scales
 from narrows.plan.exchange import Message, sent
@@ -36,8 +37,7 @@ class Taken(NamedTuple):
         return self.waiting + self.moving
 
 
-@dataclass(frozen=True, kw_only=True)
-class Network:
+class Network(msgspec.Struct, frozen=True, kw_only=True):
     """What joins the processes of a layout: the link of all, and those of some of them."""
 
     layout: Layout

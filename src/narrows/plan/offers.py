@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from narrows.plan.gradients import islands
 from narrows.plan.layouts import Layouts, Shapes

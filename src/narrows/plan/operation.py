@@ -6,8 +6,9 @@ Sizes are arrays [models, layouts], so that a whole search is written once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from narrows.plan.layouts import Array, Layouts
 from narrows.plan.trained import WHOLE, Matrix
@@ -17,8 +18,7 @@ from narrows.spec.machine import Direction as ProductDirection
 Direction = Literal["forward", "backward"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Product:
+class Product(msgspec.Struct, frozen=True, kw_only=True):
     """A matrix product (m,k) @ (k,n), its operands lying in memory as `direction` has them."""
 
     m: Array
@@ -27,8 +27,7 @@ class Product:
     direction: ProductDirection
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamedProduct:
+class StreamedProduct(msgspec.Struct, frozen=True, kw_only=True):
     """A forward product of few rows, whose weights are among `working_set` bytes read in turn."""
 
     m: Array
@@ -37,8 +36,7 @@ class StreamedProduct:
     working_set: Array
 
 
-@dataclass(frozen=True, kw_only=True)
-class CausalAttention:
+class CausalAttention(msgspec.Struct, frozen=True, kw_only=True):
     """Attention of `rows` = B·N heads over `positions`, never writing the scores to memory."""
 
     rows: Array
@@ -47,8 +45,7 @@ class CausalAttention:
     direction: Direction
 
 
-@dataclass(frozen=True, kw_only=True)
-class CachedAttention:
+class CachedAttention(msgspec.Struct, frozen=True, kw_only=True):
     """Attention of `queries` new positions of `sequences` to `keys`, theirs included, among
     `working_set` bytes that are read in turn.
     """
@@ -62,8 +59,7 @@ class CachedAttention:
     working_set: Array
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pointwise:
+class Pointwise(msgspec.Struct, frozen=True, kw_only=True):
     """A memory-bound operation of `kernels.interface.OPERATIONS` on `elements`."""
 
     operation: str
@@ -71,8 +67,7 @@ class Pointwise:
     direction: Direction
 
 
-@dataclass(frozen=True, kw_only=True)
-class Launch:
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """Work of the host alone: finding and starting an operation."""
 
 
@@ -82,8 +77,7 @@ host's memory, or within that.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Transfer:
+class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes on their way, which `sharers` have at once."""
 
     way: Way = "read"
@@ -93,8 +87,7 @@ class Transfer:
 Work = Product | StreamedProduct | CausalAttention | CachedAttention | Pointwise | Launch | Transfer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """`count` calls a step, each of `flop` and `memory_bytes`, arrays [models, layouts].
 
     What is `in_block` is what a layout may compile or recompute.

@@ -7,9 +7,10 @@ arrays [models, layouts], so a whole search is written once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from narrows.plan import low_rank
 from narrows.plan.layouts import Array, Layouts, Shapes
@@ -259,8 +260,7 @@ _HOST_CALLS_DOCUMENT = 6
 _HOST_CALLS_CHUNK = 12
 
 
-@dataclass(frozen=True)
-class _Own:
+class _Own(msgspec.Struct, frozen=True):
     """What a block's products have in common."""
 
     model: Shapes

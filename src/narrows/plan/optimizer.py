@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from narrows.plan.layouts import Array, Layouts, Shapes
 from narrows.plan.share import Share, Table

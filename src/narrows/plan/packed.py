@@ -7,9 +7,9 @@ Both are interpolated between steps that the machine has measured (Device.packed
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from narrows.plan.answer import DRAW_BYTES, cache_bytes, ledger, seconds_of
@@ -41,8 +41,7 @@ _WORD_BYTES = 900.0
 """Of a tokenizer, for each token: SmolLM2's 49,152 take 47 MB."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedQuestion:
+class PackedQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """`sequences` prompts of `prompt` tokens, read in turn, each answered by `tokens` tokens, all
     at once; the matrices take `weight_bytes`, keys and values are kept in `cache`, and beside the
     matrices an adapter has `adapter_bytes` in bf16 that each of their rows is multiplied by.

@@ -6,9 +6,10 @@ Mirrors `infer` and the model's `extend` operation for operation; the hinge test
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from narrows.plan.layouts import Array, Layouts, Setting, Shapes
 from narrows.plan.operation import (
@@ -27,8 +28,7 @@ _HOST_CALLS_BLOCK = 16
 _HOST_CALLS_PASS = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pass:
+class Pass(msgspec.Struct, frozen=True, kw_only=True):
     """`queries` new positions of each of `sequences` go through the model; `past` are cached."""
 
     sequences: int

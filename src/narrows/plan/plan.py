@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -43,8 +42,7 @@ later, and each of them can be lost.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Settled:
+class _Settled(msgspec.Struct, frozen=True, kw_only=True):
     """Everything decided: the design, the layout among all that were found, and the run."""
 
     wanted: Design

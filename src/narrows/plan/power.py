@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from narrows.spec.ledger import Kind
 from narrows.spec.machine import Machine
@@ -13,8 +14,7 @@ _SINGLE: tuple[Kind, ...] = ("launch", "data")
 _JOULES_PER_KILOWATT_HOUR = 3.6e6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bill:
+class Bill(msgspec.Struct, frozen=True, kw_only=True):
     """What a run costs."""
 
     joules: float

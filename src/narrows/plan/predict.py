@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 import numpy as np
 
@@ -27,8 +25,7 @@ from narrows.spec.optimizer import USUAL, Optimizer
 _LEAST_IDLE = 1e-9
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(msgspec.Struct, frozen=True, kw_only=True):
     """What of a run is known besides its step: steps, batch and what else takes time, memory where
     it reads a text, how gradients are exchanged and what uses them, the share of the tokens that
     are to be said, how long the documents are that they stand in, what learns and how it is judged.

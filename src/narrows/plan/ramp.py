@@ -6,9 +6,8 @@ data, learning rate, evaluations and checkpoints go by steps, and only updates b
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec.structs import replace
 
 from narrows.plan.layouts import Layouts
 from narrows.spec.errors import BadInput

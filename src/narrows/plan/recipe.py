@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from narrows.plan import scaling
 from narrows.plan.gradients import due
@@ -50,8 +50,7 @@ _CHECKPOINT_SECONDS_MOST = 1800.0
 KEEP = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pace:
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of a step and of one sequence's forward pass, bytes of a checkpoint, and how many
     validation sequences there are.
     """
@@ -63,8 +62,7 @@ class Pace:
     context: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cadence:
+class Cadence(msgspec.Struct, frozen=True, kw_only=True):
     """When to evaluate and save, and what both cost over the run."""
 
     evaluation: Evaluation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -116,8 +115,7 @@ class _Where(NamedTuple):
     learning: Learning
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Fit:
+class _Fit(msgspec.Struct, frozen=True, kw_only=True):
     step: float
     peak: float
     layout: Layout

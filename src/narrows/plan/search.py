@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from narrows.plan.curves import precisions
 from narrows.plan.family import divisors
@@ -32,8 +32,7 @@ _CHUNK_LEAST = 128
 _ARRAYS = ("micro_batch", "accumulation", "recompute", "loss_chunk")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, kw_only=True):
     """All candidates of one search: seconds and bytes, flat over groups, [models, candidates]. Of
     several processes `peak` is what those of one host take together, and `told` the part of the
     step in which they tell each other something, or wait.

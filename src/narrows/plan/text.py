@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from narrows.spec.dataset import Dataset, Examples
 from narrows.spec.errors import BadInput
@@ -15,8 +15,7 @@ _GPT2_VOCABULARY = 50257
 _CONTEXT_LEAST = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Text:
+class Text(msgspec.Struct, frozen=True, kw_only=True):
     """Vocabulary and, once the corpus is prepared, how much of it there is."""
 
     vocabulary: int

@@ -6,11 +6,11 @@ as its own operations and what it tells others between them; the stages then fil
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from narrows.plan import cost
 from narrows.plan.copying import copies
@@ -49,8 +49,7 @@ class Told(NamedTuple):
     hop: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """One stage of a pipeline, or the only one: a process's operations under each layout, as quick
     as they are while all compute, and what it tells others.
     """
@@ -75,8 +74,7 @@ class Stage:
         return float(self.covered[index]) * told.seconds / every if every else 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of a step under each layout, arrays [layouts]: of micro-batches through all stages,
     of which the slowest is at work a part and waits the rest; of activations on their way; and of
     what is done once.

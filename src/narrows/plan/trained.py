@@ -6,10 +6,11 @@ Mirrors `adapt` and what autograd makes of it; the hinge tests hold it to the re
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
+
+import msgspec
 
 from narrows.spec.adapter import (
     BLOCK,
@@ -112,8 +113,7 @@ class Layer(NamedTuple):
         return not self.down.low or not (own.rule == "dora" or own.dropout)
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(msgspec.Struct, frozen=True, dict=True):
     """A model, and what of it learns."""
 
     spec: ModelSpec
