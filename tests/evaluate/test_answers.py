@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from narrows.data.template import Template
+from narrows.evaluate import writing
 from narrows.evaluate.answers import answer
 from narrows.evaluate.assessment import Found, Manner, Rows
-from narrows.evaluate.progress import Progress
-from narrows.evaluate.writing import Manuscript, Prompt, write
+from narrows.evaluate.passes import Passes
+from narrows.evaluate.writing import Manuscript, Prompt, Written
 from narrows.infer.generate import generate
 from narrows.infer.loading import Generator
 from narrows.infer.sampling import Sampling
@@ -26,7 +27,7 @@ def asked(generator: Generator, tmp_path: Path, *lines: object, **manner: object
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     how = Manner(**manner)  # type: ignore[arg-type]
-    return answer(generator, Rows(file=str(path)), how, print)
+    return answer(generator, Rows(file=str(path)), how, Passes(generator.model), print)
 
 
 def value(found: Found, name: str) -> float:
@@ -34,8 +35,8 @@ def value(found: Found, name: str) -> float:
     return number
 
 
-def quiet() -> Progress:
-    return Progress(lambda text: None, "answers")
+def write(generator: Generator, prompts: list[Prompt], how: Manuscript) -> list[Written]:
+    return writing.write(generator, prompts, how, Passes(generator.model), lambda text: None)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -45,7 +46,7 @@ def test_answers_are_those_of_generate(generator: Generator, batch: int) -> None
         Prompt(tokenizer.encode(text) or [tokenizer.end_of_document], number)
         for number, text in enumerate(PROMPTS)
     ]
-    found = write(generator, prompts, Manuscript(12, GREEDY, ("OM",), batch), quiet())
+    found = write(generator, prompts, Manuscript(12, GREEDY, ("OM",), batch))
     for text, ours in zip(PROMPTS, found, strict=True):
         theirs = generate(generator, text, tokens=12, sampling=GREEDY, stop=["OM"])
         assert ours.text == "".join(theirs)
@@ -56,11 +57,11 @@ def test_drawn_answers_do_not_depend_on_the_batch(generator: Generator) -> None:
     prompts = [Prompt(generator.tokenizer.encode(text or "a"), n) for n, text in enumerate(PROMPTS)]
     warm = Sampling(temperature=1.0, seed=3)
     alone, together = (
-        write(generator, prompts, Manuscript(10, warm, (), batch), quiet()) for batch in (1, 8)
+        write(generator, prompts, Manuscript(10, warm, (), batch)) for batch in (1, 8)
     )
     assert alone == together
     assert len({each.text for each in alone}) > 1
-    again = write(generator, prompts[2:3], Manuscript(10, warm, (), 8), quiet())
+    again = write(generator, prompts[2:3], Manuscript(10, warm, (), 8))
     assert again == alone[2:3]
 
 
@@ -70,7 +71,7 @@ def test_an_answer_ends_where_the_model_ends_it(generator: Generator) -> None:
     with torch.no_grad():
         hidden_D = model.hidden(torch.tensor([prompt.tokens]))[0, -1]
         model.head_VD[generator.tokenizer.end_of_document] = 9 * hidden_D
-    found = write(Generator(model, generator.tokenizer), [prompt], Manuscript(9, GREEDY), quiet())
+    found = write(Generator(model, generator.tokenizer), [prompt], Manuscript(9, GREEDY))
     assert found[0] == ("", 0, "end")
 
 

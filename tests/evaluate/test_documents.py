@@ -14,6 +14,7 @@ from narrows.data.tokenizers import Tokenizer
 from narrows.evaluate.assessment import Found, Manner, Texts
 from narrows.evaluate.documents import read, windows
 from narrows.evaluate.likelihood import Reader, Reading, pads_exactly
+from narrows.evaluate.passes import Passes
 from narrows.infer.loading import Generator
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
@@ -31,7 +32,7 @@ def nats_of(model: Transformer, tokens: list[int]) -> Tensor:
 
 def found_in(generator: Generator, path: Path, **manner: object) -> Found:
     asked = Manner(**manner)  # type: ignore[arg-type]
-    return read(generator, Texts(corpus=str(path)), asked, print)
+    return read(generator, Texts(corpus=str(path)), asked, Passes(generator.model), print)
 
 
 def metric(found: Found, name: str) -> float:

@@ -17,6 +17,7 @@ from narrows.evaluate.assessment import CONFUSION, Assessment, Found, Manner, Ro
 from narrows.evaluate.comparison import compared
 from narrows.evaluate.forms import value
 from narrows.evaluate.judging import judge
+from narrows.evaluate.passes import Passes
 from narrows.evaluate.told import told
 from narrows.infer.classifier import Classifier
 from narrows.spec.errors import BadInput
@@ -47,7 +48,8 @@ def said(found: Found) -> dict[str, float]:
 
 
 def asked(model: Classifier, path: Path, **manner: Any) -> Found:
-    return judge(model, Rows(file=str(path)), Manner(**manner), lambda text: None)
+    passes = Passes(model.model)
+    return judge(model, Rows(file=str(path)), Manner(**manner), passes, lambda text: None)
 
 
 def texts(path: Path) -> list[dict[str, Any]]:

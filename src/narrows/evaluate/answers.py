@@ -11,9 +11,10 @@ from narrows.evaluate import classification, overlap
 from narrows.evaluate.assessment import Found, Item, Kind, Manner, Rows, metrics
 from narrows.evaluate.documents import begin
 from narrows.evaluate.likelihood import Reader, Reading
+from narrows.evaluate.passes import Passes
 from narrows.evaluate.progress import Progress, Talk
 from narrows.evaluate.questions import Question, questions
-from narrows.evaluate.writing import Manuscript, Prompt, write
+from narrows.evaluate.writing import Manuscript, Prompt, Written, write
 from narrows.infer.generate import tokens_of
 from narrows.infer.loading import Generator
 from narrows.spec.errors import BadInput
@@ -36,7 +37,9 @@ _ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 Sums = dict[str, tuple[float, ...]]
 
 
-def answer(generator: Generator, data: Rows, manner: Manner, talk: Talk) -> Found:
+def answer(
+    generator: Generator, data: Rows, manner: Manner, passes: Passes, talk: Talk
+) -> Found:  # fmt: skip
     """Every row answered; raises BadInput, before any is, where one cannot be asked."""
     asked, sha256 = questions(Path(data.file).expanduser(), manner.limit)
     choosing = [row for row in asked if row.choices]
@@ -52,17 +55,20 @@ def answer(generator: Generator, data: Rows, manner: Manner, talk: Talk) -> Foun
     _refuse_long(asked, prompts, readings, manner.tokens, context)
     items, notes = list[Item](), list[str]()
     tokens = sum(len(each.tokens) for row in readings.values() for each in row)
-    reader = Reader(generator.model, manner.batch)
     if choosing:
+        reader = Reader(generator.model, manner.batch, passes=passes)
         items += _chosen(reader, choosing, readings, talk)
     if writing:
-        written, count, cut = _written(generator, writing, prompts, manner, talk)
-        items, tokens = items + written, tokens + count
+        how = Manuscript(manner.tokens, manner.sampling, manner.stop, manner.batch)
+        given = [Prompt(prompts[row.number], row.number) for row in writing]
+        texts = write(generator, given, how, passes, talk)
+        tokens += sum(len(each.tokens) for each in given) + sum(each.tokens for each in texts)
+        held, cut = _held(writing, texts)
+        items += held
         notes.append(f"BLEU finds words by sacrebleu's {cut}")
     items.sort(key=lambda item: item.number)
     found = metrics(KINDS, tuple(items), manner.seed)
-    passes = None if writing else reader.passes()
-    return Found(tuple(items), found, sha256, tokens, notes=tuple(notes), passes=passes)
+    return Found(tuple(items), found, sha256, tokens, notes=tuple(notes))
 
 
 def _prompt(generator: Generator, row: Question) -> list[int]:
@@ -122,11 +128,10 @@ def _chosen(
     talk: Talk,
 ) -> list[Item]:  # fmt: skip
     """Each row's choices by their likelihood."""
-    progress = Progress(talk, "choices", sum(len(row.choices) for row in asked))
-    found = reader.read(
-        [each for row in asked for each in readings[row.number]],
-        lambda done: progress.add(len(done)),
-    )
+    together = [each for row in asked for each in readings[row.number]]
+    reader.passes.announce(reader.planned(together), f"{len(together):,} choices", talk)
+    progress = Progress(talk, "choices", len(together))
+    found = reader.read(together, lambda done: progress.add(len(done)))
     alike = len({frozenset(row.choices) for row in asked}) == 1
     items, start = [], 0
     for row in asked:
@@ -159,21 +164,16 @@ def _item_of_choice(row: Question, nats_C: np.ndarray, alike: bool) -> Item:
     return Item(number=row.number, sums=added, answer=row.choices[likeliest])
 
 
-def _written(
-    generator: Generator, asked: Sequence[Question], prompts: Mapping[int, Sequence[int]],
-    manner: Manner, talk: Talk,
-) -> tuple[list[Item], int, overlap.Cut]:  # fmt: skip
-    """Items, how many tokens were read and written, and how BLEU finds words."""
-    how = Manuscript(manner.tokens, manner.sampling, manner.stop, manner.batch)
-    given = [Prompt(prompts[row.number], row.number) for row in asked]
-    found = write(generator, given, how, Progress(talk, "answers", len(given)))
+def _held(
+    asked: Sequence[Question], written: Sequence[Written]
+) -> tuple[list[Item], overlap.Cut]:  # fmt: skip
+    """What was written held against what was expected, and how BLEU finds words."""
     cut = overlap.cut_for([row.answer for row in asked])
     items = [
         Item(number=row.number, sums=_overlaps(row.answer, each.text, cut), answer=each.text)
-        for row, each in zip(asked, found, strict=True)
+        for row, each in zip(asked, written, strict=True)
     ]
-    tokens = sum(len(each.tokens) for each in given) + sum(each.tokens for each in found)
-    return items, tokens, cut
+    return items, cut
 
 
 def _overlaps(expected: str, text: str, cut: overlap.Cut) -> Sums:

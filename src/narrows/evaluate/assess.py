@@ -19,7 +19,7 @@ from narrows.evaluate.assessment import (
     Tasks,
     Texts,
 )
-from narrows.evaluate.expected import precision
+from narrows.evaluate.passes import Passes, precision
 from narrows.evaluate.progress import Progress, Talk
 from narrows.infer import classifier
 from narrows.infer.account import device
@@ -50,33 +50,34 @@ def assess(
         given = load(path, checkpoint=checkpoint, precision=wanted, talk=talk)
     named = locate(path, checkpoint).name if (path / PLAN).is_file() else None
     watch = Progress(talk, "")
-    found = _found(given, data, manner, talk)
-    passes, measured = found.passes, None
-    if passes:
-        # A heap that was large before grows less than it holds: the weights are the least.
-        weights = sum(each.nbytes for each in given.model.parameters())
-        measured = Taken(seconds=passes.seconds, memory=float(max(memory.peak(), weights)))
+    passes = Passes(given.model)
+    found = _found(given, data, manner, passes, talk)
+    # A heap that was large before grows less than it holds: the weights are the least.
+    weights = sum(each.nbytes for each in given.model.parameters())
+    measured = Taken(seconds=passes.seconds, memory=float(max(memory.peak(), weights)))
     return Assessment(
         model=str(path), checkpoint=named, precision=precision(given.model), data=data,
         sha256=found.sha256, manner=manner, metrics=found.metrics, items=found.items,
         tokens=found.tokens, bytes=found.bytes, seconds=watch.seconds,
-        predicted=passes and passes.predicted, measured=measured, notes=found.notes,
+        predicted=passes.expected(passes.made), measured=measured, notes=found.notes,
         labels=found.labels, narrows=__version__,
     )  # fmt: skip
 
 
-def _found(given: Generator | Classifier, data: Data, manner: Manner, talk: Talk) -> Found:
+def _found(
+    given: Generator | Classifier, data: Data, manner: Manner, passes: Passes, talk: Talk
+) -> Found:  # fmt: skip
     if isinstance(given, Classifier):
         if isinstance(data, Rows):
-            return judging.judge(given, data, manner, talk)
+            return judging.judge(given, data, manner, passes, talk)
         raise BadInput(
             "the model says one thing of a text, and cannot go on with one",
             hint="--rows FILE.jsonl with a text on each line, and its label or value",
         )
     match data:
         case Texts():
-            return documents.read(given, data, manner, talk)
+            return documents.read(given, data, manner, passes, talk)
         case Rows():
-            return answers.answer(given, data, manner, talk)
+            return answers.answer(given, data, manner, passes, talk)
         case Tasks():
-            return harness.run(given, data, manner, talk)
+            return harness.run(given, data, manner, passes, talk)

@@ -130,7 +130,7 @@ class Assessment(Record):
 
     `bytes` are those of UTF-8 text; `notes` what a reader must know to trust the numbers. `labels`
     are those of a model that says classes, in the order that its confusions have. `measured` is
-    what reading took where nothing was written, and `predicted` on a machine that was probed.
+    what the model's own passes took, as they were `predicted` to on a machine that was probed.
     """
 
     model: str
@@ -160,24 +160,8 @@ class Kind(Record):
     better: Better
 
 
-class Pass(NamedTuple):
-    """So many sequences of so many positions, padding among them, read together."""
-
-    sequences: int
-    positions: int
-
-
-class Passes(NamedTuple):
-    """What all passes that were made took, in seconds, and were predicted to take."""
-
-    seconds: float
-    predicted: Taken | None
-
-
 class Found(NamedTuple):
-    """What came of the data: of `tokens` that were read and written, the `bytes` of their text.
-    `passes` are all of the model's, where nothing was written.
-    """
+    """What came of the data: of `tokens` that were read and written, the `bytes` of their text."""
 
     items: tuple[Item, ...]
     metrics: tuple[Metric, ...]
@@ -186,7 +170,6 @@ class Found(NamedTuple):
     bytes: int | None = None
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
-    passes: Passes | None = None
 
 
 def metrics(kinds: tuple[Kind, ...], items: tuple[Item, ...], seed: int) -> tuple[Metric, ...]:

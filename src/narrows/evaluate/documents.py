@@ -18,19 +18,17 @@ from narrows.data import corpora, pieces, reading
 from narrows.data.windows import beginning
 from narrows.evaluate.assessment import Found, Item, Kind, Manner, Texts, metrics
 from narrows.evaluate.likelihood import Reader, Reading
+from narrows.evaluate.passes import Passes
 from narrows.evaluate.progress import Progress, Talk
 from narrows.infer.loading import Generator
 from narrows.spec.errors import BadInput
 from narrows.spec.job import DataSpec
-from narrows.spec.units import Seconds
 
 KINDS = (
     Kind(name="loss", form="mean", better="lower"),
     Kind(name="perplexity", form="perplexity", better="lower"),
     Kind(name="bits per byte", form="bits", better="lower"),
 )
-_LONG_S = 10.0
-"""From here on is said before how long it will take."""
 _HELD = 16
 """Windows that wait to be sorted by their length, for each that is read at once."""
 
@@ -54,9 +52,11 @@ def windows(tokens: int, first: int, context: int, stride: int) -> Iterator[Wind
         yield Window(stop - context - 1, new, stop)
 
 
-def read(generator: Generator, data: Texts, manner: Manner, talk: Talk) -> Found:
+def read(
+    generator: Generator, data: Texts, manner: Manner, passes: Passes, talk: Talk
+) -> Found:  # fmt: skip
     """The sums of every document; raises BadInput where there is no text, or it cannot be read."""
-    reader = Reader(generator.model, manner.batch, _context(generator, manner))
+    reader = Reader(generator.model, manner.batch, _context(generator, manner), passes)
     stride = _stride(reader.context, manner)
     totals = _Totals(reader, stride, talk)
     unlike = 0
@@ -80,7 +80,7 @@ def read(generator: Generator, data: Texts, manner: Manner, talk: Talk) -> Found
     size = sum(each.sums["bits per byte"][1] for each in items)
     found = metrics(KINDS, items, manner.seed)
     sha256 = totals.digest.hexdigest()
-    return Found(items, found, sha256, int(counted), int(size), notes, passes=reader.passes())
+    return Found(items, found, sha256, int(counted), int(size), notes)
 
 
 def begin(generator: Generator) -> list[int]:
@@ -126,18 +126,12 @@ class _Totals:
         """Read what waits."""
         waiting, self._waiting = self._waiting, []
         readings = [each for _, each in waiting]
-        self._announce(readings)
+        tokens = sum(len(each.tokens) - each.first for each in readings)
+        planned = self._reader.planned(readings)
+        self._reader.passes.announce(planned, f"{tokens:,} tokens", self._talk)
         found = self._reader.read(readings, self._told)
         for (number, _), each in zip(waiting, found, strict=True):
             self._nats[number] += each.nats
-
-    def _announce(self, readings: Sequence[Reading]) -> None:
-        """Say how long these will take where that is worth it."""
-        taken = self._reader.expected.of(self._reader.planned(readings))
-        if taken is not None and taken.seconds > _LONG_S:
-            tokens = sum(len(each.tokens) - each.first for each in readings)
-            long = Seconds(taken.seconds).text()
-            self._talk(f"{tokens:,} tokens: {long} predicted")
 
     def _told(self, readings: Sequence[Reading]) -> None:
         self._progress.add(sum(len(each.tokens) - each.first for each in readings))

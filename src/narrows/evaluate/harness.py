@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from narrows.evaluate.assessment import Found, Item, Manner, Metric, Tasks
 from narrows.evaluate.bootstrap import interval
 from narrows.evaluate.forms import Form, value
+from narrows.evaluate.passes import Passes
 from narrows.evaluate.progress import Talk
 from narrows.infer.loading import Generator
 from narrows.spec.errors import BadInput
@@ -38,13 +39,15 @@ def refuse_absent() -> None:
         )
 
 
-def run(generator: Generator, data: Tasks, manner: Manner, talk: Talk) -> Found:
+def run(
+    generator: Generator, data: Tasks, manner: Manner, passes: Passes, talk: Talk
+) -> Found:  # fmt: skip
     """Every metric of the task, or of those it groups; raises BadInput where there is no such
     task, or it asks for what our models cannot.
     """
     from narrows.evaluate.harness_model import HarnessModel
 
-    model = HarnessModel(generator, manner, talk)
+    model = HarnessModel(generator, manner, passes, talk)
     told = _results(model, data, manner)
     metrics, items, digest = list[Metric](), dict[tuple[str, int], Item](), hashlib.sha256()
     for task, results in told["results"].items():

@@ -17,6 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from narrows.evaluate.assessment import Manner
 from narrows.evaluate.likelihood import Reader, Reading
+from narrows.evaluate.passes import Passes
 from narrows.evaluate.progress import Progress, Talk
 from narrows.evaluate.writing import Manuscript, Prompt, write
 from narrows.infer.loading import Generator
@@ -32,11 +33,13 @@ Encoded = tuple[Any, list[int], list[int]]
 class HarnessModel(TemplateLM):
     """Likelihoods and answers for the harness; `tokens` counts what was read for them."""
 
-    def __init__(self, generator: Generator, manner: Manner, talk: Talk) -> None:
+    def __init__(
+        self, generator: Generator, manner: Manner, passes: Passes, talk: Talk
+    ) -> None:  # fmt: skip
         super().__init__()
         self.cut = self.tokens = 0
         self._generator, self._manner, self._talk = generator, manner, talk
-        self._reader = Reader(generator.model, manner.batch, manner.context)
+        self._reader = Reader(generator.model, manner.batch, manner.context, passes)
 
     @property
     def eot_token_id(self) -> int:
@@ -100,10 +103,8 @@ class HarnessModel(TemplateLM):
             asked = [self.tok_encode(requests[place].args[0]) for place in places]
             self.cut += sum(len(tokens) > room for tokens in asked)
             prompts = [Prompt(tokens[-room:], n) for tokens, n in zip(asked, places, strict=True)]
-            progress = Progress(self._talk, "answers", len(prompts))
-            for place, prompt, answer in zip(
-                places, prompts, write(self._generator, prompts, how, progress), strict=True
-            ):
+            written = write(self._generator, prompts, how, self._reader.passes, self._talk)
+            for place, prompt, answer in zip(places, prompts, written, strict=True):
                 self.tokens += len(prompt.tokens) + answer.tokens
                 found[place] = _before(answer.text, how.stop)
         return [found[place] for place in range(len(requests))]
@@ -135,6 +136,8 @@ class HarnessModel(TemplateLM):
             tokens = [*before, *asked][-(context + 1) :]
             readings.append(Reading(tokens, len(tokens) - len(asked)))
         self.tokens += sum(len(each.tokens) for each in readings)
+        planned = self._reader.planned(readings)
+        self._reader.passes.announce(planned, f"{len(readings):,} texts", self._talk)
         progress = Progress(self._talk, "texts", len(readings))
         found = self._reader.read(readings, lambda done: progress.add(len(done)))
         return [(-each.nats, each.greedy) for each in found]

@@ -8,6 +8,7 @@ A correlation of ranks is of those among all rows, in each drawing of items, too
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from narrows.data.rows import Row, rows
 from narrows.data.teaching import Document
 from narrows.evaluate import classification, regression
 from narrows.evaluate.assessment import CONFUSION, Found, Item, Kind, Manner, Rows, metrics
+from narrows.evaluate.passes import Pass, Passes, Whole
 from narrows.evaluate.progress import Progress, Talk
 from narrows.infer.classifier import Classifier
 from narrows.spec.errors import BadInput
@@ -41,7 +43,9 @@ _OF_NUMBERS = (
 _Sums = dict[str, tuple[float, ...]]
 
 
-def judge(classifier: Classifier, data: Rows, manner: Manner, talk: Talk) -> Found:
+def judge(
+    classifier: Classifier, data: Rows, manner: Manner, passes: Passes, talk: Talk
+) -> Found:  # fmt: skip
     """Every row read; raises BadInput, before any is, where one has no text, has a label outside of
     the classes, or is longer than the model reads.
     """
@@ -53,7 +57,7 @@ def judge(classifier: Classifier, data: Rows, manner: Manner, talk: Talk) -> Fou
     taught = list(teaching.documents(asked, classifier.objective, classifier.words, labels))
     found = [documents[0] for _, documents in taught]
     _refuse_long(asked, found, manner.context or classifier.model.spec.context)
-    said_MC = _scores(classifier, found, manner, Progress(talk, "rows", len(found)))
+    said_MC = _scores(classifier, [each.tokens for each in found], manner.batch, passes, talk)
     truth_M = np.array([document.value for document in found])
     if isinstance(classifier.objective, Classify):
         kinds = (*_OF_CLASSES, *(_f1_of(label) for label in labels))
@@ -89,17 +93,26 @@ def _refuse_long(asked: Sequence[Row], found: Sequence[Document], context: int) 
 
 
 def _scores(
-    classifier: Classifier, found: Sequence[Document], manner: Manner, progress: Progress
+    classifier: Classifier, texts: Sequence[Sequence[int]], batch: int, passes: Passes, talk: Talk
 ) -> np.ndarray:
-    """Of each document [M,C], those of like length read together."""
-    order = sorted(range(len(found)), key=lambda number: len(found[number].tokens))
-    said_MC = np.empty((len(found), max(1, len(classifier.labels))))
-    for first in range(0, len(order), manner.batch):
-        some = order[first : first + manner.batch]
-        scores_NC = classifier.scores([found[number].tokens for number in some])
-        said_MC[some] = scores_NC.cpu().numpy()[:, : said_MC.shape[1]]
+    """Of each text's tokens [M,C], those of like length read together."""
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    together = [order[first : first + batch] for first in range(0, len(order), batch)]
+    planned = Counter[Pass](_pass([texts[number] for number in some]) for some in together)
+    passes.announce(planned, f"{len(texts):,} rows", talk)
+    progress = Progress(talk, "rows", len(texts))
+    said_MC = np.empty((len(texts), max(1, len(classifier.labels))))
+    for some in together:
+        read = [texts[number] for number in some]
+        with passes.timed() as made:
+            said_MC[some] = classifier.scores(read).cpu().numpy()[:, : said_MC.shape[1]]
+            made[_pass(read)] += 1
         progress.add(len(some))
     return said_MC
+
+
+def _pass(texts: Sequence[Sequence[int]]) -> Whole:
+    return Whole(len(texts), max(map(len, texts)))
 
 
 def _of_classes(

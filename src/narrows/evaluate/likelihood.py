@@ -6,7 +6,6 @@ batch changes no number but by rounding (tests hold 1 and 8 to 1e-5 in fp32).
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, final
@@ -14,8 +13,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from narrows.evaluate.assessment import Pass, Passes
-from narrows.evaluate.expected import Expected
+from narrows.evaluate.passes import Pass, Passes, Whole
 from narrows.model.transformer import Transformer
 from narrows.plan.reading import LOGITS
 
@@ -42,16 +40,17 @@ class Likelihood(NamedTuple):
 @final
 class Reader:
     """Reads with one model, `batch` sequences at a time where they are short; `context` is how many
-    tokens it takes. `made` are the passes so far, which took `seconds`.
+    tokens it takes. Its passes are counted among the given ones.
     """
 
-    def __init__(self, model: Transformer, batch: int, context: int | None = None) -> None:
+    def __init__(
+        self, model: Transformer, batch: int, context: int | None = None,
+        passes: Passes | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
         self.batch = batch if pads_exactly(model) else 1
         self.context = context or model.spec.context
-        self.made: Counter[Pass] = Counter()
-        self.seconds = 0.0
-        self.expected = Expected(model)
+        self.passes = passes or Passes(model)
 
     @torch.inference_mode()
     def read(
@@ -62,20 +61,16 @@ class Reader:
         """
         found: dict[int, Likelihood] = {}
         for places in self._grouped(readings):
-            together, began = [readings[i] for i in places], time.perf_counter()
-            found |= zip(places, self._together(together), strict=True)
-            self.made[_pass(together)] += 1
-            self.seconds += time.perf_counter() - began
+            together = [readings[i] for i in places]
+            with self.passes.timed() as made:
+                found |= zip(places, self._together(together), strict=True)
+                made[_pass(together)] += 1
             done(together)
         return [found[i] for i in range(len(readings))]
 
     def planned(self, readings: Sequence[Reading]) -> Counter[Pass]:
         """The passes that these would take."""
         return Counter(_pass([readings[i] for i in each]) for each in self._grouped(readings))
-
-    def passes(self) -> Passes:
-        """What those that were made took, beside what they were expected to."""
-        return Passes(self.seconds, self.expected.of(self.made))
 
     def _grouped(self, readings: Sequence[Reading]) -> Iterator[list[int]]:
         """Places of those that are read together, the longest first."""
@@ -116,9 +111,9 @@ class Reader:
         return torch.cat(nats), torch.cat(greedy)
 
 
-def _pass(readings: Sequence[Reading]) -> Pass:
+def _pass(readings: Sequence[Reading]) -> Whole:
     """That of readings of which the first is the longest."""
-    return Pass(len(readings), len(readings[0].tokens) - 1)
+    return Whole(len(readings), len(readings[0].tokens) - 1)
 
 
 def pads_exactly(model: Transformer) -> bool:

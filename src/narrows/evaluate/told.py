@@ -34,8 +34,9 @@ def told(assessment: Assessment) -> str:
         lines.append(f"{metric.name:{width}}  {metric.value:10.4f}{around}")
     lines += _confused(assessment)
     if assessment.measured:
-        predicted = _figures(assessment.predicted) if assessment.predicted else None
-        lines += ["", table(predicted, _figures(assessment.measured))]
+        done = "reading" if isinstance(assessment.data, Texts) else "answering"
+        predicted = _figures(done, assessment.predicted) if assessment.predicted else None
+        lines += ["", table(predicted, _figures(done, assessment.measured))]
     for comparison in assessment.comparisons:
         lines += ["", *_compared(comparison, width)]
     return "\n".join(lines)
@@ -58,8 +59,8 @@ def _headline(assessment: Assessment) -> str:
     )
 
 
-def _figures(taken: Taken) -> dict[str, Quantity]:
-    return {"reading": Seconds(taken.seconds), "memory": Bytes(taken.memory)}
+def _figures(done: str, taken: Taken) -> dict[str, Quantity]:
+    return {done: Seconds(taken.seconds), "memory": Bytes(taken.memory)}
 
 
 def _confused(assessment: Assessment) -> list[str]:

@@ -7,6 +7,7 @@ next token, and one whose prompt is over chooses. So nothing is padded or masked
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from narrows.data.order import number
 from narrows.evaluate.likelihood import pads_exactly
-from narrows.evaluate.progress import Progress
+from narrows.evaluate.passes import Decode, Pass, Passes, Prefill
+from narrows.evaluate.progress import Progress, Talk
 from narrows.infer.generate import Finish
 from narrows.infer.loading import Generator
 from narrows.infer.sampling import Sampler, Sampling
@@ -50,28 +52,44 @@ class Written(NamedTuple):
 
 
 def write(
-    generator: Generator, prompts: Sequence[Prompt], how: Manuscript, progress: Progress
+    generator: Generator, prompts: Sequence[Prompt], how: Manuscript, passes: Passes, talk: Talk
 ) -> list[Written]:
     """One for each prompt, in their order; a prompt and its answer must fit the context."""
     batch = how.batch if pads_exactly(generator.model) else 1
     shortest_first = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
+    together = [shortest_first[start : start + batch] for start in range(0, len(prompts), batch)]
+    planned = sum((_planned([prompts[i] for i in each], how) for each in together), Counter())
+    passes.announce(planned, f"{len(prompts):,} answers, if all are {how.tokens} tokens", talk)
+    progress = Progress(talk, "answers", len(prompts))
     found: dict[int, Written] = {}
-    for start in range(0, len(shortest_first), batch):
-        places = shortest_first[start : start + batch]
+    for places in together:
         writers = [_Writer(generator, prompts[i], how) for i in places]
-        _write_together(generator, writers, how.tokens)
+        with passes.timed() as made:
+            _write_together(generator, writers, how.tokens, made)
         found |= zip(places, (each.written() for each in writers), strict=True)
         progress.add(len(places))
     return [found[i] for i in range(len(prompts))]
 
 
+def _planned(prompts: Sequence[Prompt], how: Manuscript) -> Counter[Pass]:
+    """The passes of these together, where every answer is as long as it may be."""
+    lengths = [len(each.tokens) for each in prompts]
+    first, stop = min(lengths), max(lengths) + how.tokens
+    planned = Counter[Pass](Decode.at(len(prompts), place) for place in range(first, stop - 1))
+    planned[Prefill(len(prompts), first, stop)] += 1
+    return planned
+
+
 @torch.inference_mode()
-def _write_together(generator: Generator, writers: Sequence[_Writer], tokens: int) -> None:
+def _write_together(
+    generator: Generator, writers: Sequence[_Writer], tokens: int, made: Counter[Pass]
+) -> None:
     model, device = generator.model, generator.model.head_VD.device
     lengths = [len(each.prompt) for each in writers]
     place, stop = min(lengths), max(lengths) + tokens
     assert stop <= model.spec.context
     caches = model.caches(len(writers), stop)
+    made[Prefill(len(writers), place, stop)] += 1
     tokens_BT = torch.tensor([each.prompt[:place] for each in writers], device=device)
     hidden_BD = model.hidden(tokens_BT, caches, 0)[:, -1]
     while True:
@@ -80,6 +98,7 @@ def _write_together(generator: Generator, writers: Sequence[_Writer], tokens: in
             return
         tokens_BT = torch.tensor(following, device=device)[:, None]
         hidden_BD = model.hidden(tokens_BT, caches, place)[:, -1]
+        made[Decode.at(len(writers), place)] += 1
         place += 1
 
 

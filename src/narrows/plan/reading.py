@@ -44,7 +44,8 @@ def reading_memory(
         prompt=positions, tokens=0, precision=precision, sequences=sequences, fresh=True
     )  # fmt: skip
     found = answer_memory(model, asked, Heap.of(machine))
-    count = min(LOGITS, sequences * positions * model.vocabulary)
+    scored = 0 if model.classes else sequences * positions * model.vocabulary
+    count = min(LOGITS, scored)
     # Their exponentials, and bf16 ones, lie where the last block's activations did.
     beside = count * (_FP32 if precision == "fp32" else _FP32 + asked.setting.value_bytes)
     logits = _FP32 * count + max(0.0, beside - found.activations)
