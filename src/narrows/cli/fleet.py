@@ -150,7 +150,7 @@ def question(chosen: argparse.Namespace) -> Question:
     return Question(
         name=chosen.model, model=spec, fleet=known,
         batch=usual if chosen.batch is None else chosen.batch,
-        wanted=Wanted(**_wanted(chosen), **_tuning(chosen, spec)), goal=chosen.goal,
+        wanted=Wanted(**_wanted(chosen, known), **_tuning(chosen, spec)), goal=chosen.goal,
         budget=budget(*chosen.budget) if chosen.budget else None,
         against=tuple(_placed(name, chosen) for name in chosen.against), ladder=ladder(known),
     )  # fmt: skip
@@ -193,7 +193,7 @@ def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
     return dial(Wish(
         fleet=known, budget=budget(*chosen.budget), batch=chosen.batch, goal=chosen.goal,
         context=_CONTEXT_SIZED if chosen.context is None else chosen.context,
-        wanted=Wanted(**_wanted(chosen)),
+        wanted=Wanted(**_wanted(chosen, known)),
         against=tuple(_placed(name, chosen) for name in chosen.against), ladder=ladder(known),
     ))  # fmt: skip
 
@@ -286,7 +286,8 @@ def _tuning(chosen: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
     return {"trained": int(count) / spec.layers, "reached": int(count) / spec.layers}
 
 
-def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:
+def _wanted(chosen: argparse.Namespace, known: Fleet) -> dict[str, Any]:
+    """The choices given, in the precision that the devices have."""
     from narrows.spec.errors import nearest
     from narrows.spec.fleet import Spread
     from narrows.spec.record import from_builtins
@@ -306,4 +307,10 @@ def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:
     if found.get("schedule") == "zero_bubble":
         found.setdefault("interleave", 2)
     from_builtins(Spread, found, source="--set layout")
+    wished = found.setdefault("precision", known.precision)
+    if wished not in known.peak:
+        raise BadInput(
+            f"{known.accelerator} has no {wished} figures",
+            hint=f"--set layout.precision={known.precision}",
+        )
     return found

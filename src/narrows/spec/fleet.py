@@ -19,6 +19,9 @@ from narrows.spec.units import (
 )
 
 Format = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int8", "int4"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8", "fp4"]
+"""What weights are trained in."""
+_USUAL: tuple[Precision, ...] = ("bf16", "fp16", "fp32")
 Sharding = Literal["none", "optimizer", "gradients", "parameters"]
 Recompute = Literal["none", "selective", "full", "pointwise"]
 """What is computed again backward: nothing, attention's scores (arXiv:2205.05198), whole blocks, or
@@ -119,10 +122,22 @@ class Fleet(Record):
     overhead: Fact[float]
     machine: Machine | None = None
 
+    @property
+    def precision(self) -> Precision:
+        """What models are trained in on it unless something else is wished for: bf16, else fp16,
+        else fp32. Raises BadInput where it computes integers alone.
+        """
+        for name in _USUAL:
+            if name in self.peak:
+                return name
+        raise BadInput(
+            f"{self.accelerator} computes integers alone, in which no model is trained",
+            hint="it can answer: --serve 1 --weights 8",
+        )
+
     def peak_of(self, precision: str) -> float:
-        """FLOP/s of one device in `precision`, else in 16 bits."""
-        known = (name for name in (precision, "bf16", "fp16") if name in self.peak)
-        return float(self.peak[next(known)].value)
+        """FLOP/s of one device in `precision`, else in what it trains in."""
+        return float(self.peak[precision if precision in self.peak else self.precision].value)
 
 
 SIZES = ("data", "replicas", "tensor", "pipeline", "interleave", "context", "expert")
@@ -189,7 +204,7 @@ class Spread(Record):
     placement: Placement = "pipeline_outermost"
     exchange: Exchange = "ring"
     sequence_parallel: bool = True
-    precision: Literal["fp32", "bf16", "fp16", "fp8", "fp4"] = "bf16"
+    precision: Precision = "bf16"
     flash_attention: bool = True
     kernels: Fusion = "fused"
     trained: float = 1.0

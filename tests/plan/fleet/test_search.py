@@ -171,6 +171,12 @@ def test_the_front_is_beaten_by_none_and_beats_all(found: Found) -> None:
     [
         (Wanted(tensor=3), 64, "16 heads cannot be divided among 3 tensor ranks"),
         (Wanted(pipeline=16), 64, "8 layers do not fill 16 pipeline stages"),
+        (Wanted(pipeline=4, interleave=3), 64,
+         "8 layers do not fill 12 pieces, 3 in each of 4 stages"),
+        (Wanted(pipeline=1, interleave=2), 64,
+         "a pipeline whose stages are cut needs stages, and layout.pipeline is 1"),
+        (Wanted(pipeline=1, interleave=2, schedule="zero_bubble"), 64,
+         "a zero-bubble pipeline needs stages, and layout.pipeline is 1"),
         (Wanted(context=3), 64, "16 devices cannot be divided into groups of 3"),
         (Wanted(tensor=16, pipeline=2), 64, "16 devices cannot be divided into groups of 32"),
         (

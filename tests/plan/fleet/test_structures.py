@@ -57,7 +57,7 @@ def cut(layers: int, stages: int, wanted: Wanted) -> list[int]:
     if stages == 1 or wanted.schedule == "gpipe":
         return [1] if wanted.interleave in (None, 1) else []
     if wanted.interleave:
-        possible = wanted.schedule == "zero_bubble" or wanted.interleave * stages <= layers
+        possible = wanted.interleave * stages <= layers + 2
         return [wanted.interleave] if possible else []
     even = {v for v in PIECES for own in (layers, layers + 2) if own % (stages * v) == 0}
     return sorted({1, *even})

@@ -13,6 +13,7 @@ from narrows.plan.fleet.variants import Wanted, refined
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Fleet
 from narrows.spec.model import ModelSpec
+from narrows.spec.pieces import pieces
 
 BATCH = 64
 
@@ -51,6 +52,28 @@ def test_variants_are_possible(work: Work, fleet: Fleet, small: ModelSpec) -> No
     assert np.any(uneven) and np.all((layers % found.pipeline == 0)[uneven])
     for index in range(0, found.size, 97):
         assert found.spread(index).batch_sequences == BATCH  # a record that nothing refuses
+
+
+@pytest.mark.parametrize("layers", [14, 16, 30, 62, 126])
+@pytest.mark.parametrize("schedule", [None, "zero_bubble"])
+def test_every_stage_and_piece_has_something_to_do(
+    small: ModelSpec, fleet: Fleet, layers: int, schedule: Any
+) -> None:
+    """Of 126 layers in 128 pieces the first has the embedding alone, and the last the head."""
+    work = Work.of(msgspec.structs.replace(small, layers=layers), small.context)
+    fixed = Wanted(schedule=schedule, interleave=schedule and 2)
+    known = candidates(work, fleet, BATCH, fixed)
+    found = known.beside(refined(work, known, fixed))
+    names = ("pipeline", "interleave", "first_fewer", "last_fewer", "schedule")
+    rows = np.stack([getattr(found, name) for name in names])
+    _, first = np.unique(rows, axis=1, return_index=True)
+    seen = set()
+    for index in first:
+        spread = found.spread(int(index))
+        seen.add(spread.pipeline * spread.interleave - layers)
+        assert sum(each.stop - each.start for each in pieces(layers, spread)) == layers
+    if layers != 16 and schedule is None:
+        assert 2 in seen, "as many pieces as layers with the embedding and the head"
 
 
 @pytest.mark.parametrize(

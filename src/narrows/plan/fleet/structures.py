@@ -65,8 +65,10 @@ def structures(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Spreads:
         if name not in ("sharding", "recompute")
         for given, usual in [(getattr(wanted, name), float(name == "reshard"))]
     }
+    # Pieces beyond the layers are those of the embedding and the head.
+    ends = rows["pipeline"] * rows["interleave"] > layers_of(work) + fewer_of(wanted)
     fewer = {
-        name: np.full(size, float(getattr(wanted, name) or 0))
+        name: np.where(ends, 1.0, float(getattr(wanted, name) or 0))
         for name in ("first_fewer", "last_fewer")
     }
     zeros = {name: np.zeros(size) for name in ("sharding", "recompute")}
@@ -78,8 +80,7 @@ def _axes(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Rows:
     """Tensor, context and pipeline ranks, and what they leave to the data: `ranks`, copies of a
     sharded set included.
     """
-    spec, devices = work.spec, fleet.devices
-    layers = spec.layers + spec.encoder_layers
+    spec, devices, layers = work.spec, fleet.devices, layers_of(work)
     most = min(_TENSOR_MOST, devices, fleet.domains[0].devices)
     tensors = _options(wanted.tensor, [t for t in _powers(most) if spec.heads % t == 0])
     longest = max(1, work.positions // _POSITIONS_LEAST)
@@ -135,8 +136,7 @@ def _pieces(rows: Rows, work: Work, wanted: Wanted) -> Rows:
     """Into how many a stage is cut; more than one take turns only where the micro-batches fill the
     pipeline.
     """
-    layers = work.spec.layers + work.spec.encoder_layers
-    stages = rows["pipeline"]
+    layers, stages = layers_of(work), rows["pipeline"]
     options = np.array(sorted({1, 2, *_PIECES, wanted.interleave or 1}))
     cut = np.zeros((layers + 1, len(options)), dtype=bool)
     for p in set(stages.tolist()):
@@ -147,18 +147,36 @@ def _pieces(rows: Rows, work: Work, wanted: Wanted) -> Rows:
 
 
 def _cuts(layers: int, stages: int, wanted: Wanted) -> list[int]:
+    most = _pieces_most(layers, wanted) // stages
     if wanted.schedule == "gpipe" or stages == 1:
-        return [1] if wanted.interleave in (None, 1) else []
+        whole = wanted.interleave in (None, 1) and wanted.schedule != "zero_bubble"
+        return [1] if whole else []
     if wanted.schedule == "zero_bubble":
-        return [2]
+        return [2] if most >= 2 else []
     if wanted.interleave is not None:
-        return [wanted.interleave] if wanted.interleave * stages <= layers else []
-    return [1, *(v for v in _PIECES if _even(layers, stages * v))]
+        return [wanted.interleave] if wanted.interleave <= most else []
+    return [1, *(v for v in _PIECES if v <= most and _even(layers, stages * v))]
+
+
+def _pieces_most(layers: int, wanted: Wanted) -> int:
+    """Each has a layer, but the first the embedding alone and the last the head, where both may."""
+    free = wanted.first_fewer is None and wanted.last_fewer is None
+    return layers + (2 if free else fewer_of(wanted))
 
 
 def _even(layers: int, pieces: int) -> bool:
     """Whether the layers, alone or with the embedding and the head as two more, fill the pieces."""
     return layers % pieces == 0 or (layers + 2) % pieces == 0
+
+
+def layers_of(work: Work) -> int:
+    """Those of an encoder included."""
+    return work.spec.layers + work.spec.encoder_layers
+
+
+def fewer_of(wanted: Wanted) -> int:
+    """Layers that the first stage and the last are told to have fewer than their shares."""
+    return (wanted.first_fewer or 0) + (wanted.last_fewer or 0)
 
 
 def _powers(most: int) -> list[int]:
@@ -177,11 +195,13 @@ def _refusal(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> BadInput:
             f"{spec.heads} heads cannot be divided among {t} tensor ranks",
             hint=f"--set layout.tensor=N with N one of {near}",
         )
-    if p is not None and p > spec.layers:
+    if p is not None and p > layers_of(work):
         return BadInput(
-            f"{spec.layers} layers do not fill {p} pipeline stages",
-            hint=f"--set layout.pipeline=N with N at most {spec.layers}",
+            f"{layers_of(work)} layers do not fill {p} pipeline stages",
+            hint=f"--set layout.pipeline=N with N at most {layers_of(work)}",
         )
+    if refusal := _pieces_refusal(work, p, wanted):
+        return refusal
     fixed = (t or 1) * (p or 1) * (wanted.context or 1)
     if fleet.devices % fixed:
         return BadInput(
@@ -196,6 +216,26 @@ def _refusal(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> BadInput:
         f"a batch of {batch} sequences cannot be divided among {ranks} data ranks{size}",
         hint=f"a batch that is a multiple of {ranks * micro}, or more tensor or pipeline ranks",
     )
+
+
+def _pieces_refusal(work: Work, stages: int | None, wanted: Wanted) -> BadInput | None:
+    v = 2 if wanted.schedule == "zero_bubble" else wanted.interleave or 1
+    if v == 1:
+        return None
+    what = f"{wanted.schedule} pipeline" if wanted.schedule else "pipeline whose stages are cut"
+    if stages == 1:
+        return BadInput(
+            f"a {what.replace('_', '-')} needs stages, and layout.pipeline is 1",
+            hint=f"--set layout.pipeline=2, or leave layout."
+            f"{'schedule' if wanted.schedule else 'interleave'} out",
+        )
+    if stages is not None and v * stages > _pieces_most(layers_of(work), wanted):
+        return BadInput(
+            f"{layers_of(work)} layers do not fill {v * stages} pieces, {v} in each of {stages} "
+            "stages",
+            hint=f"layout.pipeline · layout.interleave at most {layers_of(work)}",
+        )
+    return None
 
 
 def _experts_refusal(work: Work, fleet: Fleet, expert: int, stages: int | None) -> BadInput | None:

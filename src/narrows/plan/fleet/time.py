@@ -23,7 +23,8 @@ from narrows.spec.fleet import Fleet, Fusion
 from narrows.spec.model import ModelSpec
 
 # What weights are trained in; integers and tf32 are not among a layout's choices.
-_FORMATS = ("fp32", "bf16", "fp16", "fp8", "fp4")
+_NARROW = ("fp8", "fp4")
+_FORMATS = ("fp32", "bf16", "fp16", *_NARROW)
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +44,8 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
         reach = fleet.reach
         known = {name: float(fleet.peak[name].value) for name in _FORMATS if name in fleet.peak}
         wide = ("fp32",) if precision == "fp32" else ("bf16", "fp16", "fp32")
+        if precision not in _NARROW:
+            wide = (precision, *wide)
         whole = next((known[name] for name in wide if name in known), 0.0)
         peak = whole if precision in ("bf16", "fp16") else known.get(precision, 0.0)
         if not peak:
@@ -53,7 +56,7 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
         if precision == "fp4" and "fp8" in known:
             # Four bits are no quicker than power allows, whatever the data sheet's peak.
             peak = np.minimum(peak, constants.FOUR_BITS * known["fp8"])
-        narrow = reach.narrow if precision in ("fp8", "fp4") else 1.0
+        narrow = reach.narrow if precision in _NARROW else 1.0
         matmul = reach.clock * reach.matmul * (reach.plain if kernels != "fused" else 1.0)
         return cls(
             matmul=peak * matmul * narrow,

@@ -90,6 +90,7 @@ def _v_shaped(work: Work, spreads: Spreads, wanted: Wanted) -> Spreads | None:
         return None
     p = spreads.pipeline
     even = (work.layers % (2.0 * p) == 0) | ((work.layers + 2.0) % (2.0 * p) == 0)
+    even &= 2.0 * p <= work.layers + spreads.first_fewer + spreads.last_fewer
     fine = (p > 1) & (spreads.interleave == 1) & even & (spreads.accumulation >= p)
     part = spreads.part(np.flatnonzero(fine))
     ones = np.ones(part.size)
@@ -111,11 +112,12 @@ def _unevenly(work: Work, spreads: Spreads, wanted: Wanted) -> Spreads | None:
     if wanted.first_fewer is not None or wanted.last_fewer is not None:
         return None
     parts: Spreads | None = None
+    even = (spreads.pipeline > 1) & (spreads.first_fewer == 0)
     for first, last in _FEWER:
         each = (work.layers + first + last) / spreads.pipeline
         whole = np.mod(each, spreads.interleave) == 0
-        fine = (spreads.pipeline > 1) & whole & (each > max(first, last))
-        part = spreads.part(np.flatnonzero(fine))
+        room = (each > max(first, last)) & (each >= spreads.interleave * max(first, last))
+        part = spreads.part(np.flatnonzero(even & whole & room))
         ones = np.ones(part.size)
         part = part.changed(first_fewer=first * ones, last_fewer=last * ones)
         parts = part if parts is None else parts.beside(part)
