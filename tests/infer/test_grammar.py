@@ -83,6 +83,12 @@ def test_a_copy_goes_its_own_way(bpe: Tokenizer) -> None:
          ".properties.a"),
         ({"type": "array", "uniqueItems": True}, ""),
         ([], ""),
+        ({"properties": {"a": {"type": "integer", "minimum": -(2**63), "maximum": -(2**63)}}},
+         ".properties.a"),
+        ({"type": "integer", "maximum": 1e300}, ""),
+        ({"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}},
+         ".items"),
+        ({"type": "number", "minimum": -0.5, "exclusiveMaximum": 0}, ""),
     ],
 )  # fmt: skip
 def test_a_wrong_schema_is_refused_with_the_place(bpe: Tokenizer, table: Any, place: str) -> None:
@@ -92,8 +98,20 @@ def test_a_wrong_schema_is_refused_with_the_place(bpe: Tokenizer, table: Any, pl
 
 
 def test_what_is_not_strict_may_say_what_cannot_be_held(bpe: Tokenizer) -> None:
-    table = {"type": "array", "uniqueItems": True}
-    assert Grammars(bpe).guide(schema(table, strict=False)).allowed().any()
+    least = -(2**63)
+    for table in (
+        {"type": "array", "uniqueItems": True},
+        {"type": "integer", "minimum": least, "maximum": least},
+        {"type": "integer", "minimum": least, "maximum": 2**63 - 1},
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+    ):
+        assert Grammars(bpe).guide(schema(table, strict=False)).allowed().any()
+
+
+def test_values_that_look_like_bounds_are_left(generator: Generator) -> None:
+    table = {"const": {"minimum": 2**60}}
+    text, _ = written(generator, schema(table, strict=False), seed=0)
+    assert json.loads(text) == table["const"]
 
 
 @pytest.mark.parametrize(

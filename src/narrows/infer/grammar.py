@@ -34,6 +34,10 @@ _DEFINED = ("$defs", "definitions")
 _WITHIN = (*_DEFINED, "properties", "patternProperties")
 _LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_VALUES = ("const", "enum", "default", "examples")
+"""Whose insides are no schemas."""
+_EXACT = 2**53
 _TRIES = 200
 """How many parts of a wrong schema are looked at by themselves."""
 
@@ -218,9 +222,51 @@ def _of_schema(schema: Any, strict: bool) -> str:
         raise BadGrammar("a schema is a JSON object", hint='{"type": "object"}')
     form: Any = {**FORM, "lenient": not strict}
     try:
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=form)
-    except ValueError as error:  # nested too deeply
+        known = json.dumps(_held(schema, strict))
+        return LLMatcher.grammar_from_json_schema(known, overrides=form)
+    except (ValueError, RecursionError) as error:  # nested too deeply
         raise BadGrammar(str(error)) from None
+
+
+def _held(schema: Any, strict: bool) -> Any:
+    """Without the bounds of numbers that llguidance does not hold, which a strict one may not have:
+    beyond int64 it cuts them, and two at the least one of those end the process.
+    """
+    if isinstance(schema, list):
+        return [_held(each, strict) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bounds = {key: schema[key] for key in _BOUNDS if _is_number(schema.get(key))}
+    wide = [key for key, bound in bounds.items() if not abs(bound) <= _EXACT]
+    if strict and wide:
+        what = f"{wide[0]} {bounds[wide[0]]} cannot be held"
+        raise BadGrammar(what, hint=f"a bound of at most {_EXACT}, up to which JSON is exact")
+    if strict:
+        _refuse_fraction(bounds)
+    return {
+        key: each if key in _VALUES else _held(each, strict)
+        for key, each in schema.items()
+        if key not in wide
+    }
+
+
+def _refuse_fraction(bounds: dict[str, float]) -> None:
+    """Raises BadGrammar where a whole number is left out, and the other bound is less than one away
+    from it: llguidance 1.9 lets that number in.
+    """
+    for key, sign, others in (
+        ("exclusiveMinimum", 1, ("maximum", "exclusiveMaximum")),
+        ("exclusiveMaximum", -1, ("minimum", "exclusiveMinimum")),
+    ):
+        end = bounds.get(key, 0.5)
+        near = any(0 < sign * (bounds[other] - end) < 1 for other in others if other in bounds)
+        if near and end == int(end):
+            what = f"{key} {end:g} with the other bound less than one away cannot be held"
+            raise BadGrammar(what, hint=f"a bound of itself, such as {end + sign * 0.001:g}")
+
+
+def _is_number(bound: object) -> bool:
+    return isinstance(bound, int | float) and not isinstance(bound, bool)
 
 
 def _read(text: str) -> Any:
