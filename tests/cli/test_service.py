@@ -46,6 +46,22 @@ def test_each_option_changes_what_it_names(capsys: pytest.CaptureFixture[str]) -
     assert even.best.first_token.p99 < plain.best.first_token.p99
 
 
+def test_one_token_is_answered_without_a_further_step(capsys: pytest.CaptureFixture[str]) -> None:
+    best = answered(capsys, "--serve", "1", "--answer", "1").best
+    assert best.tokens_per_s == pytest.approx(1.0 / best.first_token.mean)
+    longer = answered(capsys, "--serve", "1", "--answer", "9").best
+    whole = longer.first_token.mean + 8 * longer.per_token.mean
+    assert longer.tokens_per_s == pytest.approx(9.0 / whole)
+
+
+def test_a_card_of_integers_answers_in_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """FlightLLM reached 55 tokens/s of Llama 2 7B on one (arXiv:2401.03868)."""
+    found = answered(capsys, "--machine", "alveo-u280", "--serve", "1")
+    assert found.best.placement.weight_bits == 4.5
+    assert 30.0 < 1.0 / found.best.per_token.mean < 90.0
+    assert not any("16 bits" in each.name for each in found.changes if "weights" in each.name)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -66,6 +82,12 @@ def test_each_option_changes_what_it_names(capsys: pytest.CaptureFixture[str]) -
         (["--serve", "2", "--prompt", "130000", "--answer", "2000"], "the context of 131,072"),
         (["--serve", "2", "--model", "bert-base"], "reads text and writes none"),
         (["--serve", "2", "--budget", "1 day"], "--budget says nothing of serving"),
+        (["--serve", "2", "--batch", "3"], "--batch says nothing of serving"),
+        (["--serve", "2", "--goal", "energy"], "--goal energy is of training"),
+        (["--serve", "2", "--draft", "gpt2"], "gpt2 knows 50,257 tokens, and llama-3.1-8b 128,256"),
+        (["--weights", "4"], "--weights is of serving"),
+        (["--first-token", "1 s"], "--first-token is of serving"),
+        (["--machine", "alveo-u280", "--serve", "1", "--weights", "16"], "computes integers alone"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

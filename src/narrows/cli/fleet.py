@@ -139,7 +139,7 @@ def question(chosen: argparse.Namespace) -> Question:
     from narrows.plan.fleet.variants import Wanted
     from narrows.spec.job import budget
 
-    _refuse_what_is_of_a_job(chosen)
+    refuse_what_is_of_a_job(chosen)
     known = _placed(chosen.machine, chosen)
     if chosen.batch is not None and chosen.batch < 1:
         raise BadInput(f"--batch is {chosen.batch}", hint="at least one sequence")
@@ -156,7 +156,8 @@ def question(chosen: argparse.Namespace) -> Question:
     )  # fmt: skip
 
 
-def _refuse_what_is_of_a_job(chosen: argparse.Namespace) -> None:
+def refuse_what_is_of_a_job(chosen: argparse.Namespace) -> None:
+    """Raises BadInput where something was given that only a job at hand is asked."""
     machine = chosen.machine
     if machine.endswith(".toml") and not Path(machine).exists():
         raise BadInput(f"{machine} does not exist", hint="narrows probe -o machine.toml")
@@ -289,7 +290,7 @@ def _tuning(chosen: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
 def _wanted(chosen: argparse.Namespace, known: Fleet) -> dict[str, Any]:
     """The choices given, in the precision that the devices have."""
     from narrows.spec.errors import nearest
-    from narrows.spec.fleet import Spread
+    from narrows.spec.fleet import CHOICES_OF, Spread
     from narrows.spec.record import from_builtins
 
     found: dict[str, Any] = {}
@@ -307,10 +308,17 @@ def _wanted(chosen: argparse.Namespace, known: Fleet) -> dict[str, Any]:
     if found.get("schedule") == "zero_bubble":
         found.setdefault("interleave", 2)
     from_builtins(Spread, found, source="--set layout")
+    for name in CHOICES_OF.keys() & found.keys():
+        of, without = CHOICES_OF[name]
+        if found.get(of) in without:
+            raise BadInput(
+                f"layout.{name} says nothing where layout.{of} is {found[of]}",
+                hint="leave one of them out",
+            )
     wished = found.setdefault("precision", known.precision)
     if wished not in known.peak:
+        near = "fp8" if wished == "fp4" and "fp8" in known.peak else known.precision
         raise BadInput(
-            f"{known.accelerator} has no {wished} figures",
-            hint=f"--set layout.precision={known.precision}",
+            f"{known.accelerator} has no {wished} figures", hint=f"--set layout.precision={near}"
         )
     return found

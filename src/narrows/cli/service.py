@@ -12,6 +12,7 @@ from narrows.spec.errors import BadInput
 if TYPE_CHECKING:
     from narrows.plan.fleet.ways import Demand
     from narrows.spec.fleet import Fleet
+    from narrows.spec.model import ModelSpec
     from narrows.spec.record import Record
     from narrows.spec.service import Guesses, Limits, Requests
 
@@ -22,6 +23,10 @@ _ACCEPT = 0.7
 _BITS = {16: 16.0, 8: 8.0, 4: 4.5}
 """With the scales that go with weights of 4 bits."""
 _TIMES_LARGER = (2, 4, 8)
+_PADDING = 1024
+"""Rows that a table may have beyond the tokens, which differ within a family."""
+_OWN = ("prompt", "answer", "shared_prefix", "chunk", "draft", "accept", "ahead", "weights",
+        "first_token", "per_token")  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +56,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def is_asked(chosen: argparse.Namespace) -> bool:
-    """Whether a model is to be served rather than trained."""
-    return chosen.serve is not None or chosen.rate is not None
+    """Whether a model is to be served rather than trained; raises BadInput where only how is
+    said.
+    """
+    if chosen.serve is not None or chosen.rate is not None:
+        return True
+    for name in _OWN:
+        if getattr(chosen, name):
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(
+                f"{option} is of serving, and nothing says how many requests come",
+                hint='--serve 8 for so many at a time, or --rate "5 requests/s"',
+            )
+    return False
 
 
 def answer(chosen: argparse.Namespace) -> tuple[Record, str]:
@@ -71,35 +87,55 @@ def answer(chosen: argparse.Namespace) -> tuple[Record, str]:
 
 def demand(chosen: argparse.Namespace) -> Demand:
     """The arguments as something to serve; raises BadInput where they contradict each other."""
+    from narrows.hardware.fleet import ladder
     from narrows.plan.fleet.ways import Demand
 
-    for name in ("budget", "overrides", "against", "tune", "region", "pue", "trace"):
+    for name in ("budget", "overrides", "against", "tune", "region", "pue", "trace", "batch"):
         if getattr(chosen, name) not in (None, [], False):
             option = "set" if name == "overrides" else name
             raise BadInput(f"--{option} says nothing of serving", hint="leave it or --serve out")
+    if chosen.goal not in (None, "time"):
+        raise BadInput(
+            f"--goal {chosen.goal} is of training: served is what most tokens come of",
+            hint="leave it out; --first-token and --per-token say how quick it must be",
+        )
     if not chosen.model:
         raise BadInput("nothing says which model is served", hint="--model llama-3.1-8b")
-    asked = fleet.question(chosen)
-    if not asked.model.causal:
+    fleet.refuse_what_is_of_a_job(chosen)
+    known, spec = fleet.named(chosen.machine), fleet.model(chosen.model, chosen.context)
+    if not spec.causal:
         raise BadInput(
             f"{chosen.model} reads text and writes none",
             hint="a causal model, such as llama-3.1-8b",
         )
+    if chosen.weights == 16 and not known.floating:
+        raise BadInput(f"{known.accelerator} computes integers alone", hint="--weights 8, or 4")
     _settle_lengths(chosen)
     draft = fleet.model(chosen.draft, None) if chosen.draft else None
-    if draft is not None and draft.parameters >= asked.model.parameters:
+    if draft is not None:
+        _refuse_draft(draft, spec, chosen)
+    return Demand(
+        name=chosen.model, model=spec, fleet=known, requests=_requests(chosen),
+        limits=_limits(chosen), guesses=_guesses(chosen), larger=_larger(known),
+        smaller=next((f for f in ladder(known) if 2 * f.devices == known.devices), None),
+        draft=draft,
+        weight_bits=_BITS.get(chosen.weights),
+    )  # fmt: skip
+
+
+def _refuse_draft(draft: ModelSpec, model: ModelSpec, chosen: argparse.Namespace) -> None:
+    """Raises BadInput where its guesses save nothing, or are of other tokens."""
+    if draft.parameters >= model.parameters:
         raise BadInput(
             f"the draft {chosen.draft} is no smaller than {chosen.model}",
             hint="a model that guesses is quick only where it has far fewer parameters",
         )
-    return Demand(
-        name=asked.name, model=asked.model, fleet=asked.fleet, requests=_requests(chosen),
-        limits=_limits(chosen), guesses=_guesses(chosen),
-        larger=_larger(asked.fleet),
-        smaller=next((f for f in asked.ladder if 2 * f.devices == asked.fleet.devices), None),
-        draft=draft,
-        weight_bits=_BITS.get(chosen.weights),
-    )  # fmt: skip
+    if abs(draft.vocabulary - model.vocabulary) > _PADDING:
+        raise BadInput(
+            f"the draft {chosen.draft} knows {draft.vocabulary:,} tokens, and {chosen.model} "
+            f"{model.vocabulary:,}: what one guesses the other cannot check",
+            hint="a smaller model of the same family, which cuts text alike",
+        )
 
 
 def _requests(chosen: argparse.Namespace) -> Requests:

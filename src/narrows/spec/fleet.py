@@ -127,19 +127,30 @@ class Fleet(Record):
         """What models are trained in on it unless something else is wished for: bf16, else fp16,
         else fp32. Raises BadInput where it computes integers alone.
         """
-        for name in _USUAL:
-            if name in self.peak:
-                return name
-        raise BadInput(
-            f"{self.accelerator} computes integers alone, in which no model is trained",
-            hint="it can answer: --serve 1 --weights 8",
-        )
+        if not self.floating:
+            raise BadInput(
+                f"{self.accelerator} computes integers alone, in which no model is trained",
+                hint="it can answer: --serve 1 --weights 8",
+            )
+        return next(name for name in _USUAL if name in self.peak)
+
+    @property
+    def floating(self) -> bool:
+        """Whether it computes more than integers."""
+        return any(name in self.peak for name in _USUAL)
 
     def peak_of(self, precision: str) -> float:
         """FLOP/s of one device in `precision`, else in what it trains in."""
         return float(self.peak[precision if precision in self.peak else self.precision].value)
 
 
+CHOICES_OF: dict[str, tuple[str, tuple[object, ...]]] = {
+    **dict.fromkeys(("first_fewer", "last_fewer", "schedule", "placement"), ("pipeline", (1,))),
+    "exchange": ("context", (1,)),
+    "sequence_parallel": ("tensor", (1,)),
+    "reshard": ("sharding", ("none", "optimizer", "gradients")),
+}
+"""What a choice is of, and with which of that it says nothing."""
 SIZES = ("data", "replicas", "tensor", "pipeline", "interleave", "context", "expert")
 """What a layout counts of its axes, of a fleet's and of processes alike."""
 
@@ -223,7 +234,9 @@ class Spread(Record):
 
     @property
     def unusual(self) -> dict[str, object]:
-        """Its choices that are not the usual ones, by name; sizes and sharding are no choices."""
+        """Its choices that are not the usual ones and matter to it, by name; sizes and sharding are
+        no choices.
+        """
         usual = Spread()
         return {
             name: value
@@ -231,8 +244,13 @@ class Spread(Record):
                 "recompute", "schedule", "placement", "exchange", "reshard", "first_fewer",
                 "last_fewer", "sequence_parallel", "state_bits", "offload", "chunked_loss",
             )
-            if (value := getattr(self, name)) != getattr(usual, name)
+            if (value := getattr(self, name)) != getattr(usual, name) and self._has(name)
         }  # fmt: skip
+
+    def _has(self, name: str) -> bool:
+        """Whether it has what a choice is of."""
+        of, without = CHOICES_OF.get(name, ("devices", ()))
+        return getattr(self, of) not in without
 
     @property
     def devices(self) -> int:

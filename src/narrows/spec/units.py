@@ -128,6 +128,7 @@ class Seconds(Quantity):
         "s": 1.0, "sec": 1.0, "seconds": 1.0, **_prefixed("s", _SMALL),
         "second": 1.0, "min": 60.0, "minute": 60.0, "minutes": 60.0, "h": 3600.0, "hour": 3600.0,
         "hours": 3600.0, "d": 86400.0, "day": 86400.0, "days": 86400.0,
+        "week": 604800.0, "weeks": 604800.0,
     }  # fmt: skip
     written = _descending(units, "d", "h", "min", "s", "ms", "µs", "ns")
 
@@ -155,7 +156,10 @@ class Dollars(Quantity):
     """Money, in US dollars."""
 
     symbol, example = "$", "$20"
-    units = {"$": 1.0, "USD": 1.0, "dollars": 1.0, "cents": 0.01, "cent": 0.01}
+    units = {
+        "$": 1.0, "USD": 1.0, "dollars": 1.0, "cents": 0.01, "cent": 0.01,
+        "$k": 1e3, "$M": 1e6,
+    }  # fmt: skip
     written = (("$", 1.0),)
 
 

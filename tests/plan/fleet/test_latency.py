@@ -58,7 +58,7 @@ def test_prompts_that_join_spread_the_time_a_token_takes(
     at = (work, Replica(), device)
     together = serve(work, Replica(), busy, device)
     spread = latency.per_token(together, busy, True, 0.0, at)
-    sigma = together.service * math.sqrt(together.running - 1.0) / 256
+    sigma = together.service * math.sqrt(together.running - 1.0) / 255
     assert spread.p50 == spread.mean == together.per_token
     assert spread.p99 - spread.mean == pytest.approx(2.3263 * sigma)
     apart = replace(busy, apart=Apart(replica=Replica(), sets=4.0))

@@ -33,7 +33,7 @@ def test_prompts_that_join_slow_those_that_decode(small: ModelSpec, fleet: Fleet
     together = serve(work, Replica(), long, fleet)
     apart = serve(work, Replica(), replace(long, apart=Apart(replica=Replica())), fleet)
     assert apart.per_token == pytest.approx(apart.decode)
-    added = (together.running - 1.0) / 128 * together.service
+    added = (together.running - 1.0) / 127 * together.service
     assert together.decode + added < together.per_token
     assert together.per_token < together.decode + added + constants.SERVING_JOIN
 

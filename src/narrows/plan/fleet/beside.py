@@ -24,9 +24,13 @@ _AXES: tuple[AxisName, ...] = ("tensor", "context", "expert", "pipeline", "data"
 def as_run(spread: Spread, positions: int) -> Layout:
     """The layout as processes run it; raises BadInput where nothing here runs it."""
     usual = Spread()
-    for name in ("stored_bits", "offload", "trained", "state_bits", "flash_attention"):
+    for name in ("trained", "stored_bits", "offload", "state_bits", "flash_attention"):
         if getattr(spread, name) != getattr(usual, name):
-            raise BadInput(f"a layout with {name} cannot be traced", hint="leave it out")
+            told = (
+                "a model of which a part learns" if name == "trained" else f"a layout with {name}"
+            )
+            option = "--tune" if name == "trained" else f"layout.{name}"
+            raise BadInput(f"{told} cannot be traced", hint=f"leave {option} out")
     if spread.precision not in ("bf16", "fp32"):
         raise BadInput(f"{spread.precision} cannot be traced", hint="--set layout.precision=bf16")
     if spread.recompute not in ("none", "full"):

@@ -40,7 +40,7 @@ def per_token(
     if load.apart is None:
         # As many prompts join in the time of an answer as requests run beside it.
         joined = math.sqrt((answer.running - 1.0) * (1.0 + variation**2))
-        spread = (answer.service * joined / load.answer) ** 2
+        spread = (answer.service * joined / max(1.0, load.further)) ** 2
     if not steady:
         more = answer.running + math.sqrt(answer.running)
         slower = step_seconds(work, replica, load, more, fleet) - step_seconds(
@@ -49,16 +49,21 @@ def per_token(
         spread += (slower / tokens) ** 2
     if load.speculation:
         # Steps until an answer is whole: a renewal process (Feller, 1949, doi:10.2307/1990420).
-        spread += answer.per_token**2 * load.speculation.variance / (tokens * load.answer)
+        spread += (
+            answer.per_token**2 * load.speculation.variance / (tokens * max(1.0, load.further))
+        )
     sigma = min(math.sqrt(spread), answer.per_token / 3.0)
     found = [answer.per_token + point * sigma for point in _NORMAL.values()]
     return Quantiles(mean=answer.per_token, p50=found[0], p90=found[1], p99=found[2])
 
 
 def prefilling(answer: Served, load: Load) -> float:
-    """The share of the time in which some prompt is being computed."""
-    cycle = load.answer * answer.per_token + answer.wait + answer.service
-    return min(1.0, answer.running * answer.service / cycle)
+    """The share of the time in which some prompt is being computed: each request has one a cycle
+    (Little, 1961, doi:10.1287/opre.9.3.383).
+    """
+    cycle = load.further * answer.per_token + answer.wait + answer.service
+    together = min(load.concurrency, max(1.0, answer.room))
+    return min(1.0, together * answer.service / cycle)
 
 
 def _tail(wait: float, busy: float, share: float) -> float:

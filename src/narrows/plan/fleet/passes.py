@@ -310,8 +310,7 @@ def peak_of(fleet: Fleet, bits: float) -> float:
 
 
 def _whole(fleet: Fleet) -> float:
-    known = {name: float(fact.value) for name, fact in fleet.peak.items()}
-    return known.get("bf16") or known.get("fp16") or known.get("fp32") or 1.0
+    return fleet.peak_of(fleet.precision if fleet.floating else "int8")
 
 
 def _score_flop(spec: ModelSpec, replica: Replica) -> float:

@@ -85,6 +85,11 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         return max(1.0, self.prompt - self.shared)
 
     @property
+    def further(self) -> float:
+        """Tokens of an answer after the first, which comes of the prompt."""
+        return max(0.0, self.answer - 1.0)
+
+    @property
     def chunks(self) -> float:
         """Steps that a prompt is computed in."""
         return 1.0 if self.chunk is None else math.ceil(self.new / self.chunk)
@@ -117,7 +122,7 @@ def serve(work: Work, replica: Replica, load: Load, fleet: Fleet) -> Served:
         decode += host_seconds(work, replica, load, running)
         service = joined_seconds(work, replica, load, running, fleet)
         per_token = _per_token(decode, service, load, running)
-        writing = load.answer * per_token
+        writing = load.further * per_token
         # A prompt in chunks takes as many steps.
         taken = service + (load.chunks - 1.0) * decode
         wait = taken + _crowded(load) * (queue(taken, writing, customers) - taken)
@@ -217,7 +222,7 @@ def _per_token(decode: float, service: float, load: Load, running: float) -> flo
     if load.apart is not None:
         return decode / tokens
     # A prompt joins for each answer of the others that ends; in chunks, at most one a step.
-    joining = (running - 1.0) * tokens / max(load.answer, 1.0)
+    joining = (running - 1.0) * tokens / max(load.further, 1.0)
     added = joining * service
     if load.chunk is not None:
         added = min(added, service / load.chunks)

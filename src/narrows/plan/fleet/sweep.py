@@ -66,7 +66,7 @@ def changes(work: Work, best: Serving, demand: Demand) -> Iterator[Changed]:
 
 def _placed(mine: Placement, demand: Demand) -> Iterator[tuple[str, Placement]]:
     for bits, told in ((16.0, "16"), (8.0, "8"), (4.5, "4")):
-        if bits != mine.weight_bits:
+        if bits != mine.weight_bits and (bits <= 8.0 or demand.fleet.floating):
             yield f"weights of {told} bits", replace(mine, weight_bits=bits)
     other = 8.0 if mine.cache_bits == 16.0 else 16.0
     yield f"cache of {other:g} bits", replace(mine, cache_bits=other)

@@ -99,7 +99,7 @@ def placements(demand: Demand) -> Iterator[Placement]:
     """Every way to lie on all devices, with every width of weights and keys."""
     fleet, model = demand.fleet, demand.model
     for weights, caches in _BITS.items():
-        if demand.weight_bits not in (None, weights):
+        if demand.weight_bits not in (None, weights) or (weights > 8.0 and not fleet.floating):
             continue
         tensor = 1
         while tensor <= fleet.devices:
@@ -167,7 +167,7 @@ def way_of(work: Work, placed: Placement, demand: Demand) -> Serving:
 
 def _stay(answer: Served, load: Load) -> float:
     """Seconds from a request to the end of its answer."""
-    return answer.first_token + load.answer * answer.per_token
+    return answer.first_token + load.further * answer.per_token
 
 
 def _concurrency(work: Work, placed: Placement, demand: Demand) -> float:
@@ -204,7 +204,8 @@ def _usage(
     tokens_a_step = answer.running * (load.speculation.tokens if load.speculation else 1.0)
     longer = answer.decode / step.seconds / tokens_a_step
     read, compute, links, starts = (
-        own * longer + joined / load.answer for own, joined in zip(step, prompt, strict=True)
+        (own * longer * load.further + joined) / load.answer
+        for own, joined in zip(step, prompt, strict=True)
     )
     price = float(fleet.price.value) * fleet.devices / 3600.0 if fleet.price else None
     energy = None
