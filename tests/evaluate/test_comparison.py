@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from narrows.evaluate.assessment import Assessment, Item, Kind, Manner, Texts, metrics
 from narrows.evaluate.comparison import compared
 from narrows.evaluate.told import told
+from narrows.infer.sampling import Sampling
 from narrows.spec.errors import BadInput
 from narrows.spec.record import from_builtins, to_builtins
 
@@ -73,6 +77,22 @@ def test_other_data_are_refused() -> None:
         compared(assessed(LOSS, RIGHT), other)
     with pytest.raises(BadInput, match="other rows"):
         compared(assessed(LOSS, RIGHT), assessed(LOSS[1:], RIGHT[1:]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"context": 8}, "context differ"), ({"tokens": 2, "stop": ("x",)}, "tokens and stop"),
+        ({"sampling": Sampling(temperature=1.0)}, "sampling differ"),
+    ],
+)  # fmt: skip
+def test_what_was_asked_in_another_way_is_refused(changed: dict[str, Any], said: str) -> None:
+    one = assessed(LOSS, RIGHT)
+    other = replace(one, manner=replace(one.manner, **changed))
+    with pytest.raises(BadInput, match=said):
+        compared(one, other)
+    quicker = replace(one, manner=replace(one.manner, batch=1, precision="bf16"))
+    assert compared(one, quicker).differences
 
 
 def test_a_result_comes_back_from_what_was_kept() -> None:

@@ -9,12 +9,14 @@ from narrows.evaluate.bootstrap import Interval, paired_interval
 from narrows.spec.errors import BadInput
 
 _BY_TOKEN = ("loss", "perplexity")
+_ASKED = ("context", "stride", "tokens", "stop", "joint", "sampling")
+"""What of a manner changes the numbers; how exactly a model computes may be what is compared."""
 
 
 def compared(first: Assessment, second: Assessment) -> Comparison:
     """The differences of every metric that both have.
 
-    Raises BadInput where the two were not asked about the same data.
+    Raises BadInput where the two were not asked the same in the same way.
     """
     _refuse_unlike(first, second)
     differences, left_out = [], dict[str, str]()
@@ -59,6 +61,14 @@ def _refuse_unlike(first: Assessment, second: Assessment) -> None:
         )
     if [each.number for each in first.items] != [each.number for each in second.items]:
         what = f"{first.model} and {second.model} answered other rows of the same data"
+        raise BadInput(what, hint="evaluate both with the same options")
+
+    unlike = [name for name in _ASKED
+              if getattr(first.manner, name) != getattr(second.manner, name)]  # fmt: skip
+    if unlike:
+        what = (
+            f"{first.model} and {second.model} were not asked alike: {' and '.join(unlike)} differ"
+        )
         raise BadInput(what, hint="evaluate both with the same options")
 
 
