@@ -52,7 +52,7 @@ class Events(StreamingResponse):
         super().__init__((), media_type="text/event-stream", headers=headers)
         self._answers, self._form, self._seconds, self._usage = answers, form, seconds, usage
         self._write: Callable[[bytes], bool] | None = None
-        self._written = 0
+        self._written, self._left = 0, sum(answer.request.count for answer in answers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._write = scope.get("extensions", {}).get(DIRECT)
@@ -71,13 +71,14 @@ class Events(StreamingResponse):
         last = held = b""
         try:
             async with asyncio.timeout(self._seconds):
-                choices = sum(answer.request.count for answer in self._answers)
-                opening = b"".join(map(_event, self._form.opening(choices)))
+                opening = b"".join(map(_event, self._form.opening(self._left)))
                 await send(_part(opening))
-                async for held in self._chunks():
-                    if not all(answer.over for answer in self._answers):
-                        held, some = b"", held
-                        await send(_part(some))
+                async for chunk in self._chunks():
+                    # By what was read, not by what is written already: only then it is the last.
+                    if self._left:
+                        await send(_part(chunk))
+                    else:
+                        held = chunk
         except TimeoutError:
             last = _event(body_of(_late(self._seconds)))
         except NarrowsError as error:
@@ -108,6 +109,7 @@ class Events(StreamingResponse):
 
     def _chunk(self, first: int, piece: Piece) -> bytes:
         self._written += piece.tokens
+        self._left -= piece.finish is not None
         return _framed(self._form.encoded(first, piece))
 
 
