@@ -66,6 +66,12 @@ def test_a_template_that_knows_no_tools_is_told_in_its_system_message() -> None:
         ("hermes", "<tool_call>{</tool_call>", ["<tool_call>{</tool_call>"]),
         ("hermes", HERMES_ROME.replace("weather", "war"), [HERMES_ROME.replace("weather", "war")]),
         ("hermes", HERMES_ROME[:-3], [HERMES_ROME[:-3]]),
+        *(("hermes", said, [said]) for said in (
+            HERMES_ROME.replace('"weather"', "[]"), HERMES_ROME.replace('"weather"', '{"a": 1}'),
+            *(HERMES_ROME.replace('"Rome"', value)
+              for value in ("NaN", "[-Infinity]", "1e999", r'"\ud800"')),
+        )),
+        ("llama", '{"name": {}, "parameters": {}}', ['{"name": {}, "parameters": {}}']),
         ("llama", LLAMA_ROME, [ROME]),
         ("llama", f"<|python_tag|>{LLAMA_ROME}; {LLAMA_ROME}", [ROME, ROME]),
         ("llama", "It rains. {}", ["It rains. {}"]),
@@ -73,7 +79,7 @@ def test_a_template_that_knows_no_tools_is_told_in_its_system_message() -> None:
         ("llama", f"{LLAMA_ROME} or so", [f"{LLAMA_ROME} or so"]),
         ("llama", "<", ["<"]),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_calls_are_read_however_the_text_is_cut(
     style: Style, text: str, found: list[str | Call], size: int

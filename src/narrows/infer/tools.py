@@ -121,7 +121,8 @@ class CallReader:
     """Takes calls out of a text as it is written; what is no call that is known stays text."""
 
     def __init__(self, style: Style, tools: Sequence[Tool]) -> None:
-        self._style, self._names = style, {tool.name for tool in tools}
+        # No set: what a model names may be any JSON, which cannot be looked up in one.
+        self._style, self._names = style, [tool.name for tool in tools]
         self._held = ""
         self._began = False
         self.calls = 0
@@ -184,12 +185,15 @@ class CallReader:
     def _call(self, text: str, whole: str) -> str | Call:
         try:
             said = json.loads(text)
+            given = said.get(_ARGUMENTS[self._style], {}) if isinstance(said, dict) else None
+            if not isinstance(given, dict) or said.get("name") not in self._names:
+                return whole
+            arguments = _json(given)
+            # Half a surrogate pair can be written in JSON, but not sent in UTF-8.
+            arguments.encode()
         except (ValueError, RecursionError):
             return whole
-        arguments = said.get(_ARGUMENTS[self._style], {}) if isinstance(said, dict) else None
-        if not isinstance(arguments, dict) or said.get("name") not in self._names:
-            return whole
-        return Call(said["name"], _json(arguments))
+        return Call(said["name"], arguments)
 
 
 def _lark(style: Style, tools: Sequence[Tool], *, several: bool) -> str:
@@ -223,4 +227,5 @@ def _beginning(text: str, tag: str) -> int:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """Raises ValueError of NaN and infinities, which Python reads and JSON has not."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
