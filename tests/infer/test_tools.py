@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -63,6 +63,11 @@ def test_a_template_that_knows_no_tools_is_told_in_its_system_message() -> None:
         ("hermes", HERMES_ROME, [ROME]),
         ("hermes", f"Let me see.\n{HERMES_ROME}\n{HERMES_ROME}\n", ["Let me see.", ROME, ROME]),
         ("hermes", "a < b, <tool", ["a < b, <tool"]),
+        ("hermes", "I say <tool_call> is a tag.", ["I say <tool_call> is a tag."]),
+        ("hermes", "So:\n\n<tool_call>{\n</tool_call>\n", ["So:\n\n<tool_call>{\n</tool_call>\n"]),
+        ("hermes", f"\nSee: \n{HERMES_ROME}\nSo.\n{HERMES_ROME}", ["\nSee:", ROME, "\nSo.", ROME]),
+        ("hermes", f"a\n<tool_call></tool_call>\n{HERMES_ROME} b\n<tool_call>",
+         ["a\n<tool_call></tool_call>", ROME, " b\n<tool_call>"]),
         ("hermes", "<tool_call>{</tool_call>", ["<tool_call>{</tool_call>"]),
         ("hermes", HERMES_ROME.replace("weather", "war"), [HERMES_ROME.replace("weather", "war")]),
         ("hermes", HERMES_ROME[:-3], [HERMES_ROME[:-3]]),
@@ -87,13 +92,12 @@ def test_calls_are_read_however_the_text_is_cut(
     reader = CallReader(style, [WEATHER, TIME])
     pieces = [text[begin : begin + size] for begin in range(0, len(text), size)]
     given = [each for piece in pieces for each in reader.push(piece)] + reader.finish()
-    calls = [each for each in given if isinstance(each, Call)]
-    assert calls == [each for each in found if isinstance(each, Call)]
-    assert reader.calls == len(calls)
-    said = "".join(each for each in given if isinstance(each, str))
-    assert said == "".join(each for each in found if isinstance(each, str))
-    assert all(not isinstance(first, Call) or isinstance(second, Call)
-               for first, second in pairwise(given))  # fmt: skip
+    joined: list[str | Call] = []
+    for call, group in groupby(given, key=lambda each: isinstance(each, Call)):
+        several = list(group)
+        joined += several if call else ["".join(map(str, several))]
+    assert joined == found
+    assert reader.calls == sum(isinstance(each, Call) for each in found)
 
 
 @pytest.mark.parametrize("style", ["hermes", "llama"])

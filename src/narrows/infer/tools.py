@@ -144,16 +144,21 @@ class CallReader:
         return found
 
     def _tagged(self) -> Iterator[str | Call]:
+        # White space before a call is no text; whether what the tag begins is one, its end shows.
         while (begin := self._held.find(_BEGIN)) >= 0:
-            end = self._held.find(_END, begin)
-            if before := self._held[:begin].strip():
+            if (end := self._held.find(_END, begin)) < 0:
+                break
+            before, whole = self._held[:begin], self._held[begin : end + len(_END)]
+            self._held = self._held[end + len(_END) :]
+            found = self._call(whole.removeprefix(_BEGIN).removesuffix(_END), whole)
+            if isinstance(found, Call):
+                before = before.rstrip()
+            if before:
                 yield before
-            if end < 0:
-                self._held = self._held[begin:]
-                return
-            whole, self._held = self._held[begin : end + len(_END)], self._held[end + len(_END) :]
-            yield self._call(whole.removeprefix(_BEGIN).removesuffix(_END), whole)
-        free = len(self._held[: len(self._held) - _beginning(self._held, _BEGIN)].rstrip())
+            yield found
+        if begin < 0:
+            begin = len(self._held) - _beginning(self._held, _BEGIN)
+        free = len(self._held[:begin].rstrip())
         if free:
             yield self._held[:free]
             self._held = self._held[free:]

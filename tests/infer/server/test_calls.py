@@ -12,11 +12,16 @@ import openai
 import pytest
 
 from narrows.data.template import Template
+from narrows.data.tokenizers import Tokenizer
 from narrows.infer.grammar import Grammars
 from narrows.infer.loading import Generator
+from narrows.infer.requests import Piece
 from narrows.infer.scheduler import Scheduler
 from narrows.infer.server.app import app
+from narrows.infer.server.calls import Calls
+from narrows.infer.server.forms import ChatForm
 from narrows.infer.server.service import Limits, Service
+from narrows.infer.tools import Tool
 from narrows.infer.torch_core import TorchCore
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -96,6 +101,24 @@ def test_calls_are_streamed(run: Run) -> None:
             assert json.loads(call.function.arguments)["city"] in ("Rome", "Zürich")
 
     run(use)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["I say <tool_call> is a tag.", "\n\nSo:\n<tool_call>{}</tool_call>",
+     '\n So: <tool_call>{"name": "time"}</tool_call>\n<tool_call>{"name": []}</tool_call> '],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_stream_says_the_text_of_the_whole_answer(bpe: Tokenizer, said: str, size: int) -> None:
+    calls = Calls("hermes", (Tool(name="time"),), (), several=True)
+    pieces = [Piece(0, said[place : place + size], 1) for place in range(0, len(said), size)]
+    pieces[-1] = pieces[-1]._replace(finish="end")
+    form = ChatForm("small", bpe, odds=False, calls=calls)
+    [choice] = form.response([(0, piece) for piece in pieces], [])["choices"]
+    parts = [form.part(0, piece)["choices"][0] for piece in pieces]
+    streamed = "".join(part["delta"].get("content", "") for part in parts)
+    assert streamed == choice["message"]["content"]
+    assert parts[-1]["finish_reason"] == choice["finish_reason"]
 
 
 @pytest.mark.parametrize(

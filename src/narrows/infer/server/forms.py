@@ -133,7 +133,7 @@ class ChatForm(Form):
             text, calls = _parted([*reader.push(text), *reader.finish()])
             if calls:
                 listed = [_call(each) for each in calls]
-                message = {**message, "content": text.strip() or None, "tool_calls": listed}
+                message = {**message, "content": text or None, "tool_calls": listed}
                 finish = _called(finish)
         return {"message": message, "logprobs": self._odds(chosen), "finish_reason": finish}
 
