@@ -1,6 +1,6 @@
 """What bytes each token of a tokenizer stands for, half characters included.
 
-token_bytes(tokenizer) → a list by token
+token_bytes(tokenizer) → a list by token;   bytes_of(tokenizer)(token) → those of one
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
     Raises BadInput where the decoder joins tokens by a rule of its own.
     """
+    return [*map(bytes_of(tokenizer), range(tokenizer.vocabulary))]
+
+
+def bytes_of(tokenizer: Tokenizer) -> Callable[[int], bytes]:
+    """What tells the same of one token at a time."""
     steps = list(_steps(tokenizer.decoder()))
     added = tokenizer.added()
 
@@ -37,7 +42,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
             found = step(found)
         return found if isinstance(found, bytes) else found.encode()
 
-    return [told(token) for token in range(tokenizer.vocabulary)]
+    return told
 
 
 def _steps(decoder: Mapping[str, Any] | None) -> Iterable[Step]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, final
 
 import msgspec
 
+from narrows.data.token_bytes import bytes_of
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.generate import Finish
 from narrows.infer.requests import Answer, Chosen, Likely, Piece
 from narrows.infer.server.calls import Calls
 from narrows.infer.tools import Call, CallReader
+from narrows.spec.errors import BadInput
 
 _FINISHES: dict[Finish | None, str | None] = {
     None: None, "length": "length", "stop": "stop", "end": "stop"
 }  # fmt: skip
-_HALF = "\ufffd"
 _MARK = "\0text\0"
 
 
@@ -96,9 +98,14 @@ class Form(ABC):
     def _part(self, index: int, piece: Piece) -> dict[str, Any]:
         """A part of that choice's."""
 
-    def text_of(self, token: int) -> str:
-        """A token by itself; half a character reads U+FFFD."""
-        return self.tokenizer.decode([token])
+    @cached_property
+    def bytes_of(self) -> Callable[[int], bytes]:
+        """What a token is in UTF-8, of which it may be half a character."""
+        try:
+            return bytes_of(self.tokenizer)
+        except BadInput:
+            # It joins whole words by a rule of its own, and has no halves.
+            return lambda token: self.tokenizer.decode([token]).encode()
 
 
 @final
@@ -163,9 +170,9 @@ class ChatForm(Form):
         return {"content": content, "refusal": None}
 
     def _odd(self, likely: Likely) -> dict[str, Any]:
-        text = self.text_of(likely.token)
-        known = None if _HALF in text else list(text.encode())
-        return {"token": text, "logprob": likely.logprob, "bytes": known}
+        known = self.bytes_of(likely.token)
+        text = known.decode(errors="replace")
+        return {"token": text, "logprob": likely.logprob, "bytes": list(known)}
 
 
 @final
@@ -174,24 +181,44 @@ class TextForm(Form):
 
     prefix, whole, chunk = "cmpl", "text_completion", "text_completion"
 
+    def __init__(self, model: str, tokenizer: Tokenizer, *, odds: bool) -> None:
+        super().__init__(model, tokenizer, odds=odds)
+        self._told: dict[int, bytearray] = {}
+
     def _said(self, text: str, chosen: tuple[Chosen, ...], finish: str | None) -> dict[str, Any]:
-        return {"text": text, "logprobs": self._odds(chosen)}
+        return {"text": text, "logprobs": self._odds(chosen, bytearray())}
 
     def _part(self, index: int, piece: Piece) -> dict[str, Any]:
-        return self._said(piece.text, piece.chosen, None)
+        told = self._told.setdefault(index, bytearray())
+        return {"text": piece.text, "logprobs": self._odds(piece.chosen, told)}
 
-    def _odds(self, chosen: tuple[Chosen, ...]) -> dict[str, Any] | None:
+    def _odds(self, chosen: tuple[Chosen, ...], told: bytearray) -> dict[str, Any] | None:
+        """Of tokens behind those that were `told`, which they are added to."""
         if not self.odds:
             return None
-        texts = [self.text_of(each.itself.token) for each in chosen]
+        offsets = []
+        for each in chosen:
+            known = self.bytes_of(each.itself.token)
+            # A token that goes on with a character stands where that begins.
+            offsets.append(len((told + known[:1]).decode(errors="replace")) - 1)
+            told += known
         likeliest = [
-            {self.text_of(one.token): one.logprob for one in each.likeliest} for each in chosen
+            {self._named(one.token): one.logprob for one in (*each.likeliest, each.itself)}
+            for each in chosen
         ]
         return {
-            "tokens": texts, "token_logprobs": [each.itself.logprob for each in chosen],
-            "top_logprobs": likeliest,
-            "text_offset": [sum(map(len, texts[:count])) for count in range(len(texts))],
+            "tokens": [self._named(each.itself.token) for each in chosen],
+            "token_logprobs": [each.itself.logprob for each in chosen],
+            "top_logprobs": likeliest, "text_offset": offsets,
         }  # fmt: skip
+
+    def _named(self, token: int) -> str:
+        """A token by itself; what is no whole characters as OpenAI writes it, its bytes escaped."""
+        known = self.bytes_of(token)
+        try:
+            return known.decode()
+        except UnicodeDecodeError:
+            return f"bytes:{str(known)[2:-1]}"
 
 
 def _parted(found: list[str | Call]) -> tuple[str, list[Call]]:
