@@ -9,9 +9,11 @@ from narrows.infer.generate import ServingPrecision
 from narrows.infer.packed_core import PackedCore
 from narrows.infer.ready import Model
 from narrows.infer.server.need import need, sizes
+from narrows.infer.server.run import Place, _listening
 from narrows.infer.torch_core import TorchCore
 from narrows.infer.writer import load_writer
 from narrows.kernels.build import obstacle
+from narrows.spec.errors import BadInput
 from narrows.spec.machine import CachePrecision
 from narrows.spec.model import llama
 from tests.infer.conftest import CONTEXT, VOCABULARY, MakeRun
@@ -36,3 +38,14 @@ def test_a_file_in_groups_is_served_packed_and_takes_what_was_said(
 def test_a_run_is_served_as_torch_has_it(make_run: MakeRun) -> None:
     core = load_writer(make_run()).core(2, 32)
     assert isinstance(core, TorchCore) and (core.slots, core.context) == (2, 32)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+@pytest.mark.parametrize("port", [99999, 65536, -1])
+def test_a_port_that_is_none_is_refused(host: str, port: int) -> None:
+    with pytest.raises(BadInput, match=f"{host}:{port} cannot be listened on") as refused:
+        _listening(Place("small", host, port, None))
+    assert refused.value.hint and "--port 0" in refused.value.hint
+    if host != "::1":
+        with _listening(Place("small", host, 0, None)) as made:
+            assert made.getsockname()[1] > 0

@@ -107,10 +107,11 @@ async def _until_told(
 
 def _listening(place: Place) -> socket.socket:
     try:
-        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(place.host, None, type=socket.SOCK_STREAM)[0]
         made = socket.socket(found[0], socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(found[4])
+        # Given the port, getaddrinfo would take it modulo 65536; bind refuses it.
+        made.bind((found[4][0], place.port, *found[4][2:]))
         made.listen(2048)
     except (OSError, OverflowError) as error:
         what = f"{place.host}:{place.port} cannot be listened on: {error}"
