@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from narrows.infer.embedding import Embedder, Recipe
 from narrows.infer.server.app import Guards
 from narrows.infer.server.encoder import EncoderService, encoder_app
 from narrows.infer.server.service import Limits
+from narrows.infer.tally import Tally
 from tests.infer.conftest import CONTEXT, built, encoder_spec
 
 PATH = "/v1/embeddings"
@@ -23,7 +25,8 @@ PATH = "/v1/embeddings"
 def service(bpe: Tokenizer) -> EncoderService:
     encoder = Embedder(built(encoder_spec(), seed=2), Words(bpe), Recipe("mean", True, CONTEXT))
     waiting = asyncio.Semaphore(3)
-    return EncoderService("small", 1, encoder, Limits(tokens_max=1), asyncio.Lock(), waiting)
+    turn, limits = asyncio.Lock(), Limits(tokens_max=1)
+    return EncoderService("small", 1, encoder, limits, turn, waiting, Tally())
 
 
 def ask(service: EncoderService, path: str, *bodies: Any) -> list[httpx.Response]:
@@ -94,3 +97,31 @@ def test_more_than_may_wait_are_told_to_come_again(service: EncoderService) -> N
     assert refused and all(each.headers["retry-after"] for each in refused)
     assert {each.status_code for each in found} == {200, 429}
     assert ask(service, PATH, {"input": "a"})[0].status_code == 200
+    assert service.tally.requests["refused"] == len(refused)
+
+
+def test_it_says_what_it_did(service: EncoderService, monkeypatch: pytest.MonkeyPatch) -> None:
+    [answered] = ask(service, PATH, {"input": ["But soft", "ROMEO:"]})
+
+    def embed(encoder: Embedder, texts: object) -> None:
+        raise RuntimeError("a bit fell over")
+
+    monkeypatch.setattr(Embedder, "embed", embed)
+    with pytest.raises(RuntimeError):
+        ask(service, PATH, {"input": "a"})
+    [told] = ask(service, "/metrics", None)
+    lines = told.text.splitlines()
+    assert told.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for outcome, count in (("finished", 1), ("failed", 1), ("refused", 0)):
+        assert f'narrows_requests_total{{outcome="{outcome}"}} {count}' in lines
+    read = answered.json()["usage"]["prompt_tokens"]
+    assert f"narrows_tokens_read_total {read}" in lines
+    assert "narrows_vectors_seconds_count 1" in lines
+
+
+def test_what_is_not_there_is_told_with_where_to_look(service: EncoderService) -> None:
+    for path in ("/", "/nothing"):
+        [missing] = ask(service, path, None)
+        assert missing.status_code == 404
+        place = re.search(r"Hint: GET (\S+)", missing.json()["error"]["message"])
+        assert place and ask(service, place[1], None)[0].status_code == 200

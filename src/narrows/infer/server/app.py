@@ -281,7 +281,8 @@ async def _misled(http: Request, error: Exception) -> Response:
     """No such path, or not by that method."""
     assert isinstance(error, HTTPException)
     what = f"{http.method} {http.url.path[:100]}: {error.detail.lower()}"
-    response = response_to(Refusal(what, status=error.status_code, hint="GET / shows a page"))
+    told = Refusal(what, status=error.status_code, hint="GET /openapi.json lists what there is")
+    response = response_to(told)
     response.headers.update(error.headers or {})
     return response
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -11,14 +12,16 @@ from msgspec import Meta
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from narrows.infer.requests import Full
+from narrows.infer.server import metrics
 from narrows.infer.server.app import Guards, asked_of, assembled, json_of
 from narrows.infer.server.errors import Refusal
 from narrows.infer.server.openapi import Operation
 from narrows.infer.server.service import Limits
+from narrows.infer.tally import Tally
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +33,7 @@ _INPUTS_MOST = 2048
 
 class EncoderService(NamedTuple):
     """All that the routes need; `turn` is held by the one that computes, `waiting` by the others
-    that may wait.
+    that may wait; `tally` is of requests, tokens and, as its first, the time to the vectors.
     """
 
     name: str
@@ -39,6 +42,7 @@ class EncoderService(NamedTuple):
     limits: Limits
     turn: asyncio.Lock
     waiting: asyncio.Semaphore
+    tally: Tally
 
     @property
     def cards(self) -> list[dict[str, Any]]:
@@ -76,6 +80,7 @@ def encoder_app(service: EncoderService, guards: Guards) -> Starlette:
     """The server as an ASGI application."""
     operations = [
         Operation("/ready", _ready, "Whether requests are taken."),
+        Operation("/metrics", _metrics, "What was done so far.", media=("text/plain",)),
         Operation("/v1/embeddings", _embeddings, "Vectors of texts.", VectorsAsked),
     ]
     refused = [
@@ -89,19 +94,39 @@ async def _ready(http: Request) -> Response:
     return json_of({"status": "ready"})
 
 
+async def _metrics(http: Request) -> Response:
+    tally = http.app.state.service.tally
+    return PlainTextResponse(metrics.text_of_vectors(tally), media_type=metrics.MEDIA_TYPE)
+
+
 async def _embeddings(http: Request) -> Response:
     service: EncoderService = http.app.state.service
     asked = await asked_of(http, VectorsAsked)
     texts = await run_in_threadpool(_tokens, service.encoder, asked)
-    if service.waiting.locked():
-        raise Full("as many requests wait as may", hint="ask again in a moment")
-    async with service.waiting, service.turn:
-        vectors_ND = await run_in_threadpool(service.encoder.embed, texts)
+    vectors_ND = await _vectors(service, texts)
     data = [{"object": "embedding", "index": index, "embedding": _written(vector_D, asked)}
             for index, vector_D in enumerate(vectors_ND)]  # fmt: skip
     count = sum(map(len, texts))
     usage = {"prompt_tokens": count, "total_tokens": count}
     return json_of({"object": "list", "data": data, "model": service.name, "usage": usage})
+
+
+async def _vectors(service: EncoderService, texts: list[list[int]]) -> Tensor:
+    """Of each text, in its turn; what came of it is counted."""
+    tally, began = service.tally, time.monotonic()
+    if service.waiting.locked():
+        tally.requests["refused"] += 1
+        raise Full("as many requests wait as may", hint="ask again in a moment")
+    try:
+        async with service.waiting, service.turn:
+            vectors_ND = await run_in_threadpool(service.encoder.embed, texts)
+    except BaseException:
+        tally.requests["failed"] += 1
+        raise
+    tally.requests["finished"] += 1
+    tally.tokens_read += sum(map(len, texts))
+    tally.first.count(time.monotonic() - began)
+    return vectors_ND
 
 
 def _tokens(encoder: Embedder, asked: VectorsAsked) -> list[list[int]]:

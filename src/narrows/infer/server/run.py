@@ -59,7 +59,8 @@ def serve_encoder(encoder: Embedder, place: Place, queue: int, limits: Limits, t
     """As `serve`, of a model that makes vectors of texts; so many requests may wait."""
     listening, waiting = _listening(place), asyncio.Semaphore(queue + 1)
     since = int(time.time())
-    service = EncoderService(place.name, since, encoder, limits, asyncio.Lock(), waiting)
+    turn = asyncio.Lock()
+    service = EncoderService(place.name, since, encoder, limits, turn, waiting, Tally())
     _answer(encoder_app(service, _guards(place)), place, listening, limits, talk)
 
 
