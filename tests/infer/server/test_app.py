@@ -177,6 +177,16 @@ def test_more_than_may_wait_are_told_to_come_again(make: Make, held: threading.E
     assert [each.status_code for each in answered] == [200, 200]
 
 
+def test_more_than_may_ever_wait_are_refused_with_the_numbers(make: Make) -> None:
+    service = make(slots=2, queue=2)
+    for stream in (False, True):
+        asked = {"prompt": [*"abcde"], "max_tokens": 2, "stream": stream}
+        told = error(post(service, TEXT, asked), 400)
+        assert told["param"] == "prompt"
+        assert "5 prompts" in told["message"] and "writes 2 and lets 2 wait" in told["message"]
+        assert post(service, TEXT, {**asked, "prompt": [*"abcd"]}).status_code == 200
+
+
 def test_what_takes_too_long_is_ended_and_said(make: Make, held: threading.Event) -> None:
     service = make(slots=2, seconds=0.1)
     assert error(post(service, CHAT, talk()), 503)["code"] == "timeout"

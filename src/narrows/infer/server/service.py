@@ -103,7 +103,12 @@ def tokens_asked(service: Service, asked: TokensAsked) -> list[int]:
 
 
 def submitted(service: Service, requests: list[Request]) -> list[Answer]:
-    """All or none; raises what the scheduler does."""
+    """All or none; raises what the scheduler does, and Refusal of more than it ever takes."""
+    slots, queue = service.scheduler.core.slots, service.scheduler.queue
+    if len(requests) > slots + queue:
+        what = f"{len(requests)} prompts are asked for at once, the server writes {slots}"
+        raise Refusal(f"{what} and lets {queue} wait", hint=f"send at most {slots + queue}",
+                      param="prompt")  # fmt: skip
     answers: list[Answer] = []
     try:
         for request in requests:
