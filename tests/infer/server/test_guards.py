@@ -13,9 +13,12 @@ from tests.infer.server.asking import CHAT, Make, error, get, post, talk
 def test_a_key_is_asked_for_where_one_is_set(make: Make) -> None:
     service, right = make(), {"Authorization": "Bearer secret"}
     assert error(post(service, CHAT, talk(), key="secret"), 401)["code"] == "invalid_api_key"
-    for wrong in ("Bearer secre", "Bearer secrets", "secret", "Basic secret"):
+    for wrong in ("Bearer secre", "Bearer secrets", "secret", "Basic secret", "Bearer Secret"):
         error(get(service, "/v1/models", "secret", headers={"Authorization": wrong}), 401)
     assert post(service, CHAT, talk(), key="secret", headers=right).status_code == 200
+    for scheme in ("bearer", "BEARER"):
+        named = {"Authorization": f"{scheme} secret"}
+        assert get(service, "/v1/models", "secret", headers=named).status_code == 200
     assert get(service, "/metrics", "secret").status_code == 401
     assert get(service, "/health", "secret").status_code == 200
 

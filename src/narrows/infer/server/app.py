@@ -115,12 +115,13 @@ class _Guard:
     """Asks for the key, and takes as long to find a wrong one wrong whatever it begins with."""
 
     def __init__(self, inner: ASGIApp, api_key: str) -> None:
-        self._inner, self._digest = inner, _digest(f"Bearer {api_key}".encode())
+        self._inner, self._digest = inner, _digest(f"bearer {api_key}".encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _OPEN:
             given = dict(scope["headers"]).get(b"authorization", b"")
-            if not secrets.compare_digest(_digest(given), self._digest):
+            scheme, space, key = given.partition(b" ")
+            if not secrets.compare_digest(_digest(scheme.lower() + space + key), self._digest):
                 what = "the API key is wrong" if given else "no API key is given"
                 told = Refusal(what, status=401, hint="Authorization: Bearer KEY",
                                code="invalid_api_key")  # fmt: skip
