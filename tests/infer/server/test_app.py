@@ -266,6 +266,12 @@ def test_false_is_no_nought_and_true_no_one(make: Make, field: str, value: Any, 
         assert f"{field} is not served" in error(answered, 400)["message"]
 
 
+@pytest.mark.parametrize("prompt", [[True, False], [1, True], [[1, True]], [1.5], [["a"]]])
+def test_a_prompt_of_neither_text_nor_tokens_is_refused(make: Make, prompt: Any) -> None:
+    told = error(post(make(), TEXT, {"prompt": prompt}), 400)
+    assert told["param"] == "prompt" and "neither text nor tokens" in told["message"]
+
+
 def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(make: Make) -> None:
     service = make()
     asked = talk("no " * 90)

@@ -206,7 +206,7 @@ class TextAsked(Asked, frozen=True, kw_only=True):
         given = self.prompt
         if isinstance(given, str):
             return [given]
-        if given and all(isinstance(each, int) for each in given):
+        if given and all(type(each) is int for each in given):
             return [given]
         if not given:
             raise Refusal("prompt is an empty list", param="prompt")
