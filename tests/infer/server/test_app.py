@@ -253,6 +253,20 @@ def test_what_changes_nothing_is_ignored(make: Make) -> None:
     assert again["choices"] == plain["choices"]
 
 
+def test_a_refusal_is_what_the_assistant_said(make: Make) -> None:
+    service, part = make(), {"type": "refusal", "refusal": "No."}
+
+    def count(role: str, content: Any) -> httpx.Response:
+        said = [{"role": "user", "content": "Help"}, {"role": role, "content": content}]
+        return post(service, "/tokenize", {"messages": said})
+
+    plain = count("assistant", "Oh. No.").json()["tokens"]
+    parts = [{"type": "text", "text": "Oh. "}, part]
+    assert count("assistant", parts).json()["tokens"] == plain
+    assert "type 'refusal'" in error(count("user", [part]), 400)["message"]
+    assert "type 'refusal'" in error(count("assistant", [{"type": "refusal"}]), 400)["message"]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "fine"),
     [("echo", False, True), ("echo", 0.0, False), ("echo", True, False), ("best_of", 1, True),

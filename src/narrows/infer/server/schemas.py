@@ -95,6 +95,13 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
+
+    def said(self, role: str) -> str | None:
+        """Its text, or why an assistant would not answer; None where it is neither."""
+        if self.type == "refusal" and role == "assistant":
+            return self.refusal
+        return self.text if self.type == "text" else None
 
 
 class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,11 +154,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     def _text(self, place: str) -> str:
         if not isinstance(self.content, list):
             return self.content or ""
+        said = ""
         for part in self.content:
-            if part.type != "text" or part.text is None:
+            text = part.said(self.role)
+            if text is None:
                 what = f"{place} has a part of type {part.type!r}: the model reads text alone"
                 raise Refusal(what, param=place)
-        return "".join(part.text or "" for part in self.content)
+            said += text
+        return said
 
 
 class Function(msgspec.Struct, frozen=True, kw_only=True):
