@@ -73,6 +73,16 @@ def test_top_p_of_a_large_vocabulary_is_the_one_that_sorts(
     assert np.array_equal(left_V[clear_V], (before_V < p)[clear_V])
 
 
+@pytest.mark.parametrize("p", [0.0, 1e-300, 1e-46, 1e-45, 1e-38])
+@pytest.mark.parametrize("count", [5, 3000])
+def test_the_smallest_top_p_leaves_the_likeliest(p: float, count: int) -> None:
+    logits_V = normal(count, seed=4)
+    assert kept(top_p(logits_V, p)) == [logits_V.argmax()]
+    assert kept(top_p(np.zeros(count, np.float32), p)) == [0]
+    sampling = Sampling(temperature=1.0, top_p=p, seed=1)
+    assert Sampler(sampling, count).choose(logits_V) == logits_V.argmax()
+
+
 def test_of_equals_at_the_end_of_top_p_the_first_stay() -> None:
     assert kept(top_p(np.zeros(1000, np.float32), 0.0105)) == list(range(11))
 
@@ -232,7 +242,7 @@ def test_numbers_that_are_not_finite_are_told(wrong: float) -> None:
     ("field", "value"),
     [
         ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", 0),
-        ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan), ("min_p", -0.1), ("min_p", 1.5),
+        ("top_p", -0.1), ("top_p", 1.1), ("top_p", math.nan), ("min_p", -0.1), ("min_p", 1.5),
         ("repetition_penalty", 0.0), ("repetition_penalty", math.nan), ("seed", -1),
         ("seed", 2**64),
     ],

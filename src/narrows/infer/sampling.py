@@ -26,6 +26,8 @@ _GREEDY = 1e-6
 SEEDS = 2**63
 """How many there are."""
 _NEVER = np.float32(-math.inf)
+_LEAST = float(np.finfo(np.float32).tiny)
+"""Of less fp32 may make 0, which no odds are below: then not even the likeliest would stay."""
 _FEW = 256
 """The likeliest tokens, among which top-p mostly ends; sorting all takes twenty times as long."""
 
@@ -53,8 +55,8 @@ class Sampling(Record):
             raise BadInput(f"temperature is {self.temperature}", hint=hint)
         if self.top_k is not None and self.top_k < 1:
             raise BadInput(f"top-k is {self.top_k}", hint="use at least 1, or leave it out")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise BadInput(f"top-p is {self.top_p}", hint="a share above 0 and up to 1, as 0.9")
+        if self.top_p is not None and not 0.0 <= self.top_p <= 1.0:
+            raise BadInput(f"top-p is {self.top_p}", hint="a share from 0 to 1, as 0.9")
         if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
             raise BadInput(f"min-p is {self.min_p}", hint="a share from 0 to 1, as 0.05")
         if not 0.0 < self.repetition_penalty < math.inf:
@@ -198,6 +200,7 @@ def top_p(logits_V: Floats, p: float) -> Floats:
     """The fewest likeliest whose odds reach p (arXiv:1904.09751); at least one."""
     if p == 1.0:
         return logits_V
+    p = max(p, _LEAST)
     few = min(_FEW, logits_V.shape[-1])
     few_V = -np.sort(-np.partition(logits_V, -few)[..., -few:])
     most_1 = few_V[..., :1]

@@ -223,7 +223,7 @@ def test_what_cannot_be_read_is_refused_with_its_cause(
     ("field", "value", "said"),
     [
         ("temperature", 3.0, "<= 2.0"), ("temperature", "hot", "$.temperature"),
-        ("top_p", 0.0, "> 0.0"), ("n", 0, ">= 1"), ("n", 17, "at most 16"),
+        ("top_p", -0.1, ">= 0.0"), ("n", 0, ">= 1"), ("n", 17, "at most 16"),
         ("max_tokens", 41, "at most 40"), ("max_tokens", -1, ">= 1"), ("stop", "", "empty"),
         ("stop", [""], "empty"), ("logit_bias", {"x": 1}, "no token"),
         ("logit_bias", {"99999": 1}, "99999"), ("top_logprobs", 2, "without logprobs"),

@@ -29,7 +29,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """The values at which each changes nothing."""
 
 Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
-Share = Annotated[float, Meta(gt=0.0, le=1.0)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -75,7 +75,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_k: Count | None = None
-    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    min_p: Share | None = None
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
