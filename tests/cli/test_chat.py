@@ -106,3 +106,11 @@ def test_what_cannot_be_answered_ends_no_conversation_in_a_terminal(
     assert asked[1] == [("user", "two")]
     assert "9 tokens long" in capsys.readouterr().err
     assert talk("long", stdin=io.StringIO) == 2
+
+
+def test_what_is_no_text_is_read_for_the_tokenizer_to_refuse(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), "utf-8"))
+    assert main(["chat", str(tmp_path)]) == 0
+    assert asked == [[("user", "a\udcff")]]

@@ -9,7 +9,8 @@ import tokenizers as hugging_face
 from tokenizers import models
 
 import narrows
-from narrows.data import tokenizers
+from narrows.data import tokenizers, training
+from narrows.spec.errors import BadInput
 
 
 def test_gpt2s_tokens_are_gpt2s() -> None:
@@ -50,6 +51,18 @@ def test_an_end_by_another_name_is_taken(tmp_path: Path) -> None:
     made = hugging_face.Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
     made.save(str(path))
     assert tokenizers.read(path).end_of_document == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("a\udcff", "byte 0xff after 'a'"), ("\udc80", "byte 0x80 after ''"),
+     (f"{'x' * 30}é\ud800b", r"'\\ud800' after 'x{19}é'")],
+)  # fmt: skip
+def test_text_that_is_no_unicode_is_refused(text: str, told: str) -> None:
+    tokenizer = tokenizers.Tokenizer(training.bpe(["But soft"], 300))
+    with pytest.raises(BadInput, match=f"not UTF-8: {told}") as refused:
+        tokenizer.encode(text)
+    assert refused.value.hint and "iconv" in refused.value.hint
 
 
 def test_text_that_looks_like_a_special_token_stays_text() -> None:

@@ -55,7 +55,11 @@ def error(told: NarrowsError, *, as_json: bool) -> None:
 
 
 def accept_any_encoding() -> None:
-    """Print what the terminal cannot show as "?" rather than fail on it."""
+    """Print what the terminal cannot show as "?" rather than fail on it, and read what is no text
+    as arguments are read, for whoever needs text to refuse.
+    """
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

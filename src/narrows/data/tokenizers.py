@@ -45,11 +45,15 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of `text`, nothing before or after it; with `special` what is written like a
-        special token is one, as in what a chat template renders.
+        special token is one, as in what a chat template renders; raises BadInput where it is no
+        Unicode.
         """
         with self._lock:
             self._tokenizer.encode_special_tokens = not special
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            try:
+                return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            except TypeError:
+                raise _not_unicode(text) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; an incomplete character at the end reads U+FFFD."""
@@ -108,6 +112,17 @@ class Tokenizer:
     def to_json(self) -> str:
         """The contents of a tokenizer.json."""
         return self._tokenizer.to_str()
+
+
+def _not_unicode(text: str) -> BadInput:
+    """Of a text that has a half of a surrogate pair, as which Python keeps a byte of none."""
+    place = next(place for place, each in enumerate(text) if "\ud800" <= each <= "\udfff")
+    byte = ord(text[place]) - 0xDC00
+    shown = f"byte 0x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(text[place])
+    return BadInput(
+        f"the text is not UTF-8: {shown} after {text[max(0, place - 20) : place]!r}",
+        hint="give it in UTF-8; from another encoding: iconv -f WINDOWS-1252 -t UTF-8",
+    )
 
 
 def _around(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
