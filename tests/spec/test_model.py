@@ -53,6 +53,7 @@ def test_flop_are_six_per_weight_in_a_product_plus_causal_attention() -> None:
     ("change", "what"),
     [
         ({"layers": 0}, "model.layers is 0"),
+        ({"layers": 1_000_000_000}, "model.layers is 1000000000"),
         ({"kv_heads": 2}, "9 heads cannot share 2 kv_heads evenly"),
         ({"head_width": 63}, "head_width is 63"),
         ({"dropout": 1.0}, "dropout is 1.0"),

@@ -69,6 +69,10 @@ __all__ = [
 ]
 
 
+LAYERS_MOST = 16_384
+"""Beyond what anybody made, and still few enough to search the layouts of."""
+
+
 class ModelSpec(Record):
     """A transformer. MHA, GQA and MQA differ in `kv_heads` only.
 
@@ -124,6 +128,10 @@ class ModelSpec(Record):
             "vocabulary", "context",
         )  # fmt: skip
         at_least(1, self, "model", *counts)
+        if self.layers > LAYERS_MOST:
+            raise BadInput(
+                f"model.layers is {self.layers}", hint=f"no model has more than {LAYERS_MOST}"
+            )
         if self.heads % self.kv_heads:
             raise BadInput(
                 f"{self.heads} heads cannot share {self.kv_heads} kv_heads evenly",
