@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,7 +50,8 @@ def test_it_prints_and_names_what_starts_it(capsys: Said, folder: Path) -> None:
     said = capsys.readouterr()
     assert said.out.startswith("#!/bin/sh\n# tiny: data 2, as 1 x 2 processes")
     assert f"narrows train {folder}/plan.toml --run {folder}/runs/tiny" in said.out
-    assert said.err.splitlines()[-1] == "next: sh narrows-tiny.sh"
+    last = "next: the same with -o narrows-tiny.sh; sh narrows-tiny.sh"
+    assert said.err.splitlines()[-1] == last
 
 
 def test_it_writes_a_file_and_says_so_in_json(capsys: Said) -> None:
@@ -95,6 +97,19 @@ def test_a_run_that_is_there_is_resumed_or_left_alone(capsys: Said, folder: Path
     assert "holds a run already" in capsys.readouterr().err
 
 
+def test_a_run_is_launched_as_it_is_laid_out(capsys: Said) -> None:
+    Path("runs/tiny").mkdir(parents=True)
+    plan = record.load(Plan, "plan.toml")
+    alone = msgspec.structs.replace(plan.layout, data=1)
+    record.save(msgspec.structs.replace(plan, layout=alone), Path("runs/tiny/plan.toml"))
+    capsys.readouterr()
+    words = ["launch", "plan.toml", "--on", "torchrun", "--resume"]
+    assert main(words) == 2
+    message, hint = capsys.readouterr().err.splitlines()
+    assert "runs/tiny is laid out in another way than plan.toml" in message
+    assert main(shlex.split(hint.removeprefix("hint: narrows "))) == 0
+
+
 def test_elsewhere_the_run_is_kept_where_that_place_keeps_them(capsys: Said) -> None:
     words = ["launch", "plan.toml", "--device", "cpu", "--on"]
     capsys.readouterr()
@@ -112,6 +127,8 @@ def test_elsewhere_the_run_is_kept_where_that_place_keeps_them(capsys: Said) -> 
         (["--on", "torchrun", "--image", "i"], "torchrun has no use for --image", "--head"),
         (["--on", "torchrun", "--nodes", "3"], "does not divide the plan's 2", "one of: 1, 2"),
         (["--on", "torchrun", "--nodes", "2"], "whose address is not known", "--head NAME"),
+        (["--on", "torchrun", "--head", "x"], "--head says nothing", "leave it out"),
+        (["--on", "torchrun", "--port", "99999"], "--port is 99999", "1 to 65535"),
     ],
 )
 def test_a_mistake_is_answered(words: list[str], what: str, hint: str, capsys: Said) -> None:

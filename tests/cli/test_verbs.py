@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import narrows
@@ -113,6 +114,23 @@ def test_resuming_what_is_finished_keeps_it(capsys: Said) -> None:
     assert main(["train", "runs/tiny", "--resume"]) == 0
     capsys.readouterr()
     assert Path("runs/tiny/metrics.jsonl").read_text().startswith(before)
+
+
+def test_resuming_by_a_file_says_where_it_differs(capsys: Said) -> None:
+    plan = record.load(Plan, "runs/tiny/plan.toml")
+    record.save(msgspec.structs.replace(plan, steps=plan.steps + 9), Path("longer.toml"))
+    assert main(["train", "longer.toml", "--run", "runs/tiny", "--resume"]) == 2
+    assert "began with another steps" in capsys.readouterr().err
+    assert main(["train", "job.toml", "--run", "runs/tiny", "--resume"]) == 0
+    assert "began with another job" not in capsys.readouterr().err
+    words = ["train", "job.toml", "--run", "runs/tiny", "--resume"]
+    job = Path("job.toml").read_text()
+    Path("job.toml").write_text(job.replace("steps = 12", "steps = 13"))
+    try:
+        assert main(words) == 0
+        assert "the run began with another job than job.toml" in capsys.readouterr().err
+    finally:
+        Path("job.toml").write_text(job)
 
 
 def test_generate_streams_the_prompt_and_what_follows(capsys: Said) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from narrows.plan.change import changed, described
+from narrows.plan.change import changed, continued, described
 from narrows.plan.plan import make_plan
 from narrows.plan.processes import fewer
 from narrows.spec.errors import BadInput
@@ -69,6 +69,27 @@ def test_what_would_change_the_numbers_is_refused(plan: Plan, machine: Machine) 
 def test_the_way_with_spikes_may_change(plan: Plan, machine: Machine) -> None:
     new = changed(plan, machine, ["train.on_spike=skip"])
     assert new == msgspec.structs.replace(plan, on_spike="skip")
+
+
+def test_processes_that_the_axes_do_not_divide_are_data_ranks_alone(
+    plan: Plan, machine: Machine
+) -> None:
+    linked = msgspec.structs.replace(machine, links=(link_of(4, rate=1e7),))
+    cut = changed(plan, linked, ["layout.tensor=2", "layout.data=1"])
+    one = changed(cut, linked, ["layout.processes=1"])
+    assert one.layout.processes == one.layout.tensor == 1 and sequences(one) == 16
+
+
+def test_a_run_goes_on_as_another_plan_is_laid_out(plan: Plan, machine: Machine) -> None:
+    other = changed(plan, machine, ["layout.data=1", "layout.micro_batch=2"])
+    new = continued(plan, other, machine)
+    assert new.layout == other.layout and new.steps == plan.steps
+    longer = msgspec.structs.replace(other, steps=40)
+    with pytest.raises(BadInput, match="began with another steps than the plan says"):
+        continued(plan, longer, machine)
+    narrow = msgspec.structs.replace(other.layout, kernels="torch", precision="bf16")
+    with pytest.raises(BadInput, match=r"another layout\."):
+        continued(plan, msgspec.structs.replace(other, layout=narrow), machine)
 
 
 def test_half_the_processes_do_twice_as_much(plan: Plan) -> None:

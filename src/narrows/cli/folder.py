@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.spec.errors import BadInput, nearest
+from narrows.spec.resuming import resuming
 
 if TYPE_CHECKING:
     from narrows.spec.job import Job
@@ -55,7 +56,7 @@ def fresh(chosen: str | None, name: str) -> Path:
     if chosen:
         path = Path(chosen)
         if (path / "plan.toml").exists():
-            hint = f"narrows train {path} --resume, or another --run"
+            hint = f"{resuming(path)}, or another --run"
             raise BadInput(f"{path} holds a run already", hint=hint)
         return path
     first, count = Path("runs") / name, 1

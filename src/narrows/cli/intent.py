@@ -55,7 +55,7 @@ def read(chosen: argparse.Namespace) -> Job | Plan:
     if isinstance(data, dict) and "made_from" in data:
         if chosen.corpus or chosen.budget or overrides(chosen) or chosen.allow:
             what = f"{source} is a plan: every value in it is settled"
-            raise BadInput(what, hint="give the options to: narrows plan job.toml -o plan.toml")
+            raise BadInput(what, hint="give them to narrows plan, with the job that it was made of")
         return record.from_builtins(Plan, data, source=source)
     job = record.from_builtins(Job, _overridden(data, chosen), source=source)
     # No machine is measured and no text prepared for a model that cannot be.

@@ -74,7 +74,8 @@ def run(chosen: argparse.Namespace) -> int:
         nodes=nodes, per_node=per_node, resume=chosen.resume,
     )  # fmt: skip
     text = where.text(work)
-    submission = where.submission(work, chosen.output or f"{work.label}{where.suffix}")
+    named = chosen.output or f"{work.label}{where.suffix}"
+    submission = where.submission(work, named)
     if chosen.output:
         write_atomically(Path(chosen.output), text.encode())
         speak.talk(f"wrote {chosen.output}")
@@ -84,7 +85,8 @@ def run(chosen: argparse.Namespace) -> int:
         speak.answer(text.rstrip())
     if chosen.submit:
         _submit(submission)
-    speak.next_step(shlex.join(["narrows", "report", work.run] if chosen.submit else submission))
+    after = shlex.join(["narrows", "report", work.run] if chosen.submit else submission)
+    speak.next_step(after if chosen.output else f"the same with -o {named}; {after}")
     return 0
 
 
@@ -108,6 +110,12 @@ def _run_folder(chosen: argparse.Namespace, plan: Plan, where: Target) -> str:
     if not chosen.resume:
         return str(folder.fresh(chosen.run, plan.name).absolute())
     found = folder.existing(chosen.run) if chosen.run else folder.newest(plan.name)
+    if folder.plan_of(found).layout != plan.layout:
+        own = shlex.quote(str(found / "plan.toml"))
+        raise BadInput(
+            f"{found} is laid out in another way than {chosen.file}",
+            hint=f"narrows launch {own} --on {chosen.on} --resume --run {shlex.quote(str(found))}",
+        )
     return str(found.absolute())
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from narrows.cli import folder, intent, speak
 from narrows.spec.errors import BadInput
+from narrows.spec.resuming import resuming
 
 if TYPE_CHECKING:
     from narrows.model.transformer import Transformer
@@ -56,7 +57,7 @@ def run(chosen: argparse.Namespace) -> int:
 
     attend()
     worker = started() is not None
-    plan, run_folder, machine = _resumed(chosen) if chosen.resume else _new(chosen, worker)
+    plan, run_folder, machine = (_resumed if chosen.resume else _new)(chosen, worker)
     # A worker that is started again goes on, whoever starts it.
     resume = chosen.resume or (worker and (run_folder / "plan.toml").exists())
     if plan.layout.processes > 1 and not worker:
@@ -103,7 +104,7 @@ def _new(chosen: argparse.Namespace, worker: bool) -> tuple[Plan, Path, Machine]
 
     if chosen.file and Path(chosen.file).is_dir():
         path = folder.existing(chosen.file)
-        raise BadInput(f"{path} holds a run already", hint=f"narrows train {path} --resume")
+        raise BadInput(f"{path} holds a run already", hint=resuming(path))
     wanted = intent.read(chosen)
     if worker:
         run_folder = folder.shared(chosen.run, wanted)
@@ -119,7 +120,7 @@ def _new(chosen: argparse.Namespace, worker: bool) -> tuple[Plan, Path, Machine]
     return plan, run_folder, machine
 
 
-def _resumed(chosen: argparse.Namespace) -> tuple[Plan, Path, Machine]:
+def _resumed(chosen: argparse.Namespace, worker: bool) -> tuple[Plan, Path, Machine]:
     if chosen.run:
         run_folder = folder.existing(chosen.run)
     elif chosen.file and Path(chosen.file).is_dir():
@@ -129,19 +130,40 @@ def _resumed(chosen: argparse.Namespace) -> tuple[Plan, Path, Machine]:
     else:
         run_folder = folder.newest(None)
     plan, machine = folder.plan_of(run_folder), intent.machine(None)
+    new = _wanted(plan, machine, chosen)
+    if worker and new != plan:
+        raise BadInput(
+            f"{run_folder} is laid out in another way than {chosen.file}",
+            hint=f"narrows launch {shlex.quote(str(run_folder / 'plan.toml'))}",
+        )
+    return _settled(plan, new, run_folder), run_folder, machine
+
+
+def _wanted(plan: Plan, machine: Machine, chosen: argparse.Namespace) -> Plan:
+    """The plan of a run as it is to go on: as a file of another says, or as options do."""
+    from narrows.plan.change import changed, continued
+    from narrows.spec.plan import Plan
+    from narrows.spec.record import digest
+
     if asked := intent.overrides(chosen):
-        plan = _changed(plan, run_folder, machine, asked)
-    return plan, run_folder, machine
+        return changed(plan, machine, asked)
+    if not chosen.file or Path(chosen.file).is_dir():
+        return plan
+    given = intent.read(chosen)
+    if isinstance(given, Plan):
+        return continued(plan, given, machine)
+    if digest(given) != plan.made_from.job:
+        speak.talk(f"the run began with another job than {chosen.file}, and goes on with that")
+    return plan
 
 
-def _changed(plan: Plan, run_folder: Path, machine: Machine, overrides: list[str]) -> Plan:
-    """The plan as it is to go on, written to the run folder; what changed is said there, too."""
-    from narrows.plan.change import changed, described
+def _settled(plan: Plan, new: Plan, run_folder: Path) -> Plan:
+    """The plan as it goes on, written to the run folder; what changed is said there, too."""
+    from narrows.plan.change import described
     from narrows.spec.record import save
     from narrows.train.events import note
     from narrows.train.lock import locked
 
-    new = changed(plan, machine, overrides)
     if new == plan:
         return plan
     message = f"{described(plan.layout)} -> {described(new.layout)}; on a spike: {new.on_spike}"

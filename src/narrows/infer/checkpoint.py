@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from narrows.spec.errors import BadInput, nearest
 from narrows.spec.record import read
+from narrows.spec.resuming import resuming
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,7 @@ def locate(run: Path, name: str | None = None) -> Path:
     folder = run / "checkpoints"
     steps = sorted(path.name for path in folder.glob("step-*") if path.suffix != ".partial")
     if not steps:
-        hint = f"wait for its first one, or go on: narrows train {run} --resume"
+        hint = f"wait for its first one, or go on: {resuming(run)}"
         raise BadInput(f"{run} has no checkpoint yet", hint=hint)
     if name is None:
         name = "best" if (folder / "best").exists() else "latest"

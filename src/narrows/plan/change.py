@@ -23,6 +23,17 @@ from narrows.spec.record import from_builtins, with_override
 
 _SETTLED = ("precision", "kernels")
 """What of a layout changes the numbers, or what a checkpoint holds."""
+_ALONE = {
+    "replicas": 1, "tensor": 1, "pipeline": 1, "interleave": 1, "context": 1, "expert": 1,
+    "schedule": "1f1b", "first_fewer": 0, "last_fewer": 0,
+}  # fmt: skip
+"""No axis but the data's."""
+_BEGUN = (
+    "name", "seed", "objective", "start", "teacher", "model", "optimizer", "schedule",
+    "batch_sequences", "context", "steps", "batch_ramp", "exchange", "adapter", "frozen",
+    "evaluation", "checkpoints", "data",
+)  # fmt: skip
+"""What of a plan a run keeps to its end."""
 
 
 def changed(plan: Plan, machine: Machine, assignments: Sequence[str]) -> Plan:
@@ -48,6 +59,21 @@ def changed(plan: Plan, machine: Machine, assignments: Sequence[str]) -> Plan:
         gradients.check(plan.exchange, on_spike, plan.evaluation, plan.checkpoints)
         optimizer.check(plan.optimizer, plan.layout, plan.exchange, on_spike)
     return relaid(plan, _laid_out(plan, intent), machine)
+
+
+def continued(plan: Plan, given: Plan, machine: Machine) -> Plan:
+    """A run's plan laid out as another that is the same otherwise; raises BadInput where the run
+    began with something else.
+    """
+    differing = [name for name in _BEGUN if getattr(plan, name) != getattr(given, name)]
+    differing += [f"layout.{name}" for name in _SETTLED
+                  if getattr(plan.layout, name) != getattr(given.layout, name)]  # fmt: skip
+    if differing:
+        raise BadInput(
+            f"the run began with another {differing[0]} than the plan says",
+            hint="leave the file out to go on as it began, or begin a new run",
+        )
+    return relaid(plan, given.layout, machine)
 
 
 def relaid(plan: Plan, layout: Layout, machine: Machine) -> Plan:
@@ -77,7 +103,9 @@ def _laid_out(plan: Plan, intent: LayoutIntent) -> Layout:
     count = given.pop("processes", None)
     new = msgspec.structs.replace(old, **given)
     if count is not None:
-        # What is not said stays, and data ranks are as many as that leaves.
+        # What is not said stays, and data ranks are as many as that leaves; else they are alone.
+        if count % (new.processes // new.data):
+            new = msgspec.structs.replace(old, **{**_ALONE, **given})
         around = new.processes // new.data
         new = msgspec.structs.replace(new, data=max(1, count // around))
     known = {name: getattr(new, name) for name in LayoutIntent.__struct_fields__}

@@ -28,6 +28,7 @@ from narrows.spec.errors import BadInput
 from narrows.spec.home import narrows_home
 from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
+from narrows.spec.resuming import resuming
 from narrows.train.checkpoint import files, newest
 
 Talk = Callable[[str], None]
@@ -46,7 +47,7 @@ def laid_out(run: Path, talk: Talk) -> Path:
     found = newest(run / "checkpoints", talk)
     if found is None:
         what = f"{run} has no whole checkpoint yet"
-        raise BadInput(what, hint=f"wait for its first one, or: narrows train {run} --resume")
+        raise BadInput(what, hint=f"wait for its first one, or: {resuming(run)}")
     if not (run / tokenizers.FILE).is_file():
         hint = "copy it from the prepared dataset: dataset.json names the folder"
         raise BadInput(f"{run} has no {tokenizers.FILE}", hint=hint)

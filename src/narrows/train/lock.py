@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from narrows.spec.errors import BadInput, RunFailed
+from narrows.spec.resuming import resuming
 from narrows.train import pulse
 from narrows.train.group import speaks
 
@@ -48,5 +49,5 @@ def disk_errors(run: Path) -> Iterator[None]:
             raise
         raise RunFailed(
             f"no space is left on the device under {run}",
-            hint=f"free some, then: narrows train {run} --resume",
+            hint=f"free some, then: {resuming(run)}",
         ) from None

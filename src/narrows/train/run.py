@@ -27,6 +27,7 @@ from narrows.spec.machine import Machine
 from narrows.spec.objective import OF_DOCUMENTS, Distil, NextToken, Prefer
 from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
+from narrows.spec.resuming import resuming
 from narrows.train.account import Account
 from narrows.train.checkpoint import Checkpoints, State
 from narrows.train.feeding import feed
@@ -199,7 +200,7 @@ class _Session:
             if self.step < plan.steps:
                 raise Interrupted(
                     f"stopped after step {self.step} of {plan.steps}; the state is saved",
-                    hint=f"narrows train {self.run} --resume",
+                    hint=resuming(self.run),
                 )
             if self.account.sampled:
                 self.trainer.accept = all_finite

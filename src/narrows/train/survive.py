@@ -22,6 +22,7 @@ from narrows.spec.layout import Layout
 from narrows.spec.machine import Machine
 from narrows.spec.plan import Plan
 from narrows.spec.record import load, save
+from narrows.spec.resuming import resuming
 from narrows.train.events import note
 from narrows.train.launcher import NARROWS, Start, Workers
 from narrows.train.lock import locked
@@ -86,7 +87,7 @@ def train_together(
 
 def _refuse(failure: Failure, stop: StopRequest, run: Path, survival: Survival) -> None:
     """Raise what ends the training: what another attempt would meet again, or a wish."""
-    again = f"narrows train {run} --resume"
+    again = resuming(run)
     if stop.asked or failure.kind == "asked":
         saved = "the state is saved" if failure.kind == "asked" else "the newest checkpoint is kept"
         raise Interrupted(f"stopped; {saved}", hint=again)
@@ -107,8 +108,8 @@ def _smaller(plan: Plan, run: Path, failure: Failure, survival: Survival) -> Pla
         raise RunFailed(
             f"{survival.most} attempts in a row saved nothing new; the last: {failure.what}",
             causes=failure.causes,
-            hint=f"narrows train {run} --resume --survive shrink" if able
-            else failure.hint or f"narrows train {run} --resume",
+            hint=f"{resuming(run)} --survive shrink" if able
+            else failure.hint or resuming(run),
         )  # fmt: skip
     why = plan.why | {"layout.data": f"a process kept failing: {failure.what}"}
     plan = msgspec.structs.replace(plan, why=why)

@@ -9,8 +9,10 @@ from narrows.plan.launch.work import Device, Work, word
 from narrows.spec.record import Record
 
 _SCRIPT = r"""
-set -euo pipefail
+set -eo pipefail
 {setup}
+# Only from here on: the files that set up an environment often read what is not set.
+set -u
 export OMP_NUM_THREADS={threads}
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${{hosts%%$'\n'*}}

@@ -19,6 +19,10 @@ class Torchrun(Record):
     suffix: ClassVar[str] = ".sh"
     runs: ClassVar[str | None] = None
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise BadInput(f"--port is {self.port}", hint="a free port from 1 to 65535")
+
     def text(self, work: Work) -> str:
         """A script for sh; raises BadInput where several nodes have no head."""
         several = work.nodes > 1
@@ -48,6 +52,11 @@ class Torchrun(Record):
         return ["sh", file, *(["0"] if work.nodes > 1 else [])]
 
     def _rendezvous(self, work: Work) -> str:
+        if work.nodes == 1 and self.head is not None:
+            raise BadInput(
+                "one node meets nobody: --head says nothing",
+                hint="leave it out, or --nodes N with several",
+            )
         if work.nodes == 1:
             return "--standalone"
         if self.head is None:
