@@ -21,6 +21,8 @@ _TEXT = ("text", "sentence", "review", "content")
 _LABEL = ("label", "labels", "class", "category")
 _VALUE = ("value", "score", "rating", "label")
 _CHOSEN, _REJECTED = ("chosen",), ("rejected",)
+_CONTEXT, _INPUT, _SYSTEM = "context", "input", "system"
+"""What stands before a prompt, behind it (Alpaca's own order), and before all that is said."""
 
 
 class Document(NamedTuple):
@@ -53,10 +55,11 @@ def texts(row: Row, objective: Objective) -> list[str]:
         case Classify() | Regress():
             return [rows.text(row, _TEXT)]
         case Prefer():
-            return [rows.text(row, names) for names in (_PROMPT, _CHOSEN, _REJECTED)]
+            chosen, rejected = _answers(row)
+            messages = [*chosen, rejected[-1]]
         case _:
             messages = _conversation(row)
-            return [str(each.get("content", "")) for each in messages]
+    return [str(each.get("content", "")) for each in messages]
 
 
 def label(row: Row) -> str:
@@ -122,11 +125,39 @@ def _conversation(row: Row) -> list[Message]:
     """A row's messages: as they stand, or of a prompt and its answer."""
     for name in _MESSAGES:
         if name in row.fields:
-            return _messages(row, row.fields[name])
-    asked = [{"role": "user", "content": rows.text(row, _PROMPT)}]
-    if isinstance(row.fields.get("system"), str):
-        asked.insert(0, {"role": "system", "content": row.fields["system"]})
-    return [*asked, {"role": "assistant", "content": rows.text(row, _ANSWER)}]
+            return _led(row, _messages(row, row.fields[name]))
+    answered = {"role": "assistant", "content": rows.text(row, _ANSWER)}
+    return [*_led(row, [_asked(row)]), answered]
+
+
+def _asked(row: Row) -> Message:
+    """The user's turn: a prompt with what the row has beside it."""
+    parts = [_beside(row, _CONTEXT), rows.text(row, _PROMPT), _beside(row, _INPUT)]
+    return {"role": "user", "content": "\n\n".join(each for each in parts if each.strip())}
+
+
+def _led(row: Row, messages: list[Message]) -> list[Message]:
+    """The messages behind the row's `system`, where it has one."""
+    system = {"role": "system", "content": _beside(row, _SYSTEM)}
+    if not system["content"].strip() or messages[:1] == [system]:
+        return messages
+    if messages and messages[0].get("role") == "system":
+        raise BadInput(
+            f"{row.place} has a {_SYSTEM} beside another one in its messages",
+            hint="take one of the two out of the row",
+        )
+    return [system, *messages]
+
+
+def _beside(row: Row, name: str) -> str:
+    """A text that a row may have; empty where it has none."""
+    found = row.fields.get(name)
+    if found is not None and not isinstance(found, str):
+        raise BadInput(
+            f"{row.place}: {name} is no text but {found!r:.60}",
+            hint=f"mend the row, or take {name} out of it",
+        )
+    return found or ""
 
 
 def _messages(row: Row, found: Any) -> list[Message]:
@@ -147,9 +178,10 @@ def _answers(row: Row) -> list[list[Message]]:
     """Of a prompt, the conversations with the chosen and with the rejected answer."""
     prompt = row.fields.get("prompt")
     if isinstance(prompt, list):
-        asked = [dict(each) for each in prompt if isinstance(each, Mapping)]
+        asked: list[Message] = [each for each in prompt if isinstance(each, Mapping)]
     else:
-        asked = [{"role": "user", "content": rows.text(row, _PROMPT)}]
+        asked = [_asked(row)]
+    asked = _led(row, asked)
     found: list[list[Message]] = []
     for names in (_CHOSEN, _REJECTED):
         given = rows.field(row, names)

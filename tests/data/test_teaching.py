@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from narrows.data import teaching
+from narrows.data.published import Words
+from narrows.data.rows import Row
+from narrows.data.template import Template
+from narrows.data.tokenizers import Tokenizer
+from narrows.data.training import bpe
+from narrows.spec.errors import BadInput
+from narrows.spec.objective import Chat, Objective, Prefer
+
+from .test_template import CHATML
+
+Fields = dict[str, Any]
+ASK, SAY = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+SYSTEM = "<|im_start|>system\nthere<|im_end|>\n"
+
+
+@pytest.fixture(scope="module")
+def plain() -> Words:
+    return Words(Tokenizer(bpe(["hello there"] * 3, 300)))
+
+
+@pytest.fixture(scope="module")
+def talking(plain: Words) -> Words:
+    return plain._replace(template=Template(CHATML, {}))
+
+
+def taught(fields: Fields, objective: Objective, words: Words) -> list[tuple[str, str]]:
+    """Of each document its text, and what of it is to be said."""
+    ((_, found),) = teaching.documents([Row(fields, "a.jsonl line 7", None)], objective, words, ())
+    decode = words.tokenizer.decode
+    return [
+        (decode(tokens), decode([each for each, said in zip(tokens, learned, strict=True) if said]))
+        for tokens, learned, _, _ in found
+    ]
+
+
+def asked(text: str, lead: str = "") -> str:
+    return f"{lead}<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"instruction": "say", "input": "one", "output": "1"}, asked("say\n\none")),
+        ({"instruction": "say", "input": "", "output": "1"}, asked("say")),
+        ({"question": "two?", "context": "hello", "answer": "1"}, asked("hello\n\ntwo?")),
+        ({"prompt": "say", "answer": "1", "system": "there"}, asked("say", SYSTEM)),
+        ({"prompt": "say", "answer": "1", "system": None}, asked("say")),
+        ({"messages": [ASK, {**SAY, "content": "1"}], "system": "there"}, asked("hi", SYSTEM)),
+    ],
+)
+def test_no_part_of_a_prompt_is_lost(fields: Fields, expected: str, talking: Words) -> None:
+    assert taught(fields, Chat(), talking) == [(f"{expected}1<|im_end|>\n", "1<|im_end|>\n")]
+    text = " ".join(teaching.texts(Row(fields, "", None), Chat()))
+    assert all(str(each) in text for name, each in fields.items() if each and name != "messages")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"prompt": "say", "input": "one"},
+        {"prompt": "one", "context": "say"},
+        {"prompt": [{"role": "user", "content": "say\n\none"}]},
+    ],
+)
+def test_no_part_of_a_prompt_to_two_answers_is_lost(prompt: Fields, talking: Words) -> None:
+    fields = {**prompt, "system": "there", "chosen": "1", "rejected": "2"}
+    before = asked("say\n\none", SYSTEM)
+    texts = [whole for whole, _ in taught(fields, Prefer(), talking)]
+    assert texts == [f"{before}{answer}<|im_end|>\n" for answer in "12"]
+    assert teaching.texts(Row(fields, "", None), Prefer()) == ["there", "say\n\none", "1", "2"]
+
+
+def test_without_a_template_a_prompt_is_whole_too(plain: Words) -> None:
+    ((whole, said),) = taught({"instruction": "say", "input": "1", "output": "2"}, Chat(), plain)
+    assert whole == f"say\n\n1{said}"
+
+
+@pytest.mark.parametrize(
+    ("objective", "fields", "what"),
+    [
+        (Chat(), {"prompt": "x", "answer": "y", "system": 5}, "system is no text but 5"),
+        (Chat(), {"prompt": "x", "answer": "y", "input": ["z"]}, "input is no text"),
+        (Chat(), {"prompt": "x", "answer": "y", "context": {}}, "context is no text"),
+        (Chat(), {"messages": [ASK, SAY], "system": 5}, "system is no text"),
+        (Chat(), {"messages": [{**ASK, "role": "system"}, SAY], "system": "y"}, "another one"),
+        (Prefer(), {"prompt": "x", "system": 5, "chosen": "y", "rejected": "z"}, "system is no"),
+    ],
+)
+def test_what_cannot_be_taught_is_refused_with_its_place(
+    objective: Objective, fields: Fields, what: str, talking: Words
+) -> None:
+    with pytest.raises(BadInput, match=f"^a.jsonl line 7:? .*{what}") as caught:
+        taught(fields, objective, talking)
+    assert caught.value.hint
