@@ -251,7 +251,7 @@ def _killed(*_: Any) -> None:
         (Chat(), {"messages": [{"role": "boss", "content": "x"},
                                {"role": "assistant", "content": "x"}]}, "line 21: message 1 has"),
         (Prefer(), {"prompt": "x", "chosen": "x"}, "line 21 has no rejected"),
-        (Prefer(), {"prompt": "x", "chosen": [], "rejected": "x"}, "line 21: chosen is no text"),
+        (Prefer(), {"prompt": "x", "chosen": [], "rejected": "x"}, "line 21: chosen is not one"),
     ],
 )  # fmt: skip
 def test_a_row_that_teaches_nothing_is_named(

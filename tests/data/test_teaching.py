@@ -17,6 +17,7 @@ from .test_template import CHATML
 
 Fields = dict[str, Any]
 ASK, SAY = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+PAIR = {"prompt": "hi", "chosen": "yes", "rejected": "no"}
 SYSTEM = "<|im_start|>system\nthere<|im_end|>\n"
 
 
@@ -77,6 +78,13 @@ def test_no_part_of_a_prompt_to_two_answers_is_lost(prompt: Fields, talking: Wor
     assert teaching.texts(Row(fields, "", None), Prefer()) == ["there", "say\n\none", "1", "2"]
 
 
+@pytest.mark.parametrize("system", [{}, {"system": "there"}])
+def test_the_prompt_may_stand_before_an_answer_once_more(system: Fields, talking: Words) -> None:
+    expected = taught({**PAIR, **system, "chosen": "yo"}, Prefer(), talking)
+    for chosen in ([SAY], [ASK, SAY]):
+        assert taught({**PAIR, **system, "chosen": chosen}, Prefer(), talking) == expected
+
+
 def test_without_a_template_a_prompt_is_whole_too(plain: Words) -> None:
     ((whole, said),) = taught({"instruction": "say", "input": "1", "output": "2"}, Chat(), plain)
     assert whole == f"say\n\n1{said}"
@@ -90,6 +98,16 @@ def test_without_a_template_a_prompt_is_whole_too(plain: Words) -> None:
         (Chat(), {"prompt": "x", "answer": "y", "context": {}}, "context is no text"),
         (Chat(), {"messages": [ASK, SAY], "system": 5}, "system is no text"),
         (Chat(), {"messages": [{**ASK, "role": "system"}, SAY], "system": "y"}, "another one"),
+        (Chat(), {"messages": [ASK, "yo"]}, "the messages are no list of objects"),
+        (Prefer(), {**PAIR, "prompt": ["2+2?", ASK]}, "the prompt is no list of objects"),
+        (Prefer(), {**PAIR, "chosen": ["yes"]}, "chosen is no list of objects"),
+        (Prefer(), {**PAIR, "rejected": [None]}, "rejected is no list of objects"),
+        (Prefer(), {**PAIR, "chosen": []}, "chosen is not one answer"),
+        (Prefer(), {**PAIR, "chosen": [SAY, ASK]}, "chosen is not one answer"),
+        (Prefer(), {**PAIR, "chosen": [SAY, ASK, SAY]}, "chosen is not one answer"),
+        (Prefer(), {**PAIR, "chosen": [{**SAY, "content": None}]}, "chosen is no text"),
+        (Prefer(), {**PAIR, "rejected": "yes"}, "the chosen answer is the rejected one"),
+        (Prefer(), {**PAIR, "rejected": [{**SAY, "content": "yes"}]}, "is the rejected one"),
         (Prefer(), {"prompt": "x", "system": 5, "chosen": "y", "rejected": "z"}, "system is no"),
     ],
 )

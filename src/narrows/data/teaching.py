@@ -161,15 +161,20 @@ def _beside(row: Row, name: str) -> str:
 
 
 def _messages(row: Row, found: Any) -> list[Message]:
-    if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
-        raise BadInput(
-            f"{row.place}: the messages are no list of objects",
-            hint='"messages": [{"role": "user", "content": "..."}, ...]',
-        )
-    if not any(each.get("role") == "assistant" for each in found):
+    messages = _listed(row, found, "the messages are")
+    if not any(each.get("role") == "assistant" for each in messages):
         raise BadInput(
             f"{row.place}: no message is the assistant's, so that there is nothing to learn",
             hint='add {"role": "assistant", "content": "..."}',
+        )
+    return messages
+
+
+def _listed(row: Row, found: Any, what: str) -> list[Message]:
+    if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
+        raise BadInput(
+            f"{row.place}: {what} no list of objects",
+            hint='[{"role": "user", "content": "..."}, ...]',
         )
     return list(found)
 
@@ -177,20 +182,31 @@ def _messages(row: Row, found: Any) -> list[Message]:
 def _answers(row: Row) -> list[list[Message]]:
     """Of a prompt, the conversations with the chosen and with the rejected answer."""
     prompt = row.fields.get("prompt")
-    if isinstance(prompt, list):
-        asked: list[Message] = [each for each in prompt if isinstance(each, Mapping)]
-    else:
-        asked = [_asked(row)]
-    asked = _led(row, asked)
-    found: list[list[Message]] = []
-    for names in (_CHOSEN, _REJECTED):
-        given = rows.field(row, names)
-        if isinstance(given, list):
-            given = next((each.get("content") for each in reversed(given)), "")
-        if not isinstance(given, str) or not given.strip():
-            raise BadInput(f"{row.place}: {names[0]} is no text", hint="mend the row")
-        found.append([*asked, {"role": "assistant", "content": given}])
-    return found
+    listed = isinstance(prompt, list)
+    asked = _led(row, _listed(row, prompt, "the prompt is") if listed else [_asked(row)])
+    chosen, rejected = (_answer(row, names, asked) for names in (_CHOSEN, _REJECTED))
+    if chosen == rejected:
+        raise BadInput(
+            f"{row.place}: the chosen answer is the rejected one", hint="take the row out"
+        )
+    return [[*asked, {"role": "assistant", "content": each}] for each in (chosen, rejected)]
+
+
+def _answer(row: Row, names: tuple[str, ...], asked: list[Message]) -> str:
+    """A text, or the last of messages, before which the prompt may stand once more."""
+    given = rows.field(row, names)
+    if isinstance(given, list):
+        *before, last = _listed(row, given, f"{names[0]} is") or [{}]
+        if last.get("role") != "assistant" or before not in ([], asked[-len(before) :]):
+            raise BadInput(
+                f"{row.place}: {names[0]} is not one answer of the assistant to the prompt",
+                hint=f'"{names[0]}": [{{"role": "assistant", "content": "..."}}], all else in '
+                '"prompt"',
+            )
+        given = last.get("content")
+    if not isinstance(given, str) or not given.strip():
+        raise BadInput(f"{row.place}: {names[0]} is no text", hint="mend the row")
+    return given
 
 
 def _turns(messages: list[Message], words: Words) -> list[Turn]:
