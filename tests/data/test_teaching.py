@@ -78,6 +78,13 @@ def test_no_part_of_a_prompt_to_two_answers_is_lost(prompt: Fields, talking: Wor
     assert teaching.texts(Row(fields, "", None), Prefer()) == ["there", "say\n\none", "1", "2"]
 
 
+def test_a_call_of_a_tool_says_something(plain: Words) -> None:
+    source = "{% for m in messages %}{{ m.content or m.tool_calls }}|{% endfor %}"
+    calls = {"role": "assistant", "content": None, "tool_calls": ["f"]}
+    words = plain._replace(template=Template(source, {}))
+    assert taught({"messages": [ASK, calls]}, Chat(), words) == [("hi|['f']|", "['f']|")]
+
+
 @pytest.mark.parametrize("system", [{}, {"system": "there"}])
 def test_the_prompt_may_stand_before_an_answer_once_more(system: Fields, talking: Words) -> None:
     expected = taught({**PAIR, **system, "chosen": "yo"}, Prefer(), talking)
@@ -99,6 +106,11 @@ def test_without_a_template_a_prompt_is_whole_too(plain: Words) -> None:
         (Chat(), {"messages": [ASK, SAY], "system": 5}, "system is no text"),
         (Chat(), {"messages": [{**ASK, "role": "system"}, SAY], "system": "y"}, "another one"),
         (Chat(), {"messages": [ASK, "yo"]}, "the messages are no list of objects"),
+        (Chat(), {"messages": [ASK, {**SAY, "content": None}]}, "message 2 has no content"),
+        (Chat(), {"messages": [{**ASK, "content": None}, SAY]}, "message 1 has no content"),
+        (Chat(), {"messages": [ASK, {**SAY, "content": 5}]}, "message 2 is no text but 5"),
+        (Chat(), {"messages": [ASK, {**SAY, "content": " "}, ASK, SAY]}, "message 2, .* nothing"),
+        (Prefer(), {**PAIR, "prompt": [{**ASK, "content": None}]}, "message 1 has no content"),
         (Prefer(), {**PAIR, "prompt": ["2+2?", ASK]}, "the prompt is no list of objects"),
         (Prefer(), {**PAIR, "chosen": ["yes"]}, "chosen is no list of objects"),
         (Prefer(), {**PAIR, "rejected": [None]}, "rejected is no list of objects"),

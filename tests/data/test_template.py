@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from narrows.data.template import Template, Turn
@@ -66,9 +68,12 @@ def test_a_template_that_refuses_is_heard() -> None:
         ([{"role": "boss", "content": "x"}], "the role 'boss'"),
         ([{"content": "x"}], "the role None"),
         ([ASK, {"role": "user"}], "message 2 has no content"),
+        ([{"role": "user", "content": None}], "message 1 has no content"),
+        ([{"role": "assistant", "content": None, "tool_calls": []}], "message 1 has no content"),
+        ([{"role": "user", "content": True}], "message 1 is no text but True"),
     ],
 )
-def test_messages_that_cannot_be_are_refused(messages: list[dict[str, str]], why: str) -> None:
+def test_messages_that_cannot_be_are_refused(messages: list[dict[str, Any]], why: str) -> None:
     with pytest.raises(BadInput, match=why) as caught:
         Template(CHATML, {}).render(messages)
     assert caught.value.hint

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from narrows.data import rows
 from narrows.data.published import Words
 from narrows.data.rows import Row
-from narrows.data.template import Message, Turn
+from narrows.data.template import Message, Turn, check
 from narrows.data.tokenizers import Tokenizer
 from narrows.spec.errors import BadInput
 from narrows.spec.objective import Chat, Classify, Objective, Prefer, Regress
@@ -41,12 +42,9 @@ def documents(
 ) -> Iterator[tuple[Row, list[Document]]]:
     """Each row with what it teaches. Raises BadInput, with the row, where that cannot be."""
     for row in found:
-        try:
-            yield row, _documents(row, objective, words, labels)
-        except BadInput as error:
-            if row.place in error.what:
-                raise
-            raise BadInput(f"{row.place}: {error.what}", hint=error.hint) from None
+        with _placed(row):
+            taught = _documents(row, objective, words, labels)
+        yield row, taught
 
 
 def texts(row: Row, objective: Objective) -> list[str]:
@@ -75,6 +73,17 @@ def label(row: Row) -> str:
         f"{row.place}: the label {found!r:.60} is no class",
         hint="use a text or a whole number; for numbers: --set train.objective.type=regress",
     )
+
+
+@contextmanager
+def _placed(row: Row) -> Iterator[None]:
+    """What is refused within is refused with the row's place."""
+    try:
+        yield
+    except BadInput as error:
+        if row.place in error.what:
+            raise
+        raise BadInput(f"{row.place}: {error.what}", hint=error.hint) from None
 
 
 def _documents(
@@ -162,11 +171,20 @@ def _beside(row: Row, name: str) -> str:
 
 def _messages(row: Row, found: Any) -> list[Message]:
     messages = _listed(row, found, "the messages are")
+    with _placed(row):
+        check(messages)
     if not any(each.get("role") == "assistant" for each in messages):
         raise BadInput(
             f"{row.place}: no message is the assistant's, so that there is nothing to learn",
             hint='add {"role": "assistant", "content": "..."}',
         )
+    for number, each in enumerate(messages, 1):
+        says = str(each.get("content") or "").strip() or each.get("tool_calls")
+        if each.get("role") == "assistant" and not says:
+            raise BadInput(
+                f"{row.place}: message {number}, the assistant's, says nothing",
+                hint="mend the row or take it out",
+            )
     return messages
 
 
@@ -184,6 +202,8 @@ def _answers(row: Row) -> list[list[Message]]:
     prompt = row.fields.get("prompt")
     listed = isinstance(prompt, list)
     asked = _led(row, _listed(row, prompt, "the prompt is") if listed else [_asked(row)])
+    with _placed(row):
+        check(asked)
     chosen, rejected = (_answer(row, names, asked) for names in (_CHOSEN, _REJECTED))
     if chosen == rejected:
         raise BadInput(

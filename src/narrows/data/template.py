@@ -114,7 +114,9 @@ class Template:
 
 
 def check(messages: Sequence[Message]) -> None:
-    """Raises BadInput where one has no role that is known, or no content."""
+    """Raises BadInput where one has no role that is known, or no content: null would be said as a
+    word of the template's language.
+    """
     if not messages:
         raise BadInput("there are no messages", hint='{"role": "user", "content": "Hello"}')
     for number, message in enumerate(messages, 1):
@@ -122,8 +124,12 @@ def check(messages: Sequence[Message]) -> None:
         if role not in ROLES:
             what = f"message {number} has the role {role!r}"
             raise BadInput(what, hint=f"use one of: {', '.join(ROLES)}")
-        if "content" not in message and "tool_calls" not in message:
+        content = message.get("content")
+        if content is None and not message.get("tool_calls"):
             raise BadInput(f"message {number} has no content", hint='"content": "..."')
+        if not isinstance(content, str | list | None):
+            what = f"the content of message {number} is no text but {content!r:.60}"
+            raise BadInput(what, hint='"content": "..."')
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
