@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from narrows.model.configuration import shaped
-from narrows.model.describing import CLASSES, config, kind_of
+from narrows.model.describing import CLASSES, config, headed, kind_of
 from narrows.model.presets import presets
 from narrows.model.settings import Settings
 from narrows.spec.errors import BadInput
@@ -49,3 +49,10 @@ def test_what_no_class_computes_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(BadInput, match="no class of transformers") as caught:
         kind_of(spec("llama", **changes))
     assert caught.value.hint and "LlamaForCausalLM" in caught.value.causes[0]
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    told = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "a", "1": "a"}}
+    with pytest.raises(BadInput, match="config.json: id2label has one name for several") as caught:
+        headed(spec("llama"), "llama", Settings(told, "config.json"))
+    assert caught.value.hint

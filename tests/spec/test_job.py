@@ -59,6 +59,7 @@ def test_refuses_budgets_that_bound_nothing(texts: list[str]) -> None:
         ("train.optimizer", "{type = 'adamw', beta2 = 1.0}"),
         ("train.optimizer", "{type = 'muon', iterations = 0}"),
         ("train.optimizer", "{type = 'sgd', momentum = 0.0, nesterov = true}"),
+        ("train.objective", "{type = 'classify', labels = ['a', 'a', 'b']}"),
         ("layout.threads", "0"),
         ("budget.time", "-3 s"),
     ],

@@ -146,6 +146,11 @@ def headed(
             hint="take the model's own config.json",
         )
     labels = tuple(str(told[str(number)]) for number in range(len(told)))
+    if len(set(labels)) < len(labels):
+        raise BadInput(
+            f"{settings.source}: id2label has one name for several classes: {', '.join(labels)}",
+            hint="give each class a name of its own there",
+        )
     number = len(labels) == 1 or settings.data.get("problem_type") == _NUMBER
     pooling = "last" if spec.causal else "first"
     spec = msgspec.structs.replace(spec, classes=len(labels), pooling=pooling)

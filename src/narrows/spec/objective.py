@@ -44,6 +44,11 @@ class Classify(Record, tag="classify", tag_field="type"):
     smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        if twice := sorted({each for each in self.labels if self.labels.count(each) > 1}):
+            raise BadInput(
+                f"train.objective.labels has {', '.join(twice)} more than once",
+                hint="name each class once",
+            )
         if not 0.0 <= self.smoothing < 1.0:
             raise BadInput(
                 f"train.objective classify.smoothing is {self.smoothing}",
