@@ -82,6 +82,10 @@ def test_adapters_of_another_kind_or_model_are_refused(tmp_path: Path) -> None:
     refused(r"with rank 8 takes \[8, 256\]", r=8)
     refused("lacks the length of", use_dora=True)
     refused("Expected `int`", r="four")
+    refused("Expected `int` >= 1", r=0)
+    refused("Expected `str`", modules_to_save=[["score"]])
+    refused(r'adapter_config.json: "\*.q_proj" is no pattern', rank_pattern={"*.q_proj": 4})
+    refused(r"is no pattern of names: global flags", alpha_pattern={"(?i)q_proj": 4})
     refused(r"B of model.layers.0.mlp.down_proj as \[96, 4\]", WIDER)
     (tmp_path / ADAPTER).unlink()
     with pytest.raises(BadInput, match="has no adapter_model.safetensors"):

@@ -89,6 +89,7 @@ def test_blank_lines_nulls_and_half_characters(tmp_path: Path) -> None:
     ("bad", "said"),
     [
         (b'{"text": "unfinished\n', "line 3 is not valid JSON"),
+        (b'{"a": ' + b"[" * 100_000 + b"\n", "line 3 is not valid JSON"),
         (b'["a list"]\n', "line 3 is not a JSON object"),
         (b'{"content": "a"}\n', 'line 3 has no field "text"'),
         (b'{"text": 5, "body": "a"}\n', "line 3: a int is in the field"),

@@ -51,6 +51,14 @@ def test_words_come_back_from_a_folder(name: str, tmp_path: Path) -> None:
     assert said["model_max_length"] == 128 and "token_type_ids" not in said["model_input_names"]
 
 
+def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    save(trained(), tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"caf\xe9")
+    with pytest.raises(BadInput, match="chat_template.jinja is not UTF-8 text: byte 3") as caught:
+        of_folder(tmp_path)
+    assert caught.value.hint
+
+
 def test_words_come_back_from_a_gguf_file() -> None:
     one = trained()
     told = facts(one, 333)

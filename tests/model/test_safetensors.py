@@ -52,6 +52,9 @@ def test_shards_are_found_by_their_index(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "../one.safetensors"}}))
     with pytest.raises(BadInput, match="outside"):
         files(tmp_path)
+    (tmp_path / INDEX).write_text('{"weight_map": {}}')
+    with pytest.raises(BadInput, match=f"{INDEX} has no weight_map"):
+        files(tmp_path)
 
 
 def test_pickles_are_never_read(tmp_path: Path) -> None:
@@ -89,6 +92,7 @@ def entry(kind: str, shape: list[Any], first: int, last: int) -> dict[str, Any]:
         (b"{", "no JSON"),
         (b"\xff", "no JSON"),
         (b"[" * 100_000, "no JSON"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "no JSON"),
     ],
 )  # fmt: skip
 def test_a_header_that_lies_is_refused(header: Any, why: str, tmp_path: Path) -> None:

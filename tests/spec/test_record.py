@@ -76,6 +76,8 @@ def valid_leaf(hint: Any) -> st.SearchStrategy[Any]:
             fields["targets"] = st.none() | st.just(("query", "down"))
         if "frozen" in fields:
             fields["frozen"] = st.just(("embeddings", "layers.0-1"))
+        if hint.__name__ == "Classify":
+            fields["labels"] = st.lists(TEXT, max_size=2, unique=True).map(tuple)
         if hint.__name__ == "PowerSGD":
             fields["start_step"] = st.integers(2, 10**6)
         return st.builds(hint, **fields)
@@ -134,6 +136,7 @@ def test_absent_values_are_left_out() -> None:
         ("data.corpus=a=b.txt", {"data": {"corpus": "a=b.txt", "vocabulary": 256}}),
         ('model.positions={type="rotary"}', {"model": {"positions": {"type": "rotary"}}}),
         ("seed=1\nname=2", {"seed": "1\nname=2"}),
+        ("name=" + "[" * 9_000, {"name": "[" * 9_000}),
     ],
 )
 def test_an_override_changes_one_value(assignment: str, changed: dict[str, Any]) -> None:
@@ -152,6 +155,8 @@ def test_refuses_an_override_without_a_place(assignment: str) -> None:
     ("content", "what"),
     [
         (b"name = ", "is not valid TOML"),
+        (b"steps = " + b"1" * 5000, "is not valid TOML"),
+        (b"steps = " + b"[" * 100_000, "is not valid TOML"),
         (b"\xff\xfe\x00", "is not a text file"),
         (b"", "name is missing"),
         (b'\xef\xbb\xbfname = "x"\nsteps = 1', "unknown key steps"),
@@ -163,6 +168,13 @@ def test_a_bad_file_is_named(tmp_path: Path, content: bytes, what: str) -> None:
     with pytest.raises(BadInput, match=what) as caught:
         record.load(Job, path)
     assert str(path) in caught.value.what
+
+
+def test_json_that_nests_without_end_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(BadInput, match="config.json is not valid JSON"):
+        record.read(path)
 
 
 def test_a_missing_file_has_a_likely_neighbour(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import torch
@@ -45,6 +45,7 @@ _UNKNOWN = (
     "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config",
 )  # fmt: skip
 """What changes what is computed, and has no place here."""
+_Rank = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class _Theirs(NamedTuple):
@@ -248,9 +249,13 @@ def _parsed(name: str) -> tuple[str, str]:
 def _matching(pattern: dict[str, Any], name: str, otherwise: Any) -> Any:
     """What a pattern says of a module, as PEFT matches it: by the end of its name."""
     for key, value in pattern.items():
-        if re.fullmatch(rf"(.*\.)?({key})", name):
+        if _ending(key).fullmatch(name):
             return value
     return otherwise
+
+
+def _ending(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,17 +284,23 @@ class _Told:
             what = f"{place} is of a {kind or 'nameless'} adapter, which narrows does not read"
             raise BadInput(what, hint="take a LoRA, rsLoRA or DoRA")
         wrong = [key for key in _UNKNOWN if config.get(key)]
-        if not set(config.get("modules_to_save") or ()) <= set(SAVED):
-            wrong.append("modules_to_save")
         if config.get("bias", "none") != "none":
             wrong.append("bias")
-        if wrong:
-            what = f"{place} has {wrong[0]} = {config[wrong[0]]}, which narrows does not read"
-            raise BadInput(what, hint="merge it with PEFT, and take the merged model")
         try:
             table = msgspec.convert(config, _Config)
         except msgspec.ValidationError as error:
             raise BadInput(f"{place}: {error}", hint="was it written by PEFT?") from None
+        for key in (*table.rank_pattern, *table.alpha_pattern):
+            try:
+                _ending(key)
+            except (re.error, RecursionError) as error:
+                what = f'{place}: "{key:.60}" is no pattern of names: {error}'
+                raise BadInput(what, hint="was it written by PEFT?") from None
+        if not set(table.modules_to_save or ()) <= set(SAVED):
+            wrong.append("modules_to_save")
+        if wrong:
+            what = f"{place} has {wrong[0]} = {config[wrong[0]]}, which narrows does not read"
+            raise BadInput(what, hint="merge it with PEFT, and take the merged model")
         root = table.use_rslora
         rule: Rule = "dora" if table.use_dora else ("rslora" if root else "lora")
         return cls(
@@ -302,11 +313,11 @@ class _Told:
 class _Config(msgspec.Struct):
     """What of adapter_config.json matters here."""
 
-    r: int
+    r: _Rank
     lora_alpha: float
     lora_dropout: float = 0.0
     use_rslora: bool = False
     use_dora: bool = False
-    rank_pattern: dict[str, int] = {}
+    rank_pattern: dict[str, _Rank] = {}
     alpha_pattern: dict[str, float] = {}
     modules_to_save: list[str] | None = None

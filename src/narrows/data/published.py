@@ -134,7 +134,11 @@ def _every(tokenizer: tokenizers.Tokenizer, ends: list[int]) -> list[int]:
 def _template(folder: Path, said: Mapping[str, Any]) -> str | None:
     """A file of its own, or a key of the tokenizer's settings: a text, or several by name."""
     if (folder / _TEMPLATE).is_file():
-        return (folder / _TEMPLATE).read_text(encoding="utf-8")
+        try:
+            return (folder / _TEMPLATE).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            what = f"{folder / _TEMPLATE} is not UTF-8 text: byte {error.start}"
+            raise BadInput(what, hint="it is damaged: fetch it again") from None
     found = said.get("chat_template")
     if isinstance(found, list):
         named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}

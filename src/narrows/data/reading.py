@@ -120,7 +120,7 @@ def _lines(content: bytes, source: Source, field: str, first: Callable[[], int])
             continue
         try:
             yield decode(line).text or ""
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             text = _leniently(line, field)
             if text is None:
                 raise _explain(line, source, first() + index, field, error) from None
@@ -140,7 +140,7 @@ def _leniently(line: bytes, field: str) -> str | None:
 
     try:
         text = json.loads(line)[field]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return re.sub("[\ud800-\udfff]", "\ufffd", text) if isinstance(text, str) else None
 
@@ -149,7 +149,7 @@ def _explain(line: bytes, source: Source, number: int, field: str, error: Except
     where = f"{source.path} line {number}"
     try:
         value = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return BadInput(
             f"{where} is not valid JSON: {error}",
             causes=[line[:80].decode("utf-8", "replace")],

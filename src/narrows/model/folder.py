@@ -48,7 +48,11 @@ def files(folder: Path) -> list[Path]:
         raise BadInput(f"{folder} has no {FILE}", hint="fetch the weights into the folder")
     content = read_record(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(each, str) for each in places.values()):
+    if (
+        not isinstance(places, dict)
+        or not places
+        or not all(isinstance(each, str) for each in places.values())
+    ):
         raise BadInput(f"{index} has no weight_map from tensors to files", hint=DAMAGED)
     found = sorted({folder / name for name in places.values()})
     for path in found:

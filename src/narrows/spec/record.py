@@ -152,7 +152,7 @@ def _with(data: dict[str, Any], keys: list[str], value: Any, assignment: str) ->
 def _value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text
 
@@ -160,7 +160,7 @@ def _value(text: str) -> Any:
 def _parse(text: str, source: str) -> Any:
     try:
         return msgspec.json.decode(text) if source.endswith(".json") else tomllib.loads(text)
-    except (msgspec.DecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, too
         form = "JSON" if source.endswith(".json") else "TOML"
         what = f"{source} is not valid {form}: {error}"
         raise BadInput(what, hint="mend it there, or take the file as it was") from None
