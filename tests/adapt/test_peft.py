@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from narrows.adapt.merge import merge
-from narrows.adapt.peft import write_adapter
+from narrows.adapt.peft import BEFORE, write_adapter
 from narrows.adapt.peft_reading import load_adapter
 from narrows.model.folder import ADAPTER, ADAPTER_CONFIG
 from narrows.model.hugging_face import naming
@@ -99,8 +99,9 @@ def test_tensors_that_belong_nowhere_are_refused(tmp_path: Path) -> None:
     for name, match in (
         ("base_model.model.lm_head.lora_A.weight", "adapts lm_head"),
         ("base_model.model.transformer.h.0.mlp.c_fc.weight", "no part of a low-rank adapter"),
+        (f"{BEFORE}transformer.h.0.mlp.c_fc.lora_A.weight", "in I32, a type of whole numbers"),
     ):
-        save_file({**held, name: torch.zeros(4, 64)}, tmp_path / ADAPTER)
+        save_file({**held, name: torch.zeros(4, 64).int()}, tmp_path / ADAPTER)
         with pytest.raises(BadInput, match=match):
             load_adapter(made(GPT2), tmp_path, NAMES["gpt2"])
     with pytest.raises(BadInput, match="no low-rank adapter"):

@@ -62,6 +62,14 @@ def test_few_items_tell_nothing_of_chance() -> None:
     assert paired_interval("mean", shares(np.ones(5)), shares(np.ones(5)), 0) is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_infinite_has_no_interval() -> None:
+    lost = np.tile([9e9, 1.0], (30, 1))
+    assert value("perplexity", lost[0]) == np.inf
+    assert interval("perplexity", lost, 0) is None
+    assert paired_interval("perplexity", lost, lost, 0) is None
+
+
 def test_forms_by_hand() -> None:
     assert value("perplexity", np.array([np.log(8.0) * 3, 3.0])) == pytest.approx(8.0)
     assert value("bits", np.array([np.log(2.0) * 12, 4.0])) == pytest.approx(3.0)

@@ -82,6 +82,13 @@ def test_what_is_compared_is_what_is_said() -> None:
     assert (alike.kl_mean, alike.same) == (0.0, 1.0)
 
 
+def test_a_model_that_diverged_is_infinitely_perplexed() -> None:
+    lost = by_torch(built(spec(), deviation=1e5))
+    rows_BT = np.random.default_rng(0).integers(0, VOCABULARY, (1, CONTEXT))
+    (found,) = divergences(lost, [lost], rows_BT, "noise", lambda line: None)
+    assert (found.perplexity_before, found.perplexity) == (math.inf, math.inf)
+
+
 def test_without_a_text_nothing_is_said_of_quality(make_run: MakeRun, tmp_path: Path) -> None:
     said: list[str] = []
     found = shrink(make_run(shape=SHAPE), Wanted(tmp_path / "a.gguf", "q8_0", Round()),

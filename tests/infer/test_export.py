@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 import torch
 
+from narrows.cli.main import main
 from narrows.data.published import Words, of_folder
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
@@ -30,6 +32,7 @@ from narrows.spec.errors import BadInput, DoesNotFit, NarrowsError, RunFailed
 from narrows.spec.model import GELU
 from narrows.spec.plan import Plan, Start
 
+from . import conftest
 from .conftest import VOCABULARY, MakeRun, built, spec
 
 TARGETS = ["out", "out.gguf"]
@@ -80,6 +83,18 @@ def test_a_checkpoint_is_chosen(make_run: MakeRun, tmp_path: Path) -> None:
     assert export(run, tmp_path / "a").what.endswith("step 10")
     assert export(run, tmp_path / "b", checkpoint="latest").what.endswith("step 20")
     assert written(tmp_path / "b") == written(run, checkpoint="latest") != written(tmp_path / "a")
+
+
+def test_a_model_that_diverged_is_infinitely_perplexed(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(conftest, "built", partial(built, deviation=1e5))
+    run = make_run()
+    assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 0
+    assert "perplexity  inf before, inf after\n" in capsys.readouterr().out
+    with pytest.raises(RunFailed, match="perplexity is inf after inf"):
+        export(run, tmp_path / "out.gguf", type="q8_0")
 
 
 @pytest.mark.parametrize("type", ["f16", "bf16", "q8_0", "q4_1", "q4_0"])

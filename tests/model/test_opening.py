@@ -70,6 +70,19 @@ def test_a_model_without_a_pooler_has_none(tmp_path: Path) -> None:
     assert opened(folder(tmp_path, BERT, tensors | pooler)).spec.pooler
 
 
+def test_weights_in_whole_numbers_are_refused(tmp_path: Path) -> None:
+    # Which positions there are is no weight.
+    tensors = bert() | {"embeddings.position_ids": torch.arange(12)[None]}
+    original = opened(folder(tmp_path, BERT, tensors))
+    build(original, torch.float32, torch.device("cpu"))
+    norm = "encoder.layer.0.output.LayerNorm.weight"
+    tensors[norm] = torch.ones(8, dtype=torch.int32)
+    original = opened(folder(tmp_path, BERT, tensors))
+    with pytest.raises(BadInput, match=f"model.safetensors has the weight {norm} in I32") as caught:
+        build(original, torch.float32, torch.device("cpu"))
+    assert caught.value.hint
+
+
 def test_positions_stretched_pair_by_pair_are_refused(tmp_path: Path) -> None:
     factors = {"type": "longrope", "short_factor": [1.0] * 2, "long_factor": [2.0] * 2}
     assert "pair by pair" in refused(folder(tmp_path, {**PHI3, "rope_scaling": factors}))

@@ -28,7 +28,7 @@ from narrows.adapt.peft import (
 from narrows.model.folder import ADAPTER, ADAPTER_CONFIG
 from narrows.model.hugging_face import TRANSPOSED
 from narrows.model.naming import Naming
-from narrows.model.safetensors import Safetensors
+from narrows.model.safetensors import Safetensors, refuse_whole
 from narrows.model.transformer import Transformer
 from narrows.spec.adapter import Base, Learning, LowRank, Rule, inner_width
 from narrows.spec.errors import BadInput
@@ -202,6 +202,7 @@ def _found(
 
 
 def _tensor(source: Safetensors, name: str) -> Tensor:
+    refuse_whole(source, name)
     into = torch.empty(source.shape(name), dtype=torch.float32)
     source.read(name, into)
     return into

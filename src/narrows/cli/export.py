@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +97,6 @@ def _told(done: Exported) -> str:
                  + (f"; {between:.1e} between readers" if between is not None else ""))  # fmt: skip
     if found.perplexity is not None:
         before, after = found.perplexity
-        lines.append(f"  perplexity  {before:.4g} before, {after:.4g} after "
-                     f"({after / before - 1:+.2%})")  # fmt: skip
+        change = "" if math.isinf(before) else f" ({after / before - 1:+.2%})"
+        lines.append(f"  perplexity  {before:.4g} before, {after:.4g} after{change}")
     return "\n".join(lines)

@@ -24,7 +24,9 @@ class Interval(NamedTuple):
 
 
 def interval(form: Form, sums_MX: Array, seed: int) -> Interval | None:
-    """Of a metric over M items; None of fewer than LEAST, which say nothing of chance."""
+    """Of a metric over M items; None of fewer than LEAST, which say nothing of chance, and where
+    it is infinite.
+    """
     return _between(value(form, drawn(sums_MX, seed))) if len(sums_MX) >= LEAST else None
 
 
@@ -35,7 +37,8 @@ def paired_interval(form: Form, a_MX: Array, b_MX: Array, seed: int) -> Interval
     assert len(a_MX) == len(b_MX)
     if len(a_MX) < LEAST:
         return None
-    return _between(value(form, drawn(a_MX, seed)) - value(form, drawn(b_MX, seed)))
+    with np.errstate(invalid="ignore"):  # infinite less infinite
+        return _between(value(form, drawn(a_MX, seed)) - value(form, drawn(b_MX, seed)))
 
 
 def drawn(sums_MX: Array, seed: int, draws: int = DRAWS) -> Array:
@@ -58,7 +61,9 @@ def _counts(places_RM: npt.NDArray[np.int64]) -> Array:
     return np.bincount(flat, minlength=draws * items).reshape(draws, items).astype(np.float64)
 
 
-def _between(values_R: Array) -> Interval:
+def _between(values_R: Array) -> Interval | None:
+    if not np.isfinite(values_R).all():
+        return None
     edge = (1.0 - LEVEL) / 2.0
     low, high = np.quantile(values_R, [edge, 1.0 - edge])
     return Interval(float(low), float(high))

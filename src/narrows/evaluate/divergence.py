@@ -5,7 +5,6 @@ KL is of what the second says from what the first does, Σ p log(p / q) in nats,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from narrows.data.windows import Rows
 from narrows.evaluate.progress import Progress, Talk
 from narrows.infer.packed import PackedWriter
+from narrows.infer.parity import perplexity_of
 from narrows.kernels.decoder import Run
 from narrows.model.transformer import Transformer
 from narrows.spec.record import Record
@@ -81,8 +81,8 @@ class _Sums:
     def divergence(self, text: str) -> Divergence:
         kl_M, nats = torch.cat(self._kl), torch.cat(self._nats, dim=1).mean(1)
         return Divergence(
-            text=text, tokens=len(kl_M), perplexity_before=math.exp(nats[0]),
-            perplexity=math.exp(nats[1]), kl_mean=float(kl_M.mean()),
+            text=text, tokens=len(kl_M), perplexity_before=perplexity_of(float(nats[0])),
+            perplexity=perplexity_of(float(nats[1])), kl_mean=float(kl_M.mean()),
             kl_p99=float(kl_M.quantile(0.99)), same=float(torch.cat(self._same).mean()),
         )  # fmt: skip
 

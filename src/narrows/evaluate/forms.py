@@ -34,7 +34,8 @@ def _mean(sums_2: Array) -> Array:
 
 
 def _perplexity(sums_2: Array) -> Array:
-    return np.exp(_mean(sums_2))
+    with np.errstate(over="ignore"):  # of a model that diverged it is infinite
+        return np.exp(_mean(sums_2))
 
 
 def _bits(sums_2: Array) -> Array:

@@ -93,7 +93,7 @@ def compare(given: Source, written: Path, type: str, to: Path) -> Parity:
             between = _largest(after, other)
     perplexity = None
     if before.loss is not None and after.loss is not None:
-        perplexity = (math.exp(before.loss), math.exp(after.loss))
+        perplexity = (perplexity_of(before.loss), perplexity_of(after.loss))
     assert before.logits_TX is not None
     return Parity(
         readers, len(before.tokens), sum(map(len, before.tokens.values())),
@@ -165,6 +165,14 @@ def loss_of(logits_TV: Tensor, ids: list[int]) -> float:
     return float(F.cross_entropy(logits_TV[:-1], torch.tensor(ids[1:])))
 
 
+def perplexity_of(loss: float) -> float:
+    """Infinite where a model diverged so far that no number holds it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
 def _exact(given: Source, type: str) -> bool:
     """Whether the type holds all that the weights' own does, or they were rounded to it before."""
     same = ((torch.float16, "f16"), (torch.bfloat16, "bf16"))
@@ -215,10 +223,11 @@ def _numbers_differ(before: Seen, after: Seen, type: str, exact: bool) -> str | 
         return f"logits are off by {share:.2g} of their spread, and {type} may cost {cost.logits}"
     if before.loss is None or after.loss is None:
         return None
-    change = abs(math.expm1(after.loss - before.loss))
+    change = abs(perplexity_of(after.loss - before.loss) - 1.0)
     if not change <= cost.perplexity:
-        return (f"perplexity is {math.exp(after.loss):.4g} after {math.exp(before.loss):.4g}, and "
-                f"{type} may change it by {cost.perplexity:.0%}")  # fmt: skip
+        pair = perplexity_of(after.loss), perplexity_of(before.loss)
+        return (f"perplexity is {pair[0]:.4g} after {pair[1]:.4g}, and {type} may change it by "
+                f"{cost.perplexity:.0%}")  # fmt: skip
     return None
 
 

@@ -14,6 +14,7 @@ from narrows.model.gguf import GGUF
 from narrows.model.grouped import joined, of_blocks
 from narrows.model.mapped import Tensors
 from narrows.model.naming import AS_IS, Naming, Piece
+from narrows.model.safetensors import refuse_whole
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec
 
@@ -168,6 +169,7 @@ def _join(
     """Write the pieces one below the other, or see whether they fit."""
     at = 0
     for piece in pieces:
+        refuse_whole(source, piece.name)
         whole = into if piece.expert is None else into[piece.expert]
         # Experts that lie in one tensor are joined by the rows of each.
         dim = 1 if piece.expert is None and ".experts.each." in name else 0

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from narrows.model.folder import FILE, INDEX
-from narrows.model.mapped import DAMAGED, Mapped
+from narrows.model.mapped import DAMAGED, Mapped, Tensors
 from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput
 
@@ -55,7 +55,7 @@ class Safetensors:
         for path in paths:
             for name, lying in _tensors(Mapped(path)).items():
                 if name in self._tensors:
-                    before = self._tensors[name].file.path
+                    before = self.path(name)
                     what = f"{name} is in {before} and in {path}"
                     raise BadInput(what, hint="remove the file that does not belong there")
                 self._tensors[name] = lying
@@ -72,6 +72,10 @@ class Safetensors:
         """Of one."""
         return self._tensors[name].dtype
 
+    def path(self, name: str) -> Path:
+        """Of the file that one is in."""
+        return self._tensors[name].file.path
+
     def read(self, name: str, into: Tensor) -> None:
         """Write one to `into`, of the same shape."""
         lying = self._tensors[name]
@@ -81,6 +85,19 @@ class Safetensors:
         into.view(-1).copy_(found)
         del found
         lying.file.release(lying.start, lying.size)
+
+
+def refuse_whole(source: Tensors, name: str) -> None:
+    """Raises BadInput where a weight lies there in a type of whole numbers, which only mean
+    something beside a scale that nobody told.
+    """
+    if not isinstance(source, Safetensors) or source.dtype(name).is_floating_point:
+        return
+    kind = next(kind for kind, dtype in _TYPES.items() if dtype == source.dtype(name))
+    raise BadInput(
+        f"{source.path(name)} has the weight {name} in {kind}, a type of whole numbers",
+        hint="take the model's weights in BF16, F16 or F32",
+    )
 
 
 def write(
