@@ -92,6 +92,18 @@ def test_adapters_of_another_kind_or_model_are_refused(tmp_path: Path) -> None:
         load_adapter(made(LLAMA), tmp_path, NAMES["llama"])
 
 
+@pytest.mark.parametrize("begun", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", [], {}])
+def test_adapters_that_changed_their_base_are_refused(begun: Any, tmp_path: Path) -> None:
+    write_adapter(tmp_path, tuned(made(LLAMA), Learning(adapter=LowRank(rank=4))), NAMES["llama"])
+    for plain in (True, False, None, "gaussian", "eva"):
+        changed(tmp_path, init_lora_weights=plain)
+        load_adapter(made(LLAMA), tmp_path, NAMES["llama"])
+    changed(tmp_path, init_lora_weights=begun)
+    with pytest.raises(BadInput, match="adapter_config.json has init_lora_weights = ") as caught:
+        load_adapter(made(LLAMA), tmp_path, NAMES["llama"])
+    assert caught.value.hint and "path_initial_model_for_weight_conversion" in caught.value.hint
+
+
 def test_tensors_that_belong_nowhere_are_refused(tmp_path: Path) -> None:
     model = tuned(made(GPT2), Learning(adapter=LowRank(rank=4)))
     write_adapter(tmp_path, model, NAMES["gpt2"])

@@ -45,6 +45,8 @@ _UNKNOWN = (
     "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config",
 )  # fmt: skip
 """What changes what is computed, and has no place here."""
+_PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+"""Those of `init_lora_weights` that leave the weights beneath as they are."""
 _Rank = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -287,6 +289,7 @@ class _Told:
         wrong = [key for key in _UNKNOWN if config.get(key)]
         if config.get("bias", "none") != "none":
             wrong.append("bias")
+        _refuse_moved(config, place)
         try:
             table = msgspec.convert(config, _Config)
         except msgspec.ValidationError as error:
@@ -309,6 +312,20 @@ class _Told:
             dropout=table.lora_dropout, ranks=table.rank_pattern, alphas=table.alpha_pattern,
             whole=tuple(table.modules_to_save or ()),
         )  # fmt: skip
+
+
+def _refuse_moved(config: dict[str, Any], place: Path) -> None:
+    """PiSSA, OLoRA, CorDA and LoftQ begin by changing the weights that the adapter is put on: added
+    to those of the published model, it is another model.
+    """
+    begun = config.get("init_lora_weights")
+    if begun in _PLAIN_BEGINNINGS:
+        return
+    raise BadInput(
+        f"{place} has init_lora_weights = {begun}, which changed the weights that it belongs to",
+        hint="convert it: PEFT's save_pretrained(FOLDER, path_initial_model_for_weight_conversion="
+        "FOLDER of the adapter as it began); LoftQ's: merge it with PEFT, and take that model",
+    )
 
 
 class _Config(msgspec.Struct):
