@@ -34,6 +34,13 @@ def test_every_format_has_the_same_rows(name: str, tmp_path: Path) -> None:
     assert [row.place for row in found] == [f"{name} {place}" for place in PLACES[name]]
 
 
+@pytest.mark.parametrize("separator", ";\t")
+def test_a_table_is_divided_as_its_header_is(separator: str, tmp_path: Path) -> None:
+    content = f'text{separator}label\n"good, really"{separator}1\n'
+    (row,) = rows.rows(written(tmp_path, "a.csv", content))
+    assert row.fields == FOUND[0]
+
+
 def test_files_of_a_folder_say_which_split_they_are(tmp_path: Path) -> None:
     for name in ("train-00.jsonl", "dev.csv", "Test_2.jsonl", "more.jsonl", "notes.md"):
         written(tmp_path, name, "text\nx\n" if name.endswith("csv") else '{"text": "x"}\n')

@@ -99,10 +99,10 @@ def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    tab = file.suffix.lower() == ".tsv"
+    content = _read(file)
     before = csv.field_size_limit(1 << 28)
     reader = csv.DictReader(
-        io.StringIO(_read(file), newline=""), strict=True, delimiter="\t" if tab else ","
+        io.StringIO(content, newline=""), strict=True, delimiter=_separator(file, content)
     )
     begins = 1
     try:
@@ -123,6 +123,14 @@ def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from None
     finally:
         csv.field_size_limit(before)
+
+
+def _separator(file: Path, content: str) -> str:
+    """A tab in .tsv; in .csv a comma, or what spreadsheets write where the comma is a decimal."""
+    if file.suffix.lower() == ".tsv":
+        return "\t"
+    header = content.lstrip().partition("\n")[0]
+    return next((each for each in ",;\t" if each in header), ",")
 
 
 def _read(file: Path) -> str:
