@@ -193,6 +193,37 @@ def test_files_say_their_split_and_hashes_do_else(home: Path, tmp_path: Path) ->
     assert {each[0] for each in documents(one, "train")} == set(train)
 
 
+def test_a_single_file_is_divided_whatever_its_name(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "test-films.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in MANY))
+    assert len(documents(of(path, Classify()), "train")) > 10
+
+
+def test_the_share_that_is_proposed_works(home: Path, tmp_path: Path) -> None:
+    def hint(found: list[Fields], validation: float) -> str:
+        with pytest.raises(BadInput) as caught:
+            prepared(tmp_path, found, Classify(), validation=validation)
+        return caught.value.hint or ""
+
+    for found, validation in ((MANY[:6], 1e-9), (MANY[:6], 1 - 1e-9)):
+        share = float(hint(found, validation).partition("data.validation=")[2])
+        dataset = prepared(tmp_path, found, Classify(), validation=share)
+        assert dataset.examples and dataset.examples.rows_train
+    assert hint([{**MANY[0], "label": n} for n in "ab"], 1e-9).count("data.validation") == 1
+    assert hint(MANY[:1] * 2, 0.5) == "give rows of at least two labels"
+
+
+def test_numbers_are_proposed_where_labels_are_numbers(home: Path, tmp_path: Path) -> None:
+    def hint(*labels: Any) -> str:
+        with pytest.raises(BadInput, match="these are no classes") as caught:
+            found = [{"text": f"t {n}", "label": each} for n, each in enumerate(labels)]
+            prepared(tmp_path, found, Classify())
+        return caught.value.hint or ""
+
+    assert "regress" in hint(1, 2, 3, 4) and "regress" in hint("0", "1", "2", "3")
+    assert "regress" not in hint("x", "y", "z", "x")
+
+
 def test_rows_are_prepared_once(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +330,11 @@ def test_the_longest_row_is_known_and_may_be_left_out(home: Path, tmp_path: Path
     known.refuse_longer(51)
     with pytest.raises(BadInput, match="line 21 has 51 tokens, and the context is 50"):
         known.refuse_longer(50)
+    for most, hint in ((None, "model.context=64, or"), (64, "model.context=64, or"),
+                       (60, "model.context=60, or"), (50, "data.longest=50")):  # fmt: skip
+        with pytest.raises(BadInput, match=hint) as caught:
+            known.refuse_longer(50, most)
+        assert caught.value.hint and ("model.context" in caught.value.hint) == (most != 50)
     told: list[str] = []
     spec = DataSpec(corpus=str(tmp_path / "rows.jsonl"), tokenizer="character", vocabulary=96,
                     validation=0.3, longest=20)  # fmt: skip

@@ -277,6 +277,7 @@ def test_variants_of_a_family(tmp_path: Path) -> None:
         ("llama-7b", {"hidden_size": "4096"}, "hidden_size should be a whole number", "1024"),
         ("llama-7b", {"hidden_size": True}, "hidden_size should be a whole number", "1024"),
         ("llama-7b", {"num_hidden_layers": 0}, "num_hidden_layers is 0", "at least 1"),
+        ("llama-7b", {"rope_theta": 0}, "rope_theta should be a number above 0", ": 10000"),
         ("llama-7b", {"rms_norm_eps": 0}, "rms_norm_eps should be a number above 0", "1e-5"),
         ("llama-7b", {"tie_word_embeddings": 1}, "tie_word_embeddings should be true", "false"),
         ("llama-7b", {"num_attention_heads": 30}, "num_attention_heads = 30", "head_dim"),

@@ -6,6 +6,7 @@ corpus, objective, words → NARROWS_HOME/data/DIGEST: dataset.json, {train,vali
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -150,7 +151,9 @@ def _labels(objective: Classify, found: list[Row]) -> tuple[str, ...]:
     if len(there) > max(2, len(found) // 2):
         raise BadInput(
             f"{len(found)} rows have {len(there)} labels: these are no classes",
-            hint="is this a number to be predicted? --set train.objective.type=regress",
+            hint="is this a number to be predicted? --set train.objective.type=regress"
+            if all(_in_order(each)[0] < math.inf for each in there)
+            else "give more rows of each class, or name all classes in train.objective.labels",
         )
     return tuple(there)
 
@@ -159,7 +162,7 @@ def _in_order(label: str) -> tuple[float, str]:
     try:
         return float(label), label
     except ValueError:
-        return float("inf"), label
+        return math.inf, label
 
 
 def _divided(spec: DataSpec, found: list[Row]) -> dict[Split, list[Row]]:
@@ -179,9 +182,18 @@ def _divided(spec: DataSpec, found: list[Row]) -> dict[Split, list[Row]]:
         if not there:
             raise BadInput(
                 f"none of {len(found)} rows is left for the {split} split",
-                hint="give more rows, or --set data.validation=0.2",
+                hint="give more rows" + _instead(found),
             )
     return divided
+
+
+def _instead(found: list[Row]) -> str:
+    """The share of unnamed rows that leaves some for both splits, nearest to a fifth."""
+    places = sorted(int.from_bytes(_hash(row)[:8], "little") / 2**64 for row in found)
+    shares = [n / 100 for n in range(1, 100) if places[0] < n / 100 <= places[-1]]
+    if any(row.split == "validation" for row in found) or not shares:
+        return ""
+    return f", or --set data.validation={min(shares, key=lambda share: abs(share - 0.2))}"
 
 
 def _hash(row: Row) -> bytes:

@@ -49,7 +49,10 @@ class Settings:
         """A number above zero."""
         name, value = self._find(names, default, example="a number")
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise self.refusal(f"{name} should be a number above 0, not {value!r}", f"{name}: 1e-5")
+            such = "1e-5" if "eps" in name else "10000.0" if "rope" in name else "1.0"
+            raise self.refusal(
+                f"{name} should be a number above 0, not {value!r}", f"{name}: {such}"
+            )
         return float(value)
 
     def some(self, name: str, default: float | None = None) -> float | None:

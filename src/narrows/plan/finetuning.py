@@ -81,7 +81,7 @@ def context_of(job: Job, text: Text, start: Start | None, why: dict[str, str]) -
         context, why["model.context"] = _habit(short, examples.longest if examples else 0)
         context = context if most is None else min(context, most)
     if examples is not None:
-        examples.refuse_longer(context)
+        examples.refuse_longer(context, most)
     return context
 
 

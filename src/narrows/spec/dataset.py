@@ -43,12 +43,19 @@ class Examples(Record):
     labels: tuple[str, ...] = ()
     files: dict[str, str]
 
-    def refuse_longer(self, context: int) -> None:
-        """Raises BadInput where an example is longer than that: none is ever cut."""
+    def refuse_longer(self, context: int, most: int | None = None) -> None:
+        """Raises BadInput where an example is longer than that: none is ever cut. `most`: what a
+        published model reads at most.
+        """
         if self.longest > context:
+            needed = -(-self.longest // 64) * 64
+            if most is not None and needed > most:
+                needed = most
+            longer = f"--set model.context={needed}"
+            without = f"leave longer rows out: --set data.longest={context}"
             raise BadInput(
                 f"{self.longest_row} has {self.longest:,} tokens, and the context is {context:,}",
-                hint=f"--set model.context={-(-self.longest // 64) * 64}, or take the row out",
+                hint=f"{longer}, or {without}" if needed >= self.longest else without,
             )
 
 
