@@ -164,11 +164,18 @@ def test_the_batch_changes_no_choice(generator: Generator, tmp_path: Path) -> No
 def test_a_conversation_is_rendered_by_the_template(generator: Generator, tmp_path: Path) -> None:
     pytest.importorskip("sacrebleu")
     source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}JULIET:"
-    row = {"messages": [{"role": "user", "content": "soft"}], "answer": "O"}
+    row: dict[str, object] = {"messages": [{"role": "user", "content": "soft"}], "answer": "O"}
     talking = generator._replace(template=Template(source, {}))
     found = asked(talking, tmp_path, row, tokens=6)
     expected = "".join(generate(generator, "user: soft\nJULIET:", tokens=6, sampling=GREEDY))
     assert found.items[0].answer == expected
+    taught = asked(talking, tmp_path, {"question": "soft", "answer": "O"}, tokens=6)
+    assert taught.items == found.items and not any("prompts are" in each for each in taught.notes)
+    raw = asked(talking, tmp_path, {"prompt": "soft", "answer": "O"}, tokens=6)
+    assert raw.notes[-1] == "prompts are read as they are; give messages to ask as in training"
+    plain = asked(generator, tmp_path, {"question": "soft", "answer": "O"}, tokens=6)
+    assert plain.items == raw.items and plain.notes == found.notes
+    row["messages"] = [{"role": "system", "content": "be"}, {"role": "user", "content": "soft"}]
     with pytest.raises(BadInput, match="line 1: there are messages, and the model has no chat"):
         asked(generator, tmp_path, row)
 

@@ -9,6 +9,7 @@ from narrows.evaluate.questions import questions
 from narrows.spec.errors import BadInput
 
 GOOD = {"prompt": "2 + 2 =", "answer": "4"}
+SAID = [{"role": "assistant", "content": "Hi"}]
 USER = [{"role": "user", "content": "Hello"}]
 
 
@@ -38,7 +39,7 @@ def test_rows_are_numbered_and_know_their_place(tmp_path: Path) -> None:
         (b"\xff".decode("latin-1") + "{", "line 2 is not JSON"),
         ("[1, 2]", "line 2 is no JSON object"),
         ({"prompt": "a"}, "line 2 has no answer"),
-        ({"answer": "a"}, "line 2 has neither prompt nor messages"),
+        ({"answer": "a"}, "line 2 has no prompt"),
         ({**GOOD, "messages": USER}, "line 2 has both a prompt and messages"),
         ({"prompt": 3, "answer": "a"}, "line 2: prompt is no text but 3"),
         ({"prompt": "a", "answer": None}, "line 2 has no answer"),
@@ -49,8 +50,11 @@ def test_rows_are_numbered_and_know_their_place(tmp_path: Path) -> None:
         ({**GOOD, "choices": ["4"]}, "line 2 has no two or more choices"),
         ({**GOOD, "choices": ["4", "4"]}, "line 2 has no two or more choices"),
         ({**GOOD, "choices": "4"}, "line 2: choices should be a list of texts"),
-        ({"messages": "Hello", "answer": "a"}, "line 2: messages should be a list"),
+        ({"messages": "Hello", "answer": "a"}, "line 2: the messages are no list"),
         ({"messages": [{"role": "me"}], "answer": "a"}, "line 2: message 1 has the role 'me'"),
+        ({"messages": USER}, "line 2 has no answer, and its messages do not end"),
+        ({"messages": [*USER, SAID[0] | {"content": " "}]}, "line 2: answer is empty"),
+        ({"question": "a", "answer": "b", "input": 5}, "line 2: input is no text but 5"),
         ({"messages": [], "answer": "a"}, "line 2: there are no messages"),
     ],
 )
@@ -58,6 +62,30 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: object, what: str) -> None:
     with pytest.raises(BadInput) as caught:
         questions(written(tmp_path, GOOD, line))
     assert what in str(caught.value) and caught.value.hint
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("line", "messages"),
+    [
+        ({"question": "2?", "answer": "Hi"}, [user("2?")]),
+        ({"question": "2?", "context": "Two", "answer": "Hi"}, [user("Two\n\n2?")]),
+        ({"instruction": "Say", "input": "it", "output": "Hi"}, [user("Say\n\nit")]),
+        ({"prompt": "2?", "system": "Be", "answer": "Hi"},
+         [{"role": "system", "content": "Be"}, user("2?")]),
+        ({"messages": USER + SAID}, USER),
+        ({"conversation": USER + SAID + USER, "answer": "Hi"}, USER + SAID + USER),
+        ({"messages": USER + SAID, "system": "Be"}, [{"role": "system", "content": "Be"}, *USER]),
+    ],
+)  # fmt: skip
+def test_rows_that_teach_are_asked_as_they_were_taught(
+    tmp_path: Path, line: object, messages: object
+) -> None:
+    ((row,), _) = questions(written(tmp_path, line))
+    assert (row.prompt, list(row.messages), row.answer) == (None, messages, "Hi")
 
 
 def test_a_slip_is_met_with_what_was_meant(tmp_path: Path) -> None:

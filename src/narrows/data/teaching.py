@@ -17,7 +17,7 @@ from narrows.spec.objective import Chat, Classify, Objective, Prefer, Regress
 
 _MESSAGES = ("messages", "conversations", "conversation")
 _PROMPT = ("prompt", "question", "instruction", "source")
-_ANSWER = ("answer", "completion", "response", "output", "target")
+ANSWER = ("answer", "completion", "response", "output", "target")
 _TEXT = ("text", "sentence", "review", "content")
 _LABEL = ("label", "labels", "class", "category")
 _VALUE = ("value", "score", "rating", "label")
@@ -86,6 +86,35 @@ def _placed(row: Row) -> Iterator[None]:
         raise BadInput(f"{row.place}: {error.what}", hint=error.hint) from None
 
 
+def question(row: Row) -> tuple[list[Message], str]:
+    """What is said before a row's answer, as chat is taught, and the answer: a field of its own, or
+    the last of the messages. Raises BadInput, with the place, where one is missing.
+    """
+    name = next((name for name in _MESSAGES if name in row.fields), None)
+    if name is None:
+        return _led(row, [_asked(row)]), rows.text(row, ANSWER)
+    messages = _listed(row, row.fields[name], "the messages are")
+    with _placed(row):
+        check(messages)
+    messages = _led(row, messages)
+    if any(row.fields.get(each) is not None for each in ANSWER):
+        return messages, rows.text(row, ANSWER)
+    *asked, last = messages
+    answer = last.get("content")
+    if not asked or last.get("role") != "assistant" or not isinstance(answer, str):
+        raise BadInput(
+            f"{row.place} has no answer, and its messages do not end with the assistant's",
+            hint='add "answer": "..."',
+        )
+    return asked, rows.text(row._replace(fields={"answer": answer}), ANSWER)
+
+
+def bare(row: Row) -> bool:
+    """Whether a row's `prompt` is all that is said before its answer."""
+    beside = (*_MESSAGES, _CONTEXT, _INPUT, _SYSTEM)
+    return "prompt" in row.fields and not any(row.fields.get(name) for name in beside)
+
+
 def _documents(
     row: Row, objective: Objective, words: Words, labels: tuple[str, ...]
 ) -> list[Document]:
@@ -135,7 +164,7 @@ def _conversation(row: Row) -> list[Message]:
     for name in _MESSAGES:
         if name in row.fields:
             return _led(row, _messages(row, row.fields[name]))
-    answered = {"role": "assistant", "content": rows.text(row, _ANSWER)}
+    answered = {"role": "assistant", "content": rows.text(row, ANSWER)}
     return [*_led(row, [_asked(row)]), answered]
 
 

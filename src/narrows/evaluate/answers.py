@@ -66,6 +66,8 @@ def answer(
         held, cut = _held(writing, texts)
         items += held
         notes.append(f"BLEU finds words by sacrebleu's {cut}")
+    if generator.template is not None and any(row.prompt is not None for row in asked):
+        notes.append("prompts are read as they are; give messages to ask as in training")
     items.sort(key=lambda item: item.number)
     found = metrics(KINDS, tuple(items), manner.seed)
     return Found(tuple(items), found, sha256, tokens, notes=tuple(notes))
@@ -77,6 +79,9 @@ def _prompt(generator: Generator, row: Question) -> list[int]:
         if row.prompt is not None:
             return tokens_of(row.prompt, generator)
         if generator.template is None:
+            # As training reads a prompt and its answer for a model without a template.
+            if [each.get("role") for each in row.messages] == ["user"]:
+                return tokens_of(str(row.messages[0]["content"]), generator)
             raise BadInput(
                 "there are messages, and the model has no chat template",
                 hint="give prompts, or a model that was tuned to converse",

@@ -3,6 +3,8 @@
     {"prompt": "The capital of France is", "answer": "Paris"}
     {"messages": [{"role": "user", "content": "2 + 2?"}], "answer": "4", "choices": ["3", "4"]}
 
+and the rows that chat is taught by, which are asked as they were taught: {"question", "answer"},
+{"instruction", "input", "output"}, or messages of which the last, the assistant's, is the answer.
 Other fields are the file's own business, unless they look like a slip of the pen.
 """
 
@@ -16,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from narrows.data.rows import Row, rows, text
-from narrows.data.template import check
+from narrows.data.teaching import ANSWER, bare, question
+from narrows.data.template import Message
 from narrows.spec.errors import BadInput
 
 FIELDS = ("prompt", "messages", "answer", "choices")
@@ -54,18 +57,20 @@ def questions(path: Path, limit: int | None = None) -> tuple[tuple[Question, ...
 def _question(number: int, row: Row) -> Question:
     said, where = row.fields, row.place
     _refuse_slips(said, where)
-    if ("prompt" in said) == ("messages" in said):
-        what = "both a prompt and messages" if "prompt" in said else "neither prompt nor messages"
-        raise BadInput(f"{where} has {what}", hint="give each row one of the two")
+    if "prompt" in said and "messages" in said:
+        what = f"{where} has both a prompt and messages"
+        raise BadInput(what, hint="give each row one of the two")
+    if bare(row):
+        prompt, messages, answer = said["prompt"], list[Message](), text(row, ANSWER)
+        if not isinstance(prompt, str):
+            raise BadInput(f"{where}: prompt is no text but {prompt!r:.60}", hint='"prompt": "..."')
+    else:
+        prompt, (messages, answer) = None, question(row)
     choices = _choices(said.get("choices"), where)
-    answer = text(row, ("answer",))
     if choices and answer not in choices:
         what = f"{where} has the answer {answer!r}, which is none of its choices"
         raise BadInput(what, hint=f"use one of: {', '.join(choices)}")
-    prompt = said.get("prompt")
-    if "prompt" in said and not isinstance(prompt, str):
-        raise BadInput(f"{where}: prompt is no text but {prompt!r:.60}", hint='"prompt": "..."')
-    return Question(number, where, prompt, _messages(said.get("messages"), where), answer, choices)
+    return Question(number, where, prompt, tuple(messages), answer, choices)
 
 
 def _refuse_slips(said: Mapping[str, Any], where: str) -> None:
@@ -83,17 +88,4 @@ def _choices(found: Any, where: str) -> tuple[str, ...]:
     if len(found) < 2 or len(set(found)) < len(found) or "" in found:
         what = f"{where} has no two or more choices that differ and are not empty"
         raise BadInput(what, hint='"choices": ["yes", "no"]')
-    return tuple(found)
-
-
-def _messages(found: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    if found is None:
-        return ()
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-        hint = '[{"role": "user", "content": "..."}]'
-        raise BadInput(f"{where}: messages should be a list of objects", hint=hint)
-    try:
-        check(found)
-    except BadInput as error:
-        raise BadInput(f"{where}: {error.what}", hint=error.hint) from None
     return tuple(found)
