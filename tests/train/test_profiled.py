@@ -8,10 +8,12 @@ import msgspec
 import pytest
 import torch
 
+from narrows.kernels.load import available
 from narrows.plan.predict import Run, predict
 from narrows.plan.recipe import Cadence
 from narrows.spec.layout import Layout
 from narrows.spec.ledger import Row
+from narrows.spec.machine import KernelSet
 from narrows.spec.plan import Checkpointing, Evaluation, Plan
 from narrows.train.profiled import profiled_rows
 from narrows.train.step import Trainer
@@ -63,3 +65,17 @@ def test_what_processes_tell_each_other_has_the_rows_of_the_plan(kind: str) -> N
     assert {"qkv", "out", "up", "down"} <= products and "adapter" not in products
     waiting = "FSDP", "gloo", "PP:", "_Gathered", "_Scattered"
     assert not [row.operation for row in found if row.operation.startswith(waiting)]
+
+
+@pytest.mark.parametrize("kernels", [*available()])
+def test_the_loss_and_its_products_have_rows_of_the_plan(kernels: KernelSet) -> None:
+    whole = plan(layout=layout(
+        kernels=kernels, precision="bf16", micro_batch=2, accumulation=2, loss_chunk=24
+    ))  # fmt: skip
+    found = {(row.operation, row.phase): row for row in rows(whole)}
+    assert found["cross_entropy", "forward"].kind == "loss"
+    for key in (("cross_entropy", "forward"), ("head", "forward"), ("head", "backward")):
+        assert found[key].seconds > 0.0, key
+    products = {row.operation for row in found.values() if row.kind == "gemm"}
+    assert products == {"head", "qkv", "out", "up", "down"}
+    assert not [name for name, _ in found if "Judged" in name]

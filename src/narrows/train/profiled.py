@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from torch.autograd.profiler import profile, record_function
 
+from narrows.kernels import loss
 from narrows.spec.ledger import Kind, Phase, Row
 from narrows.spec.model import SwiGLU
 from narrows.spec.pieces import even
@@ -193,7 +194,7 @@ def _product(event: Any, names: list[str], plan: Plan) -> tuple[str, Phase, floa
         (spec.width, spec.feed_forward_width // cut): "down",
     }
     tokens = plan.layout.micro_batch * plan.context
-    in_loss = any("LinearCrossEntropy" in name for name in names)
+    in_loss = any(loss.PROFILED in name for name in names)
     backward = any("Backward" in name for name in names)
     rows = min(tokens, plan.layout.loss_chunk) if in_loss else tokens
     if k == rows and (m, n) in weights:
@@ -227,7 +228,7 @@ def _place(names: list[str], plan: Plan) -> tuple[str, Phase, Kind]:
     phase: Phase = "backward" if backward else "forward"
     if any("ttention" in each or "flash" in each for each in names):
         return "attention", phase, "attention"
-    if any("LinearCrossEntropy" in each for each in names):
+    if any(loss.PROFILED in each for each in names):
         return "cross_entropy", "forward", "loss"
     span = next((_SPANS[each] for each in names if each in _SPANS), None)
     if span is not None and span[1] in ("optimizer", "data"):
