@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import narrows
@@ -52,6 +52,7 @@ def test_what_is_normal_stays_so(text: str) -> None:
     assert normal(normal(text)) == normal(text)
 
 
+@settings(deadline=None)  # the first loads ftfy
 @given(
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join),
     st.sampled_from(["latin-1", "cp1252", "cp1251", "mac-roman", "cp437", "utf-8"]),

@@ -67,3 +67,9 @@ def test_values_as_text():
         "yes", "4,096", "1×10⁻⁵", "", "fp32"
     ]  # fmt: skip
     assert shown({"type": "rotary", "base": 10000.0}) == "rotary (base 10,000)"
+
+
+def test_a_pipeline_s_schedule_is_not_that_of_the_learning_rate(plan):
+    why = {"layout.schedule": "it fits", "schedule": "it is usual"}
+    told = {each.name: each.label.zh for each in choices(msgspec.structs.replace(plan, why=why))}
+    assert (told["layout.schedule"], told["schedule"]) == ("调度", "学习率计划")

@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser, *, file: str) -> None:
     )
     parser.add_argument(
         "--budget", action="append", default=[], metavar="AMOUNT",
-        help='at most this: "5min", "0.4 kWh", "$20" or "20M tokens"; repeatable',
+        help='plan for at most this: "5min", "0.4 kWh", "$20" or "20M tokens"; repeatable',
     )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides",

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from narrows.data.encodings import recoded
 from narrows.data.staging import Split
 from narrows.spec.errors import BadInput, nearest
 
@@ -144,7 +145,7 @@ def _read(file: Path) -> str:
     except UnicodeDecodeError as error:
         raise BadInput(
             f"{file} is not UTF-8 text: byte {error.start}",
-            hint=f"iconv -f WINDOWS-1252 -t UTF-8 {file} > mended{file.suffix}",
+            hint=recoded(file, f"mended{file.suffix}"),
         ) from None
 
 

@@ -8,9 +8,11 @@ import io
 import sys
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from narrows.data.corpora import Source
+from narrows.data.encodings import recoded
 from narrows.spec.errors import BadInput, nearest
 
 FIELD_CHARACTERS_MAX = 1 << 28
@@ -102,7 +104,7 @@ def not_text(path: str, why: str) -> BadInput:
     """A file that was given as text and is none."""
     return BadInput(
         f"{path} is not UTF-8 text: {why}",
-        hint=f"if it is text in another encoding: iconv -f WINDOWS-1252 -t UTF-8 {path} > text.txt",
+        hint=recoded(Path(path), "text.txt"),
     )
 
 

@@ -216,7 +216,8 @@ def _type(to: Path, wanted: str | None, given: Source) -> str:
 
 def _refuse_taken(to: Path, beside: Path | None) -> None:
     if to.exists():
-        raise BadInput(f"{to} exists already", hint=f"remove it, or take another: --to {to}-2")
+        other = to.with_stem(f"{to.stem}-2")
+        raise BadInput(f"{to} exists already", hint=f"remove it, or take another: {other}")
     if beside is not None and beside.is_dir() and beside.resolve() in to.resolve().parents:
         raise BadInput(
             f"{to} lies within {beside}, the model that is exported",
@@ -242,7 +243,7 @@ def _refuse_full(path: Path, size: int) -> None:
     if size + _SPARE > free:
         raise DoesNotFit(
             f"the export needs {Bytes(size).text()}, and {Bytes(free).text()} are free there",
-            hint="free some space, choose another disk with --to, or a smaller --type",
+            hint="free some space, or take another disk or a smaller type",
         )
 
 

@@ -49,13 +49,19 @@ def choices(plan: Plan) -> tuple[Choice, ...]:
     return tuple(
         Choice(
             name=name,
-            # A layout's exchange is another.
-            label=spoken(CHOICES, "gradients" if name == "exchange" else name.rpartition(".")[2]),
+            label=_label(name),
             value=_value(plan, built, name),
             why=plan.why.get(name, ""),
         )
         for name in names
     )
+
+
+def _label(name: str) -> Phrase:
+    """A layout's schedule is of its pipeline, and its exchange another than that of gradients."""
+    place, _, own = name.rpartition(".")
+    known = LAYOUT if place == "layout" and own in LAYOUT else CHOICES
+    return spoken(known, "gradients" if name == "exchange" else own)
 
 
 def considered(plan: Plan) -> tuple[Considered, ...]:

@@ -207,6 +207,8 @@ CHOICES = {
     "gradients": Phrase("gradients", "梯度"),
     "power_watts": Phrase("power", "功率"),
     "bottleneck": Phrase("bottleneck", "瓶颈"),
+    "budget": Phrase("budget", "预算"),
+    "processes": Phrase("processes", "进程数"),
 }
 
 SCHEDULES = {
