@@ -162,7 +162,7 @@ def test_export_writes_what_generate_reads(to: str, capsys: Said) -> None:
         assert main(["generate", to, "--prompt", "def ", "--tokens", "5", *cache]) == 0
     assert capsys.readouterr().out.startswith("def ")
     assert main(["export", "runs/tiny", "--to", to]) == 2
-    assert f"--to {to}-2" in capsys.readouterr().err
+    assert f"--to {Path(to).with_stem(Path(to).stem + '-2')}" in capsys.readouterr().err
     assert main(["export", to, "--to", f"again-{to}", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["difference"] == 0.0 and told["readers"][0] == "narrows"

@@ -217,7 +217,7 @@ def _type(to: Path, wanted: str | None, given: Source) -> str:
 def _refuse_taken(to: Path, beside: Path | None) -> None:
     if to.exists():
         other = to.with_stem(f"{to.stem}-2")
-        raise BadInput(f"{to} exists already", hint=f"remove it, or take another: {other}")
+        raise BadInput(f"{to} exists already", hint=f"remove it, or take another: --to {other}")
     if beside is not None and beside.is_dir() and beside.resolve() in to.resolve().parents:
         raise BadInput(
             f"{to} lies within {beside}, the model that is exported",
