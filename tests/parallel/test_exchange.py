@@ -22,6 +22,7 @@ from narrows.spec.model import ModelSpec
 from narrows.spec.trace import Traffic
 
 from .equality import CPU, MODELS, SEQUENCES, layout_of, tokens
+from .kinds import few
 from .processes import run
 
 Counts = dict[tuple[str | None, str], list[float]]
@@ -138,7 +139,7 @@ def assert_same(planned: Counts, found: Counts) -> None:
 
 
 @pytest.mark.parametrize("name", ["dense", pytest.param("gpt", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", TRACED)
+@pytest.mark.parametrize("kind", few(TRACED, "replicated", "parameters", "tensor", "both"))
 def test_a_plan_sends_what_is_traced(kind: str, name: str) -> None:
     layout = layout_of(**TRACED[kind])
     for rank in {0, layout.processes - 1}:

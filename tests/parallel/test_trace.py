@@ -26,6 +26,7 @@ from narrows.spec.ledger import MemoryPeak
 from narrows.spec.trace import Traffic
 
 from .equality import CPU, MODELS, layout_of
+from .kinds import few
 from .processes import run
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -66,11 +67,6 @@ EXPERTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def few(kinds: dict[str, dict[str, Any]], *quick: str) -> list[Any]:
-    """All of the kinds, slow ones but for the quick."""
-    return [kind if kind in quick else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
-
-
 def really(layout: Layout, name: str) -> tuple[float, float, tuple[Traffic, ...], MemoryPeak]:
     """The same counts of a process among real ones; of memory the least of three steps, each of a
     model of its own, as gloo's calls keep tensors now longer and now shorter.
@@ -103,7 +99,9 @@ def in_turn(routed: Routed) -> None:
 
 @pytest.mark.dist
 @pytest.mark.parametrize("name", ["dense", pytest.param("gpt", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize(
+    "kind", few(LAYOUTS, "replicated", "parameters", "tensor", "ring", "1f1b", "zero_bubble")
+)
 def test_a_trace_counts_what_real_processes_do(kind: str, name: str) -> None:
     as_real(layout_of(**LAYOUTS[kind]), name)
 
