@@ -308,9 +308,8 @@ def _wanted(chosen: argparse.Namespace, known: Fleet) -> dict[str, Any]:
     if found.get("schedule") == "zero_bubble":
         found.setdefault("interleave", 2)
     from_builtins(Spread, found, source="--set layout")
-    for name in CHOICES_OF.keys() & found.keys():
-        of, without = CHOICES_OF[name]
-        if found.get(of) in without:
+    for name, (of, without) in CHOICES_OF.items():
+        if name in found and found.get(of) in without:
             raise BadInput(
                 f"layout.{name} says nothing where layout.{of} is {found[of]}",
                 hint="leave one of them out",

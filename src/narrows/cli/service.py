@@ -94,7 +94,7 @@ def demand(chosen: argparse.Namespace) -> Demand:
         if getattr(chosen, name) not in (None, [], False):
             option = "set" if name == "overrides" else name
             raise BadInput(f"--{option} says nothing of serving", hint="leave it or --serve out")
-    if chosen.goal not in (None, "time"):
+    if chosen.goal != "time":
         raise BadInput(
             f"--goal {chosen.goal} is of training: served is what most tokens come of",
             hint="leave it out; --first-token and --per-token say how quick it must be",

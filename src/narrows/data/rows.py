@@ -57,12 +57,9 @@ def files(path: Path) -> list[Path]:
 def rows(path: Path) -> Iterator[Row]:
     """All rows of a file or folder, in order. Raises BadInput, with the place, for what is none."""
     for file in files(path):
+        told = file.stem.lower().replace("_", "-").partition("-")[0]
         # A file alone is both splits, whatever it is called.
-        split = (
-            None
-            if file == path
-            else _SPLITS.get(file.stem.lower().replace("_", "-").partition("-")[0])
-        )
+        split = None if file == path else _SPLITS.get(told)
         reader = _objects if file.suffix.lower() in (".jsonl", ".json") else _table
         for place, fields in reader(file):
             yield Row(fields, f"{file.name} {place}", split)

@@ -90,12 +90,9 @@ def question(row: Row) -> tuple[list[Message], str]:
     """What is said before a row's answer, as chat is taught, and the answer: a field of its own, or
     the last of the messages. Raises BadInput, with the place, where one is missing.
     """
-    name = next((name for name in _MESSAGES if name in row.fields), None)
-    if name is None:
+    messages = _stated(row)
+    if messages is None:
         return _led(row, [_asked(row)]), rows.text(row, ANSWER)
-    messages = _listed(row, row.fields[name], "the messages are")
-    with _placed(row):
-        check(messages)
     messages = _led(row, messages)
     if any(row.fields.get(each) is not None for each in ANSWER):
         return messages, rows.text(row, ANSWER)
@@ -161,11 +158,23 @@ def _value(row: Row) -> float:
 
 def _conversation(row: Row) -> list[Message]:
     """A row's messages: as they stand, or of a prompt and its answer."""
-    for name in _MESSAGES:
-        if name in row.fields:
-            return _led(row, _messages(row, row.fields[name]))
+    messages = _stated(row)
+    if messages is not None:
+        _refuse_silent(row, messages)
+        return _led(row, messages)
     answered = {"role": "assistant", "content": rows.text(row, ANSWER)}
     return [*_led(row, [_asked(row)]), answered]
+
+
+def _stated(row: Row) -> list[Message] | None:
+    """The messages that a row has, each with a role and a content; None where it has none."""
+    name = next((name for name in _MESSAGES if name in row.fields), None)
+    if name is None:
+        return None
+    messages = _listed(row, row.fields[name], "the messages are")
+    with _placed(row):
+        check(messages)
+    return messages
 
 
 def _asked(row: Row) -> Message:
@@ -198,10 +207,8 @@ def _beside(row: Row, name: str) -> str:
     return found or ""
 
 
-def _messages(row: Row, found: Any) -> list[Message]:
-    messages = _listed(row, found, "the messages are")
-    with _placed(row):
-        check(messages)
+def _refuse_silent(row: Row, messages: list[Message]) -> None:
+    """Raises BadInput where the assistant says nothing, at all or in a turn of its."""
     if not any(each.get("role") == "assistant" for each in messages):
         raise BadInput(
             f"{row.place}: no message is the assistant's, so that there is nothing to learn",
@@ -214,7 +221,6 @@ def _messages(row: Row, found: Any) -> list[Message]:
                 f"{row.place}: message {number}, the assistant's, says nothing",
                 hint="mend the row or take it out",
             )
-    return messages
 
 
 def _listed(row: Row, found: Any, what: str) -> list[Message]:

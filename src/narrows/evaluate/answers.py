@@ -134,7 +134,7 @@ def _chosen(
 ) -> list[Item]:  # fmt: skip
     """Each row's choices by their likelihood."""
     together = [each for row in asked for each in readings[row.number]]
-    reader.passes.announce(reader.planned(together), f"{len(together):,} choices", talk)
+    reader.announce(together, f"{len(together):,} choices", talk)
     progress = Progress(talk, "choices", len(together))
     found = reader.read(together, lambda done: progress.add(len(done)))
     alike = len({frozenset(row.choices) for row in asked}) == 1

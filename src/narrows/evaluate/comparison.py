@@ -62,13 +62,11 @@ def _refuse_unlike(first: Assessment, second: Assessment) -> None:
     if [each.number for each in first.items] != [each.number for each in second.items]:
         what = f"{first.model} and {second.model} answered other rows of the same data"
         raise BadInput(what, hint="evaluate both with the same options")
-
     unlike = [name for name in _ASKED
               if getattr(first.manner, name) != getattr(second.manner, name)]  # fmt: skip
     if unlike:
-        what = (
-            f"{first.model} and {second.model} were not asked alike: {' and '.join(unlike)} differ"
-        )
+        differ = f"{' and '.join(unlike)} differ"
+        what = f"{first.model} and {second.model} were not asked alike: {differ}"
         raise BadInput(what, hint="evaluate both with the same options")
 
 

@@ -127,8 +127,7 @@ class _Totals:
         waiting, self._waiting = self._waiting, []
         readings = [each for _, each in waiting]
         tokens = sum(len(each.tokens) - each.first for each in readings)
-        planned = self._reader.planned(readings)
-        self._reader.passes.announce(planned, f"{tokens:,} tokens", self._talk)
+        self._reader.announce(readings, f"{tokens:,} tokens", self._talk)
         found = self._reader.read(readings, self._told)
         for (number, _), each in zip(waiting, found, strict=True):
             self._nats[number] += each.nats

@@ -136,8 +136,7 @@ class HarnessModel(TemplateLM):
             tokens = [*before, *asked][-(context + 1) :]
             readings.append(Reading(tokens, len(tokens) - len(asked)))
         self.tokens += sum(len(each.tokens) for each in readings)
-        planned = self._reader.planned(readings)
-        self._reader.passes.announce(planned, f"{len(readings):,} texts", self._talk)
+        self._reader.announce(readings, f"{len(readings):,} texts", self._talk)
         progress = Progress(self._talk, "texts", len(readings))
         found = self._reader.read(readings, lambda done: progress.add(len(done)))
         return [(-each.nats, each.greedy) for each in found]

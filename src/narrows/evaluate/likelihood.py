@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from narrows.evaluate.passes import Pass, Passes, Whole
+from narrows.evaluate.progress import Talk
 from narrows.model.transformer import Transformer
 from narrows.plan.reading import LOGITS
 
@@ -67,6 +68,10 @@ class Reader:
                 made[_pass(together)] += 1
             done(together)
         return [found[i] for i in range(len(readings))]
+
+    def announce(self, readings: Sequence[Reading], what: str, talk: Talk) -> None:
+        """Say how long reading these will take where that is worth it."""
+        self.passes.announce(self.planned(readings), what, talk)
 
     def planned(self, readings: Sequence[Reading]) -> Counter[Pass]:
         """The passes that these would take."""

@@ -48,9 +48,8 @@ class Examples(Record):
         published model reads at most.
         """
         if self.longest > context:
-            needed = -(-self.longest // 64) * 64
-            if most is not None and needed > most:
-                needed = most
+            rounded = -(-self.longest // 64) * 64
+            needed = min(rounded, most or rounded)
             longer = f"--set model.context={needed}"
             without = f"leave longer rows out: --set data.longest={context}"
             raise BadInput(

@@ -66,7 +66,7 @@ def structures(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Spreads:
         for given, usual in [(getattr(wanted, name), float(name == "reshard"))]
     }
     # Pieces beyond the layers are those of the embedding and the head.
-    ends = rows["pipeline"] * rows["interleave"] > layers_of(work) + fewer_of(wanted)
+    ends = rows["pipeline"] * rows["interleave"] > work.layers + _fewer(wanted)
     fewer = {
         name: np.where(ends, 1.0, float(getattr(wanted, name) or 0))
         for name in ("first_fewer", "last_fewer")
@@ -80,7 +80,7 @@ def _axes(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Rows:
     """Tensor, context and pipeline ranks, and what they leave to the data: `ranks`, copies of a
     sharded set included.
     """
-    spec, devices, layers = work.spec, fleet.devices, layers_of(work)
+    spec, devices = work.spec, fleet.devices
     most = min(_TENSOR_MOST, devices, fleet.domains[0].devices)
     tensors = _options(wanted.tensor, [t for t in _powers(most) if spec.heads % t == 0])
     longest = max(1, work.positions // _POSITIONS_LEAST)
@@ -90,7 +90,7 @@ def _axes(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Rows:
         for t, c in itertools.product(tensors, contexts)
         if devices % (t * c) == 0 and spec.heads % t == 0
         for p in _options(wanted.pipeline, divisors(devices // (t * c)))
-        if devices % (t * c * p) == 0 and p <= layers and batch % (devices // (t * c * p)) == 0
+        if devices % (t * c * p) == 0 and p <= work.layers and batch % (devices // (t * c * p)) == 0
     ]
     columns = np.array(found, dtype=np.int64).reshape(-1, 4).T
     return dict(zip(("tensor", "context", "pipeline", "ranks"), columns, strict=True))
@@ -136,7 +136,7 @@ def _pieces(rows: Rows, work: Work, wanted: Wanted) -> Rows:
     """Into how many a stage is cut; more than one take turns only where the micro-batches fill the
     pipeline.
     """
-    layers, stages = layers_of(work), rows["pipeline"]
+    layers, stages = int(work.layers), rows["pipeline"]
     options = np.array(sorted({1, 2, *_PIECES, wanted.interleave or 1}))
     cut = np.zeros((layers + 1, len(options)), dtype=bool)
     for p in set(stages.tolist()):
@@ -161,7 +161,7 @@ def _cuts(layers: int, stages: int, wanted: Wanted) -> list[int]:
 def _pieces_most(layers: int, wanted: Wanted) -> int:
     """Each has a layer, but the first the embedding alone and the last the head, where both may."""
     free = wanted.first_fewer is None and wanted.last_fewer is None
-    return layers + (2 if free else fewer_of(wanted))
+    return layers + (2 if free else _fewer(wanted))
 
 
 def _even(layers: int, pieces: int) -> bool:
@@ -169,12 +169,7 @@ def _even(layers: int, pieces: int) -> bool:
     return layers % pieces == 0 or (layers + 2) % pieces == 0
 
 
-def layers_of(work: Work) -> int:
-    """Those of an encoder included."""
-    return work.spec.layers + work.spec.encoder_layers
-
-
-def fewer_of(wanted: Wanted) -> int:
+def _fewer(wanted: Wanted) -> int:
     """Layers that the first stage and the last are told to have fewer than their shares."""
     return (wanted.first_fewer or 0) + (wanted.last_fewer or 0)
 
@@ -188,19 +183,19 @@ def _options(fixed: int | None, free: list[int]) -> list[int]:
 
 
 def _refusal(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> BadInput:
-    spec, t, p = work.spec, wanted.tensor, wanted.pipeline
+    spec, t, p, layers = work.spec, wanted.tensor, wanted.pipeline, int(work.layers)
     if t is not None and spec.heads % t:
         near = ", ".join(str(d) for d in divisors(spec.heads) if fleet.devices % d == 0)
         return BadInput(
             f"{spec.heads} heads cannot be divided among {t} tensor ranks",
             hint=f"--set layout.tensor=N with N one of {near}",
         )
-    if p is not None and p > layers_of(work):
+    if p is not None and p > layers:
         return BadInput(
-            f"{layers_of(work)} layers do not fill {p} pipeline stages",
-            hint=f"--set layout.pipeline=N with N at most {layers_of(work)}",
+            f"{layers} layers do not fill {p} pipeline stages",
+            hint=f"--set layout.pipeline=N with N at most {layers}",
         )
-    if refusal := _pieces_refusal(work, p, wanted):
+    if refusal := _pieces_refusal(layers, p, wanted):
         return refusal
     fixed = (t or 1) * (p or 1) * (wanted.context or 1)
     if fleet.devices % fixed:
@@ -218,7 +213,7 @@ def _refusal(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> BadInput:
     )
 
 
-def _pieces_refusal(work: Work, stages: int | None, wanted: Wanted) -> BadInput | None:
+def _pieces_refusal(layers: int, stages: int | None, wanted: Wanted) -> BadInput | None:
     v = 2 if wanted.schedule == "zero_bubble" else wanted.interleave or 1
     if v == 1:
         return None
@@ -229,11 +224,10 @@ def _pieces_refusal(work: Work, stages: int | None, wanted: Wanted) -> BadInput 
             hint=f"--set layout.pipeline=2, or leave layout."
             f"{'schedule' if wanted.schedule else 'interleave'} out",
         )
-    if stages is not None and v * stages > _pieces_most(layers_of(work), wanted):
+    if stages is not None and v * stages > _pieces_most(layers, wanted):
         return BadInput(
-            f"{layers_of(work)} layers do not fill {v * stages} pieces, {v} in each of {stages} "
-            "stages",
-            hint=f"layout.pipeline · layout.interleave at most {layers_of(work)}",
+            f"{layers} layers do not fill {v * stages} pieces, {v} in each of {stages} stages",
+            hint=f"layout.pipeline · layout.interleave at most {layers}",
         )
     return None
 

@@ -52,12 +52,12 @@ class Torchrun(Record):
         return ["sh", file, *(["0"] if work.nodes > 1 else [])]
 
     def _rendezvous(self, work: Work) -> str:
-        if work.nodes == 1 and self.head is not None:
-            raise BadInput(
-                "one node meets nobody: --head says nothing",
-                hint="leave it out, or --nodes N with several",
-            )
         if work.nodes == 1:
+            if self.head is not None:
+                raise BadInput(
+                    "one node meets nobody: --head says nothing",
+                    hint="leave it out, or --nodes N with several",
+                )
             return "--standalone"
         if self.head is None:
             raise BadInput(
