@@ -78,11 +78,15 @@ def test_no_part_of_a_prompt_to_two_answers_is_lost(prompt: Fields, talking: Wor
     assert teaching.texts(Row(fields, "", None), Prefer()) == ["there", "say\n\none", "1", "2"]
 
 
-def test_a_call_of_a_tool_says_something(plain: Words) -> None:
-    source = "{% for m in messages %}{{ m.content or m.tool_calls }}|{% endfor %}"
-    calls = {"role": "assistant", "content": None, "tool_calls": ["f"]}
+def test_a_call_of_a_tool_is_learned_and_its_tools_are_told(plain: Words) -> None:
+    source = (
+        "{% for tool in tools or [] %}{{ tool.function.name }}|{% endfor %}{# <tool_call> #}"
+        "{% for m in messages %}{{ m.content or m.tool_calls[0].function.name }}|{% endfor %}"
+    )
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     words = plain._replace(template=Template(source, {}))
-    assert taught({"messages": [ASK, calls]}, Chat(), words) == [("hi|['f']|", "['f']|")]
+    fields = {"messages": [ASK, calls], "tools": [{"name": "f"}, {"name": "g"}]}
+    assert taught(fields, Chat(), words) == [("f|g|hi|f|", "f|")]
 
 
 @pytest.mark.parametrize("system", [{}, {"system": "there"}])

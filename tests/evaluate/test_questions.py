@@ -26,7 +26,7 @@ def test_rows_are_numbered_and_know_their_place(tmp_path: Path) -> None:
     found, digest = questions(written(tmp_path, GOOD, "", choosing))
     assert [(row.number, row.answer) for row in found] == [(1, "4"), (2, "b")]
     assert [row.place for row in found] == ["rows.jsonl line 1", "rows.jsonl line 3"]
-    assert found[0].prompt == "2 + 2 =" and found[1].messages == tuple(USER)
+    assert found[0].prompt == "2 + 2 =" and found[1].said.messages == USER
     assert found[1].choices == ("a", "b")
     assert questions(written(tmp_path, GOOD, choosing))[1] == digest
     assert questions(written(tmp_path, GOOD, choosing), 1)[1] != digest
@@ -85,7 +85,7 @@ def test_rows_that_teach_are_asked_as_they_were_taught(
     tmp_path: Path, line: object, messages: object
 ) -> None:
     ((row,), _) = questions(written(tmp_path, line))
-    assert (row.prompt, list(row.messages), row.answer) == (None, messages, "Hi")
+    assert (row.prompt, row.said.messages, row.answer) == (None, messages, "Hi")
 
 
 def test_a_slip_is_met_with_what_was_meant(tmp_path: Path) -> None:

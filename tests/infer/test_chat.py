@@ -5,26 +5,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import torch
 
 from narrows.data.published import Words
+from narrows.data.rows import Row
+from narrows.data.teaching import documents
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
+from narrows.data.tools import Tool
 from narrows.data.training import character
-from narrows.infer.chat import answer
+from narrows.infer.chat import answer, conversation
 from narrows.infer.classifier import Classifier, is_one
 from narrows.infer.loading import Generator
 from narrows.infer.sampling import Sampling
+from narrows.infer.server.schemas import Called, CalledFunction, Message
 from narrows.kernels.arrays import Floats
 from narrows.kernels.load import load as kernels
 from narrows.model.initial import initialise
 from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.model import llama
-from narrows.spec.objective import Classify, Regress
+from narrows.spec.objective import Chat, Classify, Regress
 
 TEMPLATE = Template(
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
@@ -53,6 +58,37 @@ def test_a_conversation_is_read_as_the_template_renders_it() -> None:
     assert writing.tokens <= 5
     longer = [*MESSAGES, {"role": "assistant", "content": said}, *MESSAGES]
     assert answer(generator, longer, tokens=1).prompt[: len(writing.prompt)] == writing.prompt
+
+
+KNOWS_TOOLS = "{% if tools %}<tool_call>{{ tools[0].function.name }};{% endif %}"
+
+
+@pytest.mark.parametrize("source", ["", KNOWS_TOOLS])
+@pytest.mark.parametrize("tools", [(), (Tool(name="rain"),)])
+def test_a_conversation_is_asked_as_it_was_taught(source: str, tools: tuple[Tool, ...]) -> None:
+    generator = Generator(model(), tokenizer(), Template(source + TEMPLATE.source, {}))
+    called = {"name": "rain", "arguments": '{"city": "rome"}'}
+    asked: list[dict[str, object]] = [
+        *MESSAGES, {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "content": "no"}, {"role": "tool", "content": "never"},
+    ]  # fmt: skip
+    told = [{"type": "function", "function": {"name": each.name}} for each in tools]
+    fields = {"messages": [*asked, {"role": "assistant", "content": "dry"}], "tools": told}
+    words = Words(generator.tokenizer, generator.template)
+    ((_, (taught,)),) = documents([Row(fields, "", None)], Chat(), words, ())
+    answers = taught.learned.index(True), len(taught.learned) - taught.learned[::-1].index(False)
+    for end, count in zip(answers, (1, 4), strict=True):
+        served = [Message(**each).plain(0) for each in _as_clients_write(asked[:count])]
+        assert conversation(generator, served, tools) == taught.tokens[:end]
+
+
+def _as_clients_write(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls as OpenAI's clients send them."""
+    return [
+        each | {"tool_calls": [Called(id="1", function=CalledFunction(**call))
+                               for call in each["tool_calls"]]}
+        if "tool_calls" in each else each for each in messages
+    ]  # fmt: skip
 
 
 def test_what_was_read_before_is_not_read_again() -> None:

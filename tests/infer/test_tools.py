@@ -8,11 +8,12 @@ import pytest
 
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
+from narrows.data.tools import Style, Tool, style_of, told
 from narrows.infer.generate import generate
 from narrows.infer.grammar import BadGrammar, Grammars
 from narrows.infer.loading import Generator
 from narrows.infer.sampling import Sampling
-from narrows.infer.tools import Call, CallReader, Style, Tool, guide, style_of, told
+from narrows.infer.tools import Call, CallReader, guide
 
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 HERMES = "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}" + PLAIN

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +87,17 @@ def text(row: Row, names: tuple[str, ...]) -> str:
         what = "is empty" if isinstance(found, str) else f"is no text but {found!r:.60}"
         raise BadInput(f"{row.place}: {names[0]} {what}", hint="mend the row or take it out")
     return found
+
+
+@contextmanager
+def placed(row: Row) -> Iterator[None]:
+    """What is refused within is refused with the row's place."""
+    try:
+        yield
+    except BadInput as error:
+        if row.place in error.what:
+            raise
+        raise BadInput(f"{row.place}: {error.what}", hint=error.hint) from None
 
 
 def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

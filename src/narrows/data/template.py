@@ -66,7 +66,9 @@ class Template:
                 hint="give each message a role and a content that is text",
             ) from None
 
-    def turns(self, messages: Sequence[Message]) -> list[Turn]:
+    def turns(
+        self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None
+    ) -> list[Turn]:
         """The whole conversation as text, cut into what the model is to write, its own turns with
         the end of each, and the rest.
 
@@ -78,8 +80,8 @@ class Template:
         for count, message in enumerate(messages, 1):
             if message.get("role") != "assistant":
                 continue
-            asked = self.render(messages[: count - 1], answer=True)
-            answered = self.render(messages[:count], answer=False)
+            asked = self.render(messages[: count - 1], tools=tools)
+            answered = self.render(messages[:count], tools=tools, answer=False)
             if not (asked.startswith(before) and answered.startswith(asked)):
                 raise BadInput(
                     f"the chat template renders what comes before message {count} otherwise once "
@@ -88,7 +90,7 @@ class Template:
                 )
             found += [Turn(asked[len(before) :], False), Turn(answered[len(asked) :], True)]
             before = answered
-        rest = self.render(messages, answer=False)
+        rest = self.render(messages, tools=tools, answer=False)
         if not rest.startswith(before):
             raise BadInput(
                 "the chat template renders the conversation's past otherwise when it goes on",
@@ -100,7 +102,11 @@ class Template:
 
     def reads(self, name: str) -> bool:
         """Whether what it renders may depend on the variable of that name, such as tools."""
-        return name in meta.find_undeclared_variables(_environment().parse(self.source))
+        return name in self._variables
+
+    @cached_property
+    def _variables(self) -> set[str]:
+        return meta.find_undeclared_variables(_environment().parse(self.source))
 
     @cached_property
     def _compiled(self) -> jinja2.Template:

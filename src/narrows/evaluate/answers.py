@@ -15,6 +15,7 @@ from narrows.evaluate.passes import Passes
 from narrows.evaluate.progress import Progress, Talk
 from narrows.evaluate.questions import Question, questions
 from narrows.evaluate.writing import Manuscript, Prompt, Written, write
+from narrows.infer.chat import conversation
 from narrows.infer.generate import tokens_of
 from narrows.infer.loading import Generator
 from narrows.spec.errors import BadInput
@@ -80,13 +81,13 @@ def _prompt(generator: Generator, row: Question) -> list[int]:
             return tokens_of(row.prompt, generator)
         if generator.template is None:
             # As training reads a prompt and its answer for a model without a template.
-            if [each.get("role") for each in row.messages] == ["user"]:
-                return tokens_of(str(row.messages[0]["content"]), generator)
+            if [each.get("role") for each in row.said.messages] == ["user"]:
+                return tokens_of(str(row.said.messages[0]["content"]), generator)
             raise BadInput(
                 "there are messages, and the model has no chat template",
                 hint="give prompts, or a model that was tuned to converse",
             )
-        return generator.tokenizer.encode(generator.template.render(row.messages), special=True)
+        return conversation(generator, *row.said)
     except BadInput as error:
         raise BadInput(f"{row.place}: {error.what}", hint=error.hint) from None
 

@@ -17,9 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from narrows.data.conversation import ANSWER, Conversation, bare, question
 from narrows.data.rows import Row, rows, text
-from narrows.data.teaching import ANSWER, bare, question
-from narrows.data.template import Message
 from narrows.spec.errors import BadInput
 
 FIELDS = ("prompt", "messages", "answer", "choices")
@@ -27,14 +26,14 @@ _SLIP = 0.8
 
 
 class Question(NamedTuple):
-    """A row by its number, and the place where a reader finds it: a prompt or messages, the answer
-    that is right, and the choices where it is one of several.
+    """A row by its number, and the place where a reader finds it: a prompt or what was said before
+    it, the answer that is right, and the choices where it is one of several.
     """
 
     number: int
     place: str
     prompt: str | None
-    messages: tuple[Mapping[str, Any], ...]
+    said: Conversation
     answer: str
     choices: tuple[str, ...]
 
@@ -61,16 +60,16 @@ def _question(number: int, row: Row) -> Question:
         what = f"{where} has both a prompt and messages"
         raise BadInput(what, hint="give each row one of the two")
     if bare(row):
-        prompt, messages, answer = said["prompt"], list[Message](), text(row, ANSWER)
+        prompt, before, answer = said["prompt"], Conversation([]), text(row, ANSWER)
         if not isinstance(prompt, str):
             raise BadInput(f"{where}: prompt is no text but {prompt!r:.60}", hint='"prompt": "..."')
     else:
-        prompt, (messages, answer) = None, question(row)
+        prompt, (before, answer) = None, question(row)
     choices = _choices(said.get("choices"), where)
     if choices and answer not in choices:
         what = f"{where} has the answer {answer!r}, which is none of its choices"
         raise BadInput(what, hint=f"use one of: {', '.join(choices)}")
-    return Question(number, where, prompt, tuple(messages), answer, choices)
+    return Question(number, where, prompt, before, answer, choices)
 
 
 def _refuse_slips(said: Mapping[str, Any], where: str) -> None:

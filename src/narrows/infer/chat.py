@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from narrows.data.template import Message
+from narrows.data.tools import Tool, told
 from narrows.infer.decoding import Decoding
 from narrows.infer.generate import Generation, TooLong, Writer
 from narrows.infer.guessed import GuessedText, Guesser
 from narrows.infer.sampling import Sampling
-from narrows.infer.tools import Tool, told
 from narrows.spec.errors import BadInput
 
 

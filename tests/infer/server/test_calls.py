@@ -13,6 +13,7 @@ import pytest
 
 from narrows.data.template import Template
 from narrows.data.tokenizers import Tokenizer
+from narrows.data.tools import Tool
 from narrows.infer.grammar import Grammars
 from narrows.infer.loading import Generator
 from narrows.infer.requests import Piece
@@ -21,7 +22,6 @@ from narrows.infer.server.app import app
 from narrows.infer.server.calls import Calls
 from narrows.infer.server.forms import ChatForm
 from narrows.infer.server.service import Limits, Service
-from narrows.infer.tools import Tool
 from narrows.infer.torch_core import TorchCore
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

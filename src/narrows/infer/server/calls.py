@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from narrows.data.template import Template
+from narrows.data.tools import Style, Tool, style_of
 from narrows.infer import tools
 from narrows.infer.grammar import Grammars, Guide
 from narrows.infer.server.errors import Refusal
 from narrows.infer.server.formats import refusing
 from narrows.infer.server.schemas import ChatAsked, NamedTool
-from narrows.infer.tools import CallReader, Style, Tool
+from narrows.infer.tools import CallReader
 
 
 class Calls(NamedTuple):
@@ -56,6 +57,6 @@ def calls_of(asked: ChatAsked, template: Template | None) -> Calls | None:
         raise Refusal(what, hint=f"known: {', '.join(names) or 'none'}", param="tool_choice")
     if not known or choice == "none":
         return None
-    style = (template and tools.style_of(template)) or "hermes"
+    style = (template and style_of(template)) or "hermes"
     several = asked.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
     return Calls(style, known, chosen, several)
