@@ -29,6 +29,8 @@ def job(tmp_path: Path) -> Path:
         (["--over", "train.clip=0..1", "--steps", "3"], "--steps 3 means nothing"),
         (["--over", "train.clip=0..1", "--budget", "$3"], "no budget of money"),
         (["--over", "data.corpus=a,b"], "cannot be compared"),
+        (["--over", "train.clap=0..1"], "unknown key clap in [train]"),
+        (["--over", "train.optimizer=adamx,lionn"], "adamx"),
     ],
 )
 def test_what_means_nothing_is_refused(

@@ -58,6 +58,20 @@ def test_a_search_ends_with_the_best_of_its_trials(dataset: Dataset, tmp_path: P
     assert all((tmp_path / each.folder / "plan.toml").exists() for each in done)
 
 
+def test_of_few_combinations_each_is_tried_once(dataset: Dataset, tmp_path: Path) -> None:
+    first = search(dataset)
+    few = first._replace(
+        axes=AXES[1:], planned=lambda values: first.planned({"rate": 1e-2, **values})
+    )
+    found = tune(few, Limits(2), tmp_path, tiny_machine(), silent)
+    assert len(found.trials) == 2
+    # A search that goes on knows what it tried.
+    found = tune(few, Limits(50), tmp_path, tiny_machine(), silent)
+    tried = sorted((each.values["layers"], each.values["kind"]) for each in found.trials)
+    assert tried == [(1, "calm"), (1, "plain"), (2, "calm"), (2, "plain")]
+    assert found.ended == "every combination of values is tried"
+
+
 class Killed(BaseException):
     """As if the process had ended."""
 

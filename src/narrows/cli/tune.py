@@ -13,7 +13,7 @@ from narrows.spec.errors import BadInput
 if TYPE_CHECKING:
     from narrows.spec.job import Job
     from narrows.spec.plan import Plan
-    from narrows.spec.tuning import Value
+    from narrows.spec.tuning import Axis, Value
     from narrows.train.tune import Limits
 
 SUMMARY = "Search keys of a job for the lowest validation loss, within a budget; ends with a job."
@@ -85,6 +85,8 @@ def _tuned(chosen: argparse.Namespace) -> int:
 
     axes, limits = tuple(axis(each) for each in chosen.over), _limits(chosen)
     job = _job(chosen)
+    for each in axes:
+        _check_taken(chosen, each)
     machine = intent.machine(None)
     at = _folder(chosen, f"{job.name}-tuned")
 
@@ -102,6 +104,21 @@ def _tuned(chosen: argparse.Namespace) -> int:
         speak.answer(text(found))
     _end(best, page)
     return 0
+
+
+def _check_taken(chosen: argparse.Namespace, over: Axis) -> None:
+    """Raises BadInput where the job takes no value of an axis: its key is misspelt, say."""
+    from narrows.spec.tuning import assignment
+
+    refused = None
+    for value in over.some:
+        try:
+            _job(chosen, assignment(over.key, value))
+            return
+        except BadInput as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
 
 
 def _end(best: Path, page: Path) -> None:

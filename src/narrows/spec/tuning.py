@@ -31,12 +31,22 @@ class Range(Record, tag="range", tag_field="type"):
         """Whether only whole numbers are meant."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
+    @property
+    def some(self) -> tuple[Value, ...]:
+        """Its ends."""
+        return self.low, self.high
+
 
 class Choice(Record, tag="choice", tag_field="type"):
     """One of several values, as a job writes them."""
 
     key: str
     values: tuple[str, ...]
+
+    @property
+    def some(self) -> tuple[Value, ...]:
+        """All of them."""
+        return self.values
 
 
 Axis = Range | Choice

@@ -6,7 +6,9 @@ trial. Killed at any moment the search goes on from them, in the midst of a tria
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,8 @@ _PARTS = 100
 """A trial's progress is told in so many parts, since trials may differ in steps."""
 _FIRST, _WARM = 4, 20
 """No trial is given up among the first, nor in its first parts (arXiv:1907.10902, section 3.2)."""
+_AT_RANDOM = 10
+"""TPE's first trials, which know nothing yet."""
 _JOURNAL = "journal.jsonl"
 _ATTRIBUTES = ("seconds", "joules", "steps", "message")
 
@@ -98,9 +102,24 @@ class _Search:
             ended = self._ended(study)
             if ended:
                 return ended
-            proposed = study.ask({each.key: _distribution(each) for each in self.search.axes})
+            proposed = self._next(study)
+            if proposed is None:
+                return "every combination of values is tried"
             if not self._one(study, proposed):
                 return "what was left of the budget held no further trial"
+
+    def _next(self, study: Any) -> Any:
+        """A trial that is to be made, of few combinations each once; None where none is left."""
+        from optuna.trial import TrialState
+
+        combinations = _combinations(self.search, max(_AT_RANDOM, self.limits.trials))
+        if combinations and not study.get_trials(states=(TrialState.WAITING,)):
+            tried = [each.params for each in study.get_trials(deepcopy=False)]
+            left = [each for each in combinations if each not in tried]
+            if not left:
+                return None
+            study.enqueue_trial(left[0])
+        return study.ask({each.key: _distribution(each) for each in self.search.axes})
 
     def _ended(self, study: Any) -> str | None:
         seconds, joules = _spent(study)
@@ -243,6 +262,27 @@ def _distribution(each: Axis) -> Any:
     if each.whole:
         return distributions.IntDistribution(int(each.low), int(each.high), log=each.log)
     return distributions.FloatDistribution(float(each.low), float(each.high), log=each.log)
+
+
+def _combinations(search: Search, most: int) -> list[dict[str, Value]]:
+    """All that there are, in an order that the seed decides; none where they are more than `most`.
+
+    A sampler draws with replacement: of few it would try some twice, and some never.
+    """
+    lists: list[tuple[Value, ...]] = []
+    for each in search.axes:
+        if not isinstance(each, Range):
+            lists.append(each.values)
+        elif each.whole and each.high - each.low < most:
+            lists.append(tuple(range(int(each.low), int(each.high) + 1)))
+        else:
+            return []
+    if math.prod(map(len, lists)) > most:
+        return []
+    keys = [each.key for each in search.axes]
+    found = [dict(zip(keys, values, strict=True)) for values in itertools.product(*lists)]
+    random.Random(search.seed).shuffle(found)
+    return found
 
 
 def _check_same(search: Search, folder: Path) -> None:
