@@ -115,6 +115,15 @@ def test_a_text_that_is_too_short_is_refused_before_anything_is_written(
     assert not list(tmp_path.glob("*.gguf*"))
 
 
+def test_samples_longer_than_the_context_are_refused(
+    make_run: MakeRun, text: str, tmp_path: Path
+) -> None:
+    wanted = Wanted(tmp_path / "a.gguf", "q8_0", Round(), text=text, positions=CONTEXT + 1)
+    with pytest.raises(BadInput, match=f"reads {CONTEXT} positions, and {CONTEXT + 1}") as caught:
+        shrink(make_run(shape=SHAPE), wanted, talk=print)
+    assert caught.value.hint == f"--positions {CONTEXT}"
+
+
 def test_the_verb_answers_and_refuses(
     make_run: MakeRun, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

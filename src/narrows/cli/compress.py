@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=64, metavar="N",
                         help="texts to calibrate with (64)")  # fmt: skip
     parser.add_argument("--held", type=int, default=16, metavar="N", help="to measure by (16)")
-    parser.add_argument("--positions", type=int, default=512, metavar="N",
+    parser.add_argument("--positions", type=int, metavar="N",
                         help="tokens of each (512, or the context)")  # fmt: skip
     parser.add_argument("--damping", type=float, default=0.01,
                         help="of gptq: share of the mean curvature added (0.01)")  # fmt: skip
@@ -56,7 +56,7 @@ def run(chosen: argparse.Namespace) -> int:
     """Compress, measure, and show the receipt."""
     for name in ("samples", "held", "positions"):
         least = 2 if name == "positions" else 1
-        if (count := getattr(chosen, name)) < least:
+        if (count := getattr(chosen, name)) is not None and count < least:
             raise BadInput(f"--{name} is {count}", hint=f"ask for at least {least}")
     path = folder.of_model(chosen.folder)
     from narrows.evaluate.compression import ENDING, Wanted, shrink

@@ -34,11 +34,13 @@ from narrows.spec.record import Record, save
 from narrows.spec.units import Bytes
 
 ENDING = ".receipt.json"
+POSITIONS = 512
 
 
 class Wanted(NamedTuple):
     """What is asked for: a file in a type, by a method; `calibrate` and `text` are corpora, to
-    round by and to measure with. Without a text it is the end of what is calibrated with.
+    round by and to measure with. Without a text it is the end of what is calibrated with. Of each
+    sample so many `positions`; without a number POSITIONS, or the context.
     """
 
     to: Path
@@ -51,7 +53,7 @@ class Wanted(NamedTuple):
     checkpoint: str | None = None
     samples: int = 64
     held: int = 16
-    positions: int = 512
+    positions: int | None = None
 
 
 class Receipt(Record):
@@ -118,7 +120,6 @@ def shrink(path: Path, wanted: Wanted, *, talk: Talk) -> Receipt:
         raise no_writer(path)
     _refuse_large(given)
     set_threads()
-    wanted = wanted._replace(positions=min(wanted.positions, given.spec.context))
     texts = _texts(given, wanted)
     calibrating = None
     if texts.calibration is not None:
@@ -158,10 +159,21 @@ def _texts(given: Source, wanted: Wanted) -> _Texts:
     elif rest is not None:
         rest, held = rest.cut(HELD_SHARE)
 
+    positions = _positions(given, wanted)
+
     def part(of: Stretch | None, count: int) -> _Part | None:
-        return of and _Part(of.name, of.rows(count, wanted.positions))
+        return of and _Part(of.name, of.rows(count, positions))
 
     return _Texts(part(rest if calibrating else None, wanted.samples), part(held, wanted.held))
+
+
+def _positions(given: Source, wanted: Wanted) -> int:
+    """Of each sample."""
+    context = given.spec.context
+    if wanted.positions is not None and wanted.positions > context:
+        raise BadInput(f"{given.what} reads {context} positions, and {wanted.positions} are asked",
+                       hint=f"--positions {context}")  # fmt: skip
+    return wanted.positions or min(POSITIONS, context)
 
 
 def _quality(
@@ -176,7 +188,7 @@ def _quality(
     afters = [by_torch(load(wanted.to, precision="fp32").model)]
     writer = load_writer(wanted.to)
     if isinstance(writer, PackedWriter):
-        afters.append(by_packed(writer, wanted.positions))
+        afters.append(by_packed(writer, rows_BT.shape[1]))
     quality, *here = divergences(before, afters, rows_BT, name, talk)
     return quality, here[0] if here else None
 
