@@ -46,6 +46,17 @@ def test_each_option_changes_what_it_names(capsys: pytest.CaptureFixture[str]) -
     assert even.best.first_token.p99 < plain.best.first_token.p99
 
 
+@pytest.mark.parametrize("option", ["--weights 4", "--vary 0", "--percentile 99", "--goal money"])
+def test_a_machine_at_hand_is_not_asked_for_what_is_of_others(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text('name = "x"\n')
+    assert main(["plan", str(job), *option.split()]) == 2
+    told = capsys.readouterr().err
+    assert f"{option.split()[0]} is of machines of the catalogue" in told
+
+
 def test_one_token_is_answered_without_a_further_step(capsys: pytest.CaptureFixture[str]) -> None:
     best = answered(capsys, "--serve", "1", "--answer", "1").best
     assert best.tokens_per_s == pytest.approx(1.0 / best.first_token.mean)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pue", type=float, metavar="N",
                         help="what the building draws for a watt of machines: 1.1")  # fmt: skip
     parser.add_argument("--goal", choices=["time", "money", "energy", "memory"],
-                        default="time", help="what layout and machine are best for")  # fmt: skip
+                        help="what layout and machine are best for (time)")  # fmt: skip
 
 
 def understand(chosen: argparse.Namespace) -> None:
@@ -121,13 +122,21 @@ def _placed(name: str, chosen: argparse.Namespace) -> Fleet:
     return placed(found, chosen.region, chosen.pue)
 
 
-def refuse(chosen: argparse.Namespace) -> None:
-    """Raises BadInput where something was given that a machine at hand is not asked."""
-    for name in ("model", "context", "batch", "serve", "rate", "against", "tune", "page", "region",
-                 "pue", "trace"):  # fmt: skip
-        if getattr(chosen, name) not in (None, [], False):
+def option(name: str) -> str:
+    """What is typed for the argument of that name."""
+    return "--set" if name == "overrides" else f"--{name.replace('_', '-')}"
+
+
+def refuse(chosen: argparse.Namespace, more: Sequence[str] = ()) -> None:
+    """Raises BadInput where something was given, of these or `more`, that a machine at hand is not
+    asked.
+    """
+    for name in ("model", "context", "batch", "goal", "serve", "rate", "against", "tune", "page",
+                 "region", "pue", "trace", *more):  # fmt: skip
+        value = getattr(chosen, name)
+        if not (value is None or value is False or value == []):
             raise BadInput(
-                f"--{name} is of machines of the catalogue",
+                f"{option(name)} is of machines of the catalogue",
                 hint="name one, such as --machine 8xh100-sxm",
             )
 
@@ -150,7 +159,8 @@ def question(chosen: argparse.Namespace) -> Question:
     return Question(
         name=chosen.model, model=spec, fleet=known,
         batch=usual if chosen.batch is None else chosen.batch,
-        wanted=Wanted(**_wanted(chosen, known), **_tuning(chosen, spec)), goal=chosen.goal,
+        wanted=Wanted(**_wanted(chosen, known), **_tuning(chosen, spec)),
+        goal=chosen.goal or "time",
         budget=budget(*chosen.budget) if chosen.budget else None,
         against=tuple(_placed(name, chosen) for name in chosen.against), ladder=ladder(known),
     )  # fmt: skip
@@ -192,7 +202,7 @@ def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:
             hint=f"narrows plan llama-3.1-8b --machine {machine} --tune {chosen.tune}",
         )
     return dial(Wish(
-        fleet=known, budget=budget(*chosen.budget), batch=chosen.batch, goal=chosen.goal,
+        fleet=known, budget=budget(*chosen.budget), batch=chosen.batch, goal=chosen.goal or "time",
         context=_CONTEXT_SIZED if chosen.context is None else chosen.context,
         wanted=Wanted(**_wanted(chosen, known)),
         against=tuple(_placed(name, chosen) for name in chosen.against), ladder=ladder(known),

@@ -44,7 +44,7 @@ def run(chosen: argparse.Namespace) -> int:
     fleet.understand(chosen)
     if fleet.is_fleet(chosen):
         return _for_a_fleet(chosen)
-    fleet.refuse(chosen)
+    fleet.refuse(chosen, service.OWN)
     job = intent.read(chosen)
     if isinstance(job, Plan):
         raise BadInput(f"{chosen.file} is a plan already", hint=f"narrows train {chosen.file}")

@@ -38,7 +38,7 @@ def command(chosen: argparse.Namespace) -> str:
         value = getattr(chosen, name)
         if value is not None:
             words += [f"--{name}", str(value)]
-    words += [] if chosen.goal == "time" else ["--goal", chosen.goal]
+    words += [] if chosen.goal is None else ["--goal", chosen.goal]
     for option, name in _REPEATED.items():
         for value in getattr(chosen, name):
             words += [f"--{option}", value]

@@ -25,8 +25,10 @@ _BITS = {16: 16.0, 8: 8.0, 4: 4.5}
 _TIMES_LARGER = (2, 4, 8)
 _PADDING = 1024
 """Rows that a table may have beyond the tokens, which differ within a family."""
-_OWN = ("prompt", "answer", "shared_prefix", "chunk", "draft", "accept", "ahead", "weights",
-        "first_token", "per_token")  # fmt: skip
+OWN = ("prompt", "answer", "vary", "shared_prefix", "chunk", "draft", "accept", "ahead", "weights",
+       "first_token", "per_token", "percentile")  # fmt: skip
+"""Options that nothing but serving has."""
+_VARY = 0.5
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +41,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="tokens of a request (1024, or what the context leaves)")  # fmt: skip
     parser.add_argument("--answer", type=int, metavar="N",
                         help="tokens of an answer (256, or half of the context)")  # fmt: skip
-    parser.add_argument("--vary", type=float, default=0.5, metavar="SHARE",
-                        help="standard deviation of the lengths beside their mean")  # fmt: skip
-    parser.add_argument("--shared-prefix", type=int, default=0, metavar="N",
+    parser.add_argument("--vary", type=float, metavar="SHARE",
+                        help="standard deviation of the lengths by their mean (0.5)")  # fmt: skip
+    parser.add_argument("--shared-prefix", type=int, metavar="N",
                         help="tokens that all prompts begin with, kept")  # fmt: skip
     parser.add_argument("--chunk", type=int, metavar="N",
                         help="tokens of a prompt that one step computes")  # fmt: skip
@@ -51,8 +53,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=int, choices=(16, 8, 4), help="bits of a weight")
     parser.add_argument("--first-token", metavar="TIME", help='at the latest, such as "500 ms"')
     parser.add_argument("--per-token", metavar="TIME", help='at the latest, such as "50 ms"')
-    parser.add_argument("--percentile", type=int, choices=(50, 90, 99), default=90,
-                        help="of 100 requests, those that the two must hold for")  # fmt: skip
+    parser.add_argument("--percentile", type=int, choices=(50, 90, 99),
+                        help="of 100 requests, those that the two must hold for (90)")  # fmt: skip
 
 
 def is_asked(chosen: argparse.Namespace) -> bool:
@@ -61,11 +63,10 @@ def is_asked(chosen: argparse.Namespace) -> bool:
     """
     if chosen.serve is not None or chosen.rate is not None:
         return True
-    for name in _OWN:
-        if getattr(chosen, name):
-            option = f"--{name.replace('_', '-')}"
+    for name in OWN:
+        if getattr(chosen, name) is not None:
             raise BadInput(
-                f"{option} is of serving, and nothing says how many requests come",
+                f"{fleet.option(name)} is of serving, and nothing says how many requests come",
                 hint='--serve 8 for so many at a time, or --rate "5 requests/s"',
             )
     return False
@@ -92,9 +93,10 @@ def demand(chosen: argparse.Namespace) -> Demand:
 
     for name in ("budget", "overrides", "against", "tune", "region", "pue", "trace", "batch"):
         if getattr(chosen, name) not in (None, [], False):
-            option = "set" if name == "overrides" else name
-            raise BadInput(f"--{option} says nothing of serving", hint="leave it or --serve out")
-    if chosen.goal != "time":
+            raise BadInput(
+                f"{fleet.option(name)} says nothing of serving", hint="leave it or --serve out"
+            )
+    if chosen.goal is not None:
         raise BadInput(
             f"--goal {chosen.goal} is of training: served is what most tokens come of",
             hint="leave it out; --first-token and --per-token say how quick it must be",
@@ -147,19 +149,21 @@ def _requests(chosen: argparse.Namespace) -> Requests:
     for name in ("serve", "prompt", "answer", "chunk"):
         if getattr(chosen, name) is not None and getattr(chosen, name) < 1:
             raise BadInput(f"--{name} is {getattr(chosen, name)}", hint="use at least 1")
-    if not 0 <= chosen.shared_prefix < chosen.prompt:
+    shared = chosen.shared_prefix or 0
+    if not 0 <= shared < chosen.prompt:
         raise BadInput(
-            f"--shared-prefix is {chosen.shared_prefix} of a prompt of {chosen.prompt} tokens",
+            f"--shared-prefix is {shared} of a prompt of {chosen.prompt} tokens",
             hint="use fewer than --prompt",
         )
-    if not 0.0 <= chosen.vary <= 3.0:
-        raise BadInput(f"--vary is {chosen.vary:g}", hint="use 0 (all alike) to 3")
+    vary = _VARY if chosen.vary is None else chosen.vary
+    if not 0.0 <= vary <= 3.0:
+        raise BadInput(f"--vary is {vary:g}", hint="use 0 (all alike) to 3")
     rate = None if chosen.rate is None else float(RequestsPerSecond.parse(chosen.rate))
     if rate is not None and rate <= 0.0:
         raise BadInput(f"--rate is {chosen.rate}", hint='such as "5 requests/s"')
     return Requests(
         prompt=chosen.prompt, answer=chosen.answer, concurrency=chosen.serve, rate=rate,
-        shared=chosen.shared_prefix, chunk=chosen.chunk, variation=chosen.vary,
+        shared=shared, chunk=chosen.chunk, variation=vary,
     )  # fmt: skip
 
 
@@ -193,7 +197,7 @@ def _limits(chosen: argparse.Namespace) -> Limits:
 
     return Limits(
         first_token_s=latest("--first-token", chosen.first_token),
-        per_token_s=latest("--per-token", chosen.per_token), percent=chosen.percentile,
+        per_token_s=latest("--per-token", chosen.per_token), percent=chosen.percentile or 90,
     )  # fmt: skip
 
 
