@@ -62,12 +62,12 @@ def run(chosen: argparse.Namespace) -> int:
     from narrows.infer.ready import named
     from narrows.infer.server.forecast import Asked, measured, predicted, speeds
     from narrows.infer.server.need import need, refuse_too_large, sizes
-    from narrows.infer.server.run import Place, serve
+    from narrows.infer.server.run import Place, reserved, serve
     from narrows.infer.server.service import Limits
 
     name = path.name.removesuffix(".gguf")
     beside = adapters.named(chosen, name)
-    place = Place(name, chosen.host, chosen.port, api_key)
+    place = Place(name, chosen.host, reserved(chosen.host, chosen.port), api_key)
     limits = Limits(tokens_max=chosen.tokens_max)
     model = named(path, chosen.precision, speak.talk, chosen.checkpoint)
     if not model.laid and _is_encoder(path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, final
 
+from narrows.data.encodings import guessed
 from narrows.spec.dataset import Dataset
 from narrows.spec.errors import BadInput, nearest
 
@@ -121,8 +122,16 @@ def _not_unicode(text: str) -> BadInput:
     shown = f"byte 0x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(text[place])
     return BadInput(
         f"the text is not UTF-8: {shown} after {text[max(0, place - 20) : place]!r}",
-        hint="give it in UTF-8; from another encoding: iconv -f WINDOWS-1252 -t UTF-8",
+        hint=f"give it in UTF-8; from another encoding: iconv -f {_encoding(text)} -t UTF-8",
     )
+
+
+def _encoding(text: str) -> str:
+    """In which the bytes of a text may be that is not UTF-8."""
+    try:
+        return guessed(text.encode("utf-8", "surrogateescape")) or "ENCODING"
+    except UnicodeEncodeError:
+        return "ENCODING"
 
 
 def _around(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from narrows.infer.server.app import app
-from narrows.infer.server.run import Place, _guards
+from narrows.infer.server.run import _guards
 from tests.infer.server.asking import CHAT, Make, error, get, post, talk
 
 
@@ -47,7 +47,7 @@ def test_what_is_asked_for_is_described_by_what_reads_it(make: Make) -> None:
 def test_a_page_whose_name_was_made_to_lead_here_is_refused(
     make: Make, host: str, status: int
 ) -> None:
-    guarded = app(make(), _guards(Place("small", "127.0.0.1", 8000, None)))
+    guarded = app(make(), _guards("127.0.0.1", None))
 
     async def asked() -> httpx.Response:
         transport = httpx.ASGITransport(guarded)
@@ -55,4 +55,4 @@ def test_a_page_whose_name_was_made_to_lead_here_is_refused(
             return await http.get("/v1/models", headers={"Host": host})
 
     assert asyncio.run(asked()).status_code == status
-    assert _guards(Place("small", "0.0.0.0", 8000, None)).hosts is None
+    assert _guards("0.0.0.0", None).hosts is None

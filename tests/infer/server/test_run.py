@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from narrows.cli.main import main
 from narrows.infer.export import export
 from narrows.infer.generate import ServingPrecision
 from narrows.infer.packed_core import PackedCore
 from narrows.infer.ready import Model
 from narrows.infer.server.need import need, sizes
-from narrows.infer.server.run import Place, _listening
+from narrows.infer.server.run import reserved
 from narrows.infer.torch_core import TorchCore
 from narrows.infer.writer import load_writer
 from narrows.kernels.build import obstacle
@@ -44,8 +45,19 @@ def test_a_run_is_served_as_torch_has_it(make_run: MakeRun) -> None:
 @pytest.mark.parametrize("port", [99999, 65536, -1])
 def test_a_port_that_is_none_is_refused(host: str, port: int) -> None:
     with pytest.raises(BadInput, match=f"{host}:{port} cannot be listened on") as refused:
-        _listening(Place("small", host, port, None))
+        reserved(host, port)
     assert refused.value.hint and "--port 0" in refused.value.hint
     if host != "::1":
-        with _listening(Place("small", host, 0, None)) as made:
+        with reserved(host, 0) as made:
             assert made.getsockname()[1] > 0
+
+
+def test_a_port_is_taken_before_a_model_is_loaded(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with reserved("127.0.0.1", 0) as other:
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert main(["serve", str(make_run()), "--port", port]) == 2
+    told = capsys.readouterr().err
+    assert f"127.0.0.1:{port} cannot be listened on" in told and "takes" not in told

@@ -6,7 +6,8 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import uvicorn
@@ -30,26 +31,39 @@ Talk = Callable[[str], None]
 
 
 class Place(NamedTuple):
-    """Where it is to be found; `name` is the model's there."""
+    """Where it is to be found, which is its own from `reserved` on; `name` is the model's there."""
 
     name: str
     host: str
-    port: int
+    bound: socket.socket
     api_key: str | None
+
+
+def reserved(host: str, port: int) -> socket.socket:
+    """Nobody else's from now on, and connected to by nobody yet; port 0 is any that is free.
+
+    Raises BadInput where the address cannot be had: before a model is loaded, not after.
+    """
+    with _refusing(host, port):
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(found[0], socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Given the port, getaddrinfo would take it modulo 65536; bind refuses it.
+        made.bind((found[4][0], port, *found[4][2:]))
+    return made
 
 
 def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) -> Tally:
     """Answer at `place` until SIGTERM or SIGINT; answers in the making get `limits.drain_s` more.
     Returns what was done.
 
-    Raises BadInput where the address cannot be had.
+    Raises BadInput where another one listens there.
     """
-    listening = _listening(place)
     scheduler = scheduler_of(writer, room, talk)
     grammars = Grammars(writer.tokenizer)
     service = Service(place.name, int(time.time()), writer, scheduler, limits, grammars)
     try:
-        _answer(app(service, _guards(place)), place, listening, limits, talk, scheduler)
+        _answer(app(service, _guards(place.host, place.api_key)), place, limits, talk, scheduler)
     finally:
         scheduler.close()
     return scheduler.tally
@@ -57,16 +71,13 @@ def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) 
 
 def serve_encoder(encoder: Embedder, place: Place, queue: int, limits: Limits, talk: Talk) -> None:
     """As `serve`, of a model that makes vectors of texts; so many requests may wait."""
-    listening, waiting = _listening(place), asyncio.Semaphore(queue + 1)
-    since = int(time.time())
-    turn = asyncio.Lock()
+    since, turn, waiting = int(time.time()), asyncio.Lock(), asyncio.Semaphore(queue + 1)
     service = EncoderService(place.name, since, encoder, limits, turn, waiting, Tally())
-    _answer(encoder_app(service, _guards(place)), place, listening, limits, talk)
+    _answer(encoder_app(service, _guards(place.host, place.api_key)), place, limits, talk)
 
 
 def _answer(
-    made: Starlette, place: Place, listening: socket.socket, limits: Limits, talk: Talk,
-    scheduler: Scheduler | None = None,
+    made: Starlette, place: Place, limits: Limits, talk: Talk, scheduler: Scheduler | None = None,
 ) -> None:  # fmt: skip
     config = uvicorn.Config(
         # What is no HTTP is answered so, and warned of for each.
@@ -74,7 +85,9 @@ def _answer(
         timeout_graceful_shutdown=int(limits.drain_s) + 2, timeout_keep_alive=30,
         h11_max_incomplete_event_size=2**16,
     )  # fmt: skip
-    host, port = listening.getsockname()[:2]
+    host, port = place.bound.getsockname()[:2]
+    with _refusing(host, port):
+        place.bound.listen(2048)
     shown = f"[{host}]" if ":" in host else host
     talk(f"{place.name} at http://{shown}:{port} (ctrl-C ends)")
     server = uvicorn.Server(config)
@@ -82,16 +95,16 @@ def _answer(
         # Uvicorn, once it has ended, raises what told it to: then it is to do nothing more.
         signal.signal(each, lambda number, frame: None)
     try:
-        asyncio.run(_until_told(server, listening, scheduler, limits.drain_s))
+        asyncio.run(_until_told(server, place.bound, scheduler, limits.drain_s))
     finally:
-        listening.close()
+        place.bound.close()
 
 
-def _guards(place: Place) -> Guards:
+def _guards(host: str, api_key: str | None) -> Guards:
     """Bound to this machine alone, it is asked for by the machine's own names alone."""
-    local = place.host == "localhost" or place.host == "::1" or place.host.startswith("127.")
-    names = (place.host, "localhost", "127.0.0.1", "[::1]")
-    return Guards(place.api_key, names if local else None)
+    local = host == "localhost" or host == "::1" or host.startswith("127.")
+    names = (host, "localhost", "127.0.0.1", "[::1]")
+    return Guards(api_key, names if local else None)
 
 
 async def _until_told(
@@ -106,15 +119,10 @@ async def _until_told(
     await serving
 
 
-def _listening(place: Place) -> socket.socket:
+@contextmanager
+def _refusing(host: str, port: int) -> Iterator[None]:
     try:
-        found = socket.getaddrinfo(place.host, None, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(found[0], socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Given the port, getaddrinfo would take it modulo 65536; bind refuses it.
-        made.bind((found[4][0], place.port, *found[4][2:]))
-        made.listen(2048)
+        yield
     except (OSError, OverflowError) as error:
-        what = f"{place.host}:{place.port} cannot be listened on: {error}"
+        what = f"{host}:{port} cannot be listened on: {error}"
         raise BadInput(what, hint="another --port, or --port 0 for any that is free") from None
-    return made
