@@ -23,10 +23,13 @@ from narrows.spec.record import from_builtins, with_override
 
 _SETTLED = ("precision", "kernels")
 """What of a layout changes the numbers, or what a checkpoint holds."""
+_AXES = (
+    "replicas", "tensor", "pipeline", "interleave", "context", "expert", "schedule", "first_fewer",
+    "last_fewer",
+)  # fmt: skip
 _ALONE = {
-    "replicas": 1, "tensor": 1, "pipeline": 1, "interleave": 1, "context": 1, "expert": 1,
-    "schedule": "1f1b", "first_fewer": 0, "last_fewer": 0,
-}  # fmt: skip
+    each.name: each.default for each in msgspec.structs.fields(Layout) if each.name in _AXES
+}
 """No axis but the data's."""
 _BEGUN = (
     "name", "seed", "objective", "start", "teacher", "model", "optimizer", "schedule",

@@ -263,6 +263,9 @@ def test_a_refusal_is_what_the_assistant_said(make: Make) -> None:
     plain = count("assistant", "Oh. No.").json()["tokens"]
     parts = [{"type": "text", "text": "Oh. "}, part]
     assert count("assistant", parts).json()["tokens"] == plain
+    beside = {"role": "assistant", "content": None, "refusal": "Oh. No."}
+    said = {"messages": [{"role": "user", "content": "Help"}, beside]}
+    assert post(service, "/tokenize", said).json()["tokens"] == plain
     assert "type 'refusal'" in error(count("user", [part]), 400)["message"]
     assert "type 'refusal'" in error(count("assistant", [{"type": "refusal"}]), 400)["message"]
 

@@ -135,6 +135,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
+    refusal: str | None = None
     name: str | None = None
     tool_calls: list[Called] | None = None
     tool_call_id: str | None = None
@@ -153,7 +154,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     def _text(self, place: str) -> str:
         if not isinstance(self.content, list):
-            return self.content or ""
+            refused = self.refusal if self.role == "assistant" else None
+            return self.content or refused or ""
         said = ""
         for part in self.content:
             text = part.said(self.role)
