@@ -108,5 +108,6 @@ if __name__ == "__main__":
             resume=True, talk=lambda text: print(text, file=sys.stderr),
         )  # fmt: skip
     except NarrowsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.told:
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -43,9 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         speak.talk("interrupted")
         return INTERRUPTED
     except (NarrowsError, OSError, MemoryError) as error:
-        told = error if isinstance(error, NarrowsError) else _told(error)
-        speak.error(told, as_json="--json" in argv)
-        return told.exit_code
+        failure = error if isinstance(error, NarrowsError) else _told(error)
+        if not failure.told:
+            speak.error(failure, as_json="--json" in argv)
+        return failure.exit_code
 
 
 def parser(asked: str | None = None) -> Parser:

@@ -10,9 +10,11 @@ class NarrowsError(Exception):
     """A failure the user can act on, printed as `error:`, indented causes and `hint:`.
 
     `causes` are the largest contributors, one line each; `hint` is a command or an edit that works.
+    It is `told` where another process says it to the user.
     """
 
     exit_code = 1
+    told = False
 
     def __init__(self, what: str, *, causes: Iterable[str] = (), hint: str | None = None) -> None:
         super().__init__(what)

@@ -121,6 +121,9 @@ def alive() -> Iterator[Pulse]:
         # The disk may be what failed.
         with suppress(OSError):
             save(_failure(error), folder / f"{rank:05d}.json")
+            if isinstance(error, NarrowsError):
+                # Whoever watches says it once, for all processes.
+                error.told = True
         raise
     finally:
         pulse.close()
