@@ -47,6 +47,9 @@ from narrows.spec.units import (
     Seconds,
     Watts,
 )
+from tests.plan.conftest import make_dataset, make_machine
+
+__all__ = ["make_dataset", "make_machine"]
 
 STEPS = 300
 TOKENS = 32 * 256

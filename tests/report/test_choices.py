@@ -3,6 +3,7 @@ import pytest
 
 from narrows.report.choices import choices, considered, family, shown
 from narrows.report.run import read
+from narrows.report.words import Phrase, same
 from narrows.spec.exchange import LocalSteps
 from narrows.spec.model import GELU, LayerNorm, Learned, gpt2
 
@@ -18,18 +19,26 @@ def test_each_choice_has_its_value_and_its_why(plan):
     assert found["optimizer.learning_rate"].value.en == "0.0012"
     assert found["optimizer.learning_rate"].label.zh == "学习率"
     assert "11.2M parameters: 8 layers" in found["model"].value.en
-    assert all(choice.why for choice in found.values())
+    assert all(choice.why.en for choice in found.values())
 
 
 def test_the_whole_layout_is_told_even_without_a_why(plan):
     bare = msgspec.structs.replace(plan, why={"something.else": "because"})
     found = choices(bare)
-    assert (found[0].value.en, found[0].why) == ("", "because")
+    assert (found[0].value.en, found[0].why) == ("", same("because"))
     assert {choice.name for choice in found} >= {
         "layout.micro_batch",
         "layout.threads",
         "layout.loss_chunk",
     }
+
+
+def test_reasons_and_verdicts_are_in_both_languages(plan):
+    first = msgspec.structs.replace(plan.alternatives[0], verdict="nothing else fits memory")
+    why = {"layout.threads": "of 4 allowed"}
+    known = msgspec.structs.replace(plan, why=why, alternatives=(first,))
+    assert choices(known)[0].why == Phrase("of 4 allowed", "共允许 4 个")
+    assert considered(known)[0].verdict.zh == "其余都放不进内存"
 
 
 def test_an_unusual_exchange_of_gradients_is_told(plan):

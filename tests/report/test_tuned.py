@@ -40,7 +40,7 @@ def test_the_page_tells_the_best_what_mattered_and_every_trial(tuned: Tuned) -> 
     assert "validation loss of 2.9000" in page
     assert page.count('data-plot="axis"') == 4 and 'data-plot="bars"' in page
     assert "80" in page and "&lt;b&gt;no&lt;/b&gt;" in page and "<b>no</b>" not in page
-    assert page.count('class="chosen"') >= 2
+    assert page.count('class="chosen"') >= 2 and "结束原因：已满 4 次试验" in page
 
 
 def test_the_terminal_has_the_best_first_and_what_it_cost(tuned: Tuned) -> None:
@@ -62,8 +62,11 @@ def test_a_search_without_a_trial_still_has_a_page(tuned: Tuned) -> None:
 def test_a_sweep_s_page_marks_its_suggestion(tmp_path: Path) -> None:
     found = Swept(
         name="x", rates=(1e-4, 1e-3, 1e-2), losses=(5.0, 3.0, 8.0), smoothed=(5.0, 3.5, 6.0),
-        suggested=2.5e-4, why="the smoothed loss is lowest at 0.001",
+        suggested=2.5e-4,
+        why="the smoothed loss is lowest, 3.5, at 0.001; a 4th of it leaves room for a whole "
+        "training",
     )  # fmt: skip
     page = swept_html(found)
     assert 'data-plot="sweep"' in page and found.why in page and 'class="chosen"' in page
+    assert "平滑后的损失在 0.001 处最低，为 3.5；取其 1/4" in page
     assert write(found, tmp_path).read_text() == page

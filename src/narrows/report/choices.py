@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from narrows.report.numbers import compact, plain
+from narrows.report.reasons import reason
 from narrows.report.words import CHOICES, LAYOUT, Phrase, same, spoken
 from narrows.spec.exchange import EXACT
 from narrows.spec.layout import Layout
@@ -24,7 +25,7 @@ class Choice(Record):
     name: str
     label: Phrase
     value: Phrase
-    why: str
+    why: Phrase
 
 
 class Considered(Record):
@@ -35,7 +36,7 @@ class Considered(Record):
     step_seconds: float
     memory_peak: float
     total_seconds: float
-    verdict: str
+    verdict: Phrase
 
 
 def choices(plan: Plan) -> tuple[Choice, ...]:
@@ -51,7 +52,7 @@ def choices(plan: Plan) -> tuple[Choice, ...]:
             name=name,
             label=_label(name),
             value=_value(plan, built, name),
-            why=plan.why.get(name, ""),
+            why=reason(plan.why.get(name, "")),
         )
         for name in names
     )
@@ -76,7 +77,7 @@ def considered(plan: Plan) -> tuple[Considered, ...]:
             step_seconds=each.step_seconds,
             memory_peak=each.memory_peak,
             total_seconds=each.total_seconds,
-            verdict=each.verdict,
+            verdict=reason(each.verdict),
         )
         for each in candidates
     ]

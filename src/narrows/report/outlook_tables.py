@@ -5,6 +5,7 @@ from __future__ import annotations
 from narrows.report.grid import row, table
 from narrows.report.markup import Markup, Node, element
 from narrows.report.numbers import compact, dollars, duration, percent, significant, size
+from narrows.report.reasons import reason
 from narrows.report.sections import section
 from narrows.report.words import LAYOUT, VALUES, Phrase, same, spoken
 from narrows.spec.fleet import Spread
@@ -19,7 +20,8 @@ _TECHNIQUES = {
     "recompute": "重计算：", "shard": "分片：", "kernels:": "算子：",
     "attention through memory": "注意力经由显存", "optimizer states in 8 bits": "优化器状态 8 位",
     "optimizer offloaded:": "优化器卸载至：", "no sequence parallelism": "不用序列并行",
-    "contexts by": "上下文交换：", "parameters dropped after use:": "参数用后释放：",
+    "contexts by": "上下文交换：", "parameters dropped after use: true": "参数用后释放",
+    "parameters dropped after use: false": "参数用后保留",
     "placed": "放置：",
 }  # fmt: skip
 _PIPELINE = " pipeline"
@@ -179,7 +181,7 @@ def elsewhere(forecast: Forecast) -> Markup | None:
 def _place(each: Elsewhere, *, first: bool) -> Markup:
     if each.step_seconds is None or each.tokens_per_s is None:
         return element("tr", element("th", each.fleet, scope="row"),
-                       element("td", each.verdict, colspan="4"))  # fmt: skip
+                       element("td", reason(each.verdict), colspan="4"))  # fmt: skip
     money, joules = each.dollars_per_billion_tokens, each.joules_per_token
     return row(
         same(each.fleet), duration(each.step_seconds), f"{each.tokens_per_s:,.0f}",

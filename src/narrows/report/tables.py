@@ -62,7 +62,7 @@ def layouts(run: Run) -> Markup:
             element("td", element("span", name, " ", class_="of-phone"), number, class_="number")
             for name, number in zip(columns[1:], numbers, strict=False)
         ]
-        said = row.verdict or (Phrase("chosen", "选中") if row.chosen else "")
+        said = Phrase("chosen", "选中") if row.chosen and not row.verdict.en else row.verdict
         rows.append(
             element(
                 "tr",

@@ -143,8 +143,8 @@ def _choices(run: Run) -> str:
         if len(start) > len(indent):
             lines.append(start.rstrip())
             start = indent
-        lines += textwrap.wrap(choice.why, WIDTH, initial_indent=start, subsequent_indent=indent)
-        if not choice.why and start != indent:
+        lines += textwrap.wrap(choice.why.en, WIDTH, initial_indent=start, subsequent_indent=indent)
+        if not choice.why.en and start != indent:
             lines.append(start.rstrip())
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from narrows.report.plot import (
     line,
     told,
 )
+from narrows.report.reasons import reason
 from narrows.report.sections import HALF, MAIN, both, figure, key, section
 from narrows.report.words import ABSENT, Phrase, same
 from narrows.spec.record import write_atomically
@@ -57,7 +58,7 @@ def html(found: Tuned) -> str:
         "{trials} 次试验，用时 {seconds}，{joules}；结束原因：{ended}",
     ).filled(
         trials=len(found.trials), seconds=duration(sum(t.seconds for t in found.trials)),
-        joules=energy(sum(t.joules for t in found.trials)), ended=found.ended,
+        joules=energy(sum(t.joules for t in found.trials)), ended=reason(found.ended),
     )  # fmt: skip
     hero = element("div", element("h1", said), element("p", spent, class_="aside"), class_="hero")
     axes = [_axis(found, each) for each in found.axes]
@@ -68,7 +69,7 @@ def swept_html(found: Swept) -> str:
     """The page of a learning rate range test."""
     said = Phrase("Learning rate {rate}", "学习率 {rate}").filled(rate=plain(found.suggested))
     hero = element(
-        "div", element("h1", said), element("p", found.why, class_="aside"), class_="hero"
+        "div", element("h1", said), element("p", reason(found.why), class_="aside"), class_="hero"
     )
     lede = Phrase(
         "Each step's loss is drawn thin, its running mean strong; the dot is the suggestion.",
