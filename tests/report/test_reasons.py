@@ -20,6 +20,7 @@ from narrows.plan.fleet.variants import Wanted
 from narrows.plan.fleet.ways import Demand
 from narrows.plan.plan import make_plan
 from narrows.report import outlook, served
+from narrows.report.choices import choices
 from narrows.report.reasons import SENTENCES, reason
 from narrows.report.words import Phrase, same
 from narrows.spec.adapter import Biases, LowRank
@@ -79,6 +80,9 @@ def expect(texts: set[str]) -> None:
 
 
 def given(plan: Plan) -> set[str]:
+    """Its reasons; what they are of has a Chinese name, too."""
+    for choice in choices(plan):
+        assert CHINESE.search(choice.label.zh), choice.name
     return {*plan.why.values(), *(each.verdict for each in plan.alternatives)}
 
 

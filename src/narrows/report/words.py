@@ -209,6 +209,14 @@ CHOICES = {
     "bottleneck": Phrase("bottleneck", "瓶颈"),
     "budget": Phrase("budget", "预算"),
     "processes": Phrase("processes", "进程数"),
+    "feed_forward_width": Phrase("feed-forward width", "前馈宽度"),
+    "epochs": Phrase("epochs", "轮数"),
+    "network": Phrase("network", "网络"),
+    "rank": Phrase("rank", "秩"),
+    "alpha": Phrase("alpha", "缩放系数 alpha"),
+    "targets": Phrase("targets", "目标矩阵"),
+    "rule": Phrase("rule", "缩放规则"),
+    "batch_ramp": Phrase("batch ramp", "批渐增"),
 }
 
 SCHEDULES = {
