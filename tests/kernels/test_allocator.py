@@ -116,6 +116,19 @@ def test_what_is_freed_is_given_back() -> None:
 
 
 @pooled
+def test_a_profiler_sees_what_is_taken_and_freed() -> None:
+    said(
+        KEPT + "from torch.profiler import ProfilerActivity, profile\n"
+        "with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:\n"
+        "    kept, freed, small = torch.ones(1 << 20), torch.ones(1 << 21), torch.ones(16)\n"
+        "    del freed\n"
+        "events = profiled.profiler.kineto_results.events()\n"
+        "sizes = sorted(each.nbytes() for each in events if each.name() == '[memory]')\n"
+        "assert sizes == [-8 << 20, 64, 4 << 20, 8 << 20], sizes\n"
+    )
+
+
+@pooled
 def test_a_forked_process_has_a_pool_that_works() -> None:
     said(
         KEPT + "import os, threading\n"

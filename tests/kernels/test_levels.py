@@ -15,7 +15,8 @@ KERNELS = ["test_decoder.py", "test_parity.py", "test_products.py"]
 
 
 def all_holds(plugin: str, path: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", f"tests.kernels.{plugin}",
+    # Quiet already, by the project's own settings; twice as quiet it would not say how many passed.
+    command = [sys.executable, "-m", "pytest", "-p", f"tests.kernels.{plugin}",
                "-p", "no:cacheprovider", str(path)]  # fmt: skip
     done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -19,13 +19,19 @@ struct Pooled final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     void* data = bytes < SMALL ? nullptr : pool.take(bytes);
     if (data == nullptr) data = c10::alloc_cpu(bytes);
+    // As torch's own allocator does: torch.profiler sees no memory otherwise.
+    c10::profiledCPUMemoryReporter().New(data, bytes);
     return {data, data, &release, c10::Device(c10::DeviceType::CPU)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, size_t bytes) const override {
     default_copy_data(to, from, bytes);
   }
-  static void release(void* data) { pool.has(data) ? pool.give(data) : c10::free_cpu(data); }
+  static void release(void* data) {
+    if (data == nullptr) return;
+    c10::profiledCPUMemoryReporter().Delete(data);
+    pool.has(data) ? pool.give(data) : c10::free_cpu(data);
+  }
 };
 
 }  // namespace
