@@ -222,15 +222,13 @@ def _said(place: str, part: Any) -> str:
 def _call(place: str, call: Any) -> dict[str, Any]:
     """A call with its arguments as a table."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
-    name, given = (
-        (function.get("name"), function.get("arguments")) if isinstance(function, Mapping)
-        else (None, None)
-    )  # fmt: skip
-    arguments = _json(given, {})
+    name, arguments = None, None
+    if isinstance(function, Mapping):
+        name, arguments = function.get("name"), _json(function.get("arguments"), {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise BadInput(f"{place} has a call without a name and arguments", hint=_CALLS)
-    about = {key: call[key] for key in ("id",) if key in call}
-    return {**about, "type": "function", "function": {"name": name, "arguments": arguments}}
+    known = {"id": call["id"]} if "id" in call else {}
+    return {**known, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _tools(row: Row) -> tuple[Tool, ...]:
