@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answer", type=int, metavar="N",
                         help="tokens of an answer (256, or half of the context)")  # fmt: skip
     parser.add_argument("--vary", type=float, metavar="SHARE",
-                        help="standard deviation of the lengths by their mean (0.5)")  # fmt: skip
+                        help="deviation of the lengths, a share of their mean (0.5)")  # fmt: skip
     parser.add_argument("--shared-prefix", type=int, metavar="N",
                         help="tokens that all prompts begin with, kept")  # fmt: skip
     parser.add_argument("--chunk", type=int, metavar="N",

@@ -27,9 +27,7 @@ _AXES = (
     "replicas", "tensor", "pipeline", "interleave", "context", "expert", "schedule", "first_fewer",
     "last_fewer",
 )  # fmt: skip
-_ALONE = {
-    each.name: each.default for each in msgspec.structs.fields(Layout) if each.name in _AXES
-}
+_ALONE = {each.name: each.default for each in msgspec.structs.fields(Layout) if each.name in _AXES}
 """No axis but the data's."""
 _BEGUN = (
     "name", "seed", "objective", "start", "teacher", "model", "optimizer", "schedule",
