@@ -72,6 +72,18 @@ def test_of_few_combinations_each_is_tried_once(dataset: Dataset, tmp_path: Path
     assert found.ended == "every combination of values is tried"
 
 
+def test_what_a_budget_did_not_hold_a_larger_one_tries(dataset: Dataset, tmp_path: Path) -> None:
+    first = search(dataset)
+    few = first._replace(
+        axes=AXES[2:], planned=lambda values: first.planned({"rate": 1e-2, "layers": 1, **values})
+    )
+    with pytest.raises(RunFailed, match="none of 1 trials"):
+        tune(few, Limits(50, seconds=2.0), tmp_path, tiny_machine(), silent)
+    found = tune(few, Limits(50), tmp_path, tiny_machine(), silent)
+    done = sorted(str(each.values["kind"]) for each in found.trials if each.outcome == "done")
+    assert done == ["calm", "plain"]
+
+
 class Killed(BaseException):
     """As if the process had ended."""
 

@@ -31,6 +31,7 @@ _FIRST, _WARM = 4, 20
 """No trial is given up among the first, nor in its first parts (arXiv:1907.10902, section 3.2)."""
 _AT_RANDOM = 10
 """TPE's first trials, which know nothing yet."""
+_UNAFFORDED = "longer than what was left of the budget"
 _JOURNAL = "journal.jsonl"
 _ATTRIBUTES = ("seconds", "joules", "steps", "message")
 
@@ -114,7 +115,9 @@ class _Search:
 
         combinations = _combinations(self.search, max(_AT_RANDOM, self.limits.trials))
         if combinations and not study.get_trials(states=(TrialState.WAITING,)):
-            tried = [each.params for each in study.get_trials(deepcopy=False)]
+            # What a budget did not hold, a larger one may.
+            tried = [each.params for each in study.get_trials(deepcopy=False)
+                     if each.user_attrs.get("message") != _UNAFFORDED]  # fmt: skip
             left = [each for each in combinations if each not in tried]
             if not left:
                 return None
@@ -147,7 +150,7 @@ class _Search:
             return True
         run = self.folder / _folder(proposed.number)
         if not self._affordable(study, plan) and not (run / "plan.toml").exists():
-            proposed.set_user_attr("message", "longer than what was left of the budget")
+            proposed.set_user_attr("message", _UNAFFORDED)
             study.tell(proposed, state=TrialState.FAIL)
             return False
         loss, state = self._trained(study, proposed, plan, run)
