@@ -122,23 +122,26 @@ def _placed(name: str, chosen: argparse.Namespace) -> Fleet:
     return placed(found, chosen.region, chosen.pue)
 
 
-def option(name: str) -> str:
-    """What is typed for the argument of that name."""
-    return "--set" if name == "overrides" else f"--{name.replace('_', '-')}"
+def given(chosen: argparse.Namespace, names: Sequence[str]) -> str | None:
+    """Of the arguments of these names the first that was given, as it is typed."""
+    for name in names:
+        value = getattr(chosen, name)
+        if not (value is None or value is False or value == []):
+            return "--set" if name == "overrides" else f"--{name.replace('_', '-')}"
+    return None
 
 
 def refuse(chosen: argparse.Namespace, more: Sequence[str] = ()) -> None:
     """Raises BadInput where something was given, of these or `more`, that a machine at hand is not
     asked.
     """
-    for name in ("model", "context", "batch", "goal", "serve", "rate", "against", "tune", "page",
-                 "region", "pue", "trace", *more):  # fmt: skip
-        value = getattr(chosen, name)
-        if not (value is None or value is False or value == []):
-            raise BadInput(
-                f"{option(name)} is of machines of the catalogue",
-                hint="name one, such as --machine 8xh100-sxm",
-            )
+    others = ("model", "context", "batch", "goal", "serve", "rate", "against", "tune", "page",
+              "region", "pue", "trace", *more)  # fmt: skip
+    if option := given(chosen, others):
+        raise BadInput(
+            f"{option} is of machines of the catalogue",
+            hint="name one, such as --machine 8xh100-sxm",
+        )
 
 
 def question(chosen: argparse.Namespace) -> Question:
@@ -177,9 +180,8 @@ def refuse_what_is_of_a_job(chosen: argparse.Namespace) -> None:
     if chosen.file:
         what = f"{chosen.file} is a job for this machine or a probed one"
         raise BadInput(what, hint=f"name a model: narrows plan llama-3.1-8b --machine {machine}")
-    for option in ("corpus", "allow", "processes"):
-        if getattr(chosen, option):
-            raise BadInput(f"--{option} says nothing of a fleet", hint="leave it out")
+    if option := given(chosen, ("corpus", "allow", "processes")):
+        raise BadInput(f"{option} says nothing of a fleet", hint="leave it out")
 
 
 def _sized(chosen: argparse.Namespace, known: Fleet) -> Question:

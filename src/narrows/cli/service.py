@@ -63,12 +63,11 @@ def is_asked(chosen: argparse.Namespace) -> bool:
     """
     if chosen.serve is not None or chosen.rate is not None:
         return True
-    for name in OWN:
-        if getattr(chosen, name) is not None:
-            raise BadInput(
-                f"{fleet.option(name)} is of serving, and nothing says how many requests come",
-                hint='--serve 8 for so many at a time, or --rate "5 requests/s"',
-            )
+    if option := fleet.given(chosen, OWN):
+        raise BadInput(
+            f"{option} is of serving, and nothing says how many requests come",
+            hint='--serve 8 for so many at a time, or --rate "5 requests/s"',
+        )
     return False
 
 
@@ -91,11 +90,9 @@ def demand(chosen: argparse.Namespace) -> Demand:
     from narrows.hardware.fleet import ladder
     from narrows.plan.fleet.ways import Demand
 
-    for name in ("budget", "overrides", "against", "tune", "region", "pue", "trace", "batch"):
-        if getattr(chosen, name) not in (None, [], False):
-            raise BadInput(
-                f"{fleet.option(name)} says nothing of serving", hint="leave it or --serve out"
-            )
+    others = ("budget", "overrides", "against", "tune", "region", "pue", "trace", "batch")
+    if option := fleet.given(chosen, others):
+        raise BadInput(f"{option} says nothing of serving", hint="leave it or --serve out")
     if chosen.goal is not None:
         raise BadInput(
             f"--goal {chosen.goal} is of training: served is what most tokens come of",

@@ -25,7 +25,7 @@ from narrows.spec.errors import BadInput
 ANSWER = ("answer", "completion", "response", "output", "target")
 _MESSAGES = ("messages", "conversations", "conversation")
 _PROMPT = ("prompt", "question", "instruction", "source")
-_CHOSEN, _REJECTED = ("chosen",), ("rejected",)
+_CHOSEN, _REJECTED = "chosen", "rejected"
 _CONTEXT, _INPUT, _SYSTEM, _TOOLS = "context", "input", "system", "tools"
 """What stands before a prompt, behind it (Alpaca's own order), before all that is said, and what
 may be called.
@@ -78,7 +78,7 @@ def answers(row: Row) -> list[Conversation]:
     asked = _led(row, _before(row))
     with placed(row):
         check(asked)
-    chosen, rejected = (_answer(row, names, asked) for names in (_CHOSEN, _REJECTED))
+    chosen, rejected = (_answer(row, name, asked) for name in (_CHOSEN, _REJECTED))
     if chosen == rejected:
         raise BadInput(
             f"{row.place}: the chosen answer is the rejected one", hint="take the row out"
@@ -143,28 +143,27 @@ def _beside(row: Row, name: str) -> str:
 
 def _before(row: Row) -> list[Message]:
     """What the chosen and the rejected answer are to: a prompt, or what both begin with."""
-    prompt, chosen = row.fields.get("prompt"), row.fields.get("chosen")
+    prompt, chosen = row.fields.get("prompt"), row.fields.get(_CHOSEN)
     if isinstance(prompt, list):
         return _listed(row, prompt, "the prompt is")
     if prompt is None and isinstance(chosen, list) and len(chosen) > 1:
-        return _listed(row, chosen, "chosen is")[:-1]
+        return _listed(row, chosen, f"{_CHOSEN} is")[:-1]
     return [_asked(row)]
 
 
-def _answer(row: Row, names: tuple[str, ...], asked: list[Message]) -> str:
+def _answer(row: Row, name: str, asked: list[Message]) -> str:
     """A text, or the last of messages, before which the prompt may stand once more."""
-    given = rows.field(row, names)
+    given = rows.field(row, (name,))
     if isinstance(given, list):
-        *before, last = _listed(row, given, f"{names[0]} is") or [{}]
+        *before, last = _listed(row, given, f"{name} is") or [{}]
         if last.get("role") != "assistant" or before not in ([], asked[-len(before) :]):
             raise BadInput(
-                f"{row.place}: {names[0]} is not one answer of the assistant to the prompt",
-                hint=f'"{names[0]}": [{{"role": "assistant", "content": "..."}}], all else in '
-                '"prompt"',
+                f"{row.place}: {name} is not one answer of the assistant to the prompt",
+                hint=f'"{name}": [{{"role": "assistant", "content": "..."}}], all else in "prompt"',
             )
         given = last.get("content")
     if not isinstance(given, str) or not given.strip():
-        raise BadInput(f"{row.place}: {names[0]} is no text", hint="mend the row")
+        raise BadInput(f"{row.place}: {name} is no text", hint="mend the row")
     return given
 
 
