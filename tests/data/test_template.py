@@ -15,6 +15,7 @@ CHATML = """\
 {% if add_generation_prompt %}
 <|im_start|>assistant
 {% endif %}"""
+CHATML_ASKED = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 ASK = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
 
@@ -29,20 +30,60 @@ def test_messages_become_text() -> None:
 
 def test_turns_tell_what_the_model_writes() -> None:
     template = Template(CHATML, {})
-    turns = template.turns([ASK, ANSWER, ASK, ANSWER])
+    (turns,) = template.lessons([ASK, ANSWER, ASK, ANSWER])
     assert [turn.written for turn in turns] == [False, True, False, True]
     assert "".join(turn.text for turn in turns) == template.render(
         [ASK, ANSWER, ASK, ANSWER], answer=False
     )
     assert turns[1] == Turn("Hello<|im_end|>\n", True)
-    assert template.turns([ASK])[-1].written is False
+    whole = template.render([ASK], answer=False)
+    assert template.lessons([ASK]) == [[Turn(whole, False)]]
 
 
-def test_a_past_that_changes_is_refused() -> None:
-    forgetful = "{% for m in messages[-1:] %}{{ m.content }}{% endfor %}"
+FORGETFUL = """\
+{% for m in messages %}
+{{ m.role[0] }}:\
+{% if m.role == 'assistant' and (loop.last or m.reasoning_content) %}
+<think>{{ m.reasoning_content if loop.last }}</think>\
+{% endif %}
+{{ m.content }};
+{% endfor %}
+{% if add_generation_prompt %}a:{{ '<think></think>' if enable_thinking is false }}{% endif %}"""
+
+
+def test_answers_of_a_template_that_forgets_thoughts_are_learned_one_by_one() -> None:
+    template = Template(FORGETFUL.replace("\n", ""), {})
+    thought = {**ANSWER, "reasoning_content": "hm"}
+    asked = "u:Hi;a:"
+    for answer, said in ((ANSWER, "<think></think>Hello;"), (thought, "<think>hm</think>Hello;")):
+        past = "" if answer is ANSWER else "<think></think>"
+        first = [Turn(asked, False), Turn(said, True)]
+        second = [Turn(f"{asked}{past}Hello;{asked}", False), Turn(said, True)]
+        assert template.lessons([ASK, answer, ASK, answer]) == [first, second]
+        # What follows the last answer changes it, and is nothing to be learned.
+        assert template.lessons([ASK, answer, ASK]) == [first]
+
+
+def test_an_answer_that_changes_what_it_answers_is_refused() -> None:
+    rewriting = "{% for m in messages %}{{ messages | length }}{{ m.content }}{% endfor %}"
     with pytest.raises(BadInput, match="cannot be told apart") as caught:
-        Template(forgetful, {}).turns([ASK, ANSWER, ASK, ANSWER])
+        Template(rewriting, {}).lessons([ASK, ANSWER])
     assert caught.value.hint
+
+
+def test_options_reach_the_template_and_no_other_are_taken() -> None:
+    template = Template(FORGETFUL.replace("\n", ""), {"eos_token": "</s>"})
+    assert template.reasons and not Template(CHATML, {}).reasons
+    assert template.render([ASK], options={"enable_thinking": False}) == "u:Hi;a:<think></think>"
+    assert template.render([ASK], options={"enable_thinking": True}) == "u:Hi;a:"
+    # What is not wanted is no option that is missed.
+    assert Template(CHATML, {}).render([ASK], options={"enable_thinking": False}) == CHATML_ASKED
+    for name in ("messages", "eos_token", "add_generation_prompt"):
+        with pytest.raises(BadInput, match=f"{name} is no option"):
+            template.render([ASK], options={name: "x"})
+    with pytest.raises(BadInput, match="knows no enable_thoughts") as caught:
+        template.render([ASK], options={"enable_thoughts": True})
+    assert "enable_thinking" in str(caught.value.hint)
 
 
 def test_what_templates_take_for_granted_is_there() -> None:

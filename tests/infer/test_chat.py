@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import torch
 
+from narrows.data.conversation import Conversation
 from narrows.data.published import Words
 from narrows.data.rows import Row
 from narrows.data.teaching import documents
@@ -52,12 +53,17 @@ def model(**changes: object) -> Transformer:
 
 def test_a_conversation_is_read_as_the_template_renders_it() -> None:
     generator = Generator(model(), tokenizer(), TEMPLATE)
-    writing = answer(generator, MESSAGES, tokens=5, sampling=Sampling(temperature=0.0))
+    writing = answer(
+        generator, Conversation(MESSAGES), tokens=5, sampling=Sampling(temperature=0.0)
+    )
     assert writing.prompt == tuple(generator.tokenizer.encode("u:hello;a:"))
     said = "".join(writing)
     assert writing.tokens <= 5
     longer = [*MESSAGES, {"role": "assistant", "content": said}, *MESSAGES]
-    assert answer(generator, longer, tokens=1).prompt[: len(writing.prompt)] == writing.prompt
+    assert (
+        answer(generator, Conversation(longer), tokens=1).prompt[: len(writing.prompt)]
+        == writing.prompt
+    )
 
 
 KNOWS_TOOLS = "{% if tools %}<tool_call>{{ tools[0].function.name }};{% endif %}"
@@ -79,7 +85,7 @@ def test_a_conversation_is_asked_as_it_was_taught(source: str, tools: tuple[Tool
     answers = taught.learned.index(True), len(taught.learned) - taught.learned[::-1].index(False)
     for end, count in zip(answers, (1, 4), strict=True):
         served = [Message(**each).plain(0) for each in _as_clients_write(asked[:count])]
-        assert conversation(generator, served, tools) == taught.tokens[:end]
+        assert conversation(generator, Conversation(served, tools)) == taught.tokens[:end]
 
 
 def _as_clients_write(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -103,15 +109,15 @@ def test_what_was_read_before_is_not_read_again() -> None:
     decoding._model.read = counted  # type: ignore[method-assign]
     greedy, messages = Sampling(temperature=0.0), list(MESSAGES)
     for count in range(3):
-        alone = answer(generator, messages, tokens=4, sampling=greedy)
-        kept = answer(generator, messages, tokens=4, sampling=greedy, before=decoding)
+        alone = answer(generator, Conversation(messages), tokens=4, sampling=greedy)
+        kept = answer(generator, Conversation(messages), tokens=4, sampling=greedy, before=decoding)
         said, known = "".join(alone), len(read)
         assert "".join(kept) == said and kept.seconds
         # Behind what the first answer has read: its last token, and the new message.
         assert read[known] == (len(kept.prompt) if count == 0 else len(";u:more;a:") + 1)
         assert set(read[known + 1 :]) == {1}
         messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "more"}]
-    other = answer(generator, MESSAGES, tokens=4, sampling=greedy, before=decoding)
+    other = answer(generator, Conversation(MESSAGES), tokens=4, sampling=greedy, before=decoding)
     known = len(read)
     "".join(other)
     assert read[known] == 1
@@ -130,7 +136,7 @@ def test_what_cannot_be_answered_is_refused(
     template: Template | None, messages: list[dict[str, str]], tokens: int, what: str
 ) -> None:
     with pytest.raises(BadInput, match=what) as caught:
-        answer(Generator(model(), tokenizer(), template), messages, tokens=tokens)
+        answer(Generator(model(), tokenizer(), template), Conversation(messages), tokens=tokens)
     assert caught.value.hint
 
 

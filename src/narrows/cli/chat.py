@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from narrows.cli import adapters, folder, guesses, precisions, speak
+from narrows.cli import adapters, folder, guesses, precisions, speak, template
 from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same answers")
     precisions.arguments(parser)
     guesses.arguments(parser)
+    template.arguments(parser)
     adapters.one(parser)
     parser.add_argument("--checkpoint", help="best, latest or a step's folder (default best)")
 
@@ -47,15 +48,18 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.json and chosen.message is None:
         raise BadInput("--json answers one message", hint='add --message "..."')
     path = folder.of_model(chosen.folder)
-    from narrows.infer.chat import answer
+    from narrows.data.conversation import Conversation
+    from narrows.infer.chat import answer, thinking
     from narrows.infer.ready import named
+    from narrows.infer.reasoning import parted
     from narrows.infer.sampling import Sampling
 
-    guessed = guesses.of(chosen)
+    guessed, options = guesses.of(chosen), template.of(chosen)
     model = named(path, chosen.precision, speak.talk, chosen.checkpoint)
     generator = model.writer(
         cache=chosen.cache, adapters=adapters.of(chosen), talk=speak.talk
     )  # fmt: skip
+    template.refuse_unread(generator.template, options)
     sampling = Sampling(
         temperature=chosen.temperature, top_p=chosen.top_p, seed=chosen.seed
     )  # fmt: skip
@@ -66,8 +70,9 @@ def run(chosen: argparse.Namespace) -> int:
         for message in _messages(chosen.message, messages):
             messages.append({"role": "user", "content": message})
             try:
+                said = Conversation(messages, options=options)
                 writing = answer(
-                    generator, messages, tokens=chosen.tokens, sampling=sampling, before=before
+                    generator, said, tokens=chosen.tokens, sampling=sampling, before=before
                 )
             except BadInput as refusal:
                 if chosen.message is not None or not sys.stdin.isatty():
@@ -75,8 +80,10 @@ def run(chosen: argparse.Namespace) -> int:
                 speak.talk(str(refusal))
                 messages.pop()
                 continue
-            said = _said(writing, shown=not chosen.json)
-            messages.append({"role": "assistant", "content": said})
+            whole = _said(writing, shown=not chosen.json)
+            thought, text = parted(thinking(generator, said), whole)
+            reasoned = {"reasoning_content": thought} if thought else {}
+            messages.append({"role": "assistant", "content": text, **reasoned})
             if chosen.json:
                 told = {"messages": messages, "tokens": writing.tokens, "finish": writing.finish}
                 speak.answer_json(told)

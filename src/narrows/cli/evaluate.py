@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows.cli import folder, speak
+from narrows.cli import folder, speak, template
 from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shots", type=int, metavar="N", help="solved examples, for --tasks")
     parser.add_argument("--chat", action="store_true",
                         help="by the model's chat template, for --tasks")  # fmt: skip
+    template.arguments(parser)
     parser.add_argument("--batch", type=int, default=8, help="read at once (8); changes no result")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
                         help="bf16 is quicker where the processor has it, and rounds")  # fmt: skip
@@ -133,7 +134,7 @@ def _data(chosen: argparse.Namespace) -> Data:
     if chosen.text:
         return Texts(corpus=chosen.text, field=chosen.field)
     if chosen.rows:
-        return Rows(file=chosen.rows)
+        return Rows(file=chosen.rows, options=template.of(chosen))
     return Tasks(task=chosen.tasks, shots=chosen.shots, chat=chosen.chat)
 
 

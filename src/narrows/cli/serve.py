@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows.cli import adapters, folder, guesses, precisions, speak
+from narrows.cli import adapters, folder, guesses, precisions, speak, template
 from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ SUMMARY = "Serve a model over HTTP, as OpenAI's clients ask, with a page to talk
 EXAMPLES = """\
 narrows serve SmolLM2-135M-Instruct.gguf                http://127.0.0.1:8000
 narrows serve runs/pirate --port 8080 --slots 4
+narrows serve Qwen3-0.6B --template enable_thinking=false   answers without a thought before them
 narrows serve SmolLM2-135M-Instruct.gguf --adapter pirate=pirate-lora   two models by name
 narrows serve all-MiniLM-L6-v2                          an encoder: /v1/embeddings
 narrows serve runs/pirate --api-key-file key.txt --host 0.0.0.0 --tokens-max 512"""
@@ -39,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue", type=int, default=64, metavar="N",
                         help="requests that may wait, more are refused (default 64)")  # fmt: skip
     guesses.arguments(parser)
+    template.arguments(parser)
     adapters.several(parser)
     parser.add_argument("--context", type=int, metavar="N",
                         help="a prompt and its answer (default the model's)")  # fmt: skip
@@ -56,7 +58,7 @@ def run(chosen: argparse.Namespace) -> int:
         if getattr(chosen, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise BadInput(f"{option} is {getattr(chosen, name)}", hint=f"at least {least}")
-    api_key, guessed = _api_key(chosen), guesses.of(chosen)
+    api_key, guessed, options = _api_key(chosen), guesses.of(chosen), template.of(chosen)
     path = folder.of_model(chosen.folder)
     from narrows.infer.engine import Room
     from narrows.infer.ready import named
@@ -77,11 +79,12 @@ def run(chosen: argparse.Namespace) -> int:
     speak.talk(f"takes {found}")
     refuse_too_large(found, path)
     writer = model.writer(cache=chosen.cache, adapters=beside, talk=speak.talk)
+    template.refuse_unread(writer.template, options)
     draft = guessed.writer(writer)
     room = Room(chosen.slots, chosen.queue, found.context, guessed.tokens, draft)
     usual = Asked()
     speak.talk(predicted(speeds(writer, path, chosen.slots, usual), usual))
-    tally = serve(writer, place, room, limits, speak.talk)
+    tally = serve(writer, place, room, limits, speak.talk, options)
     asked = Asked.mean(tally)
     if asked:
         speak.talk(predicted(speeds(writer, path, chosen.slots, asked), asked))

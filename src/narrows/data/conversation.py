@@ -11,14 +11,14 @@ the arguments of a call as a table or as JSON. Templates, and the server, know o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from narrows.data import rows
 from narrows.data.rows import Row, placed
-from narrows.data.template import Message, check
+from narrows.data.template import NO_OPTIONS, Message, Options, check
 from narrows.data.tools import Tool
 from narrows.spec.errors import BadInput
 
@@ -30,16 +30,21 @@ _CONTEXT, _INPUT, _SYSTEM, _TOOLS = "context", "input", "system", "tools"
 """What stands before a prompt, behind it (Alpaca's own order), before all that is said, and what
 may be called.
 """
+_OPTIONS = "chat_template_kwargs"
+"""transformers' name."""
 _FROM = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
 """ShareGPT's names of roles."""
 _CALLS = '"tool_calls": [{"function": {"name": "...", "arguments": {...}}}]'
 
 
 class Conversation(NamedTuple):
-    """Messages, each with a role and a content that is text, and the tools that are told of."""
+    """Messages, each with a role and a content that is text, the tools that are told of, and what
+    else the template is told.
+    """
 
-    messages: list[Message]
+    messages: Sequence[Message]
     tools: tuple[Tool, ...] = ()
+    options: Options = NO_OPTIONS
 
 
 def taught(row: Row) -> Conversation:
@@ -50,19 +55,19 @@ def taught(row: Row) -> Conversation:
         messages = [_asked(row), answered]
     else:
         _refuse_silent(row, messages)
-    return Conversation(_led(row, messages), _tools(row))
+    return Conversation(_led(row, messages), *_beside_messages(row))
 
 
 def question(row: Row) -> tuple[Conversation, str]:
     """What is said before a row's answer, as chat is taught, and the answer: a field of its own, or
     the last of the messages. Raises BadInput, with the place, where one is missing.
     """
-    messages, tools = _stated(row), _tools(row)
+    messages, beside = _stated(row), _beside_messages(row)
     if messages is None:
-        return Conversation(_led(row, [_asked(row)]), tools), rows.text(row, ANSWER)
+        return Conversation(_led(row, [_asked(row)]), *beside), rows.text(row, ANSWER)
     messages = _led(row, messages)
     if any(row.fields.get(each) is not None for each in ANSWER):
-        return Conversation(messages, tools), rows.text(row, ANSWER)
+        return Conversation(messages, *beside), rows.text(row, ANSWER)
     *asked, last = messages
     if not asked or last["role"] != "assistant" or not last["content"]:
         raise BadInput(
@@ -70,7 +75,7 @@ def question(row: Row) -> tuple[Conversation, str]:
             hint='add "answer": "..."',
         )
     answer = rows.text(row._replace(fields={"answer": last["content"]}), ANSWER)
-    return Conversation(asked, tools), answer
+    return Conversation(asked, *beside), answer
 
 
 def answers(row: Row) -> list[Conversation]:
@@ -83,14 +88,13 @@ def answers(row: Row) -> list[Conversation]:
         raise BadInput(
             f"{row.place}: the chosen answer is the rejected one", hint="take the row out"
         )
-    tools = _tools(row)
-    return [Conversation([*asked, {"role": "assistant", "content": each}], tools)
-            for each in (chosen, rejected)]  # fmt: skip
+    beside = _beside_messages(row)
+    return [Conversation([*asked, each], *beside) for each in (chosen, rejected)]
 
 
 def bare(row: Row) -> bool:
     """Whether a row's `prompt` is all that is said before its answer."""
-    beside = (*_MESSAGES, _CONTEXT, _INPUT, _SYSTEM, _TOOLS)
+    beside = (*_MESSAGES, _CONTEXT, _INPUT, _SYSTEM, _TOOLS, _OPTIONS)
     return "prompt" in row.fields and not any(row.fields.get(name) for name in beside)
 
 
@@ -151,7 +155,7 @@ def _before(row: Row) -> list[Message]:
     return [_asked(row)]
 
 
-def _answer(row: Row, name: str, asked: list[Message]) -> str:
+def _answer(row: Row, name: str, asked: list[Message]) -> Message:
     """A text, or the last of messages, before which the prompt may stand once more."""
     given = rows.field(row, (name,))
     if isinstance(given, list):
@@ -161,10 +165,17 @@ def _answer(row: Row, name: str, asked: list[Message]) -> str:
                 f"{row.place}: {name} is not one answer of the assistant to the prompt",
                 hint=f'"{name}": [{{"role": "assistant", "content": "..."}}], all else in "prompt"',
             )
-        given = last.get("content")
-    if not isinstance(given, str) or not given.strip():
+    else:
+        last = {"role": "assistant", "content": given}
+    if not _says(last):
         raise BadInput(f"{row.place}: {name} is no text", hint="mend the row")
-    return given
+    return last
+
+
+def _says(message: Message) -> bool:
+    """Whether a message of the assistant's says or calls anything."""
+    content = message.get("content")
+    return bool(isinstance(content, str) and (content.strip() or message.get("tool_calls")))
 
 
 def _refuse_silent(row: Row, messages: list[Message]) -> None:
@@ -175,7 +186,7 @@ def _refuse_silent(row: Row, messages: list[Message]) -> None:
             hint='add {"role": "assistant", "content": "..."}',
         )
     for number, each in enumerate(messages, 1):
-        if each["role"] == "assistant" and not (each["content"].strip() or each.get("tool_calls")):
+        if each["role"] == "assistant" and not _says(each):
             raise BadInput(
                 f"{row.place}: message {number}, the assistant's, says nothing",
                 hint="mend the row or take it out",
@@ -228,6 +239,15 @@ def _call(place: str, call: Any) -> dict[str, Any]:
         raise BadInput(f"{place} has a call without a name and arguments", hint=_CALLS)
     known = {"id": call["id"]} if "id" in call else {}
     return {**known, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _beside_messages(row: Row) -> tuple[tuple[Tool, ...], Options]:
+    """What the template is told of beside messages."""
+    options = _json(row.fields.get(_OPTIONS), {})
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        what = f"{row.place}: {_OPTIONS} is no table"
+        raise BadInput(what, hint=f'"{_OPTIONS}": {{"enable_thinking": false}}')
+    return _tools(row), options
 
 
 def _tools(row: Row) -> tuple[Tool, ...]:

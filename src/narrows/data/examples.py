@@ -29,7 +29,7 @@ from narrows.spec.job import DataSpec
 from narrows.spec.objective import Classify, Objective, Prefer
 from narrows.spec.record import load, to_json, write_atomically
 
-VERSION = 3  # of all that turns rows into tokens
+VERSION = 4  # of all that turns rows into tokens
 Talk = Callable[[str], None]
 
 
@@ -80,6 +80,11 @@ def _filled(
     train, validation = (written[split] for split in SPLITS)
     if long := train.long + validation.long:
         talk(f"{long} rows have more than {spec.longest} tokens and are left out")
+    if (examples := train.rows + validation.rows + train.long + validation.long) > len(found):
+        talk(
+            f"{len(found)} rows are {examples} examples: the chat template renders the past of a "
+            "conversation otherwise when it goes on, so that its answers are learned one by one"
+        )
     longest = max((train.longest, validation.longest))
     dataset = Dataset(
         name=corpus.stem, folder=str(final), digest=final.name, dtype="uint32",

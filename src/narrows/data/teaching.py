@@ -35,11 +35,14 @@ class Document(NamedTuple):
 def documents(
     found: Sequence[Row], objective: Objective, words: Words, labels: tuple[str, ...]
 ) -> Iterator[tuple[Row, list[Document]]]:
-    """Each row with what it teaches. Raises BadInput, with the row, where that cannot be."""
+    """Each row with what it teaches, of a conversation that must be learned in several pieces once
+    for each. Raises BadInput, with the row, where that cannot be.
+    """
     for row in found:
         with placed(row):
-            taught = _documents(row, objective, words, labels)
-        yield row, taught
+            taught = list(_documents(row, objective, words, labels))
+        for each in taught:
+            yield row, each
 
 
 def texts(row: Row, objective: Objective) -> list[str]:
@@ -51,7 +54,7 @@ def texts(row: Row, objective: Objective) -> list[str]:
             chosen, rejected = conversation.answers(row)
             messages = [*chosen.messages, rejected.messages[-1]]
         case _:
-            messages = conversation.taught(row).messages
+            messages = [*conversation.taught(row).messages]
     return [each["content"] for each in messages]
 
 
@@ -72,17 +75,19 @@ def label(row: Row) -> str:
 
 def _documents(
     row: Row, objective: Objective, words: Words, labels: tuple[str, ...]
-) -> list[Document]:
+) -> Iterator[list[Document]]:
     match objective:
         case Chat():
-            return [_chat(_turns(conversation.taught(row), words), words)]
+            for turns in _lessons(conversation.taught(row), words):
+                yield [_chat(turns, words)]
         case Prefer():
-            return [_chat(_turns(each, words), words) for each in conversation.answers(row)]
+            yield [_chat(_last(each, words), words) for each in conversation.answers(row)]
         case Classify():
-            return [_whole(row, words.tokenizer, float(_index(row, labels)))]
+            yield [_whole(row, words.tokenizer, float(_index(row, labels)))]
         case Regress():
-            return [_whole(row, words.tokenizer, _value(row))]
-    raise AssertionError(f"{objective} reads running text")
+            yield [_whole(row, words.tokenizer, _value(row))]
+        case _:
+            raise AssertionError(f"{objective} reads running text")
 
 
 def _whole(row: Row, tokenizer: Tokenizer, value: float) -> Document:
@@ -114,21 +119,28 @@ def _value(row: Row) -> float:
     return value
 
 
-def _turns(said: Conversation, words: Words) -> list[Turn]:
+def _lessons(said: Conversation, words: Words) -> list[list[Turn]]:
     """As the model's template renders them; without one, of a single prompt and answer, as they
     stand.
     """
     if words.template is not None:
         messages, tools = told(words.template, said.messages, said.tools)
-        return words.template.turns(messages, tools=tools)
-    if said.tools or [each.get("role") for each in said.messages] != ["user", "assistant"]:
+        return words.template.lessons(messages, tools=tools, options=said.options)
+    beside = said.tools or said.options
+    if beside or [each.get("role") for each in said.messages] != ["user", "assistant"]:
         raise BadInput(
             "the model has no chat template, which a conversation needs",
             hint="start from an instruction-tuned model (model.start), or give rows of a prompt "
             "and an answer",
         )
     asked, answered = (str(each["content"]) for each in said.messages)
-    return [Turn(asked, False), Turn(answered, True)]
+    return [[Turn(asked, False), Turn(answered, True)]]
+
+
+def _last(said: Conversation, words: Words) -> list[Turn]:
+    """Of which the last answer alone is to be learned."""
+    *before, answered = _lessons(said, words)[-1]
+    return [Turn("".join(each.text for each in before), False), answered]
 
 
 def _chat(turns: list[Turn], words: Words) -> Document:

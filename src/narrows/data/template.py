@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
 import jinja2
@@ -21,7 +22,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from narrows.spec.errors import BadInput
 
 Message = Mapping[str, Any]
+Options = Mapping[str, Any]
+"""Variables that a template reads beside messages and tools, such as enable_thinking."""
+NO_OPTIONS: Options = MappingProxyType({})
+THOUGHT = ("<think>", "</think>")
+"""What reasoning models write around what nobody is to read."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 class Turn(NamedTuple):
@@ -40,20 +47,21 @@ class Template:
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None,
-        answer: bool = True,
+        options: Options = NO_OPTIONS, answer: bool = True,
     ) -> str:  # fmt: skip
         """The text of the messages; with `answer` it ends where the model is to go on.
 
-        Raises BadInput where the template refuses them, with what it says.
+        Raises BadInput where the template refuses them, with what it says, or knows no such option.
         """
         check(messages)
+        self.refuse_unknown(options)
         try:
             return self._compiled.render(
                 messages=[dict(each) for each in messages],
                 tools=tools,
                 documents=None,
                 add_generation_prompt=answer,
-                **self.special,
+                **{**self.special, **options},
             )
         except jinja2.TemplateError as error:
             raise BadInput(
@@ -66,43 +74,63 @@ class Template:
                 hint="give each message a role and a content that is text",
             ) from None
 
-    def turns(
-        self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None
-    ) -> list[Turn]:
-        """The whole conversation as text, cut into what the model is to write, its own turns with
-        the end of each, and the rest.
+    def lessons(
+        self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None,
+        options: Options = NO_OPTIONS,
+    ) -> list[list[Turn]]:  # fmt: skip
+        """The conversation as text, cut into what the model is to write, its own turns with the
+        end of each, and the rest: one text, or, where the template renders the past otherwise once
+        the conversation goes on (reasoning models forget their thoughts), several, in which each of
+        its turns is to be written once, behind what it is asked by.
 
-        Raises BadInput where the template renders the past of a conversation otherwise when it goes
-        on, so that its turns cannot be told apart.
+        Raises BadInput where an answer changes what stands before it.
         """
-        found: list[Turn] = []
+        found: list[list[Turn]] = []
         before = ""
         for count, message in enumerate(messages, 1):
             if message.get("role") != "assistant":
                 continue
-            asked = self.render(messages[: count - 1], tools=tools)
-            answered = self.render(messages[:count], tools=tools, answer=False)
-            if not (asked.startswith(before) and answered.startswith(asked)):
+            asked = self.render(messages[: count - 1], tools=tools, options=options)
+            answered = self.render(messages[:count], tools=tools, options=options, answer=False)
+            if not answered.startswith(asked):
                 raise BadInput(
                     f"the chat template renders what comes before message {count} otherwise once "
                     "it is there: what the model is to learn cannot be told apart",
-                    hint="cut the conversation into several that each end with one answer",
+                    hint="use the template that the model was published with",
                 )
-            found += [Turn(asked[len(before) :], False), Turn(answered[len(asked) :], True)]
+            if not found or not asked.startswith(before):
+                found.append([])
+                before = ""
+            found[-1] += [Turn(asked[len(before) :], False), Turn(answered[len(asked) :], True)]
             before = answered
-        rest = self.render(messages, tools=tools, answer=False)
-        if not rest.startswith(before):
-            raise BadInput(
-                "the chat template renders the conversation's past otherwise when it goes on",
-                hint="let each conversation end with an answer of the assistant",
-            )
-        if rest != before:
-            found.append(Turn(rest[len(before) :], False))
+        whole = self.render(messages, tools=tools, options=options, answer=False)
+        if not found:
+            return [[Turn(whole, False)]]
+        if whole.startswith(before) and whole != before:
+            found[-1].append(Turn(whole[len(before) :], False))
         return found
+
+    @property
+    def reasons(self) -> bool:
+        """Whether it knows of answers that begin with a thought."""
+        return THOUGHT[1] in self.source
 
     def reads(self, name: str) -> bool:
         """Whether what it renders may depend on the variable of that name, such as tools."""
         return name in self._variables
+
+    def refuse_unknown(self, options: Options) -> None:
+        """Raises BadInput for one that would be ignored, or is more than an option."""
+        for name, value in options.items():
+            if name in _GIVEN or name in self.special:
+                what = f"{name} is no option of a chat template"
+                raise BadInput(what, hint="leave it out; the messages and the model say it")
+            if not self.reads(name) and value not in (None, False):
+                known = sorted(self._variables - {*_GIVEN, *self.special})
+                raise BadInput(
+                    f"the model's chat template knows no {name[:60]}",
+                    hint=f"leave it out; it knows: {', '.join(known) or 'none'}",
+                )
 
     @cached_property
     def _variables(self) -> set[str]:

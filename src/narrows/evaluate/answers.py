@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from narrows.data.template import Options
 from narrows.evaluate import classification, overlap
 from narrows.evaluate.assessment import Found, Item, Kind, Manner, Rows, metrics
 from narrows.evaluate.documents import begin
@@ -14,10 +16,11 @@ from narrows.evaluate.likelihood import Reader, Reading
 from narrows.evaluate.passes import Passes
 from narrows.evaluate.progress import Progress, Talk
 from narrows.evaluate.questions import Question, questions
-from narrows.evaluate.writing import Manuscript, Prompt, Written, write
-from narrows.infer.chat import conversation
+from narrows.evaluate.writing import Manuscript, Prompt, write
+from narrows.infer.chat import rendered
 from narrows.infer.generate import tokens_of
 from narrows.infer.loading import Generator
+from narrows.infer.reasoning import parted, thinking_of
 from narrows.spec.errors import BadInput
 
 KINDS = (
@@ -38,6 +41,13 @@ _ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 Sums = dict[str, tuple[float, ...]]
 
 
+class _Asked(NamedTuple):
+    """The tokens before an answer, and whether they end within a thought (None: there are none)."""
+
+    tokens: list[int]
+    thinking: bool | None = None
+
+
 def answer(
     generator: Generator, data: Rows, manner: Manner, passes: Passes, talk: Talk
 ) -> Found:  # fmt: skip
@@ -45,10 +55,11 @@ def answer(
     asked, sha256 = questions(Path(data.file).expanduser(), manner.limit)
     choosing = [row for row in asked if row.choices]
     writing = [row for row in asked if not row.choices]
-    prompts = {row.number: _prompt(generator, row) for row in asked}
+    prompts = {row.number: _prompt(generator, row, data.options) for row in asked}
     readings = {
         row.number: [
-            _reading(generator, row, prompts[row.number], choice, manner) for choice in row.choices
+            _reading(generator, row, prompts[row.number].tokens, choice, manner)
+            for choice in row.choices
         ]
         for row in choosing
     }
@@ -61,12 +72,17 @@ def answer(
         items += _chosen(reader, choosing, readings, talk)
     if writing:
         how = Manuscript(manner.tokens, manner.sampling, manner.stop, manner.batch)
-        given = [Prompt(prompts[row.number], row.number) for row in writing]
+        given = [Prompt(prompts[row.number].tokens, row.number) for row in writing]
         texts = write(generator, given, how, passes, talk)
         tokens += sum(len(each.tokens) for each in given) + sum(each.tokens for each in texts)
-        held, cut = _held(writing, texts)
+        said = [
+            parted(prompts[row.number].thinking, each.text).text
+            for row, each in zip(writing, texts, strict=True)
+        ]
+        held, cut = _held(writing, said)
         items += held
         notes.append(f"BLEU finds words by sacrebleu's {cut}")
+        notes += _thoughts([prompts[row.number].thinking for row in writing], said)
     if generator.template is not None and any(row.prompt is not None for row in asked):
         notes.append("prompts are read as they are; give messages to ask as in training")
     items.sort(key=lambda item: item.number)
@@ -74,20 +90,32 @@ def answer(
     return Found(tuple(items), found, sha256, tokens, notes=tuple(notes))
 
 
-def _prompt(generator: Generator, row: Question) -> list[int]:
-    """The tokens before the answer, a conversation by the model's own template."""
+def _thoughts(thinking: Sequence[bool | None], said: Sequence[str]) -> list[str]:
+    """What is to be known of answers that begin with a thought."""
+    if all(each is None for each in thinking):
+        return []
+    silent = sum(not text for text in said)
+    over = f"; {silent} of {len(said)} said nothing behind it (--tokens)" if silent else ""
+    return [f"answers are held without the thought that they begin with{over}"]
+
+
+def _prompt(generator: Generator, row: Question, options: Options) -> _Asked:
+    """What stands before the answer, a conversation by the model's own template."""
     try:
         if row.prompt is not None:
-            return tokens_of(row.prompt, generator)
+            return _Asked(tokens_of(row.prompt, generator))
         if generator.template is None:
             # As training reads a prompt and its answer for a model without a template.
             if [each.get("role") for each in row.said.messages] == ["user"]:
-                return tokens_of(str(row.said.messages[0]["content"]), generator)
+                return _Asked(tokens_of(str(row.said.messages[0]["content"]), generator))
             raise BadInput(
                 "there are messages, and the model has no chat template",
                 hint="give prompts, or a model that was tuned to converse",
             )
-        return conversation(generator, *row.said)
+        said = row.said._replace(options={**options, **row.said.options})
+        text = rendered(generator, said)
+        tokens = generator.tokenizer.encode(text, special=True)
+        return _Asked(tokens, thinking_of(generator.template, text))
     except BadInput as error:
         raise BadInput(f"{row.place}: {error.what}", hint=error.hint) from None
 
@@ -112,7 +140,7 @@ def _reading(
 
 
 def _refuse_long(
-    asked: Sequence[Question], prompts: Mapping[int, Sequence[int]],
+    asked: Sequence[Question], prompts: Mapping[int, _Asked],
     readings: Mapping[int, Sequence[Reading]], tokens: int, context: int,
 ) -> None:  # fmt: skip
     """Raises BadInput for the first row that the model cannot read whole with its answer."""
@@ -120,7 +148,8 @@ def _refuse_long(
         if row.choices:
             needed, what = max(len(each.tokens) for each in readings[row.number]) - 1, "a choice"
         else:
-            needed, what = len(prompts[row.number]) + tokens, f"{tokens} tokens of answer"
+            needed = len(prompts[row.number].tokens) + tokens
+            what = f"{tokens} tokens of answer"
         if needed > context:
             raise BadInput(
                 f"{row.place} is too long: {needed} tokens with {what}, and the model reads "
@@ -171,13 +200,13 @@ def _item_of_choice(row: Question, nats_C: np.ndarray, alike: bool) -> Item:
 
 
 def _held(
-    asked: Sequence[Question], written: Sequence[Written]
+    asked: Sequence[Question], said: Sequence[str]
 ) -> tuple[list[Item], overlap.Cut]:  # fmt: skip
     """What was written held against what was expected, and how BLEU finds words."""
     cut = overlap.cut_for([row.answer for row in asked])
     items = [
-        Item(number=row.number, sums=_overlaps(row.answer, each.text, cut), answer=each.text)
-        for row, each in zip(asked, written, strict=True)
+        Item(number=row.number, sums=_overlaps(row.answer, text, cut), answer=text)
+        for row, text in zip(asked, said, strict=True)
     ]
     return items, cut
 

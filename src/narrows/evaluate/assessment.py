@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,9 +21,12 @@ class Texts(Record, tag="texts", tag_field="type"):
 
 
 class Rows(Record, tag="rows", tag_field="type"):
-    """A file or folder of rows, each with a prompt or messages and the answer."""
+    """A file or folder of rows, each with a prompt or messages and the answer; `options` are told
+    to the model's chat template, where a row does not say them itself.
+    """
 
     file: str
+    options: dict[str, Any] = {}
 
 
 class Tasks(Record, tag="tasks", tag_field="type"):

@@ -21,6 +21,7 @@ from narrows.infer.scheduler import Scheduler
 from narrows.infer.server.app import app
 from narrows.infer.server.calls import Calls
 from narrows.infer.server.forms import ChatForm
+from narrows.infer.server.reading import Manner
 from narrows.infer.server.service import Limits, Service
 from narrows.infer.torch_core import TorchCore
 
@@ -113,7 +114,7 @@ def test_a_stream_says_the_text_of_the_whole_answer(bpe: Tokenizer, said: str, s
     calls = Calls("hermes", (Tool(name="time"),), (), several=True)
     pieces = [Piece(0, said[place : place + size], 1) for place in range(0, len(said), size)]
     pieces[-1] = pieces[-1]._replace(finish="end")
-    form = ChatForm("small", bpe, odds=False, calls=calls)
+    form = ChatForm("small", bpe, Manner(calls=calls))
     [choice] = form.response([(0, piece) for piece in pieces], [])["choices"]
     parts = [form.part(0, piece)["choices"][0] for piece in pieces]
     streamed = "".join(part["delta"].get("content", "") for part in parts)

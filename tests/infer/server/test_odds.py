@@ -10,6 +10,7 @@ from tokenizers import decoders, models
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.requests import Chosen, Likely, Piece
 from narrows.infer.server.forms import ChatForm, TextForm
+from narrows.infer.server.reading import Manner
 from tests.infer.server.asking import CHAT, TEXT, Make, chunks, post, talk
 
 SAID = "a🦄é漢b"
@@ -74,7 +75,7 @@ def test_what_is_never_completed_has_a_place_too(bpe: Tokenizer) -> None:
 def test_a_tokenizer_with_a_rule_of_its_own_has_bytes_too() -> None:
     made = library.Tokenizer(models.WordLevel({"é": 0, "<eos>": 1}, unk_token="é"))
     made.decoder = decoders.WordPiece()
-    form = ChatForm("small", Tokenizer(made), odds=True)
+    form = ChatForm("small", Tokenizer(made), Manner(odds=True))
     piece = Piece(0, "é", 1, (Chosen(Likely(0, -1.0), ()),))
     [odds] = form.part(0, piece)["choices"][0]["logprobs"]["content"]
     assert (odds["token"], odds["bytes"]) == ("é", list("é".encode()))

@@ -16,12 +16,14 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from narrows.infer.reasoning import thinking_of
 from narrows.infer.server import metrics, schemas
 from narrows.infer.server.calls import calls_of
 from narrows.infer.server.errors import Refusal, response_to
 from narrows.infer.server.forms import ChatForm, Form, TextForm
 from narrows.infer.server.openapi import Operation, document
 from narrows.infer.server.page import page
+from narrows.infer.server.reading import Manner
 from narrows.infer.server.schemas import ChatAsked, TextAsked, TokensAsked
 from narrows.infer.server.service import (
     Limits,
@@ -190,11 +192,21 @@ async def _tokenize(http: Request) -> Response:
 async def _chat(http: Request) -> Response:
     service = _service(http)
     asked = await asked_of(http, ChatAsked)
-    calls = await run_in_threadpool(calls_of, asked, service.writer.template)
-    requests = await run_in_threadpool(chat_requests, service, asked, calls)
-    tokenizer = service.writer.tokenizer
-    form = ChatForm(asked.model or service.name, tokenizer, odds=bool(asked.logprobs), calls=calls)
+    requests, manner = await run_in_threadpool(_conversed, service, asked)
+    form = ChatForm(asked.model or service.name, service.writer.tokenizer, manner)
     return await _answered(http, asked, requests, form)
+
+
+def _conversed(service: Service, asked: ChatAsked) -> tuple[list[Any], Manner]:
+    """What a conversation asks for, and how its answer is read."""
+    template = service.writer.template
+    calls = calls_of(asked, template)
+    tools = calls.known if calls else ()
+    text = service.rendered(asked.messages, asked.chat_template_kwargs, tools)
+    requests = chat_requests(service, asked, text, calls)
+    # What is held to a form has no thought before it.
+    thinking = None if requests[0].guide is not None else thinking_of(template, text)
+    return requests, Manner(odds=bool(asked.logprobs), calls=calls, thinking=thinking)
 
 
 async def _text(http: Request) -> Response:

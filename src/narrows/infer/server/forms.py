@@ -15,8 +15,8 @@ from narrows.data.token_bytes import bytes_of
 from narrows.data.tokenizers import Tokenizer
 from narrows.infer.generate import Finish
 from narrows.infer.requests import Answer, Chosen, Likely, Piece
-from narrows.infer.server.calls import Calls
-from narrows.infer.tools import Call, CallReader
+from narrows.infer.server.reading import AnswerReader, Manner
+from narrows.infer.tools import Call
 from narrows.spec.errors import BadInput
 
 _FINISHES: dict[Finish | None, str | None] = {
@@ -114,16 +114,14 @@ class ChatForm(Form):
 
     prefix, whole, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(
-        self, model: str, tokenizer: Tokenizer, *, odds: bool, calls: Calls | None = None
-    ) -> None:  # fmt: skip
-        super().__init__(model, tokenizer, odds=odds)
-        self.calls = calls
-        self._readers: dict[int, CallReader] = {}
+    def __init__(self, model: str, tokenizer: Tokenizer, manner: Manner) -> None:
+        super().__init__(model, tokenizer, odds=manner.odds)
+        self.manner = manner
+        self._readers: dict[int, AnswerReader] = {}
 
     @property
     def plain(self) -> bool:
-        return not self.odds and self.calls is None
+        return self.manner.plain
 
     def opening(self, choices: int) -> list[Any]:
         said = {"delta": {"role": "assistant", "content": ""}, "logprobs": None,
@@ -134,30 +132,29 @@ class ChatForm(Form):
         ]
 
     def _said(self, text: str, chosen: tuple[Chosen, ...], finish: str | None) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if self.calls is not None:
-            reader = self.calls.reader()
-            text, calls = _parted([*reader.push(text), *reader.finish()])
-            if calls:
-                listed = [_call(each) for each in calls]
-                message = {**message, "content": text or None, "tool_calls": listed}
-                finish = _called(finish)
+        read = AnswerReader(self.manner).push(text, last=True)
+        message: dict[str, Any] = {"role": "assistant", "content": read.text, "refusal": None}
+        if read.thought:
+            message["reasoning_content"] = read.thought
+        if read.calls:
+            listed = [_call(each) for each in read.calls]
+            message |= {"content": read.text or None, "tool_calls": listed}
+            finish = _called(finish)
         return {"message": message, "logprobs": self._odds(chosen), "finish_reason": finish}
 
     def _part(self, index: int, piece: Piece) -> dict[str, Any]:
-        text, finish = piece.text, _FINISHES[piece.finish]
-        calls: list[Call] = []
-        if self.calls is not None:
-            reader = self._readers.setdefault(index, self.calls.reader())
-            first = reader.calls
-            found = reader.push(text)
-            text, calls = _parted(found + reader.finish() if piece.finish else found)
-            finish = _called(finish) if first or calls else finish
-        waits = piece.finish is None and self.calls is None
-        delta: dict[str, Any] = {"content": text} if text or waits else {}
-        if calls:
-            delta["tool_calls"] = [{"index": first + number, **_call(each)}
-                                   for number, each in enumerate(calls)]  # fmt: skip
+        reader = self._readers.setdefault(index, AnswerReader(self.manner))
+        read = reader.push(piece.text, last=piece.finish is not None)
+        finish = _FINISHES[piece.finish]
+        waits = piece.finish is None and self.manner.calls is None and not read.thought
+        delta: dict[str, Any] = {"content": read.text} if read.text or waits else {}
+        if read.thought:
+            delta["reasoning_content"] = read.thought
+        if read.calls:
+            delta["tool_calls"] = [{"index": read.before + number, **_call(each)}
+                                   for number, each in enumerate(read.calls)]  # fmt: skip
+        if read.before or read.calls:
+            finish = _called(finish)
         return {"delta": delta, "logprobs": self._odds(piece.chosen), "finish_reason": finish}
 
     def _odds(self, chosen: tuple[Chosen, ...]) -> dict[str, Any] | None:
@@ -219,12 +216,6 @@ class TextForm(Form):
             return known.decode()
         except UnicodeDecodeError:
             return f"bytes:{str(known)[2:-1]}"
-
-
-def _parted(found: list[str | Call]) -> tuple[str, list[Call]]:
-    """The text, and the calls."""
-    text = "".join(each for each in found if isinstance(each, str))
-    return text, [each for each in found if isinstance(each, Call)]
 
 
 def _call(call: Call) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import uvicorn
 from starlette.applications import Starlette
 
+from narrows.data.template import NO_OPTIONS, Options
 from narrows.infer.engine import Room, scheduler_of
 from narrows.infer.generate import Writer
 from narrows.infer.grammar import Grammars
@@ -53,15 +54,18 @@ def reserved(host: str, port: int) -> socket.socket:
     return made
 
 
-def serve(writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk) -> Tally:
+def serve(
+    writer: Writer, place: Place, room: Room, limits: Limits, talk: Talk,
+    options: Options = NO_OPTIONS,
+) -> Tally:  # fmt: skip
     """Answer at `place` until SIGTERM or SIGINT; answers in the making get `limits.drain_s` more.
-    Returns what was done.
+    The chat template is told the options. Returns what was done.
 
     Raises BadInput where another one listens there.
     """
     scheduler = scheduler_of(writer, room, talk)
     grammars = Grammars(writer.tokenizer)
-    service = Service(place.name, int(time.time()), writer, scheduler, limits, grammars)
+    service = Service(place.name, int(time.time()), writer, scheduler, limits, grammars, options)
     try:
         _answer(app(service, _guards(place.host, place.api_key)), place, limits, talk, scheduler)
     finally:

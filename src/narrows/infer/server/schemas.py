@@ -136,6 +136,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
     name: str | None = None
     tool_calls: list[Called] | None = None
     tool_call_id: str | None = None
@@ -147,7 +148,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         if self.tool_calls:
             found["tool_calls"] = [call.plain(f"{place}.tool_calls[{number}]")
                                    for number, call in enumerate(self.tool_calls)]  # fmt: skip
-        for key in ("name", "tool_call_id"):
+        for key in ("reasoning_content", "name", "tool_call_id"):
             if (said := getattr(self, key)) is not None:
                 found[key] = said
         return found
@@ -196,7 +197,7 @@ class NamedTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatAsked(Asked, frozen=True, kw_only=True):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions; chat_template_kwargs, which templates read, are not OpenAI's."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
@@ -205,6 +206,7 @@ class ChatAsked(Asked, frozen=True, kw_only=True):
     tools: Annotated[list[FunctionTool], Meta(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class TextAsked(Asked, frozen=True, kw_only=True):
@@ -235,6 +237,7 @@ class TokensAsked(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt: str | None = None
     messages: list[Message] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     model: str | None = None
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from narrows.infer.chat import conversation
+from narrows.data.conversation import Conversation
+from narrows.data.template import NO_OPTIONS, Options
+from narrows.data.tools import Tool
+from narrows.infer.chat import rendered
 from narrows.infer.generate import Writer, tokens_of
 from narrows.infer.grammar import Grammars
 from narrows.infer.requests import Answer, Request
@@ -16,7 +20,7 @@ from narrows.infer.scheduler import Scheduler
 from narrows.infer.server.calls import Calls
 from narrows.infer.server.errors import Refusal
 from narrows.infer.server.formats import guide_of
-from narrows.infer.server.schemas import Asked, ChatAsked, TextAsked, TokensAsked
+from narrows.infer.server.schemas import Asked, ChatAsked, Message, TextAsked, TokensAsked
 from narrows.spec.errors import NarrowsError
 from narrows.spec.record import Record
 
@@ -33,7 +37,7 @@ class Limits(Record):
 
 
 class Service(NamedTuple):
-    """All that the routes need."""
+    """All that the routes need; the template is told the options where a request says no other."""
 
     name: str
     since: int
@@ -41,6 +45,7 @@ class Service(NamedTuple):
     scheduler: Scheduler
     limits: Limits
     grammars: Grammars
+    options: Options = NO_OPTIONS
 
     @property
     def cards(self) -> list[dict[str, Any]]:
@@ -50,13 +55,20 @@ class Service(NamedTuple):
         adapters = sorted(each for each in self.scheduler.core.adapters if each is not None)
         return [own, *({**own, "id": each, "parent": self.name} for each in adapters)]
 
+    def rendered(
+        self, messages: Sequence[Message], options: Options | None, tools: tuple[Tool, ...] = ()
+    ) -> str:
+        """A conversation as the model reads it; raises what `chat.rendered` does, and Refusal."""
+        said = [message.plain(index) for index, message in enumerate(messages)]
+        told = {**self.options, **(options or {})}
+        return rendered(self.writer, Conversation(said, tools, told))
+
 
 def chat_requests(
-    service: Service, asked: ChatAsked, calls: Calls | None = None
+    service: Service, asked: ChatAsked, text: str, calls: Calls | None = None
 ) -> list[Request]:  # fmt: skip
-    """The one request of a conversation, whose answer may be calls."""
-    messages = [message.plain(index) for index, message in enumerate(asked.messages)]
-    prompt = conversation(service.writer, messages, calls.known if calls else ())
+    """The one request of a rendered conversation, whose answer may be calls."""
+    prompt = service.writer.tokenizer.encode(text, special=True)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise Refusal("top_logprobs without logprobs", hint='add "logprobs": true',
                       param="top_logprobs")  # fmt: skip
@@ -95,8 +107,8 @@ def text_requests(service: Service, asked: TextAsked) -> list[Request]:
 def tokens_asked(service: Service, asked: TokensAsked) -> list[int]:
     """The tokens of a text or of a conversation."""
     if asked.messages is not None:
-        messages = [message.plain(index) for index, message in enumerate(asked.messages)]
-        return conversation(service.writer, messages)
+        text = service.rendered(asked.messages, asked.chat_template_kwargs)
+        return service.writer.tokenizer.encode(text, special=True)
     if asked.prompt is None:
         raise Refusal("there is neither prompt nor messages", param="prompt")
     return service.writer.tokenizer.encode(asked.prompt)
