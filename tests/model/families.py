@@ -53,6 +53,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
                           "layer_types": ["sliding_attention", "full_attention"] * 2}),
     "phi": ("Phi", {**SIZES, "partial_rotary_factor": 0.5}),
     "phi3": ("Phi3", {**SIZES, "num_key_value_heads": 2, "sliding_window": 11}),
+    "phi3 stretched pair by pair": ("Phi3", {
+        **SIZES, "num_key_value_heads": 2, "sliding_window": 64, "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 64, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0, 1.25, 2.5],
+            "long_factor": [1.0, 2.0, 8.0], "original_max_position_embeddings": 64,
+            "attention_factor": 1.25, "partial_rotary_factor": 0.5}}),
     "olmo": ("Olmo", SIZES),
     "olmo2": ("Olmo2", {**SIZES, "num_key_value_heads": 2}),
     "mixtral": ("Mixtral", {**GROUPED, "num_local_experts": 6, "num_experts_per_tok": 2}),
@@ -86,6 +92,7 @@ def config(name: str) -> dict[str, Any]:
 
 FOR_GGUF: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("gpt2", "llama", "mixtral", "olmo2", "phi3", "qwen2", "qwen3"), {}),
+    "phi3 stretched pair by pair": {},
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3": {"query_pre_attn_scalar": 16, "num_hidden_layers": 6,
                "layer_types": ["sliding_attention"] * 5 + ["full_attention"]},

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from narrows.model import ggml, gguf
 from narrows.model.blocks import BLOCKS
+from narrows.model.configuration import read_config
 from narrows.model.opening import build, opened
+from narrows.model.positions import frequencies
 from narrows.model.writing import outgoing
 from narrows.spec.errors import BadInput
 
@@ -83,9 +87,41 @@ def test_weights_in_whole_numbers_are_refused(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
-def test_positions_stretched_pair_by_pair_are_refused(tmp_path: Path) -> None:
-    factors = {"type": "longrope", "short_factor": [1.0] * 2, "long_factor": [2.0] * 2}
-    assert "pair by pair" in refused(folder(tmp_path, {**PHI3, "rope_scaling": factors}))
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 2], "long_factor": [2.0] * 2}
+
+
+def test_positions_stretched_pair_by_pair_are_read_as_far_as_they_are_not(tmp_path: Path) -> None:
+    config = {**PHI3, "rope_scaling": LONGROPE, "original_max_position_embeddings": 3}
+    path = folder(tmp_path, config, {"x": torch.ones(1000)})
+    whole, spec = read_config(path), opened(path).spec
+    assert (whole.context, spec.context) == (12, 3)
+    assert spec == msgspec.structs.replace(whole, context=3)
+    cpu = torch.device("cpu")
+    (short_H, growth), (long_H, _) = (frequencies(each, cpu) for each in (spec, whole))
+    plain_H = 10_000.0 ** -(torch.arange(2, dtype=torch.float64) / 2)
+    torch.testing.assert_close(short_H, plain_H / torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(long_H, plain_H / 2.0)
+    assert growth == pytest.approx(math.sqrt(1 + math.log(4) / math.log(3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"long_factor": [1.0]}, "long_factor has 1 numbers, and a head 2 pairs"),
+        ({"short_factor": None}, "short_factor is no list"),
+        ({"short_factor": [1.0, 0.0]}, "short_factor is no list of numbers above 0"),
+        ({"short_factor": [1.0, True]}, "short_factor is no list of numbers above 0"),
+    ],
+)
+def test_factors_of_other_pairs_are_refused(tmp_path: Path, change: Config, why: str) -> None:
+    own = {"original_max_position_embeddings": 3}
+    config = {**PHI3, **own, "rope_scaling": {**LONGROPE, **change}}
+    assert why in refused(folder(tmp_path, config))
+
+
+def test_factors_without_the_context_that_they_stretch_are_refused(tmp_path: Path) -> None:
+    what = refused(folder(tmp_path, {**PHI3, "rope_scaling": LONGROPE}))
+    assert "original_max_position_embeddings is missing" in what
 
 
 def test_packed_weights_are_refused(tmp_path: Path) -> None:

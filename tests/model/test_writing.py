@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
 
-from narrows.model import ggml, gguf, hugging_face, safetensors
+from narrows.model import describing, ggml, gguf, hugging_face, safetensors
 from narrows.model.blocks import BLOCKS
 from narrows.model.folder import files
 from narrows.model.opening import build, opened
@@ -98,3 +99,22 @@ def test_each_weight_is_asked_for_once_and_in_turn(tmp_path: Path) -> None:
     assert asked == list(held)
     found = safetensors.Safetensors(files(tmp_path))
     assert found.dtype("model.norm.weight") == torch.bfloat16
+
+
+def test_files_say_the_longest_context_and_are_read_as_far_as_positions_are_not_stretched(
+    tmp_path: Path,
+) -> None:
+    told = config("phi3 stretched pair by pair")
+    own = {"original_max_position_embeddings": 32}
+    rope = {**told["rope_parameters"], **own}
+    whole = read(tmp_path, {**told, **own, "rope_parameters": rope})
+    shape = msgspec.structs.replace(whole, context=32)
+    assert describing.kind_of(shape, "phi3") == "phi3"
+    again = describing.config(shape, "phi3")
+    assert (again["max_position_embeddings"], again["original_max_position_embeddings"]) == (64, 32)
+    assert read(tmp_path, again) == whole
+    path, kind = tmp_path / "a.gguf", "phi3"
+    tensors = [*ggml.factors(shape), *outgoing(weights(built(shape)), shape, ggml.NAMINGS[kind])]
+    assert ggml.kind_of(shape, kind) == kind
+    gguf.write(path, ggml.facts(kind, shape), [(each, F32) for each in tensors])
+    assert opened(path).spec == shape

@@ -1,7 +1,7 @@
 """A Hugging Face config.json as a ModelSpec, without transformers.
 
-Dropout, first values and precision are not read, nor rotations that are stretched pair by pair
-("longrope") or by the length of the text ("dynamic"), which a ModelSpec cannot say.
+Dropout, first values and precision are not read, nor rotations that are stretched by the length
+of the text ("dynamic"), which a ModelSpec cannot say.
 """
 
 from __future__ import annotations

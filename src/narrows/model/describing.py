@@ -24,6 +24,7 @@ from narrows.spec.model import (
     LayerNorm,
     Linear,
     ModelSpec,
+    Paired,
     ReLU,
     Rotary,
     Scaling,
@@ -87,6 +88,9 @@ def means(
     except BadInput:
         return False
     beside: _Keys = {each: getattr(spec, each) for each in ("dropout", "pooler", "head_transform")}
+    if isinstance(spec.positions, Rotary) and isinstance(spec.positions.scaling, Paired):
+        # Files say the longest context, whichever is read.
+        beside["context"] = spec.context
     if kind in _FILLERS or judges:
         beside["head_bias"] = spec.head_bias
     return msgspec.structs.replace(found, **beside) == spec
@@ -175,7 +179,7 @@ def _keys(spec: ModelSpec, kind: str) -> _Keys:
             keys |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.biases)
         case "bert":
             keys |= {"type_vocab_size": spec.token_types, "position_embedding_type": "absolute"}
-        case "phi" if isinstance(spec.positions, Rotary):
+        case "phi" | "phi3" if isinstance(spec.positions, Rotary):
             keys |= {"partial_rotary_factor": spec.positions.share}
         case "gemma2" | "gemma3_text":
             keys |= _gemma(spec, keys.pop("hidden_act"))
@@ -216,7 +220,12 @@ def _rotations(spec: ModelSpec) -> _Keys:
     """In the spelling that versions of transformers before 5 know, too."""
     if not isinstance(spec.positions, Rotary):
         return {}
-    return {"rope_theta": spec.positions.base, "rope_scaling": _scaling(spec.positions.scaling)}
+    scaling = spec.positions.scaling
+    keys: _Keys = {"rope_theta": spec.positions.base, "rope_scaling": _scaling(scaling)}
+    if isinstance(scaling, Paired):
+        keys |= {"max_position_embeddings": scaling.context,
+                 "original_max_position_embeddings": scaling.positions}  # fmt: skip
+    return keys
 
 
 def _scaling(scaling: Scaling | None) -> _Keys | None:
@@ -234,6 +243,12 @@ def _scaling(scaling: Scaling | None) -> _Keys | None:
             return {
                 "rope_type": "yarn", "factor": factor, "beta_slow": low, "beta_fast": high,
                 "original_max_position_embeddings": own, "truncate": scaling.whole_pairs,
+                "attention_factor": scaling.growth,
+            }  # fmt: skip
+        case Paired(short=short, long=long, positions=own):
+            return {
+                "rope_type": "longrope", "type": "longrope", "short_factor": list(short),
+                "long_factor": list(long), "original_max_position_embeddings": own,
                 "attention_factor": scaling.growth,
             }  # fmt: skip
 

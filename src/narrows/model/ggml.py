@@ -18,10 +18,19 @@ from narrows.model.gguf import GGUF
 from narrows.model.naming import AS_IS, Lay, Naming
 from narrows.model.positions import slowed, turned_width
 from narrows.model.settings import Settings
-from narrows.model.shapes import Shape
+from narrows.model.shapes import Shape, paired_growth
 from narrows.model.writing import Outgoing
 from narrows.spec.errors import BadInput, nearest
-from narrows.spec.model import Banded, LayerNorm, Linear, ModelSpec, Rotary, Scaling, Yarn
+from narrows.spec.model import (
+    Banded,
+    LayerNorm,
+    Linear,
+    ModelSpec,
+    Paired,
+    Rotary,
+    Scaling,
+    Yarn,
+)
 
 _ARCHITECTURE = "general.architecture"
 _KINDS = {
@@ -46,6 +55,8 @@ _LARGEST = {"gemma2": 46, "gemma3_text": 62}
 """The layers of those that scale queries by width over heads and not by a head's width, as
 llama.cpp tells them."""
 _TABLE, _ROPE = "token_embd.weight", "rope_freqs.weight"
+_SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+_GROWTH, _OWN = "rope.scaling.attn_factor", "rope.scaling.original_context_length"
 
 
 def settings(
@@ -76,6 +87,9 @@ def settings(
         said = {name: value for name, value in said.items() if not name.startswith("num_key")}
     if kind == "qwen3_moe":
         said["norm_topk_prob"] = True
+    if kind == "phi3" and (turned := facts.get(f"{theirs}.rope.dimension_count")):
+        width = said.get("head_dim") or said["hidden_size"] // said["num_attention_heads"]
+        said["partial_rotary_factor"] = turned / width
     if kind in _LARGEST and "head_dim" in said:
         said["query_pre_attn_scalar"] = said["head_dim"]
     found = Settings(said, str(path))
@@ -87,9 +101,11 @@ def settings(
 
 
 def stretched(shape: Shape, file: GGUF) -> Shape:
-    """The shape with Llama 3's slowed rotations where the file brings their factors, which it does
-    not tell otherwise; raises BadInput where they are not Llama 3's.
+    """The shape with rotations slowed by the factors that the file brings, which it does not tell
+    otherwise: of each pair two, or Llama 3's; raises BadInput where they are neither.
     """
+    if {_SHORT, _LONG} <= file.tensors.keys() and isinstance(shape["positions"], Rotary):
+        return {**shape, "positions": _paired(shape["positions"], shape["context"], file)}
     if _ROPE not in file.tensors or not isinstance(shape["positions"], Rotary):
         return shape
     found_H = torch.empty(file.shape(_ROPE))
@@ -103,6 +119,21 @@ def stretched(shape: Shape, file: GGUF) -> Shape:
             hint="take the model's Hugging Face folder, whose config.json tells them",
         )
     return {**shape, "positions": positions}
+
+
+def _paired(positions: Rotary, context: int, file: GGUF) -> Rotary:
+    theirs = file.facts[_ARCHITECTURE]
+    own = file.facts.get(f"{theirs}.{_OWN}", context)
+    growth = file.facts.get(f"{theirs}.{_GROWTH}") or paired_growth(context, own)
+    factors = []
+    for name in (_SHORT, _LONG):
+        found_H = torch.empty(file.shape(name))
+        file.read(name, found_H)
+        factors.append(tuple(_short(each) for each in found_H.tolist()))
+    scaling = Paired(
+        short=factors[0], long=factors[1], positions=own, context=context, growth=_short(growth)
+    )
+    return msgspec.structs.replace(positions, scaling=scaling)
 
 
 def kind_of(spec: ModelSpec, first: str | None = None) -> str:
@@ -162,15 +193,21 @@ def facts(kind: str, spec: ModelSpec) -> dict[str, Any]:
 
 
 def factors(spec: ModelSpec) -> list[Outgoing]:
-    """By what Llama 3's rotations are slowed, which the file has as a tensor; none for others."""
+    """By what rotations are slowed that the file has tensors of; none for others."""
     positions = spec.positions
-    if not isinstance(positions, Rotary) or not isinstance(positions.scaling, Banded):
+    if not isinstance(positions, Rotary):
         return []
     half = turned_width(spec) // 2
+    if isinstance(paired := positions.scaling, Paired):
+        return [Outgoing(_SHORT, (half,), lambda: torch.tensor(paired.short)),
+                Outgoing(_LONG, (half,), lambda: torch.tensor(paired.long))]  # fmt: skip
+    if not isinstance(positions.scaling, Banded):
+        return []
     return [Outgoing(_ROPE, (half,), lambda: _factors(positions, half))]
 
 
 def _factors(positions: Rotary, half: int) -> Tensor:
+    assert isinstance(positions.scaling, Banded)
     frequencies_H = positions.base ** -(torch.arange(half) / half)
     return frequencies_H / slowed(frequencies_H, positions.base, positions.scaling)
 
@@ -180,8 +217,9 @@ def _stretching(scaling: Scaling | None) -> dict[str, Any]:
         case Linear(factor=factor):
             return {"rope.scaling.type": "linear", "rope.scaling.factor": factor}
         case Yarn(factor=factor, positions=own):
-            return {"rope.scaling.type": "yarn", "rope.scaling.factor": factor,
-                    "rope.scaling.original_context_length": own}  # fmt: skip
+            return {"rope.scaling.type": "yarn", "rope.scaling.factor": factor, _OWN: own}
+        case Paired(positions=own, growth=growth, context=context):
+            return {_GROWTH: growth, _OWN: own, "context_length": context}
     return {}
 
 
@@ -190,7 +228,7 @@ def _scaling(facts: Mapping[str, Any], theirs: str) -> dict[str, Any]:
     if kind == "none":
         return {}
     told = {"rope_type": kind, "factor": facts.get(f"{theirs}.rope.scaling.factor", 1.0)}
-    own = facts.get(f"{theirs}.rope.scaling.original_context_length")
+    own = facts.get(f"{theirs}.{_OWN}")
     if own is not None:
         told["original_max_position_embeddings"] = own
     return {"rope_scaling": told}
@@ -239,7 +277,7 @@ _PLAIN = Naming(
         "experts.each.up": ("ffn_gate_exps", "ffn_up_exps"),
         "experts.each.down": ("ffn_down_exps",),
     },
-    passed_over=(r"^rope_freqs\.weight$",),
+    passed_over=(r"^rope_(freqs|factors_short|factors_long)\.weight$",),
 )
 _FUSED = _PLAIN.but(within={"qkv": ("attn_qkv",), "up": ("ffn_up",)})
 _BOTH = _PLAIN.but(

@@ -27,7 +27,7 @@ from narrows.model.transformer import Transformer
 from narrows.spec.errors import BadInput
 from narrows.spec.hub import repository
 from narrows.spec.machine import KernelSet
-from narrows.spec.model import ModelSpec
+from narrows.spec.model import ModelSpec, Paired, Rotary
 from narrows.spec.record import load
 
 _WEIGHTS_MOST = 8
@@ -97,7 +97,7 @@ def opened(path: Path | str) -> Original:
     file = gguf.opened(path)
     shapes = {name: file.shape(name) for name in file.names()}
     kind, config = ggml.settings(file.facts, shapes, file.file.path)
-    spec = shaped(kind, config, then=lambda shape: ggml.stretched(shape, file))
+    spec = _unstretched(shaped(kind, config, then=lambda shape: ggml.stretched(shape, file)))
     _refuse_larger(spec, file.names(), [path])
     return Original(kind, spec, ggml.NAMINGS[kind], file, file)
 
@@ -133,8 +133,8 @@ def _of_folder(path: Path) -> Original:
     kind, config = family(path / CONFIG)
     spec = shaped(kind, config)
     tensors = Safetensors(files(path))
-    _refuse_untold(config)
     _refuse_packed(config)
+    spec = _unstretched(spec)
     spec, labels = describing.headed(spec, kind, config)
     naming = hugging_face.naming(kind, spec)
     if spec.pooler:
@@ -160,16 +160,14 @@ def _refuse_larger(spec: ModelSpec, names: Sequence[str], paths: Sequence[Path])
     )
 
 
-def _refuse_untold(config: Settings) -> None:
-    """A factor for every pair of a rotation, which a plan may do without and a text may not."""
-    table = config.table("rope_parameters") or config.table("rope_scaling")
-    kind = None if table is None else table.data.get("rope_type", table.data.get("type"))
-    if kind in ("longrope", "su"):
-        raise BadInput(
-            f"{config.source}: positions are stretched pair by pair ({kind}), and narrows would "
-            "compute something else",
-            hint="take the model of the shorter context; the plan knows either",
-        )
+def _unstretched(spec: ModelSpec) -> ModelSpec:
+    """The model of the context that its rotations need not be stretched pair by pair for: others
+    turn by other factors as soon as a text is longer, and all that was kept of it is wrong.
+    """
+    positions = spec.positions
+    if not isinstance(positions, Rotary) or not isinstance(positions.scaling, Paired):
+        return spec
+    return msgspec.structs.replace(spec, context=min(spec.context, positions.scaling.positions))
 
 
 def _refuse_packed(config: Settings) -> None:

@@ -16,9 +16,9 @@ from narrows.spec.model import (
     Learned,
     Linear,
     ModelSpec,
+    Paired,
     Relative,
     Rotary,
-    Scaling,
     Yarn,
 )
 
@@ -70,8 +70,12 @@ def frequencies(
     base, scaling = (positions.base, positions.scaling) if own is None else (own, None)
     half = turned_width(spec) // 2
     exponents_H = torch.arange(half, dtype=torch.float64, device=device) / half
+    frequencies_H = base**-exponents_H
+    if isinstance(scaling, Paired):
+        factors_H = torch.tensor(scaling.factors(spec.context), dtype=torch.float64, device=device)
+        return frequencies_H / factors_H, scaling.growth
     growth = scaling.growth if isinstance(scaling, Yarn) else 1.0
-    return slowed(base**-exponents_H, base, scaling), growth
+    return slowed(frequencies_H, base, scaling), growth
 
 
 def turned_width(spec: ModelSpec) -> int:
@@ -81,7 +85,7 @@ def turned_width(spec: ModelSpec) -> int:
     return 2 * int(width * spec.positions.share / 2)
 
 
-def slowed(frequencies_H: Tensor, base: float, scaling: Scaling | None) -> Tensor:
+def slowed(frequencies_H: Tensor, base: float, scaling: Linear | Banded | Yarn | None) -> Tensor:
     """The frequencies, each kept or slowed by the scaling's factor or between the two [H]."""
     match scaling:
         case None:

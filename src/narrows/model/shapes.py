@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from narrows.model.settings import Settings
-from narrows.spec.model import Banded, Linear, RMSNorm, Rotary, Scaling, Window, Yarn
+from narrows.spec.model import Banded, Linear, Paired, RMSNorm, Rotary, Scaling, Window, Yarn
 
 Shape = dict[str, Any]
 
@@ -26,6 +26,10 @@ def read_decoder(
     }
 
 
+_PAIRED = ("longrope", "su")
+"""What says a factor for every pair; the second is an older name."""
+
+
 def read_rotary(
     config: Settings, *, head_width: int | None = None, base: float = 10_000.0, share: float = 1.0
 ) -> Shape:
@@ -40,20 +44,25 @@ def read_rotary(
             what = f"rope_theta is {base}, and within rope_parameters it is {inner}"
             raise config.refusal(what, "they mean the same: delete one of them")
         base, share = inner, parameters.number("partial_rotary_factor", default=share)
-    scaling = read_scaling(parameters or config.table("rope_scaling"))
+    sizes = read_sizes(config, head_width=head_width)
+    table = parameters or config.table("rope_scaling")
+    if table is not None and table.data.get("rope_type", table.data.get("type")) in _PAIRED:
+        scaling: Scaling | None = _paired(config, table, int(sizes["head_width"] * share / 2))
+    else:
+        scaling = read_scaling(table)
     return {
-        **read_sizes(config, head_width=head_width),
+        **sizes,
         "positions": Rotary(base=base, share=share, scaling=scaling),
         "tied_embeddings": config.flag("tie_word_embeddings", default=False),
     }
 
 
 def read_scaling(table: Settings | None) -> Scaling | None:
-    """How rotations are slowed. What grows with the sequence ("dynamic") or has a factor for every
-    pair ("longrope") a ModelSpec cannot say, and None is the nearest.
+    """How all rotations are slowed. What grows with the sequence ("dynamic") a ModelSpec cannot
+    say, and None is the nearest.
     """
     kind = None if table is None else table.data.get("rope_type", table.data.get("type"))
-    if table is None or kind in (None, "default", "dynamic", "longrope", "su"):
+    if table is None or kind in (None, "default", "dynamic"):
         return None
     factor, own = table.number("factor"), "original_max_position_embeddings"
     match kind:
@@ -80,6 +89,36 @@ def read_scaling(table: Settings | None) -> Scaling | None:
             )
     known = "default, linear, llama3, yarn, dynamic, longrope"
     raise table.refusal(f"rope_type cannot be {kind!r}", f"use one of: {known}")
+
+
+def _paired(config: Settings, table: Settings, pairs: int) -> Paired:
+    """How each of so many is slowed, in the spelling of Phi 3 and of transformers since."""
+    own = "original_max_position_embeddings"
+    positions = (table if table.has(own) else config).count(own)
+    context = config.count("max_position_embeddings")
+    short, long = (_factors(table, name, pairs) for name in ("short_factor", "long_factor"))
+    growth = table.number("attention_factor", default=paired_growth(context, positions))
+    return Paired(short=short, long=long, positions=positions, context=context, growth=growth)
+
+
+def _factors(table: Settings, name: str, pairs: int) -> tuple[float, ...]:
+    found = table.data.get(name)
+    if not isinstance(found, list) or not all(_is_factor(each) for each in found):
+        raise table.refusal(f"{name} is no list of numbers above 0", f'add "{name}": [1.0, ...]')
+    if len(found) != pairs:
+        what = f"{name} has {len(found)} numbers, and a head {pairs} pairs to be turned"
+        raise table.refusal(what, "take configuration and weights of one model")
+    return tuple(map(float, found))
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def paired_growth(context: int, positions: int) -> float:
+    """By how much queries and keys grow in such contexts (arXiv:2402.13753)."""
+    ratio = context / positions
+    return math.sqrt(1 + math.log(ratio) / math.log(positions)) if ratio > 1 < positions else 1.0
 
 
 def yarn_growth(factor: float, weight: float) -> float:

@@ -45,7 +45,24 @@ class Yarn(Record, tag="yarn", tag_field="type"):
     whole_pairs: bool = True
 
 
-Scaling = Linear | Banded | Yarn
+class Paired(Record, tag="longrope", tag_field="type"):
+    """Each pair's rotation slowed by a factor of its own: in contexts up to `positions` by `short`,
+    beyond, as far as `context`, by `long`; turned queries and keys grow by `growth`
+    (arXiv:2402.13753).
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    positions: int
+    context: int
+    growth: float = 1.0
+
+    def factors(self, context: int) -> tuple[float, ...]:
+        """Those of a context."""
+        return self.short if context <= self.positions else self.long
+
+
+Scaling = Linear | Banded | Yarn | Paired
 
 
 class Rotary(Record, tag="rotary", tag_field="type"):
