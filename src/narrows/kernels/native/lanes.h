@@ -8,6 +8,9 @@
 
 using bf16 = uint16_t;
 
+// For what a loop in registers calls: outside of it all that is in them would pass through memory.
+#define INLINE __attribute__((always_inline)) static inline
+
 // Sixteen lanes, all of them: the common case, without a mask.
 struct All {};
 

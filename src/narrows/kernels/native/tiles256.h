@@ -81,7 +81,7 @@ struct Dots {
 // Two quads' codes times a row's. Codes of 8 bits are signed, and their signs go to the row first:
 // of all others two products fit in 16 bits, of 5 bits four.
 template <class K>
-static inline __m256i pair(const __m256i* codes, const __m256i* values) {
+INLINE __m256i pair(const __m256i* codes, const __m256i* values) {
   if constexpr (K::BITS == 8) {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i words[2];
@@ -97,7 +97,7 @@ static inline __m256i pair(const __m256i* codes, const __m256i* values) {
 
 // Two quads of the first sixteen columns, two of the last.
 template <class K>
-static inline Dots dots(const __m256i* codes, const __m256i* values) {
+INLINE Dots dots(const __m256i* codes, const __m256i* values) {
   const __m256i ones = _mm256_set1_epi16(1);
   const __m256i first = pair<K>(codes, values), last = pair<K>(codes + 2, values + 2);
   if (K::APART) return {_mm256_madd_epi16(first, ones), _mm256_madd_epi16(last, ones)};
@@ -107,7 +107,7 @@ static inline Dots dots(const __m256i* codes, const __m256i* values) {
 }
 
 template <class K>
-static inline Dots plus(Dots a, Dots b) {
+INLINE Dots plus(Dots a, Dots b) {
   if (K::BITS == 4) return {_mm256_add_epi16(a.first, b.first), a.last};
   return {_mm256_add_epi32(a.first, b.first), _mm256_add_epi32(a.last, b.last)};
 }
