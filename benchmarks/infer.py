@@ -1,4 +1,5 @@
-"""Reading and writing with a model in 4 or 8 bits: ours against llama.cpp and OpenVINO GenAI.
+"""Reading and writing with a model in 4 or 8 bits: ours against llama.cpp, OpenVINO GenAI and
+transformers.
 
     python benchmarks/infer.py --model SmolLM2-135M-Instruct.Q4_1.gguf [--turns 3]
 
@@ -25,7 +26,7 @@ from narrows.model.opening import opened
 
 HERE = Path(__file__).resolve().parent
 PEERS = {"narrows": "infer_ours.py", "llama_cpp": "infer_llama_cpp.py",
-         "openvino": "infer_openvino.py"}  # fmt: skip
+         "openvino": "infer_openvino.py", "transformers_gguf": "infer_transformers.py"}  # fmt: skip
 STREAMS, TOKENS, PROMPT = (1, 8, 32), 64, 512
 FIGURES = ("prefill", *(f"streams_{count}" for count in STREAMS))
 TEXT = """\
@@ -53,13 +54,13 @@ def main() -> None:
             if done is not None:
                 turns.append(done)
                 shown = "  ".join(f"{n} {done[n]:.0f}" for n in FIGURES if n in done)
-                say(f"turn {turn + 1}  {peer:<10} {shown}")
+                say(f"turn {turn + 1}  {peer:<18} {shown}")
     medians = {peer: of_turns(turns) for peer, turns in scores.items() if turns}
-    print(f"{'':<10}" + "".join(f"{name:>12}" for name in (*FIGURES, "memory MB", "start s")))
+    print(f"{'':<18}" + "".join(f"{name:>12}" for name in (*FIGURES, "memory MB", "start s")))
     for peer, each in medians.items():
         cells = [f"{each[name]:12.0f}" if name in each else f"{'':>12}" for name in FIGURES]
         memory, start = each["memory_bytes_peak"] / 1e6, each["start_seconds"]
-        print(f"{peer:<10}" + "".join(cells) + f"{memory:12.0f}{start:12.1f}")
+        print(f"{peer:<18}" + "".join(cells) + f"{memory:12.0f}{start:12.1f}")
     machine = machine_known()
     print(json.dumps({
         "machine": machine.name if machine else "not probed", "commit": commit(),
