@@ -160,6 +160,7 @@ KEYS: dict[str, dict[str, Any]] = {
     },
     "BertForMaskedLM": {},
     "BertForSequenceClassification": {"num_labels": 3},
+    "RobertaForSequenceClassification": {"num_labels": 3},
     "LlamaForSequenceClassification": {"num_labels": 3, "num_key_value_heads": 2},
     "GPT2ForSequenceClassification": {"num_labels": 3},
 }  # fmt: skip

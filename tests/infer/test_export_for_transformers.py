@@ -42,9 +42,9 @@ def test_transformers_computes_the_same(name: str, tmp_path: Path) -> None:
     assert done.parity.difference_readers is not None and done.parity.largest > 0.1
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "llama 3.1", "llama yarn", "mistral", "qwen2",
-                                  "qwen3", "gemma2", "gemma3", "phi", "olmo", "olmo2", "mixtral",
-                                  "qwen3 of experts", "llama stretched",
+@pytest.mark.parametrize("name", ["gpt2", "bert", "roberta", "llama 3.1", "llama yarn", "mistral",
+                                  "qwen2", "qwen3", "gemma2", "gemma3", "phi", "olmo", "olmo2",
+                                  "mixtral", "qwen3 of experts", "llama stretched",
                                   "phi3 stretched pair by pair"])  # fmt: skip
 def test_a_config_of_ours_is_the_class_that_computes_the_same(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config(name)))
@@ -83,12 +83,17 @@ def test_a_run_is_read_with_its_words(
 
 
 @pytest.mark.parametrize("labels", [("bad", "fair", "good"), ()])
-def test_a_head_for_classes_says_the_same(labels: tuple[str, ...], tmp_path: Path) -> None:
-    given = judging(labels, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "kind"), [("bert", "Bert"), ("roberta", "Roberta"), ("xlm-roberta", "XLMRoberta")]
+)
+def test_a_head_for_classes_says_the_same(
+    name: str, kind: str, labels: tuple[str, ...], tmp_path: Path
+) -> None:
+    given = judging(labels, tmp_path, name)
     done = export_source(given, tmp_path / "out", reference=True)
     assert done.parity.difference_readers is not None and done.parity.perplexity is None
     told = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert told["architectures"] == ["BertForSequenceClassification"]
+    assert told["architectures"] == [f"{kind}ForSequenceClassification"]
     assert told["problem_type"] == ("single_label_classification" if labels else "regression")
     again = source(tmp_path / "out")
     assert again.labels == labels and again.spec == given.spec

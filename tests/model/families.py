@@ -30,6 +30,9 @@ SHARP = rope("yarn", 4.0, original_max_position_embeddings=16, beta_fast=8.0, be
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {**TINY, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64}),
     "bert": ("Bert", {**SIZES, "type_vocab_size": 3}),
+    "roberta": ("Roberta", {**SIZES, "type_vocab_size": 3, "pad_token_id": 1, "bos_token_id": 0}),
+    "xlm-roberta": ("XLMRoberta", {
+        **SIZES, "type_vocab_size": 3, "pad_token_id": 1, "bos_token_id": 0}),
     "opt": ("OPT", {**TINY, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
                     "ffn_dim": 80, "max_position_embeddings": 64, "word_embed_proj_dim": 48}),
     "bloom": ("Bloom", {**TINY, "hidden_size": 48, "n_layer": 3, "n_head": 6, "seq_length": 64}),
@@ -75,6 +78,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek v3": ("DeepseekV3", {**LATENT, **SHARP, "norm_topk_prob": True}),
 }  # fmt: skip
 KINDS = {
+    "Roberta": "roberta", "XLMRoberta": "xlm-roberta",
     "GPT2": "gpt2", "Bert": "bert", "OPT": "opt", "Bloom": "bloom", "T5": "t5", "Llama": "llama",
     "Mistral": "mistral", "Qwen2": "qwen2", "Qwen3": "qwen3", "Gemma2": "gemma2",
     "Gemma3": "gemma3_text", "Phi": "phi", "Phi3": "phi3", "Olmo": "olmo", "Olmo2": "olmo2",

@@ -9,7 +9,7 @@ from narrows.model.configuration import read_config
 from narrows.model.families import FAMILIES
 from narrows.model.presets import preset
 from narrows.spec.errors import BadInput
-from narrows.spec.model import GeGLU, SwiGLU, Window
+from narrows.spec.model import GeGLU, Learned, SwiGLU, Window
 
 from .configs import Config, changed, read
 
@@ -214,7 +214,28 @@ def test_a_real_config_gives_the_preset(name: str, tmp_path: Path) -> None:
 
 def test_every_family_is_tried() -> None:
     tried = {config["model_type"] for config in REAL.values()} - {"gemma3"}
-    assert tried | {"glm", "glm4", "glm4_moe", "minimax", "minimax_m2"} == FAMILIES.keys()
+    planned = {"glm", "glm4", "glm4_moe", "minimax", "minimax_m2"}
+    assert tried | planned | {"roberta", "xlm-roberta"} == FAMILIES.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "vocabulary", "parameters"),
+    [("roberta", 50_265, 124_645_632), ("xlm-roberta", 250_002, 278_043_648)],
+)
+def test_roberta_has_a_row_of_positions_for_padding(
+    kind: str, vocabulary: int, parameters: int, tmp_path: Path
+) -> None:
+    config = {
+        "model_type": kind, "num_hidden_layers": 12, "hidden_size": 768,
+        "num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": vocabulary,
+        "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-05,
+        "pad_token_id": 1,
+    }  # fmt: skip
+    found = read(tmp_path, config)
+    assert (found.context, found.positions) == (512, Learned(extra=2))
+    assert found.parameters == parameters
+    with pytest.raises(BadInput, match="2 are before the first"):
+        read(tmp_path, {**config, "max_position_embeddings": 2})
 
 
 def test_the_file_may_be_named_itself(tmp_path: Path) -> None:

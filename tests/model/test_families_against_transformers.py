@@ -25,6 +25,7 @@ from .families import CONFIGS, VOCABULARY
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 T = 40
+ENCODERS = ("Bert", "Roberta", "XLMRoberta")
 
 # Their part of a block: ours, and its place where ours joins several.
 PARTS = {
@@ -161,7 +162,8 @@ def built(kind: str, settings: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     config = getattr(transformers, "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config")
     config = config(**settings, attn_implementation="eager")
-    suffix = {"Bert": "Model", "T5": "ForConditionalGeneration", "GPT2": "LMHeadModel"}
+    suffix = {**dict.fromkeys(ENCODERS, "Model"), "T5": "ForConditionalGeneration",
+              "GPT2": "LMHeadModel"}  # fmt: skip
     theirs = getattr(transformers, kind + suffix.get(kind, "ForCausalLM"))(config).eval()
     with torch.no_grad():
         for name, weight in theirs.state_dict().items():
@@ -187,7 +189,7 @@ def test_a_family_computes_what_transformers_does(name: str, tmp_path: Path) -> 
     assert sum(parameter.numel() for parameter in model.parameters()) == spec.parameters
     tokens_BT = torch.randint(3, VOCABULARY, (2, T), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        if kind == "Bert":
+        if kind in ENCODERS:
             types_BT = torch.arange(T).div(15, rounding_mode="floor").expand(2, T)
             expected = theirs(tokens_BT, token_type_ids=types_BT)
             found = model.hidden(tokens_BT, types_BT=types_BT)

@@ -69,6 +69,27 @@ def test_it_is_written_for_their_class(kind: str, tmp_path: Path) -> None:
     assert float(difference) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["Roberta", "XLMRoberta"])
+@torch.no_grad()
+def test_that_of_roberta_is_read_and_written(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=97, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=42, initializer_range=0.2,
+    )  # fmt: skip
+    reference = getattr(transformers, f"{kind}ForMaskedLM")(config).eval()
+    reference.lm_head.bias.add_(0.3 * torch.randn(97))
+    reference.save_pretrained(tmp_path / "model")
+    model = ours(tmp_path / "model")
+    assert model.spec.context == 40 and model.spec.head_transform and not model.spec.pooler
+    assert float((model(TOKENS) - reference(TOKENS).logits).abs().max()) < 1e-4
+    done = export(tmp_path / "model", tmp_path / "out", reference=True)
+    assert done.parity.difference_readers is not None
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told["architectures"] == [f"{kind}ForMaskedLM"]
+    assert told["max_position_embeddings"] == 42
+
+
 def test_a_model_without_the_head_is_read_without_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.BertConfig(

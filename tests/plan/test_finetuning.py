@@ -104,6 +104,11 @@ def test_the_head_is_the_objectives() -> None:
     assert (number.classes, number.pooling, number.pooler) == (1, "mean", False)
     first = shaped(Classify(), ENCODER, pooling="first")
     assert (first.pooling, first.pooler) == ("first", True)
+    # One that learned masked tokens comes without it, and transformers' classes have one.
+    bare = msgspec.structs.replace(ENCODER, pooler=False)
+    assert shaped(Classify(), bare, pooling="first").pooler
+    assert not shaped(Classify(), bare).pooler
+    assert not shaped(Classify(), pooling="first").pooler
     assert shaped(Chat()) == SMALL
     assert shaped(Chat(), dropout=0.1).dropout == 0.1
     assert not shaped(MASKS, start=None, layers=2).causal

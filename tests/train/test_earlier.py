@@ -52,6 +52,7 @@ def test_it_is_what_the_run_learned(adapter: str | None, dataset: Dataset, tmp_p
         found = read(name, parameter.shape)
         assert found is not None
         torch.testing.assert_close(found, parameter.float(), rtol=1e-6, atol=1e-7)
+    assert read("score.weight", (2, 4)) is None and read("pooler.weight", (4, 4)) is None
     assert start.model == chosen.model
     assert (Path(start.words) / "tokenizer.json").is_file()
     # What another run began with stays, whatever becomes of this one.

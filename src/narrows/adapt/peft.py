@@ -136,6 +136,11 @@ def heads(spec: ModelSpec, naming: Naming) -> dict[str, str]:
                 hint="train with model.pooling = last, or of a BERT with a pooler, first",
             )
         found[f"score.{kind}"] = pieces[0].name
+    for kind in ("weight", "bias") if spec.pooler else ():
+        (pooler,) = naming.pieces(f"pooler.{kind}", spec)
+        # Of one module, which PEFT keeps as a whole.
+        if pooler.name.partition(".")[0] == found["score.weight"].partition(".")[0]:
+            found[f"pooler.{kind}"] = pooler.name
     return found
 
 

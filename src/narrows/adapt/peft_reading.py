@@ -171,7 +171,8 @@ def _head(told: _Told, spec: ModelSpec, naming: Naming, source: Safetensors) -> 
     known = heads(spec, naming) if told.whole else {}
     found = {ours: f"{BEFORE}{theirs}" for ours, theirs in known.items()}
     for ours, name in found.items():
-        shape = (spec.classes, spec.width)[: 2 if ours.endswith("weight") else 1]
+        rows = spec.classes if ours.startswith("score.") else spec.width
+        shape = (rows, spec.width)[: 2 if ours.endswith("weight") else 1]
         if name not in source.names() or tuple(source.shape(name)) != shape:
             raise BadInput(
                 f"{told.folder} has no head for {spec.classes} classes: {name} of {list(shape)}",

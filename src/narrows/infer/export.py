@@ -124,7 +124,7 @@ def _config(given: Source, kind: str, dtype: torch.dtype) -> dict[str, Any]:
     if given.config is None:
         words = published.numbers(given.words) if given.words else {}
         nothing = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        config = {**describing.config(spec, kind), **nothing, **words}
+        config = {**nothing, **words, **describing.config(spec, kind)}
     else:
         own = {"architectures": [describing.CLASSES[kind]]} if kind in describing.CLASSES else {}
         config = {**own, **given.config, "vocab_size": spec.vocabulary}

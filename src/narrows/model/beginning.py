@@ -21,7 +21,8 @@ from narrows.spec.plan import Start
 
 
 def values_of(start: Start) -> Callable[[str, Sequence[int]], Tensor | None]:
-    """Of each parameter, what the model to start from has of it; of a head for classes, nothing.
+    """Of each parameter, what the model to start from has of it; of a head for classes, and of a
+    pooler before it that the model lacks, nothing.
 
     Raises BadInput where the files changed since the plan was made.
     """
@@ -34,7 +35,7 @@ def values_of(start: Start) -> Callable[[str, Sequence[int]], Tensor | None]:
     reader = Reader(_names(original.spec), original.spec, original.naming, original.tensors)
 
     def first(name: str, shape: Sequence[int]) -> Tensor | None:
-        if name.startswith("score."):
+        if name.startswith("score.") or name.startswith("pooler.") and not original.spec.pooler:
             return None
         return reader.read(name, tuple(shape))
 

@@ -22,6 +22,7 @@ from narrows.spec.model import (
     Banded,
     GeGLU,
     LayerNorm,
+    Learned,
     Linear,
     ModelSpec,
     Paired,
@@ -39,7 +40,8 @@ CLASSES = {
     "qwen3": "Qwen3ForCausalLM", "mistral": "MistralForCausalLM", "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM", "olmo": "OlmoForCausalLM", "olmo2": "Olmo2ForCausalLM",
     "phi": "PhiForCausalLM", "phi3": "Phi3ForCausalLM", "mixtral": "MixtralForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM", "bert": "BertModel",
+    "qwen3_moe": "Qwen3MoeForCausalLM", "bert": "BertModel", "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
 }  # fmt: skip
 """transformers' class of a family; of several that compute the same the first is taken."""
 _JUDGES = {
@@ -48,9 +50,12 @@ _JUDGES = {
     for kind, name in {**CLASSES, "gemma3_text": "Gemma3TextForCausalLM"}.items()
 }
 """That of a family with a head for classes, where it computes what ours does."""
-_FILLERS = {"bert": "BertForMaskedLM"}
+_FILLERS = {
+    "bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM",
+    "xlm-roberta": "XLMRobertaForMaskedLM",
+}  # fmt: skip
 """That of a family with a head for masked tokens behind a transform of its own."""
-_TRANSFORM = "cls.predictions.transform.dense.weight"
+_TRANSFORMS = ("cls.predictions.transform.dense.weight", "lm_head.dense.weight")
 _NUMBER = "regression"
 _ACTIVATIONS = {
     SwiGLU(): "silu", GeGLU(): "gelu_pytorch_tanh", GELU(exact=True): "gelu", GELU(): "gelu_new",
@@ -108,7 +113,7 @@ def head(spec: ModelSpec, kind: str, labels: tuple[str, ...]) -> _Keys:
     """
     if not spec.classes:
         return {"architectures": [_FILLERS[kind]]} if spec.head_transform else {}
-    if kind not in _JUDGES or spec.causal != (kind != "bert"):
+    if kind not in _JUDGES or spec.causal != (kind not in _FILLERS):
         raise BadInput(
             f"transformers' classes of {kind} models read texts otherwise than a head of ours does",
             hint="start from a BERT model, such as MiniLM, or from a causal one that stays causal",
@@ -163,7 +168,7 @@ def headed(
 
 def saying(spec: ModelSpec, kind: str, names: Collection[str]) -> ModelSpec:
     """The spec with the head for masked tokens that files with tensors of these names have."""
-    if kind not in _FILLERS or _TRANSFORM not in names:
+    if kind not in _FILLERS or not any(each in names for each in _TRANSFORMS):
         return spec
     return msgspec.structs.replace(spec, head_transform=True, head_bias=True)
 
@@ -177,8 +182,11 @@ def _keys(spec: ModelSpec, kind: str) -> _Keys:
     match kind:
         case "llama":
             keys |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.biases)
-        case "bert":
+        case "bert" | "roberta" | "xlm-roberta":
             keys |= {"type_vocab_size": spec.token_types, "position_embedding_type": "absolute"}
+            if isinstance(spec.positions, Learned) and (extra := spec.positions.extra):
+                keys |= {"max_position_embeddings": spec.context + extra,
+                         "pad_token_id": extra - 1}  # fmt: skip
         case "phi" | "phi3" if isinstance(spec.positions, Rotary):
             keys |= {"partial_rotary_factor": spec.positions.share}
         case "gemma2" | "gemma3_text":

@@ -71,6 +71,16 @@ def _bert(config: Settings) -> Shape:
     }
 
 
+def _roberta(config: Settings) -> Shape:
+    """BERT whose positions begin behind the row of padding."""
+    shape = _bert(config)
+    extra = config.count("pad_token_id", default=1, least=0) + 1
+    if shape["context"] <= extra:
+        what = f"max_position_embeddings is {shape['context']}, and {extra} are before the first"
+        raise config.refusal(what, "use more, such as 514")
+    return {**shape, "context": shape["context"] - extra, "positions": Learned(extra=extra)}
+
+
 def _opt(config: Settings) -> Shape:
     sizes = read_sizes(config, feed_forward="ffn_dim")
     config.only("word_embed_proj_dim", sizes["width"], default=sizes["width"])
@@ -328,5 +338,7 @@ FAMILIES: dict[str, Callable[[Settings], Shape]] = {
     "qwen2": _qwen2,
     "qwen3": _qwen3,
     "qwen3_moe": _qwen3_moe,
+    "roberta": _roberta,
+    "xlm-roberta": _roberta,
     "t5": _t5,
 }

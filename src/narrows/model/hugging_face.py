@@ -145,6 +145,21 @@ _BERT = Naming(
     passed_over=(*_NO_WEIGHTS, r"^cls\.predictions\.decoder\.bias$"),
     left_out=(r"^cls\.seq_relationship\.",),
 )  # fmt: skip
+_ROBERTA = replace(
+    _BERT.but(
+        whole={
+            **{ours: theirs.replace("bert.", "roberta.", 1) for ours, theirs in _BERT.whole.items()
+               if theirs.startswith("bert.")},
+            "score": "classifier.out_proj", "transform": "lm_head.dense",
+            "norm_transform": "lm_head.layer_norm", "head": "lm_head.decoder",
+            "head_bias": "lm_head.bias",
+        },
+    ),
+    block="roberta.encoder.layer.{}",
+    before=("roberta.",),
+    passed_over=(*_NO_WEIGHTS, r"^lm_head\.decoder\.bias$"),
+    left_out=(),
+)  # fmt: skip
 _OPT = Naming(
     block="model.decoder.layers.{}",
     whole={
@@ -255,6 +270,9 @@ NAMINGS: dict[str, Naming] = {
         _BERT.but(whole={"head_bias": "cls.predictions.decoder.bias"}),
         passed_over=(*_NO_WEIGHTS, r"^cls\.predictions\.bias$"),
     ),
+    **dict.fromkeys(("roberta", "xlm-roberta"), _ROBERTA),
+    # What is a pooler there is a layer of the head for classes here.
+    "roberta of classes": _ROBERTA.but(whole={"pooler": "classifier.dense"}),
     "bloom": _BLOOM,
     "gpt2": _GPT2,
     "gpt_oss": LLAMA.but(
@@ -305,4 +323,6 @@ def naming(kind: str, spec: ModelSpec) -> Naming:
         )
     if kind == "bert" and not spec.tied_embeddings:
         kind = "bert untied"
+    if NAMINGS[kind] is _ROBERTA and spec.classes:
+        kind = "roberta of classes"
     return NAMINGS["t5 gated" if kind == "t5" and spec.gated else kind]

@@ -108,7 +108,8 @@ def shaped(model: ModelSpec, job: Job, text: Text) -> ModelSpec:
         classes = 1 if isinstance(asked, Regress) else max(2, len(labels))
         changes |= {
             "classes": classes, "pooling": pooling,
-            "pooler": model.pooler and pooling == "first",
+            # Without one no class of transformers reads a text's first state.
+            "pooler": pooling == "first" and (model.pooler or not causal and bool(job.model.start)),
             "head_transform": False, "head_bias": False,
         }  # fmt: skip
     if job.model.start is not None and job.model.dropout:
