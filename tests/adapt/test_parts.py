@@ -158,6 +158,9 @@ KEYS: dict[str, dict[str, Any]] = {
         "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
         "first_k_dense_replace": 1,
     },
+    "Glm4ForCausalLM": {
+        "num_key_value_heads": 2, "head_dim": 16, "attention_bias": True, "pad_token_id": 0,
+    },
     "BertForMaskedLM": {},
     "BertForSequenceClassification": {"num_labels": 3},
     "RobertaForSequenceClassification": {"num_labels": 3},

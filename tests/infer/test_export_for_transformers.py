@@ -45,7 +45,8 @@ def test_transformers_computes_the_same(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "bert", "roberta", "llama 3.1", "llama yarn", "mistral",
                                   "qwen2", "qwen3", "gemma2", "gemma3", "phi", "olmo", "olmo2",
                                   "mixtral", "qwen3 of experts", "llama stretched",
-                                  "phi3 stretched pair by pair"])  # fmt: skip
+                                  "phi3 stretched pair by pair", "glm", "glm4",
+                                  "ernie"])  # fmt: skip
 def test_a_config_of_ours_is_the_class_that_computes_the_same(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config(name)))
     shape = read_config(tmp_path)

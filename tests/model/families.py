@@ -54,6 +54,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
                           "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "gemma3": ("Gemma3", {**GROUPED, "sliding_window": 9, "query_pre_attn_scalar": 24,
                           "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    "glm": ("Glm", {**GROUPED, "attention_bias": True, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}}),
+    "glm4": ("Glm4", {**GROUPED, "attention_bias": False, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}}),
+    "ernie": ("Ernie4_5", {**GROUPED, "tie_word_embeddings": True}),
     "phi": ("Phi", {**SIZES, "partial_rotary_factor": 0.5}),
     "phi3": ("Phi3", {**SIZES, "num_key_value_heads": 2, "sliding_window": 11}),
     "phi3 stretched pair by pair": ("Phi3", {
@@ -78,7 +83,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek v3": ("DeepseekV3", {**LATENT, **SHARP, "norm_topk_prob": True}),
 }  # fmt: skip
 KINDS = {
-    "Roberta": "roberta", "XLMRoberta": "xlm-roberta",
+    "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Glm": "glm", "Glm4": "glm4",
+    "Ernie4_5": "ernie4_5",
     "GPT2": "gpt2", "Bert": "bert", "OPT": "opt", "Bloom": "bloom", "T5": "t5", "Llama": "llama",
     "Mistral": "mistral", "Qwen2": "qwen2", "Qwen3": "qwen3", "Gemma2": "gemma2",
     "Gemma3": "gemma3_text", "Phi": "phi", "Phi3": "phi3", "Olmo": "olmo", "Olmo2": "olmo2",

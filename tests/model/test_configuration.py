@@ -215,7 +215,7 @@ def test_a_real_config_gives_the_preset(name: str, tmp_path: Path) -> None:
 def test_every_family_is_tried() -> None:
     tried = {config["model_type"] for config in REAL.values()} - {"gemma3"}
     planned = {"glm", "glm4", "glm4_moe", "minimax", "minimax_m2"}
-    assert tried | planned | {"roberta", "xlm-roberta"} == FAMILIES.keys()
+    assert tried | planned | {"ernie4_5", "roberta", "xlm-roberta"} == FAMILIES.keys()
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,12 @@ def test_packed_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_family_that_can_be_planned_alone_is_refused(tmp_path: Path) -> None:
-    glm = {**PHI3, "model_type": "glm", "num_key_value_heads": 2, "head_dim": 4}
-    assert "family glm" in refused(folder(tmp_path, glm))
+    glm = {
+        **PHI3, "model_type": "glm4_moe", "num_key_value_heads": 2, "head_dim": 4,
+        "n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 4,
+        "n_shared_experts": 1, "first_k_dense_replace": 0,
+    }  # fmt: skip
+    assert "family glm4_moe" in refused(folder(tmp_path, glm))
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ CLASSES = {
     "gemma3_text": "Gemma3ForCausalLM", "olmo": "OlmoForCausalLM", "olmo2": "Olmo2ForCausalLM",
     "phi": "PhiForCausalLM", "phi3": "Phi3ForCausalLM", "mixtral": "MixtralForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM", "bert": "BertModel", "roberta": "RobertaModel",
-    "xlm-roberta": "XLMRobertaModel",
+    "xlm-roberta": "XLMRobertaModel", "glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM",
+    "ernie4_5": "Ernie4_5ForCausalLM",
 }  # fmt: skip
 """transformers' class of a family; of several that compute the same the first is taken."""
 _JUDGES = {
@@ -189,6 +190,9 @@ def _keys(spec: ModelSpec, kind: str) -> _Keys:
                          "pad_token_id": extra - 1}  # fmt: skip
         case "phi" | "phi3" if isinstance(spec.positions, Rotary):
             keys |= {"partial_rotary_factor": spec.positions.share}
+        case "glm" | "glm4" if isinstance(spec.positions, Rotary):
+            keys |= {"partial_rotary_factor": spec.positions.share,
+                     "attention_bias": spec.qkv_biases}  # fmt: skip
         case "gemma2" | "gemma3_text":
             keys |= _gemma(spec, keys.pop("hidden_act"))
         case "mixtral" | "qwen3_moe":

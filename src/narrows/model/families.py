@@ -291,6 +291,12 @@ def _gpt_oss(config: Settings) -> Shape:
     }  # fmt: skip
 
 
+def _ernie(config: Settings) -> Shape:
+    config.only("use_bias", False, default=False)
+    shape = read_decoder(config, head_width=128, epsilon=1e-5, base=500_000.0)
+    return {**shape, "tied_embeddings": config.flag("tie_word_embeddings", default=True)}
+
+
 def _glm(config: Settings, *, norms: str) -> Shape:
     """GLM-4; from 0414 on with norms behind attention and feed-forward, too."""
     shape = read_decoder(config, head_width=128, epsilon=1.5625e-7, share=0.5)
@@ -317,6 +323,7 @@ FAMILIES: dict[str, Callable[[Settings], Shape]] = {
     "bloom": _bloom,
     "deepseek_v2": partial(deepseek, balanced=False),
     "deepseek_v3": partial(deepseek, balanced=True),
+    "ernie4_5": _ernie,
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
     "glm": partial(_glm, norms="before"),

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from narrows.model.naming import Lay, Naming
+from narrows.model.naming import AS_IS, Lay, Naming
+from narrows.model.positions import turned_width
 from narrows.spec.errors import BadInput
 from narrows.spec.model import ModelSpec
 
@@ -68,6 +69,12 @@ def _query_halves(weight: Tensor, spec: ModelSpec, order: Tensor) -> Tensor:
     return torch.cat([heads[:, :-R], heads[:, -R:][:, order]], 1).flatten(0, 1)
 
 
+def _turned(weight: Tensor, heads: int, order: Tensor) -> Tensor:
+    """The dimensions of each head that positions turn, which come first, in that order."""
+    rows, R = weight.unflatten(0, (heads, -1)), order.numel()
+    return torch.cat([rows[:, :R][:, order], rows[:, R:]], 1).flatten(0, 1)
+
+
 def _rope_width(spec: ModelSpec) -> int:
     assert spec.latent is not None
     return spec.latent.rope_width
@@ -85,6 +92,18 @@ NEIGHBOURS_KEY = Lay(
 NEIGHBOURS_QUERY = Lay(
     lambda theirs, spec: _query_halves(theirs, spec, _halves(_rope_width(spec))),
     lambda ours, spec: _query_halves(ours, spec, _halves(_rope_width(spec)).argsort()),
+)
+# GLM and ERNIE turn neighbours, too, and not of all dimensions.
+NEIGHBOURS = (
+    Lay(
+        lambda theirs, spec: _turned(theirs, spec.heads, _halves(turned_width(spec))),
+        lambda ours, spec: _turned(ours, spec.heads, _halves(turned_width(spec)).argsort()),
+    ),
+    Lay(
+        lambda theirs, spec: _turned(theirs, spec.kv_heads, _halves(turned_width(spec))),
+        lambda ours, spec: _turned(ours, spec.kv_heads, _halves(turned_width(spec)).argsort()),
+    ),
+    AS_IS,
 )
 
 LLAMA = Naming(
@@ -260,6 +279,7 @@ _DEEPSEEK = LLAMA.but(
         "qkv.key_value_down": (NEIGHBOURS_KEY,),
     },
 )  # fmt: skip
+_GLM = LLAMA.but(within={"up": ("mlp.gate_up_proj",)}, lays={"qkv": NEIGHBOURS})
 NAMINGS: dict[str, Naming] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "olmo"), LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
@@ -274,6 +294,14 @@ NAMINGS: dict[str, Naming] = {
     # What is a pooler there is a layer of the head for classes here.
     "roberta of classes": _ROBERTA.but(whole={"pooler": "classifier.dense"}),
     "bloom": _BLOOM,
+    "ernie4_5": LLAMA.but(lays={"qkv": NEIGHBOURS}),
+    "glm": _GLM,
+    "glm4": _GLM.but(
+        within={
+            "norm_attention_out": ("post_self_attn_layernorm",),
+            "norm_feed_forward_out": ("post_mlp_layernorm",),
+        }
+    ),
     "gpt2": _GPT2,
     "gpt_oss": LLAMA.but(
         within={
