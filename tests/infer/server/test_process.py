@@ -249,6 +249,29 @@ def edits_and_sends_again(page: Any) -> None:
     assert said[0].inner_text() == "But loud"
 
 
+def test_the_page_folds_thoughts_away(served: Served) -> None:
+    said = [{"reasoning_content": "Two and "}, {"reasoning_content": "two."}, {"content": "Four"}]
+    chunks = [{"choices": [{"index": 0, "delta": each}]} for each in said]
+    events = "".join(f"data: {json.dumps(each)}\n\n" for each in chunks) + "data: [DONE]\n\n"
+    with browsing(served.url) as page:
+        page.route(f"**{CHAT}", lambda route: route.fulfill(
+            body=events, content_type="text/event-stream"
+        ))  # fmt: skip
+        for count in (1, 2):
+            page.fill("#message", "2 + 2?")
+            with page.expect_request(f"**{CHAT}") as request:
+                page.press("#message", "Enter")
+            page.wait_for_function("!document.getElementById('send').disabled")
+            assert page.locator(".text.assistant").nth(count - 1).inner_text() == "Four"
+            thought = page.locator("#said details")
+            assert thought.count() == count
+            assert thought.last.locator(".text").text_content() == "Two and two."
+            assert not thought.last.locator(".text").is_visible()
+        # What was thought is no part of what is asked next.
+        messages = json.loads(request.value.post_data)["messages"]
+        assert [each["content"] for each in messages] == ["2 + 2?", "Four", "2 + 2?"]
+
+
 def test_the_page_talks_and_stops(served: Served) -> None:
     with browsing(served.url) as page:
         page.wait_for_function("document.getElementById('model').textContent === 'small'")
