@@ -243,8 +243,8 @@ def test_numbers_that_are_not_finite_are_told(wrong: float) -> None:
     [
         ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", 0),
         ("top_p", -0.1), ("top_p", 1.1), ("top_p", math.nan), ("min_p", -0.1), ("min_p", 1.5),
-        ("repetition_penalty", 0.0), ("repetition_penalty", math.nan), ("seed", -1),
-        ("seed", 2**64),
+        ("repetition_penalty", 0.0), ("repetition_penalty", math.nan),
+        ("repetition_penalty", 1e-50), ("repetition_penalty", 1e50), ("seed", -1), ("seed", 2**64),
     ],
 )  # fmt: skip
 def test_a_value_that_means_nothing_is_refused(field: str, value: float) -> None:

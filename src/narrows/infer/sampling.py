@@ -28,6 +28,8 @@ SEEDS = 2**63
 _NEVER = np.float32(-math.inf)
 _LEAST = float(np.finfo(np.float32).tiny)
 """Of less fp32 may make 0, which no odds are below: then not even the likeliest would stay."""
+_PENALTY_MOST = 1e6
+"""And one over it the least: beyond, logits over it and over the temperature may leave fp32."""
 _FEW = 256
 """The likeliest tokens, among which top-p mostly ends; sorting all takes twenty times as long."""
 
@@ -59,7 +61,7 @@ class Sampling(Record):
             raise BadInput(f"top-p is {self.top_p}", hint="a share from 0 to 1, as 0.9")
         if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
             raise BadInput(f"min-p is {self.min_p}", hint="a share from 0 to 1, as 0.05")
-        if not 0.0 < self.repetition_penalty < math.inf:
+        if not 1 / _PENALTY_MOST <= self.repetition_penalty <= _PENALTY_MOST:
             what = f"repetition penalty is {self.repetition_penalty}"
             raise BadInput(what, hint="use 1 for none, 1.1 for a little")
         biases = [("logit bias", bias) for bias in self.logit_bias.values()]
