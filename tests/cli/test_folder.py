@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from narrows.cli import folder
 from narrows.spec.errors import BadInput
+from tests.infer.conftest import MakeRun, spec
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +56,25 @@ def test_a_folder_that_is_no_run_is_refused_with_the_nearest_run() -> None:
     assert caught.value.hint == "did you mean runs/plays?"
     with pytest.raises(BadInput, match="is not a run folder"):
         folder.existing("runs")
+
+
+@pytest.mark.parametrize(("changes", "command"), [
+    ({}, 'narrows generate runs/x --prompt "..."'),
+    ({"causal": False}, "narrows serve runs/x"),
+    ({"causal": False, "classes": 2}, 'narrows generate runs/x --prompt "..."'),
+])  # fmt: skip
+def test_what_follows_a_run_is_what_its_model_can_do(
+    changes: dict[str, Any], command: str, make_run: MakeRun
+) -> None:
+    found = make_run(shape=msgspec.structs.replace(spec(), **changes))
+    Path("runs").mkdir()
+    found.rename("runs/x")
+    assert folder.after(Path("runs/x")) == command
+
+
+def test_a_run_without_a_checkpoint_is_gone_on_with(make_run: MakeRun) -> None:
+    found = make_run(steps=())
+    assert folder.after(found) == f"narrows train {found} --resume"
 
 
 def test_a_preset_is_told_its_name_on_the_hub() -> None:

@@ -160,7 +160,8 @@ def test_export_writes_what_generate_reads(to: str, capsys: Said) -> None:
     assert shlex.split(following(said.err))[:3] == ["narrows", "generate", to]
     for cache in ((), ("--cache", "int8")):
         assert main(["generate", to, "--prompt", "def ", "--tokens", "5", *cache]) == 0
-    assert capsys.readouterr().out.startswith("def ")
+    said = capsys.readouterr()
+    assert said.out.startswith("def ") and following(said.err) == f"narrows serve {to}"
     assert main(["export", "runs/tiny", "--to", to]) == 2
     assert f"--to {Path(to).with_stem(Path(to).stem + '-2')}" in capsys.readouterr().err
     assert main(["export", to, "--to", f"again-{to}", "--json"]) == 0

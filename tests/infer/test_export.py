@@ -276,6 +276,13 @@ def test_what_cannot_be_is_refused(
     assert isinstance(refused(run, tmp_path / "out.gguf"), DoesNotFit)
 
 
+def test_what_reads_both_ways_has_a_class_as_a_bert_alone(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run(shape=msgspec.structs.replace(spec(), causal=False))
+    assert "start from a BERT" in str(refused(run, tmp_path / "out").hint)
+
+
 def test_what_no_other_program_computes_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(shape=msgspec.structs.replace(spec(), feed_forward=GELU()))
     assert "no class of transformers" in refused(run, tmp_path / "out").what

@@ -278,7 +278,14 @@ def test_weights_of_another_model_are_refused(make_run: MakeRun) -> None:
 
 def test_a_model_that_sees_what_follows_is_refused(make_run: MakeRun) -> None:
     run = make_run(shape=msgspec.structs.replace(spec(), causal=False))
-    assert "no causal decoder" in mistake(run).what
+    found = mistake(run)
+    assert "no causal decoder" in found.what and f"narrows serve {run} " in str(found.hint)
+
+
+def test_a_model_that_tells_classes_is_refused_with_what_asks_it(make_run: MakeRun) -> None:
+    run = make_run(shape=msgspec.structs.replace(spec(), classes=3))
+    found = mistake(run)
+    assert "tells classes" in found.what and f"narrows generate {run} " in str(found.hint)
 
 
 def test_a_run_without_a_checkpoint_is_refused(make_run: MakeRun) -> None:

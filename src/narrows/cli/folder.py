@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,15 @@ def step_of(folder: Path) -> int:
     """After how many steps the newest checkpoint of a run was written; 0 where there is none."""
     names = [path.name for path in (folder / "checkpoints").glob("step-*") if not path.suffix]
     return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def after(folder: Path) -> str:
+    """The command that usually follows a training in the run folder, however far that came."""
+    where, model = shlex.quote(str(folder)), plan_of(folder).model
+    if not step_of(folder):
+        return resuming(folder)
+    answers = model.writes or model.classes
+    return f'narrows generate {where} --prompt "..."' if answers else f"narrows serve {where}"
 
 
 def _runs(path: Path) -> str:

@@ -101,9 +101,15 @@ def run(chosen: argparse.Namespace) -> int:
         ledgers = {"predicted": predicted and to_builtins(predicted),
                    "measured": to_builtins(measured)}  # fmt: skip
         speak.answer_json({**answer, "seconds": seconds, "finish": writing.finish, **ledgers})
-    if (path / "plan.toml").is_file():
-        speak.next_step(f"narrows report {shlex.quote(str(path))}")
+    talks = generator.template is not None
+    speak.next_step(_after(path, "narrows chat {}" if talks else "narrows serve {}"))
     return 0
+
+
+def _after(path: Path, published: str) -> str:
+    """The command that usually follows: of a run its report, else one for what is published."""
+    trained = (path / "plan.toml").is_file()
+    return ("narrows report {}" if trained else published).format(shlex.quote(str(path)))
 
 
 def _tells(path: Path) -> bool:
@@ -132,10 +138,10 @@ def _classified(path: Path, chosen: argparse.Namespace) -> int:
     said = classifier.load(path, chosen.checkpoint).answer(chosen.prompt)
     if chosen.json:
         speak.answer_json({"prompt": chosen.prompt, "said": [each._asdict() for each in said]})
-        return 0
-    for each in said:
+    for each in () if chosen.json else said:
         of_class = each.label is not None
         speak.answer(f"{each.share:6.1%}  {each.label}" if of_class else f"{each.number:.4g}")
+    speak.next_step(_after(path, "narrows evaluate {} --rows FILE.jsonl"))
     return 0
 
 

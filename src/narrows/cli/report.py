@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 
 from narrows.cli import folder, speak
 
@@ -31,5 +30,5 @@ def run(chosen: argparse.Namespace) -> int:
     else:
         speak.answer(text(run_folder))
     speak.talk(f"wrote {page}")
-    speak.next_step(f'narrows generate {shlex.quote(str(run_folder))} --prompt "..."')
+    speak.next_step(folder.after(run_folder))
     return 0

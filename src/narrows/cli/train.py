@@ -79,10 +79,7 @@ def run(chosen: argparse.Namespace) -> int:
         speak.answer_json(facts(run_folder))
     else:
         speak.answer(text(run_folder))
-    answers = plan.model.writes or plan.model.classes
-    where = shlex.quote(str(run_folder))
-    after = f'generate {where} --prompt "..."' if answers else f"export {where} --to DIR"
-    speak.next_step(f"narrows {after}")
+    speak.next_step(folder.after(run_folder))
     return 0
 
 

@@ -117,7 +117,7 @@ def shrink(path: Path, wanted: Wanted, *, talk: Talk) -> Receipt:
         raise BadInput(f"{place} exists already", hint="remove it, or choose another --out")
     given = source(path, wanted.checkpoint)
     if not given.spec.writes or given.spec.classes:
-        raise no_writer(path)
+        raise no_writer(path, given.spec)
     _refuse_large(given)
     set_threads()
     texts = _texts(given, wanted)

@@ -6,6 +6,7 @@ load(path) → Generator
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -118,7 +119,7 @@ def _trained(
 ) -> tuple[Generator, str]:
     plan = load_record(Plan, run / PLAN)
     if not plan.model.writes or plan.model.classes:
-        raise no_writer(run)
+        raise no_writer(run, plan.model)
     words, found = words_of(run), locate(run, checkpoint)
     model = model_of(plan, found, precision)
     generator = Generator(model, words.tokenizer, words.template)
@@ -136,7 +137,7 @@ def words_of(run: Path) -> published.Words:
 def _published(path: Path, precision: TrainingPrecision | None) -> tuple[Generator, str]:
     original = opened(path)
     if not original.spec.writes:
-        raise no_writer(path)
+        raise no_writer(path, original.spec)
     words = published.words(original.path, original.facts)
     dtype = _DTYPES[precision or ("bf16" if computes_bf16() else "fp32")]
     model = build(original, dtype, _device())
@@ -190,7 +191,13 @@ def _warm(model: Transformer) -> None:
         decoding.read([0])
 
 
-def no_writer(path: Path) -> BadInput:
-    """Of a model that does not write."""
+def no_writer(path: Path, spec: ModelSpec) -> BadInput:
+    """Of a model that does not write; the hint is what it does instead."""
+    where = shlex.quote(str(path))
+    if spec.classes:
+        what = f"the model of {path} tells classes or a number, and cannot go on with a text"
+        return BadInput(what, hint=f'narrows generate {where} --prompt "..."   (what it says)')
     what = f"the model of {path} is no causal decoder, and cannot go on with a text"
-    return BadInput(what, hint="give a model that was trained on the next token")
+    if spec.causal or spec.encoder_layers:
+        return BadInput(what, hint="give a model that was trained on the next token")
+    return BadInput(what, hint=f"narrows serve {where}   (vectors of texts)")

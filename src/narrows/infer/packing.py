@@ -67,7 +67,7 @@ def chosen(
     if (path / PLAN).is_file():
         plan = load(Plan, path / PLAN)
         if plan.model.classes or not plan.model.writes:
-            raise no_writer(path)
+            raise no_writer(path, plan.model)
         asked = precision or ("bf16" if plan.layout.precision == "bf16" else None)
         if asked is None or (asked == "bf16" and not packs_bf16(plan.model)):
             return None
@@ -78,7 +78,7 @@ def chosen(
     if precision in (None, "bf16") and not packs_bf16(original.spec):
         return None
     if not original.spec.writes:
-        raise no_writer(path)
+        raise no_writer(path, original.spec)
     return Chosen(of_original(original), _BITS[precision or "bf16"])
 
 

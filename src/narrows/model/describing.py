@@ -72,11 +72,13 @@ def kind_of(spec: ModelSpec, first: str | None = None) -> str:
     for kind in dict.fromkeys((first, *CLASSES)):
         if kind in CLASSES and means(spec, kind, Settings(config(spec, kind), "config.json")):
             return kind
+    hint = "train with the habits of model.kind: no other norm, feed-forward or positions"
+    if not spec.causal:
+        hint = "of what reads both ways BERT alone has one: start from a BERT (model.start)"
     raise BadInput(
         "no class of transformers that narrows knows computes this model",
-        causes=[f"known: {', '.join(CLASSES.values())}"],
-        hint="train with the habits of model.kind: no other norm, feed-forward or positions",
-    )
+        causes=[f"known: {', '.join(CLASSES.values())}"], hint=hint,
+    )  # fmt: skip
 
 
 def means(
