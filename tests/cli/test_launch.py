@@ -110,6 +110,29 @@ def test_a_run_is_launched_as_it_is_laid_out(capsys: Said) -> None:
     assert main(shlex.split(hint.removeprefix("hint: narrows "))) == 0
 
 
+@pytest.mark.parametrize(("hosts", "told"), [
+    (1, "as 1 x 2 processes"), (2, "as 2 x 1 processes"), (3, "as 1 x 2 processes"),
+])  # fmt: skip
+def test_a_process_that_is_laid_out_in_another_way_names_what_launches_the_run(
+    hosts: int, told: str, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("runs/tiny").mkdir(parents=True)
+    plan = record.load(Plan, "plan.toml")
+    record.save(plan, Path("runs/tiny/plan.toml"))
+    alone = msgspec.structs.replace(plan.layout, data=1)
+    record.save(msgspec.structs.replace(plan, layout=alone), Path("plan.toml"))
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        whole = {"RANK": 0, "WORLD_SIZE": 2 * hosts, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "first"}
+        for name, value in whole.items():
+            patch.setenv(name, str(value))
+        assert main(["train", "plan.toml", "--run", "runs/tiny", "--resume"]) == 2
+    message, hint = capsys.readouterr().err.splitlines()
+    assert "runs/tiny is laid out in another way than plan.toml" in message
+    assert main(shlex.split(hint.removeprefix("hint: narrows "))) == 0
+    assert told in capsys.readouterr().out
+
+
 def test_elsewhere_the_run_is_kept_where_that_place_keeps_them(capsys: Said) -> None:
     words = ["launch", "plan.toml", "--device", "cpu", "--on"]
     capsys.readouterr()

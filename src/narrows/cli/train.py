@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -131,9 +132,19 @@ def _resumed(chosen: argparse.Namespace, worker: bool) -> tuple[Plan, Path, Mach
     if worker and new != plan:
         raise BadInput(
             f"{run_folder} is laid out in another way than {chosen.file}",
-            hint=f"narrows launch {shlex.quote(str(run_folder / 'plan.toml'))}",
+            hint=_launching(plan, run_folder),
         )
     return _settled(plan, new, run_folder), run_folder, machine
+
+
+def _launching(plan: Plan, run_folder: Path) -> str:
+    """What starts a run as it is laid out, on as many hosts as this process is one of."""
+    of_host = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    hosts = int(os.environ["WORLD_SIZE"]) // of_host
+    words = ["narrows", "launch", str(run_folder / "plan.toml"), "--on", "torchrun"]
+    if hosts > 1 and plan.layout.processes % hosts == 0:
+        words += ["--nodes", str(hosts), "--head", os.environ.get("MASTER_ADDR", "node0")]
+    return shlex.join([*words, "--resume", "--run", str(run_folder)])
 
 
 def _wanted(plan: Plan, machine: Machine, chosen: argparse.Namespace) -> Plan:
