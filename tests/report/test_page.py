@@ -100,6 +100,14 @@ def test_a_run_on_its_way_has_a_page_that_says_what_is_missing(make_run, steps):
     assert said in html
 
 
+def test_a_finished_run_without_metrics_does_not_say_that_it_took_no_step(run_folder):
+    (run_folder / "metrics.jsonl").unlink()
+    html, _ = outline(run_folder)
+    assert html.count("300 steps were taken, and metrics.jsonl no longer tells of them.") == 3
+    assert "finished: 300 steps" in html and "No step has been logged" not in html
+    assert "metrics.jsonl is not there." in html and "Some of the run folder is missing." in html
+
+
 def test_a_loss_that_was_not_finite_is_told_at_the_top(make_run):
     folder = make_run(steps=90, ledger=False)
     with (folder / "metrics.jsonl").open("a") as file:

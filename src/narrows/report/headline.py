@@ -103,7 +103,7 @@ def outcome(run: Run) -> Phrase:
             "No evaluation was made yet; the last training loss is {loss} nats a token.",
             "尚未评估；最近的训练损失为每词元 {loss} nat。",
         ).filled(loss=significant(run.steps[-1].loss, 4))
-    return Phrase("No step has been logged yet.", "尚未记录任何一步。")
+    return run.unlogged
 
 
 def corpus(run: Run) -> Phrase:

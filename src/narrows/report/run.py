@@ -91,6 +91,16 @@ class Run(Record):
         return self.steps_done >= self.plan.steps
 
     @property
+    def unlogged(self) -> Phrase:
+        """What to say where no step's metrics are there."""
+        if not self.steps_done:
+            return Phrase("No step has been logged yet.", "尚未记录任何一步。")
+        return Phrase(
+            f"{self.steps_done:,} steps were taken, and metrics.jsonl no longer tells of them.",
+            f"已训练 {self.steps_done:,} 步，但 metrics.jsonl 中已无记录。",
+        )
+
+    @property
     def diverged_at(self) -> int | None:
         """The first step whose loss was not finite."""
         return next((step.step for step in self.steps if not math.isfinite(step.loss)), None)
@@ -117,6 +127,8 @@ def read(folder: Path | str) -> Run:
     lines = tuple(_lines(folder / "metrics.jsonl", notes))
     steps = _by_step(_built(Step, line) for line in lines if "loss" in line)
     evaluations = _by_step(_built(Evaluated, line) for line in lines if "validation_loss" in line)
+    if ledger and not (folder / "metrics.jsonl").exists():
+        notes.append(Phrase("metrics.jsonl is not there.", "没有 metrics.jsonl。"))
     events = tuple(filter(None, (_built(Event, line) for line in lines if "event" in line)))
     samples = (_built(Sample, line) for line in _lines(folder / "samples.jsonl", notes))
     return Run(

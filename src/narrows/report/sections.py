@@ -40,7 +40,7 @@ def loss(run: Run) -> Markup:
     """Loss over steps."""
     title = Phrase("Loss", "损失")
     if not run.steps:
-        return section(title, Phrase("No step has been logged yet.", "尚未记录任何一步。"))
+        return section(title, run.unlogged)
     legend = [key("line", curves.TRAINING)]
     if run.evaluations:
         legend.append(key("line validation", curves.VALIDATION))
@@ -65,7 +65,7 @@ def learning_rate(run: Run) -> Markup:
     """The learning rate over steps."""
     title = Phrase("Learning rate", "学习率")
     if not run.steps:
-        return section(title, Phrase("No step has been logged yet.", "尚未记录任何一步。"))
+        return section(title, run.unlogged)
     schedule = run.plan.schedule
     lede = Phrase(
         "Warm-up over {warmup} steps, then {shape} to {floor} of the peak.",
