@@ -11,8 +11,8 @@ import narrows
 
 ROOMS = ("plan/**/*.py", "train/*.py")
 HOLE = "7"
-REASONS = {"why", "whys", "reasons"}
-"""Names of tables of reasons; those of `reasons` are its keys."""
+REASONS = {"why", "whys", "reasons", "message"}
+"""Names of tables of reasons, those of `reasons` its keys; and of what is noted of an event."""
 KEYWORDS = {"why", "twice", "verdict"}
 GIVING = {"why", "threads_why", "_verdict", "_reason", "_habit", "_ended", "all"}
 """Functions whose result is a reason."""
@@ -45,7 +45,9 @@ def _of(function: ast.FunctionDef) -> Iterator[str]:
             case ast.AugAssign(target=target, value=value):
                 name = ast.unparse(target)
                 begun = known.get(name, set())
-                known[name] = begun | _joined([begun, _said(value, known)])
+                joined = _joined([begun, _said(value, known)])
+                # Under a condition, what it was before may be said, too.
+                known[name] = joined if node in function.body else begun | joined
             case ast.keyword(arg=str(arg), value=value) if arg in KEYWORDS:
                 yield from _within(value, known)
             case ast.Return(value=ast.expr() as value) if function.name in GIVING:

@@ -100,6 +100,16 @@ def test_a_run_on_its_way_has_a_page_that_says_what_is_missing(make_run, steps):
     assert said in html
 
 
+def test_what_happened_is_told_in_both_languages(make_run):
+    folder = make_run(steps=20)
+    slow = {"step": 9, "event": "slow", "message": "a step takes 2 s, 1 s were predicted"}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(slow) + "\n")
+    html, _ = outline(folder)
+    assert "a step takes 2 s, 1 s were predicted" in html
+    assert html.count("每步 2 秒，预测为 1 秒") == 3
+
+
 def test_a_finished_run_without_metrics_does_not_say_that_it_took_no_step(run_folder):
     (run_folder / "metrics.jsonl").unlink()
     html, _ = outline(run_folder)

@@ -21,7 +21,7 @@ from narrows.plan.fleet.ways import Demand
 from narrows.plan.plan import make_plan
 from narrows.report import outlook, served
 from narrows.report.choices import choices
-from narrows.report.reasons import SENTENCES, reason
+from narrows.report.reasons import SENTENCES, event, reason
 from narrows.report.words import Phrase, same
 from narrows.spec.adapter import Biases, LowRank
 from narrows.spec.dataset import Dataset, Examples
@@ -222,7 +222,7 @@ def test_each_chinese_sentence_has_the_holes_of_the_english_one() -> None:
     ("measured between 4 ranks on 2, 4 ranks; groups of 2, 3 by the ring's share",
      "实测：4 ranks on 2，4 个进程；2, 3 个进程的组按环的份额推算"),
     ("a process kept failing: process 1 of 2 ended by signal 9",
-     "一个进程反复失败：process 1 of 2 ended by signal 9"),
+     "一个进程反复失败：进程 1（共 2 个）被信号 9 终止"),
     ("the smoothed loss is lowest, 3.215, at 0.02, where the sweep ended: a higher one may do; "
      "a 4th of it leaves room for a whole training",
      "平滑后的损失在 0.02 处最低，为 3.215，扫描到此为止：更高的学习率或许可行；"
@@ -231,6 +231,27 @@ def test_each_chinese_sentence_has_the_holes_of_the_english_one() -> None:
 ])  # fmt: skip
 def test_parts_are_translated_where_they_stand(english: str, chinese: str) -> None:
     assert reason(english) == Phrase(english, chinese)
+
+
+@pytest.mark.parametrize(("english", "chinese"), [
+    ("from step-00000060", "自 step-00000060 继续"),
+    ("the loss jumped to 9.100 at step 7 (recent median 2.000); gradient norm 31.4 before "
+     "clipping: back to step-00000004, and on with the data that follows",
+     "第 7 步损失突跳至 9.100（近期中位数 2.000）；裁剪前梯度范数 31.4：退回 step-00000004，"
+     "以其后的数据继续"),
+    ("the loss was not finite at step 3; first: output of blocks.0: its update is left out",
+     "第 3 步损失不是有限值；起于 blocks.0 的输出：跳过此次更新"),
+    ("data 2, 4 x 1 sequences each -> one process, 4 x 2 sequences each; on a spike: skip",
+     "数据 2，每个 4 x 1 条序列 → 一个进程，每个 4 x 2 条序列；损失突跳时：skip"),
+    ("the training hangs: no sign of life for 61 s at step 9; starting again from step 5\n"
+     "process 0: training\n  loop in run.py:7",
+     "训练无响应：第 9 步已 61 秒没有动静；从第 5 步重新开始\n"
+     "process 0: training\n  loop in run.py:7"),
+    ("ValueError: of somebody else; starting again from step 0",
+     "ValueError: of somebody else；从第 0 步重新开始"),
+])  # fmt: skip
+def test_what_happened_is_told_line_by_line(english: str, chinese: str) -> None:
+    assert event(english) == Phrase(english, chinese)
 
 
 @pytest.mark.parametrize("text", [

@@ -28,6 +28,7 @@ def tuned() -> Tuned:
         trials=(
             trial(0, 3.2), trial(1, 2.9), trial(2, 9.0, "pruned"),
             trial(3, None, "failed", "<b>no</b>"),
+            trial(4, None, "failed", "longer than what was left of the budget"),
         ),
         importance={"train.learning_rate": 0.8, "train.optimizer": 0.2},
         best=1,
@@ -41,6 +42,7 @@ def test_the_page_tells_the_best_what_mattered_and_every_trial(tuned: Tuned) -> 
     assert page.count('data-plot="axis"') == 4 and 'data-plot="bars"' in page
     assert "80" in page and "&lt;b&gt;no&lt;/b&gt;" in page and "<b>no</b>" not in page
     assert page.count('class="chosen"') >= 2 and "结束原因：已满 4 次试验" in page
+    assert "超出剩余预算" in page
 
 
 def test_the_terminal_has_the_best_first_and_what_it_cost(tuned: Tuned) -> None:

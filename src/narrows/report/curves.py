@@ -19,6 +19,7 @@ from narrows.report.plot import (
     right_axis,
     told,
 )
+from narrows.report.reasons import event as happened
 from narrows.report.run import Run, Step
 from narrows.report.words import EVENTS, Phrase, same, spoken
 
@@ -176,7 +177,7 @@ def _event_marks(run: Run, frame: Frame, across: Linear) -> list[Markup]:
         x, y = across.at(min(max(each.step, 0), run.steps_done)), frame.y_end
         title = Phrase(
             "step {step}: {event}. {message}", "第 {step} 步：{event}。{message}"
-        ).filled(step=each.step, event=spoken(EVENTS, each.event), message=each.message)
+        ).filled(step=each.step, event=spoken(EVENTS, each.event), message=happened(each.message))
         points = f"{x - 5:.1f},{y:.1f} {x + 5:.1f},{y:.1f} {x:.1f},{y - 9:.1f}"
         marks.append(element("polygon", points=points, class_="event", **told(title)))
     return marks

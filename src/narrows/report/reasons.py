@@ -15,9 +15,11 @@ _PARTS = (
     "reason", "other", "verdict", "choice", "ratio", "tokens", "time", "longer", "limit"
 )  # fmt: skip
 """Holes of a word, or of a sentence that is known itself."""
+_SAID = ("said", "was", "now", "layout")
+"""Holes of a sentence that stays as it is where it is not known."""
 _NAMES = {
     "source": r"[^()]+", "source_2": r"[^()]+", "amount": ".+", "command": ".+", "device": ".+",
-    "failure": ".+", "groups": ".+", "link": ".+",
+    "groups": ".+", "link": ".+",
 }  # fmt: skip
 """Holes of whatever somebody else named or said, which stays as it is."""
 
@@ -45,7 +47,7 @@ _VERDICTS = {
     "{share} quicker": "快 {share}",
     "all that are allowed: {n}": "允许的全部线程：{n}",
     "of {n} allowed": "共允许 {n} 个",
-    "a process kept failing: {failure}": "一个进程反复失败：{failure}",
+    "a process kept failing: {said}": "一个进程反复失败：{said}",
 }  # fmt: skip
 
 _LAYOUTS = {
@@ -172,10 +174,46 @@ _ENDS = {
     "what was left of the budget held no further trial": "剩余预算不够再作一次试验",
 }
 
+_EVENTS = {
+    "from step-{n}": "自 step-{n} 继续",
+    "a step takes {n} s, {predicted} s were predicted": "每步 {n} 秒，预测为 {predicted} 秒",
+    "{n} sequences an update: the gradients' noise scale is {noise} tokens, no less than the "
+    "{held} of these": "每次更新 {n} 条序列：梯度噪声尺度为 {noise} 词元，不小于其 {held} 词元",
+    "other islands left out {n} updates since all met": "自上次会合以来，其他孤岛跳过 {n} 次更新",
+    "{said}: its update is left out": "{said}：跳过此次更新",
+    "{said}: back to {name}, and on with the data that follows":
+        "{said}：退回 {name}，以其后的数据继续",
+    "{said}; starting again from step {n}": "{said}；从第 {n} 步重新开始",
+    "{said}; {n} attempts saved nothing new: going on in {count} processes, the batch as large as "
+    "before": "{said}；{n} 次尝试均未存下新进展：改用 {count} 个进程继续，批大小不变",
+    "{was} -> {now}; on a spike: {choice}": "{was} → {now}；损失突跳时：{choice}",
+    "one process, {n} x {count} sequences each": "一个进程，每个 {n} x {count} 条序列",
+    "{layout}, {n} x {count} sequences each": "{layout}，每个 {n} x {count} 条序列",
+}  # fmt: skip
+
+_FAILURES = {
+    "the loss jumped to {loss} at step {n} (recent median {usual})":
+        "第 {n} 步损失突跳至 {loss}（近期中位数 {usual}）",
+    "the loss was not finite at step {n}": "第 {n} 步损失不是有限值",
+    "the gradient was not finite at step {n}": "第 {n} 步梯度不是有限值",
+    "gradient norm {n} before clipping": "裁剪前梯度范数 {n}",
+    "forward values are finite: the backward pass overflowed": "前向数值有限：反向溢出",
+    "first: a parameter of another process": "起于另一进程的参数",
+    "first: parameter {name}": "起于参数 {name}",
+    "first: output of {name}": "起于 {name} 的输出",
+    "process {n} of {count} ended by signal {signal}":
+        "进程 {n}（共 {count} 个）被信号 {signal} 终止",
+    "process {n} of {count} ended with code {code}":
+        "进程 {n}（共 {count} 个）退出，返回码 {code}",
+    "the training hangs: no sign of life for {silent} s at step {n}":
+        "训练无响应：第 {n} 步已 {silent} 秒没有动静",
+    "longer than what was left of the budget": "超出剩余预算",
+}  # fmt: skip
+
 SENTENCES = {
     "{reason} ({source})": "{reason}（{source}）",
     **_QUANTITIES, **_VERDICTS, **_LAYOUTS, **_NETWORK, **_SIZES, **_STEPS, **_RATES, **_TUNING,
-    **_ELSEWHERE, **_ENDS,
+    **_ELSEWHERE, **_ENDS, **_FAILURES, **_EVENTS,
     "{reason}; {other}": "{reason}；{other}",
 }  # fmt: skip
 """The first that fits is taken: a source is put behind what is known without it, and what several
@@ -187,6 +225,12 @@ def reason(text: str) -> Phrase:
     """A sentence of a record in both languages; English in both where it is not known."""
     chinese = _chinese(text)
     return same(text) if chinese is None else Phrase(text, chinese)
+
+
+def event(message: str) -> Phrase:
+    """What is noted of an event: below its first line are causes and stacks, each by itself."""
+    lines = [reason(line) for line in message.split("\n")]
+    return Phrase(message, "\n".join(line.zh for line in lines))
 
 
 def _chinese(text: str) -> str | None:
@@ -202,6 +246,8 @@ def _chinese(text: str) -> str | None:
 
 def _part(name: str, text: str) -> str | None:
     """What fills a hole; None where it has words that are not known."""
+    if name in _SAID:
+        return _chinese(text) or text
     if name not in _PARTS:
         return text
     chinese = _chinese(text)
@@ -218,7 +264,7 @@ def _pattern(english: str) -> re.Pattern[str]:
     literals = re.split(r"\{(\w+)\}", english)
     for place in range(1, len(literals), 2):
         name = literals[place]
-        inner = ".+?" if name in _PARTS else _NAMES.get(name, r"\S+")
+        inner = ".+?" if name in (*_PARTS, *_SAID) else _NAMES.get(name, r"\S+")
         literals[place] = f"(?P<{name}>{inner})"
     literals[::2] = [re.escape(each) for each in literals[::2]]
     return re.compile("".join(literals), re.DOTALL)

@@ -8,6 +8,7 @@ from narrows.report.choices import considered, listed, told
 from narrows.report.known import machine_facts, summed_up
 from narrows.report.markup import Markup, Node, element
 from narrows.report.numbers import duration, percent, show, size
+from narrows.report.reasons import event as happened
 from narrows.report.run import Run, Sample
 from narrows.report.sections import section
 from narrows.report.words import BASES, EVENTS, MEASURED, PREDICTED, Phrase, same, spoken
@@ -163,7 +164,7 @@ def events(run: Run) -> Markup:
                 class_="when",
             ),
             spoken(EVENTS, each.event),
-            f": {each.message}" if each.message else None,
+            [Phrase(": ", "："), happened(each.message)] if each.message else None,
         )
         for each in others[-EVENTS_MOST:]
     ]

@@ -185,7 +185,8 @@ def _trials(found: Tuned) -> Markup:
     rows = [
         grid.row(
             same(str(t.number)), _loss(t), _OUTCOMES[t.outcome], duration(t.seconds),
-            energy(t.joules), t.message or values_line(t.values), first=t.number == found.best,
+            energy(t.joules), reason(t.message) if t.message else values_line(t.values),
+            first=t.number == found.best,
         )
         for t in sorted(found.trials, key=lambda t: (t.outcome != "done", _height(t)))
     ]  # fmt: skip

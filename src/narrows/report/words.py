@@ -237,6 +237,7 @@ EVENTS = {
     "skip": Phrase("update left out", "跳过更新"),
     "rollback": Phrase("rolled back", "回滚"),
     "batch": Phrase("larger batch", "批增大"),
+    "hang": Phrase("no sign of life", "无响应"),
 }
 
 
