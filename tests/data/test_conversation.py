@@ -84,6 +84,13 @@ def test_two_conversations_that_begin_alike_are_two_answers() -> None:
         answers(row({"chosen": [ASK, SAY], "rejected": [{**ASK, "content": "ho"}, other]}))
 
 
+def test_a_field_of_a_tool_is_refused_with_the_nearest_one() -> None:
+    wrong = [RAIN, {"name": "sun", "descripton": "x"}]
+    with pytest.raises(BadInput, match=r"tools\[1\]: unknown key descripton") as caught:
+        taught(row({"messages": [ASK, SAY], "tools": wrong}))
+    assert caught.value.hint == "did you mean description?"
+
+
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
@@ -97,10 +104,10 @@ def test_two_conversations_that_begin_alike_are_two_answers() -> None:
         (called(content="", tool_calls=[{"name": "rain", "arguments": "{"}]), "has a call without"),
         (called(content="", tool_calls=[{"name": "rain", "arguments": []}]), "has a call without"),
         (called(content="", tool_calls=[{"function": None}]), "has a call without"),
-        ({"messages": [ASK, SAY], "tools": "rain"}, "tools are no functions: no list"),
-        ({"messages": [ASK, SAY], "tools": ["rain"]}, "tools are no functions: Expected"),
-        ({"messages": [ASK, SAY], "tools": [{"description": "x"}]}, "no functions: .*`name`"),
-        ({"messages": [ASK, SAY], "tools": [{**RAIN, "return": 5}]}, "no functions: .*`return`"),
+        ({"messages": [ASK, SAY], "tools": "rain"}, "tools are no list of functions"),
+        ({"messages": [ASK, SAY], "tools": ["rain"]}, r"tools\[0\]: the whole should be"),
+        ({"messages": [ASK, SAY], "tools": [{"description": "x"}]}, r"tools\[0\]: name is missing"),
+        ({"messages": [ASK, SAY], "tools": [{**RAIN, "return": 5}]}, r"\[0\]: unknown key return"),
     ],
 )  # fmt: skip
 def test_what_would_be_lost_is_refused_with_its_place(fields: Fields, what: str) -> None:

@@ -14,13 +14,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from narrows.data import rows
 from narrows.data.rows import Row, placed
 from narrows.data.template import NO_OPTIONS, Message, Options, check
 from narrows.data.tools import Tool
 from narrows.spec.errors import BadInput
+from narrows.spec.record import from_builtins
 
 ANSWER = ("answer", "completion", "response", "output", "target")
 _MESSAGES = ("messages", "conversations", "conversation")
@@ -252,17 +251,17 @@ def _beside_messages(row: Row) -> tuple[tuple[Tool, ...], Options]:
 
 def _tools(row: Row) -> tuple[Tool, ...]:
     """The functions that a row tells of, listed as OpenAI lists them or bare, or that as JSON."""
-    given = _json(row.fields.get(_TOOLS), [])
+    given, place = _json(row.fields.get(_TOOLS), []), f"{row.place}: {_TOOLS}"
+    form = '"tools": [{"name": "...", "description": "...", "parameters": {...}}]'
+    if not isinstance(given, list):
+        raise BadInput(f"{place} are no list of functions", hint=form)
+    bare = [each.get("function", each) if isinstance(each, Mapping) else each for each in given]
     try:
-        if not isinstance(given, list):
-            raise msgspec.ValidationError("no list")
-        bare = [each.get("function", each) if isinstance(each, Mapping) else each for each in given]
-        return tuple(msgspec.convert(each, Tool) for each in bare)
-    except msgspec.ValidationError as error:
-        raise BadInput(
-            f"{row.place}: {_TOOLS} are no functions: {error}",
-            hint='"tools": [{"name": "...", "description": "...", "parameters": {...}}]',
-        ) from None
+        return tuple(
+            from_builtins(Tool, each, source=f"{place}[{n}]") for n, each in enumerate(bare)
+        )
+    except BadInput as error:
+        raise BadInput(error.what, hint=error.hint or form) from None
 
 
 def _json(given: Any, empty: Any) -> Any:
