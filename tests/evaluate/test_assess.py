@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from narrows.cli import speak
 from narrows.cli.main import main
 from narrows.evaluate.assess import assess
 from narrows.evaluate.assessment import Assessment, Manner, Texts
@@ -98,6 +99,18 @@ def test_what_cannot_be_kept_is_found_before_the_work(make_run: MakeRun, capsys:
     assert main(["evaluate", str(make_run()), *words]) == 2
     said = capsys.readouterr().err
     assert "hint: --out result.txt.json" in said and "fp32" not in said
+
+
+def test_what_is_to_be_kept_is_kept_though_nobody_reads_the_answer(
+    make_run: MakeRun, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(value: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(speak, "answer_json", gone)
+    out = tmp_path / "out.json"
+    main(["evaluate", str(make_run()), "--text", str(texts), "--out", str(out), "--json"])
+    assert load(Assessment, out).data == Texts(corpus=str(texts))
 
 
 def test_perplexity_equals_transformers(bpe: Any, tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ def run(chosen: argparse.Namespace) -> int:
         second = _kept(other) or _assessed(other, first.data, first.manner, None)
         comparisons.append(compared(first, second))
     first = replace(first, comparisons=tuple(comparisons))
+    if out:
+        save(first, out)
     if said := answers(first):
         speak.talk(said)
     if chosen.json:
@@ -85,7 +87,6 @@ def run(chosen: argparse.Namespace) -> int:
     else:
         speak.answer(told(first))
     if out:
-        save(first, out)
         speak.talk(f"wrote {chosen.out}")
         speak.next_step(f"narrows evaluate {shlex.quote(chosen.out)} --against MODEL")
     else:
