@@ -44,7 +44,8 @@ def search(dataset: Dataset, **changes: Any) -> Search:
 
 
 def test_a_search_ends_with_the_best_of_its_trials(dataset: Dataset, tmp_path: Path) -> None:
-    found = tune(search(dataset), Limits(12), tmp_path, tiny_machine(), silent)
+    said: list[str] = []
+    found = tune(search(dataset), Limits(12), tmp_path, tiny_machine(), said.append)
     assert len(found.trials) == 12 and found.ended == "12 trials"
     done = [each for each in found.trials if each.outcome == "done"]
     losses = [each.loss for each in done if each.loss is not None]
@@ -54,6 +55,7 @@ def test_a_search_ends_with_the_best_of_its_trials(dataset: Dataset, tmp_path: P
     assert sum(found.importance.values()) == pytest.approx(1.0)
     refused = [each for each in found.trials if each.outcome == "failed"]
     assert all(each.message == "too calm for two layers" for each in refused)
+    assert said.count("  too calm for two layers") == len(refused) > 0
     assert load(Tuned, tmp_path / "tuned.json") == found
     assert all((tmp_path / each.folder / "plan.toml").exists() for each in done)
 

@@ -146,11 +146,13 @@ class _Search:
             _check_alone(plan)
         except (BadInput, DoesNotFit) as refused:
             proposed.set_user_attr("message", refused.what)
+            self.talk(f"  {refused.what}")
             study.tell(proposed, state=TrialState.FAIL)
             return True
         run = self.folder / _folder(proposed.number)
         if not self._affordable(study, plan) and not (run / "plan.toml").exists():
             proposed.set_user_attr("message", _UNAFFORDED)
+            self.talk(f"  {_UNAFFORDED}")
             study.tell(proposed, state=TrialState.FAIL)
             return False
         loss, state = self._trained(study, proposed, plan, run)
