@@ -98,7 +98,7 @@ def test_a_tokenizer_that_gguf_has_no_form_for_is_refused(name: str) -> None:
     made = training.character(counts, 300) if name == "character" else training.unigram(LINES, 320)
     with pytest.raises(BadInput, match="no form for this tokenizer") as caught:
         facts(words(made), 320)
-    assert "--to FOLDER" in str(caught.value.hint)
+    assert "narrows export MODEL --to FOLDER" in str(caught.value.hint)
 
 
 def test_added_tokens_keep_their_kind() -> None:

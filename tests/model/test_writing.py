@@ -67,7 +67,7 @@ def test_a_family_comes_back_from_a_gguf_file_as_it_was(name: str, tmp_path: Pat
 def test_what_no_architecture_computes_is_refused() -> None:
     with pytest.raises(BadInput, match="no architecture of GGUF") as caught:
         ggml.kind_of(spec("llama", norm=RMSNorm(), feed_forward=GELU()))
-    assert "--to FOLDER" in str(caught.value.hint)
+    assert "narrows export MODEL --to FOLDER" in str(caught.value.hint)
 
 
 def test_a_weight_that_is_missing_is_named() -> None:

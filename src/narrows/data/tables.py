@@ -40,7 +40,7 @@ def facts(words: Words, vocabulary: int) -> Facts:
         "GGUF files have no form for this tokenizer that gives the same tokens",
         causes=["they know byte-level BPE, cut as GPT-2, SmolLM, Llama 3 or Qwen do, and "
                 "SentencePiece's BPE"],
-        hint="export a Hugging Face folder: --to FOLDER",
+        hint="export a Hugging Face folder: narrows export MODEL --to FOLDER",
     )  # fmt: skip
 
 

@@ -159,7 +159,7 @@ def kind_of(spec: ModelSpec, first: str | None = None) -> str:
     raise BadInput(
         "no architecture of GGUF files that narrows knows computes this model",
         causes=[f"known: {', '.join(NAMINGS)}"],
-        hint="export a Hugging Face folder: --to FOLDER",
+        hint="export a Hugging Face folder: narrows export MODEL --to FOLDER",
     )
 
 
