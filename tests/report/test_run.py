@@ -48,6 +48,17 @@ def test_without_a_ledger_the_measured_part_comes_from_metrics(make_run):
     assert run.measured.total.joules == pytest.approx(41 * 1.095 * 40, rel=0.02)
 
 
+def test_a_run_that_has_not_begun_is_told_the_text_that_was_prepared(make_run, tmp_path):
+    folder = make_run(steps=0, ledger=False)
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    (folder / "dataset.json").rename(prepared / "dataset.json")
+    plan = (folder / "plan.toml").read_text()
+    there = plan.replace("/home/ada/.cache/narrows/data/9f31c2aa", str(prepared))
+    (folder / "plan.toml").write_text(there)
+    assert read(folder).dataset.name == "shakespeare"
+
+
 def test_a_damaged_ledger_is_told_and_replaced_by_metrics(make_run):
     folder = make_run(steps=40)
     content = (folder / "ledger.json").read_text()

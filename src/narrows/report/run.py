@@ -122,6 +122,9 @@ def read(folder: Path | str) -> Run:
     machine = _optional(Machine, folder / "machine.toml", notes)
     ledger = _optional(Ledger, folder / "ledger.json", notes)
     dataset_file = folder / "dataset.json"
+    if plan.data is not None and not dataset_file.exists():
+        # Laid into the folder where training begins; until then it is where the text was prepared.
+        dataset_file = Path(plan.data.folder) / "dataset.json"
     dataset = _optional(Dataset, dataset_file, notes) if dataset_file.exists() else None
     timed = folder / "timeline.json"
     lines = tuple(_lines(folder / "metrics.jsonl", notes))
