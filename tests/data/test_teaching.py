@@ -90,6 +90,16 @@ def test_a_call_of_a_tool_is_learned_and_its_tools_are_told(plain: Words) -> Non
     assert taught(fields, Chat(), words) == [("f|g|hi|f|", "f|")]
 
 
+def test_what_was_thought_before_a_call_is_learned_where_a_template_knows_no_tools(
+    plain: Words,
+) -> None:
+    source = "{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}|{% endfor %}"
+    words = plain._replace(template=Template(source, {}))
+    calls = {"role": "assistant", "reasoning_content": "hm", "tool_calls": [{"name": "f"}]}
+    ((_, said),) = taught({"messages": [ASK, calls]}, Chat(), words)
+    assert said == 'hm<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>|'
+
+
 def test_an_answer_may_be_a_call(plain: Words) -> None:
     source = "{% for m in messages %}{{ m.content or m.tool_calls[0].function.name }}|{% endfor %}"
     source += "{# <tool_call> #}{% if tools %}{% endif %}"

@@ -64,6 +64,40 @@ def test_answers_of_a_template_that_forgets_thoughts_are_learned_one_by_one() ->
         assert template.lessons([ASK, answer, ASK]) == [first]
 
 
+FORCING = """\
+{% for m in messages %}
+{{ m.role[0] }}:{{ past if m.role == 'assistant' }}{{ m.content.split('</think>')[-1] }};\
+{% endfor %}
+{% if add_generation_prompt %}a:<think>{{ seam }}{% endif %}"""
+
+
+@pytest.mark.parametrize(("seam", "close"), [("\n", "\n</think>\n\n"), ("", "</think>")])
+@pytest.mark.parametrize("past", ["", "</think>"])
+def test_a_thought_that_the_question_opens_is_learned_though_the_template_forgets_it(
+    seam: str, close: str, past: str
+) -> None:
+    template = Template(FORCING.replace("\n", ""), {"seam": seam, "past": past})
+    within = {**ANSWER, "content": "<think>\nhm\n</think>\n\nHello"}
+    for answer in ({**ANSWER, "reasoning_content": "hm"}, within, ANSWER):
+        said = ("" if answer is ANSWER else "hm") + close + "Hello;"
+        (first,) = template.lessons([ASK, answer])
+        assert first == [Turn(f"u:Hi;a:<think>{seam}", False), Turn(said, True)]
+        again, second = template.lessons([ASK, answer, ASK, answer])
+        assert again == first and second[-1] == first[-1]
+        assert second[0].text.endswith("Hello;u:Hi;a:<think>" + seam)
+
+
+def test_a_thought_that_would_not_be_learned_is_refused() -> None:
+    thought = {**ANSWER, "reasoning_content": "hm"}
+    forgetful = Template(FORGETFUL.replace("\n", ""), {})
+    for template, options in (Template(CHATML, {}), {}), (forgetful, {"enable_thinking": False}):
+        with pytest.raises(BadInput, match="thought in message 2") as caught:
+            template.lessons([ASK, thought], options=options)
+        assert caught.value.hint
+    (turns,) = Template(CHATML, {}).lessons([ASK, {**ANSWER, "content": "<think>hm</think>Hello"}])
+    assert turns[1].text == "<think>hm</think>Hello<|im_end|>\n"
+
+
 def test_an_answer_that_changes_what_it_answers_is_refused() -> None:
     rewriting = "{% for m in messages %}{{ messages | length }}{{ m.content }}{% endfor %}"
     with pytest.raises(BadInput, match="cannot be told apart") as caught:

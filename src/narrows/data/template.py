@@ -92,17 +92,15 @@ class Template:
                 continue
             asked = self.render(messages[: count - 1], tools=tools, options=options)
             answered = self.render(messages[:count], tools=tools, options=options, answer=False)
-            if not answered.startswith(asked):
-                raise BadInput(
-                    f"the chat template renders what comes before message {count} otherwise once "
-                    "it is there: what the model is to learn cannot be told apart",
-                    hint="use the template that the model was published with",
-                )
+            thought = _thought(message)
+            written = _written(asked, answered, thought)
+            if written is None:
+                raise _untaught(count, thought)
             if not found or not asked.startswith(before):
                 found.append([])
                 before = ""
-            found[-1] += [Turn(asked[len(before) :], False), Turn(answered[len(asked) :], True)]
-            before = answered
+            found[-1] += [Turn(asked[len(before) :], False), Turn(written, True)]
+            before = asked + written
         whole = self.render(messages, tools=tools, options=options, answer=False)
         if not found:
             return [[Turn(whole, False)]]
@@ -164,6 +162,46 @@ def check(messages: Sequence[Message]) -> None:
         if not isinstance(content, str | list | None):
             what = f"the content of message {number} is no text but {content!r:.60}"
             raise BadInput(what, hint='"content": "..."')
+
+
+def _thought(message: Message) -> str:
+    """What stands before an answer: in a field of its own, or between tags in its content."""
+    thought, content = message.get("reasoning_content"), message.get("content")
+    if isinstance(thought, str):
+        return thought.strip()
+    before, end, _ = content.partition(THOUGHT[1]) if isinstance(content, str) else ("", "", "")
+    return before.rpartition(THOUGHT[0])[2].strip() if end else ""
+
+
+def _written(asked: str, answered: str, thought: str) -> str | None:
+    """What the model writes behind what it is asked by, with the thought; None where the answer
+    changes the one or leaves out the other.
+    """
+    if answered.startswith(asked) and thought in answered[len(asked) :]:
+        return answered[len(asked) :]
+    begin, end = THOUGHT
+    before, opened, seam = asked.rpartition(begin)
+    if not opened or seam.strip() or not answered.startswith(before):
+        return None
+    said = answered[len(before) :].lstrip()
+    if said.startswith(THOUGHT):
+        said = said.partition(end)[2].lstrip()
+    return f"{thought}{seam}{end}{seam * 2}{said}"
+
+
+def _untaught(count: int, thought: str) -> BadInput:
+    """Of the message of that number."""
+    if thought:
+        return BadInput(
+            f"the chat template leaves out what the assistant thought in message {count}, which "
+            "would not be learned",
+            hint='take the thought out of the row, or "enable_thinking": false where it has that',
+        )
+    return BadInput(
+        f"the chat template renders what comes before message {count} otherwise once it is there: "
+        "what the model is to learn cannot be told apart",
+        hint="use the template that the model was published with",
+    )
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -72,7 +72,8 @@ def told(
     found: list[Message] = []
     for message in messages:
         if message.get("tool_calls"):
-            found.append({"role": message["role"], "content": _written(message)})
+            said = {key: value for key, value in message.items() if key != "tool_calls"}
+            found.append({**said, "content": _written(message)})
         elif message["role"] == "tool":
             answer = f"<tool_response>\n{message['content']}\n</tool_response>"
             if found and found[-1].get("responds"):
