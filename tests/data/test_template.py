@@ -28,6 +28,14 @@ def test_messages_become_text() -> None:
     assert whole == f"{asked}Hello<|im_end|>\n"
 
 
+def test_what_a_developer_says_is_the_systems_where_a_template_knows_no_developer() -> None:
+    said = {"role": "developer", "content": "Be brief."}
+    source = "{% for m in messages if m.role != 'developer' %}{{ m.role }}|{% endfor %}"
+    assert Template(source.replace("developer", "boss"), {}).render([said, ASK]) == "system|user|"
+    assert Template(source, {}).render([said, ASK]) == "user|"
+    assert Template(CHATML, {}).render([said]).startswith("<|im_start|>system\nBe brief.")
+
+
 def test_turns_tell_what_the_model_writes() -> None:
     template = Template(CHATML, {})
     (turns,) = template.lessons([ASK, ANSWER, ASK, ANSWER])

@@ -57,7 +57,7 @@ class Template:
         self.refuse_unknown(options)
         try:
             return self._compiled.render(
-                messages=[dict(each) for each in messages],
+                messages=[self._known(each) for each in messages],
                 tools=tools,
                 documents=None,
                 add_generation_prompt=answer,
@@ -129,6 +129,11 @@ class Template:
                     f"the model's chat template knows no {name[:60]}",
                     hint=f"leave it out; it knows: {', '.join(known) or 'none'}",
                 )
+
+    def _known(self, message: Message) -> dict[str, Any]:
+        """With a role that the template knows: what a developer says is the system's elsewhere."""
+        elsewhere = message["role"] == "developer" and "developer" not in self.source
+        return {**message, "role": "system"} if elsewhere else dict(message)
 
     @cached_property
     def _variables(self) -> set[str]:
