@@ -128,6 +128,22 @@ def test_options_reach_the_template_and_no_other_are_taken() -> None:
     assert "enable_thinking" in str(caught.value.hint)
 
 
+def test_what_a_template_sets_before_it_reads_it_is_no_option() -> None:
+    source = (
+        "{% if not mood is defined %}{% set mood = 'x' %}{% endif %}"
+        "{% macro listed(tools) %}{{ tools }}{% endmacro %}"
+        "{% set tone = tone | default('y') %}{% if mine %}{% set tools = mine %}{% endif %}"
+        "{% for m in messages %}{% if m.content %}{% set said = m.content %}{% else %}"
+        "{% set said = '' %}{% endif %}{{ mood }}{{ tone }}{{ said }}{{ tools }}{% endfor %}"
+    )
+    template = Template(source, {})
+    assert template.render([ASK], options={"mood": "a", "tone": "b"}) == "abHiNone"
+    with pytest.raises(BadInput, match="knows no said") as caught:
+        template.render([ASK], options={"said": "x"})
+    assert str(caught.value.hint).endswith(": mine, mood, tone")
+    assert template.reads("tools")
+
+
 def test_what_templates_take_for_granted_is_there() -> None:
     source = (
         "{{ bos_token }}{% generation %}{{ messages[0]['content'] | tojson }}{% endgeneration %}"

@@ -7,7 +7,7 @@ sandboxed, blocks trimmed, `raise_exception`, `strftime_now`, `tojson` and `gene
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
@@ -137,7 +137,8 @@ class Template:
 
     @cached_property
     def _variables(self) -> set[str]:
-        return meta.find_undeclared_variables(_environment().parse(self.source))
+        tree = _environment().parse(self.source)
+        return meta.find_undeclared_variables(tree) & _read(tree, set())
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
@@ -207,6 +208,38 @@ def _untaught(count: int, thought: str) -> BadInput:
         "what the model is to learn cannot be told apart",
         hint="use the template that the model was published with",
     )
+
+
+def _read(node: nodes.Node, own: set[str]) -> set[str]:
+    """The variables that are read before they are set for certain; `own` grows by those set."""
+    match node:
+        case nodes.Name(ctx="load"):
+            return {node.name} - own
+        case nodes.Name():
+            own.add(node.name)
+            return set()
+        case nodes.If():
+            found, ways = _read(node.test, own), [(set(own), node.body)]
+            ways += [(set(own), [each]) for each in node.elif_]
+            ways.append((set(own), node.else_))
+            for set_there, parts in ways:
+                found |= _read_all(parts, set_there)
+            own |= set.intersection(*(set_there for set_there, _ in ways))
+            return found
+        case nodes.Assign():
+            return _read_all([node.node, node.target], own)
+        case nodes.For():
+            parts = [node.target, *([node.test] if node.test else []), *node.body, *node.else_]
+            return _read(node.iter, own) | _read_all(parts, set(own))
+        case nodes.Macro() | nodes.CallBlock() | nodes.With():
+            return _read_all(node.iter_child_nodes(), set(own))
+        case _:
+            return _read_all(node.iter_child_nodes(), own)
+
+
+def _read_all(parts: Iterable[nodes.Node], own: set[str]) -> set[str]:
+    """Of one after the other."""
+    return set[str]().union(*(_read(part, own) for part in parts))
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
