@@ -180,6 +180,16 @@ def test_a_conversation_is_rendered_by_the_template(generator: Generator, tmp_pa
         asked(generator, tmp_path, row)
 
 
+def test_a_choice_is_no_thought(generator: Generator, tmp_path: Path) -> None:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}<think>"
+    row = {"question": "what", "choices": ["light", "the east"], "answer": "light"}
+    opened, ended = (
+        asked(generator._replace(template=Template(each, {})), tmp_path, row)
+        for each in (f"{source}{{# </think> #}}", f"{source}</think>")
+    )
+    assert opened.items == ended.items
+
+
 def test_a_row_longer_than_the_context_is_named_and_never_cut(
     generator: Generator, tmp_path: Path
 ) -> None:

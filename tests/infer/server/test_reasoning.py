@@ -84,6 +84,18 @@ def test_an_answer_within_a_thought_is_one(reasoning: Callable[..., Service]) ->
     assert set(held["content"]) <= {"a", "b"} and "reasoning_content" not in held
 
 
+def test_what_is_held_is_asked_for_behind_the_end_of_a_thought(
+    reasoning: Callable[..., Service],
+) -> None:
+    service = reasoning()
+    encode = service.writer.tokenizer.encode
+    for form, asked in (
+        ({"regex": "[ab]{3}"}, "u:But soft;a:<think></think>"), ({}, "u:But soft;a:<think>")
+    ):  # fmt: skip
+        found = post(service, CHAT, talk(**form)).json()
+        assert found["usage"]["prompt_tokens"] == len(encode(asked, special=True))
+
+
 def test_the_template_is_told_the_servers_options_and_then_the_requests(
     reasoning: Callable[..., Service],
 ) -> None:

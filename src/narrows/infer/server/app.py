@@ -16,10 +16,11 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from narrows.infer.reasoning import thinking_of
+from narrows.infer.reasoning import thinking_of, unthinking
 from narrows.infer.server import metrics, schemas
 from narrows.infer.server.calls import calls_of
 from narrows.infer.server.errors import Refusal, response_to
+from narrows.infer.server.formats import held
 from narrows.infer.server.forms import ChatForm, Form, TextForm
 from narrows.infer.server.openapi import Operation, document
 from narrows.infer.server.page import page
@@ -203,9 +204,11 @@ def _conversed(service: Service, asked: ChatAsked) -> tuple[list[Any], Manner]:
     calls = calls_of(asked, template)
     tools = calls.known if calls else ()
     text = service.rendered(asked.messages, asked.chat_template_kwargs, tools)
+    thinking = thinking_of(template, text)
+    if held(asked) or (calls is not None and calls.chosen):
+        # It has no thought before it.
+        text, thinking = unthinking(template, text), None
     requests = chat_requests(service, asked, text, calls)
-    # What is held to a form has no thought before it.
-    thinking = None if requests[0].guide is not None else thinking_of(template, text)
     return requests, Manner(odds=bool(asked.logprobs), calls=calls, thinking=thinking)
 
 

@@ -26,6 +26,11 @@ def guide_of(asked: Asked, grammars: Grammars) -> Guide | None:
         return grammars.guide(grammar)
 
 
+def held(asked: Asked) -> bool:
+    """Whether the answer is to have a form."""
+    return bool(_asked(asked))
+
+
 @contextmanager
 def refusing(param: str) -> Iterator[None]:
     """Within it what is wrong in a grammar is wrong in the parameter that gave it."""
