@@ -180,6 +180,24 @@ def test_a_conversation_is_rendered_by_the_template(generator: Generator, tmp_pa
         asked(generator, tmp_path, row)
 
 
+@pytest.mark.parametrize("opened", ["", "<think>\n"])
+def test_an_answer_is_held_without_the_thought_of_the_row(
+    opened: str, generator: Generator, tmp_path: Path
+) -> None:
+    pytest.importorskip("sacrebleu")
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}" + opened + "{# </think> #}"
+    thinking = generator._replace(template=Template(source, {}))
+    for said in ("<think>\nIs it?\n</think>\n\nthe east", "Is it?</think>the east"):
+        bare, taught = (
+            asked(thinking, tmp_path, {"question": "what", "answer": each}, tokens=6)
+            for each in ("the east", said)
+        )
+        assert taught.items == bare.items
+    plain = generator._replace(template=Template("{{ messages[0].content }}", {}))
+    kept = asked(plain, tmp_path, {"question": "what", "answer": said}, tokens=6)
+    assert kept.items != bare.items
+
+
 def test_a_choice_is_no_thought(generator: Generator, tmp_path: Path) -> None:
     source = "{% for m in messages %}{{ m.content }}{% endfor %}<think>"
     row = {"question": "what", "choices": ["light", "the east"], "answer": "light"}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from narrows.data.template import Options
+from narrows.data.template import THOUGHT, Options
 from narrows.evaluate import classification, overlap
 from narrows.evaluate.assessment import Found, Item, Kind, Manner, Rows, metrics
 from narrows.evaluate.documents import begin
@@ -79,6 +79,7 @@ def answer(
             parted(prompts[row.number].thinking, each.text).text
             for row, each in zip(writing, texts, strict=True)
         ]
+        writing = [_silent(row, prompts[row.number].thinking) for row in writing]
         held, cut = _held(writing, said)
         items += held
         notes.append(f"BLEU finds words by sacrebleu's {cut}")
@@ -88,6 +89,12 @@ def answer(
     items.sort(key=lambda item: item.number)
     found = metrics(KINDS, tuple(items), manner.seed)
     return Found(tuple(items), found, sha256, tokens, notes=tuple(notes))
+
+
+def _silent(row: Question, thinking: bool | None) -> Question:
+    """The row without a thought before its answer, which no other is held with either."""
+    begun = None if thinking is None else THOUGHT[1] in row.answer
+    return row._replace(answer=parted(begun, row.answer).text)
 
 
 def _thoughts(thinking: Sequence[bool | None], said: Sequence[str]) -> list[str]:
