@@ -40,6 +40,12 @@ def test_a_message_is_the_same_whoever_wrote_it(messages: list[Fields]) -> None:
         assert taught(row({name: messages})) == Conversation([ASK, SAY])
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_a_thought_is_one_whatever_it_is_called(name: str) -> None:
+    *_, said = taught(row(called(content="yo", **{"thinking": None, name: "hm"})))[0]
+    assert said["reasoning_content"] == "hm" and said[name] == "hm"
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -99,6 +105,7 @@ def test_a_field_of_a_tool_is_refused_with_the_nearest_one() -> None:
         ({"messages": [{"from": "alpaca", "value": "x"}, SAY]}, "message 1 has the role 'alpaca'"),
         ({"messages": [{"from": "human"}, SAY]}, "message 1 has no content"),
         (called(content=[{"type": "image_url"}]), "message 2 has a part that is no text"),
+        (called(content="x", reasoning_content=5), "message 2 has a thought that is no text: 5"),
         (called(content="", tool_calls="rain()"), "message 2 has tool_calls that are no list"),
         (called(content="", tool_calls=["rain"]), "message 2 has a call without a name"),
         (called(content="", tool_calls=[{"name": "rain", "arguments": "{"}]), "has a call without"),

@@ -33,6 +33,8 @@ _OPTIONS = "chat_template_kwargs"
 """transformers' name."""
 _FROM = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
 """ShareGPT's names of roles."""
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""What vLLM, OpenRouter and Ollama call what was thought; templates know the first."""
 _CALLS = '"tool_calls": [{"function": {"name": "...", "arguments": {...}}}]'
 
 
@@ -209,6 +211,12 @@ def _plain(row: Row, number: int, message: Message) -> Message:
         found |= {"role": _FROM.get(who, who), "content": found.pop("value", None)}
     if isinstance(found.get("content"), list):
         found["content"] = "".join(_said(place, part) for part in found["content"])
+    thought = next((found[name] for name in _THOUGHTS if found.get(name) is not None), None)
+    if thought is not None:
+        if not isinstance(thought, str):
+            what = f"{place} has a thought that is no text: {thought!r:.60}"
+            raise BadInput(what, hint='"reasoning_content": "..."')
+        found[_THOUGHTS[0]] = thought
     if calls := found.get("tool_calls"):
         if not isinstance(calls, list):
             raise BadInput(f"{place} has tool_calls that are no list", hint=_CALLS)

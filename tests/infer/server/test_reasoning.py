@@ -111,9 +111,10 @@ def test_the_template_is_told_the_servers_options_and_then_the_requests(
 def test_what_was_thought_before_is_told_to_the_template(
     reasoning: Callable[..., Service],
 ) -> None:
-    said = {"role": "assistant", "content": "yo", "reasoning_content": "hm"}
-    asked = {"messages": [{"role": "user", "content": "hi"}, said]}
-    assert "ahm:yo;" in tokens(reasoning(), asked)
+    for name in ("reasoning_content", "reasoning"):
+        said = {"role": "assistant", "content": "yo", name: "hm"}
+        asked = {"messages": [{"role": "user", "content": "hi"}, said]}
+        assert "ahm:yo;" in tokens(reasoning(), asked)
 
 
 def test_an_option_that_the_template_does_not_read_is_refused(

@@ -131,12 +131,15 @@ class Called(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody said, whole or in parts, what the model called, or what came of that."""
+    """What somebody said, whole or in parts, what the model called, or what came of that; its
+    thought may be called reasoning, too.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
     name: str | None = None
     tool_calls: list[Called] | None = None
     tool_call_id: str | None = None
@@ -148,10 +151,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         if self.tool_calls:
             found["tool_calls"] = [call.plain(f"{place}.tool_calls[{number}]")
                                    for number, call in enumerate(self.tool_calls)]  # fmt: skip
-        for key in ("reasoning_content", "name", "tool_call_id"):
-            if (said := getattr(self, key)) is not None:
-                found[key] = said
-        return found
+        thought = self.reasoning if self.reasoning_content is None else self.reasoning_content
+        beside = {"reasoning_content": thought, "name": self.name,
+                  "tool_call_id": self.tool_call_id}  # fmt: skip
+        return found | {key: said for key, said in beside.items() if said is not None}
 
     def _text(self, place: str) -> str:
         if not isinstance(self.content, list):
