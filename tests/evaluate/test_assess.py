@@ -80,6 +80,9 @@ def test_a_run_of_bf16_is_computed_in_fp32(make_run: MakeRun, texts: Path) -> No
     [
         ([], "nothing says what to ask"),
         (["--text", "a", "--rows", "b"], "one thing is asked at a time"),
+        (["--text", "a", "--template", "b=1"], "--template is read with --rows alone"),
+        (["--rows", "a", "--chat"], "--chat is read with --tasks alone"),
+        (["--rows", "a", "--shots", "0"], "--shots is read with --tasks alone"),
         (["--text", "absent.txt"], "the corpus absent.txt does not exist"),
         (["--rows", "absent.jsonl"], "absent.jsonl does not exist"),
         (["--text", "shakespeare", "--batch", "0"], "evaluate.batch is 0"),

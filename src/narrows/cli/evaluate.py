@@ -132,11 +132,25 @@ def _data(chosen: argparse.Namespace) -> Data:
         what = "nothing says what to ask" if not given else "one thing is asked at a time"
         raise BadInput(what, hint=f"narrows evaluate {chosen.model} --text shakespeare, or --rows "
                        "FILE.jsonl, or --tasks NAME")  # fmt: skip
+    _refuse_unread(chosen)
     if chosen.text:
         return Texts(corpus=chosen.text, field=chosen.field)
     if chosen.rows:
         return Rows(file=chosen.rows, options=template.of(chosen))
     return Tasks(task=chosen.tasks, shots=chosen.shots, chat=chosen.chat)
+
+
+def _refuse_unread(chosen: argparse.Namespace) -> None:
+    """Raises BadInput for what is said of questions that are not asked."""
+    of_rows, of_tasks = bool(chosen.rows), bool(chosen.tasks)
+    for name, given, read, kind in (
+        ("--template", chosen.template, of_rows, "--rows"),
+        ("--shots", chosen.shots is not None, of_tasks, "--tasks"),
+        ("--chat", chosen.chat, of_tasks, "--tasks"),
+    ):
+        if given and not read:
+            what = f"{name} is read with {kind} alone, and would change nothing here"
+            raise BadInput(what, hint=f"leave {name} out")
 
 
 def _manner(chosen: argparse.Namespace) -> Manner:
