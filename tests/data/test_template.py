@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from narrows.data.template import Template, Turn
+from narrows.data.template import Template, Turn, unthinking
 from narrows.spec.errors import BadInput
 
 CHATML = """\
@@ -93,6 +93,34 @@ def test_a_thought_that_the_question_opens_is_learned_though_the_template_forget
         again, second = template.lessons([ASK, answer, ASK, answer])
         assert again == first and second[-1] == first[-1]
         assert second[0].text.endswith("Hello;u:Hi;a:<think>" + seam)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ended"),
+    [
+        ("a:<think>\n", "a:<think>\n\n</think>\n\n"),
+        ("a:<think>", "a:<think></think>"),
+        ("a:<think></think>", "a:<think></think>"),
+        ("a:", "a:"),
+    ],
+)
+def test_a_thought_that_the_question_opens_can_be_ended(prompt: str, ended: str) -> None:
+    assert unthinking(prompt) == ended
+
+
+@pytest.mark.parametrize("seam", ["\n", ""])
+@pytest.mark.parametrize("past", ["", "</think>"])
+def test_who_wants_no_thought_gets_none_of_a_template_that_always_opens_one(
+    seam: str, past: str
+) -> None:
+    template = Template(FORCING.replace("\n", ""), {"seam": seam, "past": past})
+    quiet = {"enable_thinking": False}
+    asked = f"u:Hi;a:<think>{seam * 2}</think>{seam * 2}"
+    assert template.render([ASK], options=quiet) == asked
+    (turns,) = template.lessons([ASK, ANSWER], options=quiet)
+    assert turns == [Turn(asked, False), Turn("Hello;", True)]
+    with pytest.raises(BadInput, match="thought in message 2"):
+        template.lessons([ASK, {**ANSWER, "reasoning_content": "hm"}], options=quiet)
 
 
 def test_a_thought_that_would_not_be_learned_is_refused() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narrows.data.template import Template
-from narrows.infer.reasoning import ReasoningReader, Said, parted, thinking_of, unthinking
+from narrows.infer.reasoning import ReasoningReader, Said, parted, thinking_of
 
 
 @pytest.mark.parametrize(
@@ -69,17 +69,3 @@ def test_whether_an_answer_begins_within_a_thought_the_prompt_says() -> None:
     assert thinking_of(Template("x", {}), "a:<think>\n") is None
     assert thinking_of(None, "a:") is None
     assert parted(None, "<think>x</think>") == Said("", "<think>x</think>")
-
-
-@pytest.mark.parametrize(
-    ("prompt", "ended"),
-    [
-        ("a:<think>\n", "a:<think>\n\n</think>\n\n"),
-        ("a:<think>", "a:<think></think>"),
-        ("a:<think></think>", "a:<think></think>"),
-        ("a:", "a:"),
-    ],
-)
-def test_a_thought_that_the_prompt_opens_can_be_ended(prompt: str, ended: str) -> None:
-    assert unthinking(Template("<think></think>", {}), prompt) == ended
-    assert unthinking(None, prompt) == prompt

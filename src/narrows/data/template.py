@@ -28,6 +28,7 @@ NO_OPTIONS: Options = MappingProxyType({})
 THOUGHT = ("<think>", "</think>")
 """What reasoning models write around what nobody is to read."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_THINKING = "enable_thinking"
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
 
 
@@ -49,20 +50,22 @@ class Template:
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None,
         options: Options = NO_OPTIONS, answer: bool = True,
     ) -> str:  # fmt: skip
-        """The text of the messages; with `answer` it ends where the model is to go on.
+        """The text of the messages; with `answer` it ends where the model is to go on, behind a
+        thought that the template opens whatever it is told where none is wanted.
 
         Raises BadInput where the template refuses them, with what it says, or knows no such option.
         """
         check(messages)
         self.refuse_unknown(options)
         try:
-            return self._compiled.render(
+            text = self._compiled.render(
                 messages=[self._known(each) for each in messages],
                 tools=tools,
                 documents=None,
                 add_generation_prompt=answer,
                 **{**self.special, **options},
             )
+            return unthinking(text) if answer and options.get(_THINKING) is False else text
         except jinja2.TemplateError as error:
             raise BadInput(
                 f"the model's chat template refuses the messages: {error}",
@@ -151,6 +154,13 @@ class Template:
             ) from None
 
 
+def unthinking(prompt: str) -> str:
+    """The prompt with the thought ended that it opens."""
+    kept = prompt.rstrip()
+    seam = prompt[len(kept) :]
+    return f"{prompt}{seam}{THOUGHT[1]}{seam * 2}" if kept.endswith(THOUGHT[0]) else prompt
+
+
 def check(messages: Sequence[Message]) -> None:
     """Raises BadInput where one has no role that is known, or no content: null would be said as a
     word of the template's language.
@@ -187,12 +197,13 @@ def _written(asked: str, answered: str, thought: str) -> str | None:
         return answered[len(asked) :]
     begin, end = THOUGHT
     before, opened, seam = asked.rpartition(begin)
-    if not opened or seam.strip() or not answered.startswith(before):
+    ended = not thought and seam.strip() == end
+    if not (opened and answered.startswith(before)) or (seam.strip() and not ended):
         return None
     said = answered[len(before) :].lstrip()
     if said.startswith(THOUGHT):
         said = said.partition(end)[2].lstrip()
-    return f"{thought}{seam}{end}{seam * 2}{said}"
+    return said if ended else f"{thought}{seam}{end}{seam * 2}{said}"
 
 
 def _untaught(count: int, thought: str) -> BadInput:

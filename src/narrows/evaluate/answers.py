@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from narrows.data.template import THOUGHT, Options
+from narrows.data.template import THOUGHT, Options, unthinking
 from narrows.evaluate import classification, overlap
 from narrows.evaluate.assessment import Found, Item, Kind, Manner, Rows, metrics
 from narrows.evaluate.documents import begin
@@ -20,7 +20,7 @@ from narrows.evaluate.writing import Manuscript, Prompt, write
 from narrows.infer.chat import rendered
 from narrows.infer.generate import tokens_of
 from narrows.infer.loading import Generator
-from narrows.infer.reasoning import parted, thinking_of, unthinking
+from narrows.infer.reasoning import parted, thinking_of
 from narrows.spec.errors import BadInput
 
 KINDS = (
@@ -122,7 +122,7 @@ def _prompt(generator: Generator, row: Question, options: Options) -> _Asked:
         said = row.said._replace(options={**options, **row.said.options})
         text = rendered(generator, said)
         if row.choices:
-            text = unthinking(generator.template, text)
+            text = unthinking(text)
         tokens = generator.tokenizer.encode(text, special=True)
         return _Asked(tokens, thinking_of(generator.template, text))
     except BadInput as error:

@@ -94,14 +94,6 @@ def thinking_of(template: Template | None, prompt: str) -> bool | None:
     return prompt.rstrip().endswith(_BEGIN)
 
 
-def unthinking(template: Template | None, prompt: str) -> str:
-    """The prompt with the thought ended that it opens: what is held to a form has none."""
-    if not thinking_of(template, prompt):
-        return prompt
-    seam = prompt[len(prompt.rstrip()) :]
-    return f"{prompt}{seam}{_END}{seam * 2}"
-
-
 def parted(thinking: bool | None, text: str) -> Said:
     """A whole answer."""
     if thinking is None:

@@ -16,7 +16,8 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from narrows.infer.reasoning import thinking_of, unthinking
+from narrows.data.template import unthinking
+from narrows.infer.reasoning import thinking_of
 from narrows.infer.server import metrics, schemas
 from narrows.infer.server.calls import calls_of
 from narrows.infer.server.errors import Refusal, response_to
@@ -207,7 +208,7 @@ def _conversed(service: Service, asked: ChatAsked) -> tuple[list[Any], Manner]:
     thinking = thinking_of(template, text)
     if held(asked) or (calls is not None and calls.chosen):
         # It has no thought before it.
-        text, thinking = unthinking(template, text), None
+        text, thinking = unthinking(text) if thinking else text, None
     requests = chat_requests(service, asked, text, calls)
     return requests, Manner(odds=bool(asked.logprobs), calls=calls, thinking=thinking)
 
