@@ -29,7 +29,7 @@ from narrows.spec.job import DataSpec
 from narrows.spec.objective import Classify, Objective, Prefer
 from narrows.spec.record import load, to_json, write_atomically
 
-VERSION = 4  # of all that turns rows into tokens
+VERSION = 5  # of all that turns rows into tokens
 Talk = Callable[[str], None]
 
 
