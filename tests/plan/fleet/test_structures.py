@@ -28,6 +28,7 @@ FIXED = (
 def plainly(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Iterator[tuple[int, ...]]:
     """Every structure by trying all numbers, in the order of a search."""
     spec, node = work.spec, fleet.domains[0].devices
+    most = max(node, fleet.devices_per_node)
     layers = spec.layers + spec.encoder_layers
     count = spec.experts.count if spec.experts else 1
     every = range(1, fleet.devices + 1)
@@ -37,7 +38,7 @@ def plainly(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Iterator[tu
         ranks, rest = divmod(fleet.devices, t * c * p)
         if rest or batch % ranks or p > layers or spec.heads % t:
             continue
-        if t != wanted.tensor and (wanted.tensor or t not in powers or t > node):
+        if t != wanted.tensor and (wanted.tensor or t not in powers or t > most):
             continue
         if c not in powers or work.positions // c < 1024 or p != (wanted.pipeline or p):
             continue
@@ -75,6 +76,15 @@ def test_structures_are_those_that_trying_all_numbers_finds(
     found = structures(work, fleet, batch, wanted)
     columns = (getattr(found, name).astype(int).tolist() for name in NAMES)
     assert list(zip(*columns, strict=True)) == expected
+
+
+def test_tensor_ranks_may_be_all_of_a_node_where_bridges_join_only_some(
+    sparse: ModelSpec, make_fleet: MakeFleet
+) -> None:
+    fleet = make_fleet(devices=16, per_node=2, devices_per_node=8)
+    work = Work.of(sparse, sparse.context)
+    assert fleet.domains[0].devices == 2
+    assert set(structures(work, fleet, 64, Wanted()).tensor.tolist()) == {1, 2, 4, 8}
 
 
 def test_a_candidate_is_a_structure_with_a_choice(sparse: ModelSpec, fleet: Fleet) -> None:

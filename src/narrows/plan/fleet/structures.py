@@ -81,7 +81,9 @@ def _axes(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> Rows:
     sharded set included.
     """
     spec, devices = work.spec, fleet.devices
-    most = min(_TENSOR_MOST, devices, fleet.domains[0].devices)
+    # All of a node, though bridges may join only two of its devices.
+    node = max(fleet.domains[0].devices, fleet.devices_per_node)
+    most = min(_TENSOR_MOST, devices, node)
     tensors = _options(wanted.tensor, [t for t in _powers(most) if spec.heads % t == 0])
     longest = max(1, work.positions // _POSITIONS_LEAST)
     contexts = _options(wanted.context, _powers(min(devices, longest)))
