@@ -77,9 +77,21 @@ def test_no_more_are_in_flight_than_there_are(work: Work) -> None:
 def test_weight_gradients_fill_the_bubble() -> None:
     """Forward 1, backward 1, weights 1: nothing is left but the way to the turn."""
     one = np.array([3.0])
-    v = spreads(pipeline=4, schedule="zero_bubble", interleave=2)
+    v = spreads(pipeline=4, schedule="zero_bubble", interleave=2, accumulation=4)
     assert bubble(v, one, np.array([1.0])) == pytest.approx(3 * 0.5)
     # Where attention, which has no weights, takes much of the pass, they do not fill it.
     assert bubble(v, one, np.array([0.6])) == pytest.approx(3 * 1.2)
     assert bubble(spreads(pipeline=4), one, np.array([1.0])) == pytest.approx(9.0)
     assert bubble(spreads(pipeline=4, interleave=3), one, one) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "micros", "lost"),
+    [(3, 1, 3.5), (4, 1, 5.5), (4, 2, 3.5), (8, 1, 13.5), (8, 2, 11.5), (8, 8, 3.5)],
+)
+def test_fewer_micro_batches_than_stages_wait_for_the_first_one(
+    ranks: int, micros: int, lost: float
+) -> None:
+    """As report/pipelines.py draws them."""
+    v = spreads(pipeline=ranks, schedule="zero_bubble", interleave=2, accumulation=micros)
+    assert bubble(v, np.array([3.0]), np.array([1.0])) == pytest.approx(lost)

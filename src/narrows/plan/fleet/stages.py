@@ -136,8 +136,11 @@ def bubble(spreads: Spreads, micro_batch: Array, weights: Array) -> Array:
 
     A zero-bubble pipeline waits what its weight gradients do not fill, forward + backward - 2 ·
     weights for each of p - 1 stages (arXiv:2401.10241, table 1), and at least half a forward pass,
-    which is what its schedule loses where all three are equal (report/pipelines.py draws it).
+    which is what its schedule loses where all three are equal (report/pipelines.py draws it). Fewer
+    micro-batches than stages leave it, too, to wait for the first one to go down the V and back.
     """
-    unfilled = np.maximum(micro_batch / 6.0, micro_batch - 3.0 * weights)
-    one = np.where(spreads.zero_bubble, unfilled, micro_batch / spreads.interleave)
-    return np.asarray((spreads.pipeline - 1.0) * one)
+    stages, missing = spreads.pipeline - 1.0, spreads.pipeline - spreads.accumulation
+    unfilled = stages * np.maximum(micro_batch / 6.0, micro_batch - 3.0 * weights)
+    down_and_back = missing * (micro_batch - weights) - weights / 2.0
+    bent = np.maximum(unfilled, down_and_back)
+    return np.where(spreads.zero_bubble, bent, stages * micro_batch / spreads.interleave)
