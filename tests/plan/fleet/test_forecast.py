@@ -190,6 +190,25 @@ def test_each_technique_is_changed_alone(answer: Forecast) -> None:
         assert option.verdict.endswith("does not fit") != fits
 
 
+@pytest.mark.parametrize(
+    ("batch", "wanted"),
+    [
+        (1, {"tensor": 4, "pipeline": 2}),
+        (2, {"pipeline": 4}),
+        (64, {"pipeline": 2, "last_fewer": 1}),
+    ],
+)
+def test_no_technique_that_is_searched_beats_the_best(
+    ask: Ask, batch: int, wanted: dict[str, Any]
+) -> None:
+    answer = forecast(ask(batch=batch, wanted=Wanted(**wanted)))
+    searched = ("recompute", "shard", "parameters", "contexts", "placed", "1f1b", "zero_bubble")
+    options = [o for o in answer.techniques if o.verdict.startswith(searched)]
+    assert len(options) > 4
+    for option in options:
+        assert option.step_seconds >= 0.999 * answer.predicted.step_seconds, option.verdict
+
+
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_only_tensor_ranks_can_do_without_sequence_parallelism(ask: Ask, tensor: int) -> None:
     answer = forecast(ask(wanted=Wanted(tensor=tensor)))

@@ -35,6 +35,8 @@ def test_every_choice_that_matters_less_is_tried(work: Work, fleet: Fleet) -> No
         assert set(getattr(found, name).tolist()) == {0, 1}, name
     assert set(found.recompute.tolist()) == {0, 1, 2, 3}
     assert np.any(found.last_fewer > 0)
+    # Ranks of a context share what is sharded, too.
+    assert np.any((found.reshard == 0) & (found.data == 1) & (found.context > 1))
 
 
 def test_variants_are_possible(work: Work, fleet: Fleet, small: ModelSpec) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from narrows.plan.fleet.search import evaluate
 from narrows.plan.fleet.spreads import EXCHANGES, PLACEMENTS, RECOMPUTES, SHARDINGS, Spreads
+from narrows.plan.fleet.variants import bends
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Fleet, Spread
 from narrows.spec.forecast import Option
@@ -34,9 +35,10 @@ def techniques(work: Work, spread: Spread, fleet: Fleet, limit: float) -> Iterat
         changes += _others(spread, "reshard", "parameters dropped after use:", (True, False))
     if spread.pipeline > 1:
         changes += _others(spread, "placement", "placed", PLACEMENTS)
+        bent = [("zero_bubble", 2)] if bends(work, Spreads.of([spread]))[0] else []
         changes += [
             (f"{name} pipeline", {"schedule": name, "interleave": pieces})
-            for name, pieces in (("1f1b", 1), ("gpipe", 1), ("zero_bubble", 2))
+            for name, pieces in (("1f1b", 1), ("gpipe", 1), *bent)
             if name != spread.schedule
         ]
     changes = [(what, change) for what, change in changes if _differs(spread, change)]

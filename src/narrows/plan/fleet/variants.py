@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from msgspec.structs import replace
 
 from narrows.plan.fleet.spreads import RECOMPUTES, SCHEDULES, Spreads
@@ -78,7 +79,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 def refined(work: Work, spreads: Spreads, wanted: Wanted) -> Spreads:
     """What differs from `spreads` in choices that matter less, all combinations of them."""
     known = spreads.size
-    for change in (_v_shaped, _neighbours, _unevenly, _dealt, _kept, _pointwise):
+    for change in (_unevenly, _v_shaped, _neighbours, _dealt, _kept, _pointwise):
         others = change(work, spreads, wanted)
         spreads = spreads.beside(others) if others is not None and others.size else spreads
     return spreads.part(slice(known, None))
@@ -88,15 +89,22 @@ def _v_shaped(work: Work, spreads: Spreads, wanted: Wanted) -> Spreads | None:
     """Two pieces a stage in a V, backward passes cut in two."""
     if wanted.schedule is not None or wanted.interleave not in (None, 2):
         return None
-    p = spreads.pipeline
-    even = (work.layers % (2.0 * p) == 0) | ((work.layers + 2.0) % (2.0 * p) == 0)
-    even &= 2.0 * p <= work.layers + spreads.first_fewer + spreads.last_fewer
-    fine = (p > 1) & (spreads.interleave == 1) & even & (spreads.accumulation >= p)
-    part = spreads.part(np.flatnonzero(fine))
+    part = spreads.part(np.flatnonzero((spreads.interleave == 1) & bends(work, spreads)))
     ones = np.ones(part.size)
     return part.changed(
         schedule=SCHEDULES.index("zero_bubble") * ones, interleave=2.0 * ones
     )  # fmt: skip
+
+
+def bends(work: Work, spreads: Spreads) -> npt.NDArray[np.bool_]:
+    """Which of them may lie in a V: micro-batches fill it, and its pieces, two a stage, are alike,
+    maybe but for the embedding and the head.
+    """
+    p, most = spreads.pipeline, np.maximum(spreads.first_fewer, spreads.last_fewer)
+    layers = work.layers + spreads.first_fewer + spreads.last_fewer
+    alike = (layers % (2.0 * p) == 0) | ((most == 0) & ((layers + 2.0) % (2.0 * p) == 0))
+    room = 2.0 * p * np.maximum(1.0, most) <= layers
+    return np.asarray((p > 1) & alike & room & (spreads.accumulation >= p))
 
 
 def _neighbours(work: Work, spreads: Spreads, wanted: Wanted) -> Spreads | None:
@@ -137,7 +145,7 @@ def _kept(work: Work, spreads: Spreads, wanted: Wanted) -> Spreads | None:
     """Gathered parameters kept until they are needed backward."""
     if wanted.reshard is not None:
         return None
-    part = spreads.part(np.flatnonzero((spreads.sharding == 3) & (spreads.data > 1)))
+    part = spreads.part(np.flatnonzero((spreads.sharding == 3) & (spreads.shards > 1)))
     return part.changed(reshard=np.zeros(part.size))
 
 
