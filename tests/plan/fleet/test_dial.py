@@ -77,6 +77,9 @@ def test_what_is_not_known_or_too_little_is_refused(ask: Ask, make_fleet: MakeFl
         ask("1 kWh", on=make_fleet(power_full=None))
     with pytest.raises(BadInput, match="price of made-up is not known"):
         ask("$1", on=make_fleet(price=None))
+    # Before it is told what would make the job fit, which would be refused in turn.
+    with pytest.raises(BadInput, match="price of made-up is not known"):
+        ask("$1", on=make_fleet(price=None, gigabytes=1.0, devices=1))
     with pytest.raises(BadInput, match="over before the end of the first step"):
         ask("10 ms")
 

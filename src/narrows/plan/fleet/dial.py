@@ -88,6 +88,16 @@ def limits(budget: Budget, pace: Pace, fleet: Fleet) -> tuple[Limit, ...]:
     return tuple(Limit(bound=bound, tokens=tokens) for bound, tokens in found)
 
 
+def refuse_unknown_bounds(budget: Budget | None, fleet: Fleet) -> None:
+    """Raises BadInput where a bound of the budget is of what is not known of the fleet."""
+    if budget is None:
+        return
+    if budget.energy is not None and fleet.power_full is None:
+        raise _unknown("power", fleet)
+    if budget.money is not None and fleet.price is None:
+        raise _unknown("price", fleet)
+
+
 def bought(question: Question, pace: Pace) -> Dial | None:
     """What the question's budget buys of its model; None where there is no budget.
 
@@ -236,12 +246,16 @@ def _fitting(sized: _Sized | None, wish: Wish, smallest: ModelSpec) -> _Sized:
 
 def _known(value: float | None, what: str, fleet: Fleet) -> float:
     if value is None:
-        spent = {"power": "energy", "price": "money"}[what]
-        raise BadInput(
-            f"the {what} of {fleet.accelerator} is not known, so {spent} cannot be budgeted",
-            hint='give a time or an amount, such as --budget "3 days" or --budget "20B tokens"',
-        )
+        raise _unknown(what, fleet)
     return value
+
+
+def _unknown(what: str, fleet: Fleet) -> BadInput:
+    spent = {"power": "energy", "price": "money"}[what]
+    return BadInput(
+        f"the {what} of {fleet.accelerator} is not known, so {spent} cannot be budgeted",
+        hint='give a time or an amount, such as --budget "3 days" or --budget "20B tokens"',
+    )
 
 
 def _loss(parameters: float, tokens: float) -> float:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from narrows.plan.fleet.bend import bend
-from narrows.plan.fleet.dial import Pace, bought
+from narrows.plan.fleet.dial import Pace, bought, refuse_unknown_bounds
 from narrows.plan.fleet.energy import joules
 from narrows.plan.fleet.evidence import answers, facts, host
 from narrows.plan.fleet.failures import goodput, run
@@ -37,6 +37,7 @@ _RUNNERS_UP = 5
 def forecast(question: Question) -> Forecast:
     """Raises BadInput where no layout is possible, DoesNotFit where none fits."""
     refuse_unknown(question)
+    refuse_unknown_bounds(question.budget, question.fleet)
     work = Work.of(question.model, question.model.context)
     found = search(work, question.fleet, question.batch, question.wanted, question.goal)
     chosen = found.best(question.goal)

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from narrows.plan.fleet.best import best_alone
+from narrows.plan.fleet.dial import Pace, bought
+from narrows.plan.fleet.failures import goodput
 from narrows.plan.fleet.memory import peak
 from narrows.plan.fleet.optimizer import overfills_host
 from narrows.plan.fleet.question import Question
@@ -123,7 +125,9 @@ class _Best(NamedTuple):
 
 
 def _best(change: Change, changed: Changed) -> _Best | None:
-    """The changed question and its best layout; None where it cannot be asked or nothing fits."""
+    """The changed question and its best layout; None where it cannot be asked, nothing fits, or the
+    budget is over before a step.
+    """
     try:
         question = changed(change)
     except BadInput:
@@ -133,6 +137,12 @@ def _best(change: Change, changed: Changed) -> _Best | None:
     if found is None or chosen is None:
         return None
     work, best = Work.of(question.model, question.model.context), found.option(chosen)
+    kept = goodput(work, question.fleet, question.wanted.trained).share
+    tokens = float(question.batch * work.positions)
+    try:
+        bought(question, Pace.of(found, chosen, question.fleet, tokens, kept))
+    except BadInput:
+        return None
     return None if overfills_host(work, best.spread, question.fleet) else _Best(question, best)
 
 
