@@ -177,6 +177,8 @@ def test_the_front_is_beaten_by_none_and_beats_all(found: Found) -> None:
          "a pipeline whose stages are cut needs stages, and layout.pipeline is 1"),
         (Wanted(pipeline=1, interleave=2, schedule="zero_bubble"), 64,
          "a zero-bubble pipeline needs stages, and layout.pipeline is 1"),
+        (Wanted(interleave=6), 64, "8 layers do not fill 12 pieces, 6 in each of 2 stages"),
+        (Wanted(last_fewer=9), 64, "a stage of 8 layers in 2 cannot have 9 fewer"),
         (Wanted(context=3), 64, "16 devices cannot be divided into groups of 3"),
         (Wanted(tensor=16, pipeline=2), 64, "16 devices cannot be divided into groups of 32"),
         (

@@ -87,6 +87,16 @@ def test_tensor_ranks_may_be_all_of_a_node_where_bridges_join_only_some(
     assert set(structures(work, fleet, 64, Wanted()).tensor.tolist()) == {1, 2, 4, 8}
 
 
+@pytest.mark.parametrize("fewer", [{"first_fewer": 2}, {"last_fewer": 2}])
+def test_only_stages_that_have_as_many_layers_can_have_fewer(
+    small: ModelSpec, fleet: Fleet, fewer: dict[str, int]
+) -> None:
+    """Eight layers make two stages, whole or in two pieces, or four whole ones; never one alone."""
+    found = structures(Work.of(small, small.context), fleet, 64, Wanted(**fewer))
+    ways = set(zip(found.pipeline.tolist(), found.interleave.tolist(), strict=True))
+    assert ways == {(2, 1), (4, 1), (2, 2)}
+
+
 def test_a_candidate_is_a_structure_with_a_choice(sparse: ModelSpec, fleet: Fleet) -> None:
     work = Work.of(sparse, sparse.context)
     known, every = structures(work, fleet, 64, Wanted()), candidates(work, fleet, 64, Wanted())

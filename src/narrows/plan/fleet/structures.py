@@ -149,6 +149,15 @@ def _pieces(rows: Rows, work: Work, wanted: Wanted) -> Rows:
 
 
 def _cuts(layers: int, stages: int, wanted: Wanted) -> list[int]:
+    fewest = max(wanted.first_fewer or 0, wanted.last_fewer or 0)
+    if fewest and stages == 1:
+        return []
+    share = (layers + _fewer(wanted)) // stages
+    return [v for v in _cuts_alike(layers, stages, wanted) if share // v >= fewest]
+
+
+def _cuts_alike(layers: int, stages: int, wanted: Wanted) -> list[int]:
+    """Before it is asked whether a piece has as many layers as the ends are told to be without."""
     most = _pieces_most(layers, wanted) // stages
     if wanted.schedule == "gpipe" or stages == 1:
         whole = wanted.interleave in (None, 1) and wanted.schedule != "zero_bubble"
@@ -197,7 +206,7 @@ def _refusal(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> BadInput:
             f"{layers} layers do not fill {p} pipeline stages",
             hint=f"--set layout.pipeline=N with N at most {layers}",
         )
-    if refusal := _pieces_refusal(layers, p, wanted):
+    if refusal := _pieces_refusal(layers, p if fleet.devices > 1 else 1, wanted):
         return refusal
     fixed = (t or 1) * (p or 1) * (wanted.context or 1)
     if fleet.devices % fixed:
@@ -217,18 +226,25 @@ def _refusal(work: Work, fleet: Fleet, batch: int, wanted: Wanted) -> BadInput:
 
 def _pieces_refusal(layers: int, stages: int | None, wanted: Wanted) -> BadInput | None:
     v = 2 if wanted.schedule == "zero_bubble" else wanted.interleave or 1
+    fewest = max(wanted.first_fewer or 0, wanted.last_fewer or 0)
+    if (layers + _fewer(wanted)) // (stages or 2) // v < fewest or (fewest and stages == 1):
+        return BadInput(
+            f"a stage of {layers} layers in {stages or 2} cannot have {fewest} fewer",
+            hint="lower layout.first_fewer and last_fewer, or leave them out",
+        )
     if v == 1:
         return None
     what = f"{wanted.schedule} pipeline" if wanted.schedule else "pipeline whose stages are cut"
     if stages == 1:
         return BadInput(
             f"a {what.replace('_', '-')} needs stages, and layout.pipeline is 1",
-            hint=f"--set layout.pipeline=2, or leave layout."
+            hint=f"--set layout.pipeline=2 on two devices or more, or leave layout."
             f"{'schedule' if wanted.schedule else 'interleave'} out",
         )
-    if stages is not None and v * stages > _pieces_most(layers, wanted):
+    least = stages or 2
+    if v * least > _pieces_most(layers, wanted):
         return BadInput(
-            f"{layers} layers do not fill {v * stages} pieces, {v} in each of {stages} stages",
+            f"{layers} layers do not fill {v * least} pieces, {v} in each of {least} stages",
             hint=f"layout.pipeline · layout.interleave at most {layers}",
         )
     return None
