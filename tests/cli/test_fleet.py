@@ -192,6 +192,7 @@ def test_an_unknown_name_suggests_the_near_one(
     ("words", "message"),
     [
         (["--batch", "0"], "--batch is 0"), (["--batch", "-1"], "--batch is -1"),
+        (["--batch", "99999999999999999999"], "--batch is 99999999999999999999"),
         (["--context", "0"], "model.context is 0"),
         (["job.toml"], "job.toml and --model llama-3.1-8b both say what to plan"),
         (["--corpus", "shakespeare"], "--corpus says nothing"),

@@ -65,6 +65,13 @@ def test_an_unknown_name_suggests_the_near_ones(name: str, unknown: str, near: s
     assert near in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("name", ["10000001xh100-sxm", "99999999999x8xh100-sxm"])
+def test_more_devices_than_there_are_are_no_fleet(name: str) -> None:
+    with pytest.raises(BadInput, match="devices") as caught:
+        fleet(name)
+    assert caught.value.hint == "at most 10,000,000 are planned for"
+
+
 @pytest.mark.parametrize("name", ["0xh100-sxm", "0x8xh100-sxm", "8x0xh100-sxm"])
 def test_no_devices_are_no_fleet(name: str) -> None:
     with pytest.raises(BadInput, match="has no devices"):

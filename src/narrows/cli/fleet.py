@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from narrows.spec.trace import Comparisons
 
 _BATCH_TOKENS = 4_194_304
+_BATCH_MOST = 1_000_000_000
 _CONTEXT = 8192
 """What models are trained on first, however long the contexts that they learn in the end."""
 _CONTEXT_SIZED = 2048
@@ -153,8 +154,8 @@ def question(chosen: argparse.Namespace) -> Question:
 
     refuse_what_is_of_a_job(chosen)
     known = _placed(chosen.machine, chosen)
-    if chosen.batch is not None and chosen.batch < 1:
-        raise BadInput(f"--batch is {chosen.batch}", hint="at least one sequence")
+    if chosen.batch is not None and not 1 <= chosen.batch <= _BATCH_MOST:
+        raise BadInput(f"--batch is {chosen.batch}", hint=f"1 to {_BATCH_MOST:,} sequences")
     if not chosen.model:
         return _sized(chosen, known)
     spec = model(chosen.model, chosen.context)

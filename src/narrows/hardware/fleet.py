@@ -28,6 +28,7 @@ _CATALOGUE = Path(__file__).with_name("catalogue")
 _LATENCY_INSIDE, _LATENCY_OUTSIDE = Seconds(1e-6), Seconds(5e-6)
 _FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _HERE = "here"
+_DEVICES_MOST = 10_000_000
 # A device with a little more memory is another make of the same size.
 _ROOMIER = 1.1
 _NO_NETWORK = BytesPerSecond(12.5e9)
@@ -40,6 +41,10 @@ def fleet(name: str) -> Fleet:
     devices = (1 if first is None else first) * (1 if second is None else second)
     if devices < 1:
         raise BadInput(f'"{name}" has no devices', hint='such as "8xh100-sxm"')
+    if devices > _DEVICES_MOST:
+        raise BadInput(
+            f'"{name}" has {devices:,} devices', hint=f"at most {_DEVICES_MOST:,} are planned for"
+        )
     return fleet_of(known, devices, name=name, per_node=second)
 
 
