@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from narrows.report import outlook_plots as plots
@@ -36,17 +37,20 @@ def html(found: Service) -> str:
         element("div", _times(found), _memory(found), class_="columns"),
         _sweep(found),
         element("div", _prefill(found), _decode(found), class_="columns"),
-        element(
-            "div",
-            tables.doubling(found.doubling_prefill, Phrase("A prompt with twice", "提示：若加倍")),
-            tables.doubling(found.doubling_decode, Phrase("A step with twice", "解码：若加倍")),
-            class_="columns",
-        ),
+        element("div", *_doubling(found), class_="columns"),
         tables.changes(found),
         tables.others(found),
         evidence(found.answers, found.facts),
         footer(),
     )  # fmt: skip
+
+
+def _doubling(found: Service) -> Iterator[Markup]:
+    passes = (
+        (found.doubling_prefill, Phrase("A prompt with twice", "提示：若加倍")),
+        (found.doubling_decode, Phrase("A step with twice", "解码：若加倍")),
+    )
+    yield from (tables.doubling(rows, title) for rows, title in passes if rows)
 
 
 def _hero(found: Service) -> Markup:

@@ -65,7 +65,10 @@ def test_rows_here_are_the_measured_operations(machine: Machine) -> None:
     )
     assert [row.operation for row in found.decode][-1] == "engine"
     assert all(row.flop > 0.0 for row in found.decode if row.kind == "gemm")
+    # Curves do not say what twice the memory's bandwidth would save of a pass.
+    assert found.doubling_decode == found.doubling_prefill == ()
     html = served.html(found)
+    assert "holds it back" not in text(found) + html
     assert html.count('data-plot="roofline"') == 4 and "curves measured here" in html
 
 

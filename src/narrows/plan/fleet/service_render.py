@@ -53,7 +53,8 @@ def _lines(found: Service) -> Iterator[str]:
     yield ""
     yield from _doubling("a decode step", found.doubling_decode)
     yield from _doubling("a prompt", found.doubling_prefill)
-    yield ""
+    if found.doubling_decode or found.doubling_prefill:
+        yield ""
     yield f"{'one change':40}{'p90 first':>11}{'p90 each':>11}{'tokens/s':>11}"
     yield from (_change(each, best.placement) for each in found.changes)
     if found.others:
@@ -147,6 +148,8 @@ def _cost(best: Serving) -> Iterator[str]:
 
 
 def _doubling(what: str, rows: tuple[Doubling, ...]) -> Iterator[str]:
+    if not rows:
+        return
     yield f"{what}: {rows[0].resource} holds it back; it takes with twice the"
     for row in rows:
         if row.saving >= _LEAST_SAVING:
