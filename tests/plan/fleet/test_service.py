@@ -88,6 +88,14 @@ def test_a_rate_is_answered_by_as_many_at_a_time_as_little_says(
     assert best.concurrency == pytest.approx(20.0 * stay, rel=0.05)
 
 
+def test_no_more_prompts_are_answered_than_can_be_computed(small: ModelSpec, fleet: Fleet) -> None:
+    asked = demand(small, fleet, concurrency=256.0, answer=1)
+    for way in service(asked).others:
+        load = load_of(asked, way.placement, way.concurrency)
+        each = serve(Work.of(small, 512), replica_of(way.placement), load, fleet).service
+        assert way.tokens_per_s * each <= way.placement.replicas * (1.0 + 1e-9)
+
+
 def test_too_high_a_rate_names_the_highest_and_one_that_works(
     small: ModelSpec, fleet: Fleet
 ) -> None:

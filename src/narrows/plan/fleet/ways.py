@@ -166,8 +166,11 @@ def way_of(work: Work, placed: Placement, demand: Demand) -> Serving:
 
 
 def _stay(answer: Served, load: Load) -> float:
-    """Seconds from a request to the end of its answer."""
-    return answer.first_token + load.further * answer.per_token
+    """Seconds from a request to the end of its answer; no fewer than the prompts of all take that
+    are computed meanwhile, one after another.
+    """
+    alone = answer.first_token + load.further * answer.per_token
+    return max(alone, load.concurrency * answer.service)
 
 
 def _concurrency(work: Work, placed: Placement, demand: Demand) -> float:
