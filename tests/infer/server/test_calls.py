@@ -141,3 +141,25 @@ def test_what_cannot_be_called_is_refused(run: Run, field: Any, said: str) -> No
             await client.chat.completions.create(**asked)
 
     run(use)
+
+
+def test_tokens_are_counted_with_the_tools(run: Run) -> None:
+    async def counted(client: openai.AsyncOpenAI, **body: Any) -> int:
+        asked = await client.post("http://localhost/tokenize", body=body, cast_to=httpx.Response)
+        return int(asked.json()["count"])
+
+    async def use(client: openai.AsyncOpenAI) -> None:
+        answered = await client.chat.completions.create(
+            model="small", messages=ASKED, tools=[WEATHER, TIME], max_tokens=1
+        )  # fmt: skip
+        count = await counted(client, messages=ASKED, tools=[WEATHER, TIME])
+        assert count == answered.usage.prompt_tokens
+        assert count > await counted(client, messages=ASKED)
+        for body, what in (
+            ({"prompt": "x", "tools": [TIME]}, "with messages"),
+            ({"messages": ASKED, "tools": [TIME, TIME]}, "the same name"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=what):
+                await counted(client, **body)
+
+    run(use)

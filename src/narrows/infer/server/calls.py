@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from narrows.data.template import Template
@@ -10,7 +11,7 @@ from narrows.infer import tools
 from narrows.infer.grammar import Grammars, Guide
 from narrows.infer.server.errors import Refusal
 from narrows.infer.server.formats import refusing
-from narrows.infer.server.schemas import ChatAsked, NamedTool
+from narrows.infer.server.schemas import ChatAsked, FunctionTool, NamedTool
 from narrows.infer.tools import CallReader
 
 
@@ -38,15 +39,8 @@ class Calls(NamedTuple):
 
 def calls_of(asked: ChatAsked, template: Template | None) -> Calls | None:
     """None where nothing may be called; raises Refusal where the choice is none of the tools."""
-    choice, given = asked.tool_choice, asked.tools or []
-    known = tuple(
-        Tool(name=each.function.name, description=each.function.description,
-             parameters=each.function.parameters, strict=bool(each.function.strict))
-        for each in given
-    )  # fmt: skip
+    choice, known = asked.tool_choice, tools_of(asked.tools)
     names = [tool.name for tool in known]
-    if len(set(names)) < len(names):
-        raise Refusal("two tools have the same name", param="tools")
     chosen: tuple[Tool, ...] = ()
     if isinstance(choice, NamedTool):
         chosen = tuple(tool for tool in known if tool.name == choice.function.name)
@@ -60,3 +54,15 @@ def calls_of(asked: ChatAsked, template: Template | None) -> Calls | None:
     style = (template and style_of(template)) or "hermes"
     several = asked.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
     return Calls(style, known, chosen, several)
+
+
+def tools_of(given: Sequence[FunctionTool] | None) -> tuple[Tool, ...]:
+    """As templates are told of them; raises Refusal where two have one name."""
+    known = tuple(
+        Tool(name=each.function.name, description=each.function.description,
+             parameters=each.function.parameters, strict=bool(each.function.strict))
+        for each in given or ()
+    )  # fmt: skip
+    if len({tool.name for tool in known}) < len(known):
+        raise Refusal("two tools have the same name", param="tools")
+    return known

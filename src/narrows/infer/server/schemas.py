@@ -236,10 +236,11 @@ class TextAsked(Asked, frozen=True, kw_only=True):
 
 
 class TokensAsked(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /tokenize; a text, or a conversation as its template renders it."""
+    """POST /tokenize; a text, or a conversation as its template renders it with the tools."""
 
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: Annotated[list[FunctionTool], Meta(max_length=128)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     model: str | None = None
 

@@ -17,7 +17,7 @@ from narrows.infer.grammar import Grammars
 from narrows.infer.requests import Answer, Request
 from narrows.infer.sampling import SEEDS, Sampling
 from narrows.infer.scheduler import Scheduler
-from narrows.infer.server.calls import Calls
+from narrows.infer.server.calls import Calls, tools_of
 from narrows.infer.server.errors import Refusal
 from narrows.infer.server.formats import guide_of
 from narrows.infer.server.schemas import Asked, ChatAsked, Message, TextAsked, TokensAsked
@@ -107,10 +107,14 @@ def text_requests(service: Service, asked: TextAsked) -> list[Request]:
 def tokens_asked(service: Service, asked: TokensAsked) -> list[int]:
     """The tokens of a text or of a conversation."""
     if asked.messages is not None:
-        text = service.rendered(asked.messages, asked.chat_template_kwargs)
+        text = service.rendered(
+            asked.messages, asked.chat_template_kwargs, tools_of(asked.tools)
+        )  # fmt: skip
         return service.writer.tokenizer.encode(text, special=True)
     if asked.prompt is None:
         raise Refusal("there is neither prompt nor messages", param="prompt")
+    if asked.tools:
+        raise Refusal("tools are told of with messages, not with a prompt", param="tools")
     return service.writer.tokenizer.encode(asked.prompt)
 
 
