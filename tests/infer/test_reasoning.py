@@ -18,6 +18,8 @@ from narrows.infer.reasoning import ReasoningReader, Said, parted, thinking_of
         (False, "<think>\n\n</think>\n\nFour.", "", "Four."),
         (True, "Hm.\n</think>\n\nFour.", "Hm.", "Four."),
         (True, "</think>Four.", "", "Four."),
+        (True, "<think>\nHm.\n</think>So.", "Hm.", "So."),
+        (True, "<thin", "<thin", ""),
         # Cut short within a thought, or before its end is whole.
         (False, "<think>\nHm, so ", "Hm, so", ""),
         (True, "a </thin", "a </thin", ""),

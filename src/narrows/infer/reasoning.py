@@ -74,7 +74,12 @@ class ReasoningReader:
 
     def _think(self) -> str:
         """What may be told of the thought: all but what may be its end."""
-        held = self._held if self._thought else self._held.lstrip()
+        held = self._held
+        if not self._thought:
+            # A model may open again what its prompt did.
+            held = held.lstrip().removeprefix(_BEGIN).lstrip()
+            if held and _BEGIN.startswith(held):
+                return ""
         end = held.find(_END)
         if end >= 0:
             self._place, thought = _Place.BEHIND, held[:end].rstrip()

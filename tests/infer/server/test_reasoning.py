@@ -126,6 +126,8 @@ def test_an_option_that_the_template_does_not_read_is_refused(
         assert "enable_thoughts" in found["message"]
     # A model without thoughts is as quiet as it is asked to be.
     assert post(make(), CHAT, talk(**QUIET)).status_code == 200
+    found = error(post(make(), CHAT, talk(reasoning_effort="low")), 400)
+    assert "chat_template_kwargs" in found["message"]
     body = msgspec.json.encode(talk(chat_template_kwargs="x"))
     with pytest.raises(Exception, match="chat_template_kwargs"):
         read(body, ChatAsked)

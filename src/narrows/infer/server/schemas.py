@@ -27,6 +27,10 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (None, False), "best_of": (None, 1), "dimensions": (None,),
 }  # fmt: skip
 """The values at which each changes nothing."""
+_INSTEAD = {
+    "reasoning_effort": 'what the chat template reads: "chat_template_kwargs": '
+    '{"enable_thinking": false}',
+}
 
 Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -286,8 +290,8 @@ def read(body: bytes, kind: type[A]) -> A:
             raise Refusal(f"there is no field {name[:60]!r}", hint=near, param=name[:60])
         if not any(_same(value, neutral) for neutral in _NEUTRAL[name]):
             raise Refusal(
-                f"{name} is not served, and would change the answer", hint="leave it out",
-                param=name, code="unsupported_parameter",
+                f"{name} is not served, and would change the answer",
+                hint=_INSTEAD.get(name, "leave it out"), param=name, code="unsupported_parameter",
             )  # fmt: skip
     try:
         return msgspec.convert(data, kind)
