@@ -137,7 +137,11 @@ def test_a_short_context_has_shorter_prompts_unless_they_are_given(
         found = from_builtins(Service, json.loads(capsys.readouterr().out))
         assert (found.requests.prompt, found.requests.answer) == lengths
     assert main([*short, "--prompt", "1000"]) == 2
-    assert "more than the context of 1,024 of gpt2" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    # Embeddings of positions are not stretched: --context would be refused.
+    assert "more than the context of 1,024 of gpt2" in said and "--context" not in said
+    assert main([*ASKED, "--serve", "2", "--prompt", "200000"]) == 2
+    assert "or --context 200256 where the model was stretched to it" in capsys.readouterr().err
 
 
 def test_a_page_is_written_where_it_is_asked_for(

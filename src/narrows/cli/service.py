@@ -109,7 +109,7 @@ def demand(chosen: argparse.Namespace) -> Demand:
         )
     if chosen.weights == 16 and not known.floating:
         raise BadInput(f"{known.accelerator} computes integers alone", hint="--weights 8, or 4")
-    _settle_lengths(chosen)
+    _settle_lengths(chosen, spec)
     draft = fleet.model(chosen.draft, None) if chosen.draft else None
     if draft is not None:
         _refuse_draft(draft, spec, chosen)
@@ -164,8 +164,10 @@ def _requests(chosen: argparse.Namespace) -> Requests:
     )  # fmt: skip
 
 
-def _settle_lengths(chosen: argparse.Namespace) -> None:
+def _settle_lengths(chosen: argparse.Namespace, model: ModelSpec) -> None:
     """A prompt and its answer lie within the model's context, or a longer one that was given."""
+    from narrows.spec.model import Learned
+
     longest = fleet.longest(chosen.model) if chosen.context is None else chosen.context
     if chosen.answer is None:
         chosen.answer = max(1, min(_ANSWER, longest // 2))
@@ -173,10 +175,12 @@ def _settle_lengths(chosen: argparse.Namespace) -> None:
         chosen.prompt = max(1, min(_PROMPT, longest - chosen.answer))
     tokens = chosen.prompt + chosen.answer
     if tokens > longest:
+        longer = f", or --context {tokens} where the model was stretched to it"
+        stretched = "" if isinstance(model.positions, Learned) else longer
         raise BadInput(
             f"a prompt of {chosen.prompt:,} tokens and an answer of {chosen.answer:,} are more "
             f"than the context of {longest:,} of {chosen.model}",
-            hint=f"shorter ones, or --context {tokens} where the model was stretched to it",
+            hint=f"shorter ones{stretched}",
         )
 
 
