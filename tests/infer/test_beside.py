@@ -15,7 +15,7 @@ from narrows.adapt.peft import write_adapter
 from narrows.adapt.peft_reading import load_adapter
 from narrows.infer import adapters
 from narrows.infer.engine import Room, scheduler_of
-from narrows.infer.export import export
+from narrows.infer.export import export, export_source
 from narrows.infer.generate import ServingPrecision, generate
 from narrows.infer.packed import PackedWriter
 from narrows.infer.requests import Piece, Request
@@ -205,6 +205,15 @@ def test_a_gguf_file_takes_adapters_by_transformers_names(
     expected = dict(merged(base, folder).named_parameters())
     assert source.weights.keys() == expected.keys()
     assert all(torch.equal(each, expected[name]) for name, each in source.weights.items())
+
+
+def test_merged_into_weights_of_bf16_it_may_be_exported_in_their_type(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    base = published(make_run, tmp_path / "base", kind="bf16")
+    given = adapters.merged(base, adapter(base, tmp_path / "adapter", FULL))
+    done = export_source(given, tmp_path / "out", beside=base)
+    assert done.type == "bf16" and 0.0 < done.parity.difference < 0.05 * done.parity.largest
 
 
 def test_what_cannot_stand_beside_a_model_is_refused(make_run: MakeRun, tmp_path: Path) -> None:

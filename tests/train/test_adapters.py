@@ -169,6 +169,20 @@ def test_a_run_without_an_adapter_has_none_to_write(dataset: Dataset, tmp_path: 
         adapters.write(tmp_path / "run", tmp_path / "peft")
 
 
+def test_beside_an_earlier_run_an_adapter_is_not_written_for_others(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = model("llama", vocabulary=dataset.vocabulary)
+    start = published_llama(spec, tmp_path / "base")
+    earlier = msgspec.structs.replace(start, family="narrows")
+    chosen = tuning(text_plan(dataset, model=spec, start=earlier, steps=2), ADAPTERS["lora"])
+    (tmp_path / "run").mkdir()
+    save(chosen, tmp_path / "run" / "plan.toml")
+    with pytest.raises(BadInput, match="no low-rank adapter beside a published model") as caught:
+        adapters.write(tmp_path / "run", tmp_path / "peft")
+    assert "narrows export" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("name", ["nf4", "dora"])
 def test_killed_an_adapter_s_run_ends_the_same(name: str, dataset: Dataset, tmp_path: Path) -> None:
     chosen = tuning(text_plan(dataset, steps=40), ADAPTERS[name])

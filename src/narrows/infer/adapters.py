@@ -31,10 +31,11 @@ def write(run: Path, to: Path, checkpoint: str | None = None) -> str:
     where it learned none, or PEFT could not read it.
     """
     plan = load(Plan, run / PLAN)
-    if not isinstance(plan.adapter, LowRank) or plan.start is None:
+    published = plan.start is not None and plan.start.family in hugging_face.NAMINGS
+    if not isinstance(plan.adapter, LowRank) or plan.start is None or not published:
         raise BadInput(
             f"{run} has learned no low-rank adapter beside a published model",
-            hint=f"narrows export {run} --to {run.name}-hf writes the whole model",
+            hint=f"the whole model: narrows export {run} --to {run.name}-hf",
         )
     if to.exists():
         raise BadInput(f"{to} exists already", hint=f"remove it, or take another: --to {to}-2")
@@ -60,4 +61,6 @@ def merged(path: Path, folder: Path) -> Source:
         merge_proven(model)
     given = of_original(original)
     weights = {name: each.detach() for name, each in model.named_parameters()}
-    return given._replace(what=f"{path} with {folder}", weights=weights, groups={}, reader=None)
+    return given._replace(
+        what=f"{path} with {folder}", weights=weights, groups={}, reader=None, changed=True
+    )

@@ -176,7 +176,8 @@ def perplexity_of(loss: float) -> float:
 def _exact(given: Source, type: str) -> bool:
     """Whether the type holds all that the weights' own does, or they were rounded to it before."""
     same = ((torch.float16, "f16"), (torch.bfloat16, "bf16"))
-    return type == "f32" or (given.dtype, type) in same or bool(given.groups)
+    kept = (given.dtype, type) in same and not given.changed
+    return type == "f32" or kept or bool(given.groups)
 
 
 def _other_shape(spec: ModelSpec, again: ModelSpec) -> str | None:

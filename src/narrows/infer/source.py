@@ -37,7 +37,8 @@ from narrows.spec.record import load, read
 
 class Source(NamedTuple):
     """A model by our names: any mapping of weights that fits the spec, so that what an adapter was
-    merged into is one, too. `dtype` is the type that they came in, None where they were packed.
+    merged into is one, too. `dtype` is the type that they came in, None where they were packed;
+    those that are `changed` since hold more than it does.
 
     Of a published model `kind` is its family, `folder` where its other files are, `config` and
     `facts` what its config.json or the header of its GGUF file says, `there` what its files call
@@ -64,6 +65,7 @@ class Source(NamedTuple):
     groups: Mapping[str, Groups] = MappingProxyType({})
     reader: Reader | None = None
     step: int | None = None
+    changed: bool = False
 
 
 def source(path: Path, checkpoint: str | None = None) -> Source:
