@@ -37,6 +37,14 @@ def test_a_mistake_is_told(given: list[str], told: str, hint: str) -> None:
     assert (error.value.what, error.value.hint) == (told, hint)
 
 
+def test_a_run_is_told_how_its_adapter_is_written(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text("")
+    with pytest.raises(BadInput, match="is a run, not an adapter alone") as error:
+        of(parser().parse_args(["generate", "model", "--adapter", str(tmp_path)]))
+    hint = f"narrows export {tmp_path} --to {tmp_path.name}-adapter --adapter-only"
+    assert error.value.hint == hint
+
+
 def test_a_model_that_writes_nothing_takes_none() -> None:
     refuse_beside(Path("bert"), "is an encoder", {})
     with pytest.raises(BadInput, match="bert is an encoder: no adapters"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from narrows.spec.errors import BadInput
@@ -23,7 +24,7 @@ def several(parser: argparse.ArgumentParser) -> None:
 
 def of(chosen: argparse.Namespace) -> dict[str | None, Path]:
     """What `one` declared, as `load_writer` takes it."""
-    return {} if chosen.adapter is None else {None: _folder(chosen.adapter)}
+    return {} if chosen.adapter is None else {None: folder_of(chosen.adapter)}
 
 
 def named(chosen: argparse.Namespace, model: str) -> dict[str | None, Path]:
@@ -39,7 +40,7 @@ def named(chosen: argparse.Namespace, model: str) -> dict[str | None, Path]:
             raise BadInput(f"two adapters are called {name}", hint="each needs a name of its own")
         if name == model:
             raise BadInput(f"an adapter is called {name}, as is the model", hint="another name")
-        found[name] = _folder(folder)
+        found[name] = folder_of(folder)
     return found
 
 
@@ -52,8 +53,12 @@ def refuse_beside(model: Path, what: str, given: object) -> None:
         )
 
 
-def _folder(given: str) -> Path:
+def folder_of(given: str) -> Path:
+    """One of PEFT's; raises BadInput where there is none, or a run, which has one to write."""
     found = Path(given).expanduser()
+    if (found / "plan.toml").is_file():
+        words = ["narrows", "export", given, "--to", f"{found.name}-adapter", "--adapter-only"]
+        raise BadInput(f"{found} is a run, not an adapter alone", hint=shlex.join(words))
     if not found.is_dir():
         what = f"{found} is no folder" if found.exists() else f"{found} does not exist"
         raise BadInput(what, hint="give a folder as PEFT writes them")

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows.cli import folder, speak
+from narrows.cli import adapters, folder, speak
 
 if TYPE_CHECKING:
     from narrows.infer.export import Exported
@@ -52,7 +52,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.adapter is not None:
         from narrows.infer.adapters import merged
 
-        given = merged(path, Path(chosen.adapter).expanduser())
+        given = merged(path, adapters.folder_of(chosen.adapter))
         done = export_source(
             given, to, type=chosen.type, reference=chosen.reference, talk=speak.talk, beside=path
         )
@@ -74,11 +74,16 @@ def run(chosen: argparse.Namespace) -> int:
 def _alone(chosen: argparse.Namespace, to: Path) -> int:
     from narrows.infer.adapters import write
 
-    what = write(folder.existing(chosen.folder), to, chosen.checkpoint)
+    run = folder.existing(chosen.folder)
+    what = write(run, to, chosen.checkpoint)
     if chosen.json:
         speak.answer_json({"path": str(to), "what": what})
     else:
         speak.answer(f"{what} → {to}")
+    start = folder.plan_of(run).start
+    assert start is not None
+    beside = shlex.join(["narrows", "generate", start.path, "--adapter", str(to)])
+    speak.next_step(f'{beside} --prompt "..."')
     return 0
 
 
