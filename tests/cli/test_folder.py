@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from narrows.cli import folder
+from narrows.cli.main import main
 from narrows.spec.errors import BadInput
 from tests.infer.conftest import MakeRun, spec
 
@@ -70,6 +71,16 @@ def test_what_follows_a_run_is_what_its_model_can_do(
     Path("runs").mkdir()
     found.rename("runs/x")
     assert folder.after(Path("runs/x")) == command
+
+
+@pytest.mark.parametrize("option", ["--regex=a", "--top-k=3", "--stop=x"])
+def test_what_shapes_a_text_is_refused_by_a_model_that_tells_classes(
+    option: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = make_run(shape=msgspec.structs.replace(spec(), causal=False, classes=2))
+    assert main(["generate", str(found), "--prompt", "x", option]) == 2
+    told = capsys.readouterr().err
+    assert f"{option.partition('=')[0]} is of writing" in told and "leave it out" in told
 
 
 def test_a_run_without_a_checkpoint_is_gone_on_with(make_run: MakeRun) -> None:

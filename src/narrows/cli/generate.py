@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows.cli import adapters, folder, guesses, precisions, speak
+from narrows.cli import adapters, fleet, folder, guesses, precisions, speak
+from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
     from narrows.infer.generate import Generation
@@ -25,6 +26,9 @@ narrows generate runs/reviews --prompt "A fine film."       what a classifier sa
 narrows generate HuggingFaceTB/SmolLM2-135M-Instruct --prompt "The capital of France is"
 narrows generate SmolLM2-135M.gguf --prompt "Ann, 30: " --json-schema person.json
 narrows generate runs/shakespeare --prompt "Enter" --top-p 0.9 --stop "JULIET:\""""
+
+_OF_WRITING = ("top_k", "top_p", "min_p", "stop", "json_schema", "regex", "grammar", "cache",
+               "speculate", "draft")  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +139,9 @@ def _classified(path: Path, chosen: argparse.Namespace) -> int:
     """What a model that tells classes or a number says of the prompt."""
     from narrows.infer import classifier
 
+    if option := fleet.given(chosen, _OF_WRITING):
+        what = f"{option} is of writing, and {path} tells classes or a number"
+        raise BadInput(what, hint="leave it out")
     said = classifier.load(path, chosen.checkpoint).answer(chosen.prompt)
     if chosen.json:
         speak.answer_json({"prompt": chosen.prompt, "said": [each._asdict() for each in said]})
