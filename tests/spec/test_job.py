@@ -62,6 +62,7 @@ def test_refuses_budgets_that_bound_nothing(texts: list[str]) -> None:
         ("train.objective", "{type = 'classify', labels = ['a', 'a', 'b']}"),
         ("layout.threads", "0"),
         ("budget.time", "-3 s"),
+        ("budget.time", "1e300 d"),
     ],
 )
 def test_refuses_values_out_of_range_and_names_them(key: str, value: str) -> None:

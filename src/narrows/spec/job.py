@@ -74,10 +74,12 @@ class Budget(Record):
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value: Quantity | None = getattr(self, name)
-            if value is not None and value <= 0.0:
+            if value is not None and not 0.0 < value <= _BUDGET_MOST:
                 raise BadInput(f"budget.{name} is {value}", hint=f'such as "{value.example}"')
 
 
+_BUDGET_MOST = 1e24
+"""Of seconds, joules, dollars and tokens: more than there is, and few enough to reckon with."""
 _SHAPE = (
     "layers", "width", "heads", "kv_heads", "head_width", "feed_forward_width", "vocabulary",
     "positions", "norm", "feed_forward", "biases", "tied_embeddings", "causal",
