@@ -28,6 +28,7 @@ REFUSED = {("mixtral", "gptq"), ("mixtral", "awq"), ("qwen3 of experts", "gptq")
            ("qwen3 of experts", "awq"), ("olmo2", "awq")}  # fmt: skip
 WIDE = {"hidden_size": 64, "intermediate_size": 96}
 """Rows of whole groups, which the families' own sizes are not."""
+PAIRED = "phi3 stretched pair by pair"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -37,6 +38,9 @@ def test_a_family_computes_nearly_the_same(
 ) -> None:
     wide = {"n_embd": 64} if name == "gpt2" else WIDE
     told = {**config(name), **FOR_GGUF[name], **wide}
+    if name == PAIRED:
+        factors = {"short_factor": [1.0, 1.25, 2.5, 4.0], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+        told["rope_parameters"] = {**told["rope_parameters"], **factors}
     (tmp_path / "config.json").write_text(json.dumps(told))
     shape = msgspec.structs.replace(read_config(tmp_path), vocabulary=VOCABULARY)
     model = built(shape).eval()

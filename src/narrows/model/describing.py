@@ -74,7 +74,7 @@ def kind_of(spec: ModelSpec, first: str | None = None) -> str:
             return kind
     hint = "train with the habits of model.kind: no other norm, feed-forward or positions"
     if not spec.causal:
-        hint = "of what reads both ways BERT and RoBERTa have one: start from such (model.start)"
+        hint = "of what reads both ways BERT and its like have one: start from a BERT (model.start)"
     raise BadInput(
         "no class of transformers that narrows knows computes this model",
         causes=[f"known: {', '.join(CLASSES.values())}"], hint=hint,

@@ -170,7 +170,8 @@ def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_
         alone = machine.device.threads / layouts.threads
         quicker = np.clip(alone / _slower(layouts, network, machine), 1.0 / p, 1.0)
         each = (whole - largest) / (p - 1)
-        filling = bubble(_spreads(spread), each, each * _BACKWARD_SHARE / 2.0)
+        spreads = _spreads(spread).changed(accumulation=np.asarray(m, dtype=np.float64))
+        filling = bubble(spreads, each, each * _BACKWARD_SHARE / 2.0)
         running = _filled((m * largest, m * whole / p), filling, quicker, p)
     return Step(
         stages=tuple(stages), scales=scales, running=running,
