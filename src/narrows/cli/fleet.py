@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from narrows.cli import folder
+from narrows.cli.parser import given
 from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
@@ -121,15 +122,6 @@ def _placed(name: str, chosen: argparse.Namespace) -> Fleet:
     from narrows.hardware.regions import placed
 
     return placed(found, chosen.region, chosen.pue)
-
-
-def given(chosen: argparse.Namespace, names: Sequence[str]) -> str | None:
-    """Of the arguments of these names the first that was given, as it is typed."""
-    for name in names:
-        value = getattr(chosen, name)
-        if not (value is None or value is False or value == []):
-            return "--set" if name == "overrides" else f"--{name.replace('_', '-')}"
-    return None
 
 
 def refuse(chosen: argparse.Namespace, more: Sequence[str] = ()) -> None:

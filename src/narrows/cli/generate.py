@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows.cli import adapters, fleet, folder, guesses, precisions, speak
+from narrows.cli import adapters, folder, guesses, precisions, speak
+from narrows.cli.parser import given
 from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _classified(path: Path, chosen: argparse.Namespace) -> int:
     """What a model that tells classes or a number says of the prompt."""
     from narrows.infer import classifier
 
-    if option := fleet.given(chosen, _OF_WRITING):
+    if option := given(chosen, _OF_WRITING):
         what = f"{option} is of writing, and {path} tells classes or a number"
         raise BadInput(what, hint="leave it out")
     said = classifier.load(path, chosen.checkpoint).answer(chosen.prompt)

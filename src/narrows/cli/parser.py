@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from narrows.spec.errors import BadInput, nearest
@@ -70,3 +71,12 @@ class Parser(argparse.ArgumentParser):
         guess = nearest(argument.partition("=")[0], self._option_string_actions)
         hint = f"did you mean {guess}?" if guess else f"{self.prog} --help"
         raise BadInput(f"{self.prog} does not know {argument}", hint=hint)
+
+
+def given(chosen: argparse.Namespace, names: Sequence[str]) -> str | None:
+    """Of the arguments of these names the first that was given, as it is typed."""
+    for name in names:
+        value = getattr(chosen, name)
+        if not (value is None or value is False or value == []):
+            return "--set" if name == "overrides" else f"--{name.replace('_', '-')}"
+    return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.cli import fleet, speak
+from narrows.cli.parser import given
 from narrows.spec.errors import BadInput
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def is_asked(chosen: argparse.Namespace) -> bool:
     """
     if chosen.serve is not None or chosen.rate is not None:
         return True
-    if option := fleet.given(chosen, OWN):
+    if option := given(chosen, OWN):
         raise BadInput(
             f"{option} is of serving, and nothing says how many requests come",
             hint='--serve 8 for so many at a time, or --rate "5 requests/s"',
@@ -91,7 +92,7 @@ def demand(chosen: argparse.Namespace) -> Demand:
     from narrows.plan.fleet.ways import Demand
 
     others = ("budget", "overrides", "against", "tune", "region", "pue", "trace", "batch")
-    if option := fleet.given(chosen, others):
+    if option := given(chosen, others):
         raise BadInput(f"{option} says nothing of serving", hint="leave it or --serve out")
     if chosen.goal is not None:
         raise BadInput(

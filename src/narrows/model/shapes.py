@@ -26,10 +26,6 @@ def read_decoder(
     }
 
 
-_PAIRED = ("longrope", "su")
-"""What says a factor for every pair; the second is an older name."""
-
-
 def read_rotary(
     config: Settings, *, head_width: int | None = None, base: float = 10_000.0, share: float = 1.0
 ) -> Shape:
@@ -45,11 +41,8 @@ def read_rotary(
             raise config.refusal(what, "they mean the same: delete one of them")
         base, share = inner, parameters.number("partial_rotary_factor", default=share)
     sizes = read_sizes(config, head_width=head_width)
-    table = parameters or config.table("rope_scaling")
-    if table is not None and table.data.get("rope_type", table.data.get("type")) in _PAIRED:
-        scaling: Scaling | None = _paired(config, table, int(sizes["head_width"] * share / 2))
-    else:
-        scaling = read_scaling(table)
+    pairs = int(sizes["head_width"] * share / 2)
+    scaling = _scaling(config, parameters or config.table("rope_scaling"), pairs)
     return {
         **sizes,
         "positions": Rotary(base=base, share=share, scaling=scaling),
@@ -57,13 +50,15 @@ def read_rotary(
     }
 
 
-def read_scaling(table: Settings | None) -> Scaling | None:
-    """How all rotations are slowed. What grows with the sequence ("dynamic") a ModelSpec cannot
-    say, and None is the nearest.
+def _scaling(config: Settings, table: Settings | None, pairs: int) -> Scaling | None:
+    """How rotations of so many pairs are slowed. What grows with the sequence ("dynamic") a
+    ModelSpec cannot say, and None is the nearest.
     """
     kind = None if table is None else table.data.get("rope_type", table.data.get("type"))
     if table is None or kind in (None, "default", "dynamic"):
         return None
+    if kind in ("longrope", "su"):
+        return _paired(config, table, pairs)
     factor, own = table.number("factor"), "original_max_position_embeddings"
     match kind:
         case "linear":

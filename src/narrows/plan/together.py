@@ -170,8 +170,7 @@ def step(model: Shapes, layouts: Layouts, machine: Machine, scales: Scales = AS_
         alone = machine.device.threads / layouts.threads
         quicker = np.clip(alone / _slower(layouts, network, machine), 1.0 / p, 1.0)
         each = (whole - largest) / (p - 1)
-        spreads = _spreads(spread).changed(accumulation=np.asarray(m, dtype=np.float64))
-        filling = bubble(spreads, each, each * _BACKWARD_SHARE / 2.0)
+        filling = bubble(_spreads(spread, m), each, each * _BACKWARD_SHARE / 2.0)
         running = _filled((m * largest, m * whole / p), filling, quicker, p)
     return Step(
         stages=tuple(stages), scales=scales, running=running,
@@ -386,7 +385,8 @@ def _flight(share: Share, m: Array) -> Array:
     return np.minimum(m, in_turn(p, v, stage))
 
 
-def _spreads(spread: Layout) -> Spreads:
-    return Spreads.of([
+def _spreads(spread: Layout, m: Array) -> Spreads:
+    found = Spreads.of([
         Spread(pipeline=spread.pipeline, interleave=spread.interleave, schedule=spread.schedule)
     ])  # fmt: skip
+    return found.changed(accumulation=np.asarray(m, dtype=np.float64))
