@@ -142,24 +142,26 @@ def test_those_who_all_come_at_once_wait_for_each_other(
     work, device = Work.of(small, 2048), make_fleet(devices=1)
     steady = Load(concurrency=33, prompt=2048, answer=512)
     service = joined_seconds(work, Replica(), steady, 33.0, device)
-    on, burst = (
-        serve(work, Replica(), load, device) for load in (steady, replace(steady, rounds=8.0))
+    often, burst = (
+        serve(work, Replica(), replace(steady, rounds=rounds), device) for rounds in (1e9, 8.0)
     )
     # Four prompts share a pass and end with it; one process receives 33 requests in turn.
     engine = constants.ENGINES["vllm"]
-    waits = 17.5 * service + 16.0 * (engine.request + 2048 * engine.token)
-    assert burst.first_token - on.first_token == pytest.approx(waits / 8, rel=0.05)
+    waits = engine.bunched * (17.5 * service + 16.0 * (engine.request + 2048 * engine.token))
+    assert burst.first_token - often.first_token == pytest.approx(waits / 8, rel=1e-3)
 
 
-def test_requests_that_come_at_random_wait_longer_than_those_that_follow_each_other(
+def test_requests_of_one_length_follow_each_other_and_others_queue(
     small: ModelSpec, make_fleet: MakeFleet
 ) -> None:
     work, device = Work.of(small, 4096), make_fleet(devices=1)
-    regular = Load(concurrency=64, prompt=4096, answer=256)
-    turn, chance = (
-        serve(work, Replica(), load, device) for load in (regular, replace(regular, random=True))
-    )
-    assert chance.wait > 1.1 * turn.wait > 0.0
+    steady = Load(concurrency=64, prompt=4096, answer=256)
+    regular = replace(steady, rounds=1e9)
+    assert serve(work, Replica(), regular, device).wait == 0.0
+    assert serve(work, Replica(), steady, device).wait > 0.0
+    # Those who compute prompts for several replicas cannot keep to the turns of one.
+    apart = replace(regular, apart=Apart(replica=Replica()))
+    assert serve(work, Replica(), apart, device).wait > 0.0
 
 
 @settings(max_examples=40, deadline=None)

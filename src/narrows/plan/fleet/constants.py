@@ -88,43 +88,44 @@ COMMUNICATOR_BYTES = 2.0e9
 
 # Serving. Shares of the memory's bandwidth that reading weights, keys and values, and experts reach
 # in whole decode steps.
-SERVING_MEMORY = 0.798
-SERVING_CACHE = 0.696
-SERVING_EXPERTS = 0.927
+SERVING_MEMORY = 0.838
+SERVING_CACHE = 0.68
+SERVING_EXPERTS = 0.93
 # Experts that tokens choose are not all alike: n tokens meet as many as n to this power that choose
 # by chance.
-SERVING_DRAWS = 0.946
+SERVING_DRAWS = 0.95
 # Products of whole prompts beside those of training; many small ones of experts beside a large one;
 # of what formats of 8 and 4 bits promise over 16, what is kept; one query's scores over a cache.
-SERVING_MATMUL = 1.08
-SERVING_GROUPED = 0.323
-SERVING_EIGHT = 0.979
-SERVING_FOUR = 0.989
-SERVING_SCORES = 0.568
+SERVING_MATMUL = 1.1
+SERVING_GROUPED = 0.333
+SERVING_EIGHT = 0.961
+SERVING_FOUR = 0.958
+SERVING_SCORES = 0.639
 # Values of the width that a block of a prefill reads and writes for a token.
-SERVING_PASSES = 7.5
+SERVING_PASSES = 6.87
 # Seconds to start a block's kernels, what choosing experts and latent attention add, and one by one
 # instead of as a graph; to bring operands into narrow formats, of all products and of experts; of
 # a step, and of each request in it.
-SERVING_BLOCK = 1.27e-05
-SERVING_ROUTING = 7.11e-06
-SERVING_LATENT = 2.52e-05
-SERVING_EAGER = 0.00169
-SERVING_NARROWED = 1.67e-05
-SERVING_NARROWED_EXPERTS = 4.38e-05
-SERVING_STEP = 0.000922
-SERVING_SEQUENCE = 4.66e-06
+SERVING_BLOCK = 1.18e-05
+SERVING_ROUTING = 7.99e-06
+SERVING_LATENT = 2.6e-05
+SERVING_EAGER = 0.00168
+SERVING_NARROWED = 1.61e-05
+SERVING_NARROWED_EXPERTS = 4.1e-05
+SERVING_STEP = 0.00107
+SERVING_SEQUENCE = 3.84e-06
 # Seconds of a reduction that reads all ranks' parts at once, what each rank adds, and what one that
 # scatters and gathers takes more before a byte moves.
-SERVING_REDUCE = 3.86e-06
-SERVING_REDUCE_RANK = 1.8e-07
-SERVING_REDUCE_TWICE = 0.000127
+SERVING_REDUCE = 3.47e-06
+SERVING_REDUCE_RANK = 2.44e-07
+SERVING_REDUCE_TWICE = 4.89e-05
 # Seconds that a step which a prompt joins takes more, and to hand a prompt's keys and values over.
-SERVING_JOIN = 0.00148
-SERVING_HANDED = 0.216
-# What is left of the queue that random arrivals would make where requests follow one another: those
-# whose prompts were computed in turn end in turn, too.
-SERVING_CROWDED = 0.768
+SERVING_JOIN = 0.000951
+SERVING_HANDED = 0.169
+# Kernels of a block without experts, and those that latent attention adds, beside those that
+# experts add.
+SERVING_LAUNCHED = 0.162
+SERVING_LAUNCHED_LATENT = 0.753
 # Of a device's memory, what engines use, and of that their libraries and kernels; tokens of the
 # prompts that they compute in one pass where nothing is decoded (vLLM, gpu_memory_utilization and
 # max_num_batched_tokens, 2025).
@@ -146,13 +147,22 @@ class Engine(NamedTuple):
     sequence: float
     prompt: float
     held_back: float
+    launch: float
+    gathered: float
+    bunched: float
     reserved: float
 
 
 # "bare": a loop without a server.
 ENGINES = {
-    "bare": Engine(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0),
-    "vllm": Engine(0.00976, 3.67e-06, 0.000381, 2.06e-05, 1.54e-05, 1.16, 3.62, 0.5),
-    "trtllm": Engine(0.00229, 1.96e-06, 0.000764, 2.74e-06, 5e-06, 0.951, 8.11, 1.0),
-    "sglang": Engine(0.0152, 3.95e-06, 0.00224, 1.46e-05, 4.02e-05, 1.62, 27.8, 0.5),
+    "bare": Engine(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0),
+    "vllm": Engine(
+        0.00951, 1.92e-06, 0.000296, 2.39e-05, 1.8e-05, 1.19, 1.4, 0.000554, 0.00951, 1.23, 0.5
+    ),
+    "trtllm": Engine(
+        0.00757, 7.28e-07, 0.000826, 3.37e-06, 5.91e-06, 1.02, 1.96, 0.000965, 0.243, 1.23, 1.0
+    ),
+    "sglang": Engine(
+        0.0198, 3.73e-06, 0.00247, 1.33e-05, 4.16e-05, 1.31, 21.3, 0.00031, 0.00998, 3.52, 0.5
+    ),
 }

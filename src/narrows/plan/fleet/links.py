@@ -67,12 +67,15 @@ class Links(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds of an all-to-all in which each rank sends `moved` bytes in all: what leaves the
         domain goes by the rank's own port.
         """
+        of_byte, waits = self.exchanging(ranks, stride)
+        return of_byte * moved + waits
+
+    def exchanging(self, ranks: Array, stride: Array) -> tuple[Array, Array]:
+        """Of an all-to-all, seconds for each byte, and what it waits for messages."""
         near = np.clip(self.domain / stride, 1.0, ranks)
-        far_share = 1.0 - near / ranks
-        near_share = near / ranks - 1.0 / ranks
-        beyond = moved * far_share / self.outside
-        sent = np.maximum(moved * near_share / self.inside, beyond)
-        return np.asarray(sent + self.latency_inside * (ranks - 1.0))
+        beyond = (1.0 - near / ranks) / self.outside
+        of_byte = np.maximum((near / ranks - 1.0 / ranks) / self.inside, beyond)
+        return of_byte, np.asarray(self.latency_inside * (ranks - 1.0))
 
     def send(self, moved: Array, stride: Array) -> Array:
         """Seconds to hand `moved` bytes to the rank `stride` devices further."""

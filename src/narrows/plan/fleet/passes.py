@@ -13,10 +13,9 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
 from narrows.plan.fleet import constants, here
-from narrows.plan.fleet.links import Links
+from narrows.plan.fleet.between import Sent, between_ranks
 from narrows.plan.fleet.work import Halves, Matrix, Work, halves
 from narrows.spec.fleet import Fleet
 from narrows.spec.ledger import Kind
@@ -154,7 +153,8 @@ def prefill_pass(work: Work, replica: Replica, prompt: Prompt, fleet: Fleet) -> 
     more = sum(each.seconds for each in _products(work, replica, both, fleet)) - sum(
         each.seconds for each in _products(work, replica, alone, fleet)
     )
-    links = reductions(work, replica, both, fleet)[0] - reductions(work, replica, alone, fleet)[0]
+    links = reductions(work, replica, both, fleet).seconds
+    links -= reductions(work, replica, alone, fleet).seconds
     return Pass(
         read=elements.read, compute=scores.compute + max(0.0, more), links=links, starts=0.0
     )  # fmt: skip
@@ -327,7 +327,7 @@ def _summed(parts: list[Part], work: Work, replica: Replica, tokens: Tokens, fle
     return Pass(
         read=sum(each.read for each in parts if each.read >= each.compute),
         compute=sum(each.compute for each in parts if each.read < each.compute),
-        links=reductions(work, replica, tokens.new, fleet)[0],
+        links=reductions(work, replica, tokens.new, fleet).seconds,
         starts=starts(work, replica, tokens.sequences, fleet),
     )
 
@@ -358,30 +358,11 @@ def _narrowing(work: Work, replica: Replica, fleet: Fleet) -> float:
     return 0.0 if own else work.layers_experts * constants.SERVING_NARROWED_EXPERTS
 
 
-def reductions(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> tuple[float, float]:
-    """Seconds of all sums across the ranks, two a block, and bytes that a rank receives."""
-    ranks = replica.tensor
-    if ranks == 1:
-        return 0.0, 0.0
-    moved, later = tokens * work.spec.width * 2.0, constants.SERVING_REDUCE_TWICE
-    around = moved * _around(Links.of(fleet, 1.0), ranks)
-    # Seconds, and bytes that a rank receives: from all at once, around, or from a switch that adds.
-    ways = [
-        (ranks * around, (ranks - 1.0) * moved),
-        (later + 2.0 * around, 2.0 * (ranks - 1.0) / ranks * moved),
-    ]
-    if fleet.reach.switched and ranks <= fleet.domains[0].devices:
-        added = (ranks + 1.0) / (ranks - 1.0) * around * fleet.reach.links / fleet.reach.switched
-        ways.append((later + added, (1.0 + 1.0 / ranks) * moved))
-    reduce = constants.SERVING_REDUCE + constants.SERVING_REDUCE_RANK * ranks
-    seconds, received = min(ways)
-    return 2.0 * work.layers * (reduce + seconds), 2.0 * work.layers * received
-
-
-@cache
-def _around(links: Links, ranks: int) -> float:
-    """Seconds for each byte that is gathered over so many neighbours."""
-    return float(links.gathering(np.array([float(ranks)]), np.ones(1))[0][0])
+def reductions(work: Work, replica: Replica, tokens: float, fleet: Fleet) -> Sent:
+    """Between the ranks, of a pass of `tokens`."""
+    narrow = replica.weight_bits <= 8.0 and replica.compute_bits is None
+    groups = replica.attention_data
+    return between_ranks(work, replica.tensor, groups, tokens, fleet, narrow=narrow)
 
 
 @cache

@@ -8,6 +8,7 @@ and is followed by the next. The queue before the prefill is a closed one: mean 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import msgspec
 
@@ -63,9 +64,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """`concurrency` requests at a time on one replica, each of `prompt` tokens and `answer` more.
 
     The first `shared` tokens of a prompt are kept already; `chunk` of the rest are computed in one
-    step, or all. `rounds`: how many requests follow one another, all first ones at once; None:
-    steadily on. `random`: they come whenever they like, not as others end. `engine` is one of
-    `constants.ENGINES`.
+    step, or all. `rounds`: how many requests of nearly one length follow one another, all first
+    ones at once; None: steadily on, of any length. `engine` is one of `constants.ENGINES`.
     """
 
     concurrency: float
@@ -76,7 +76,6 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     apart: Apart | None = None
     speculation: Speculation | None = None
     rounds: float | None = None
-    random: bool = False
     engine: str = "vllm"
 
     @property
@@ -112,39 +111,71 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     cache_bytes: float
 
 
+class _Steady(NamedTuple):
+    """Of the steady state: requests that there is room for and that write, seconds of one step
+    without prompts (`decode`) and with those that join, of what a prompt adds, of the steps that it
+    is computed in, of waiting for and in them, and of writing an answer.
+    """
+
+    customers: float
+    running: float
+    decode: float
+    step: float
+    service: float
+    taken: float
+    wait: float
+    writing: float
+
+
 def serve(work: Work, replica: Replica, load: Load, fleet: Fleet) -> Served:
     """Steady state under a constant number of requests."""
     room = roomy(work, replica, load, fleet)
     customers = min(load.concurrency, max(1.0, room))
-    running, engine = customers, constants.ENGINES[load.engine]
+    state = _steady(work, replica, load, fleet, customers)
+    return Served(
+        first_token=_first_token(work, replica, load, fleet, state),
+        per_token=state.step / _tokens(load), wait=max(0.0, state.wait - state.taken),
+        decode=state.decode, service=state.service, running=state.running, room=room,
+        weights_bytes=weights_of(work, replica, load),
+        cache_bytes=state.running * _held(work, replica, load) / replica.attention_data,
+    )  # fmt: skip
+
+
+def _steady(work: Work, replica: Replica, load: Load, fleet: Fleet, customers: float) -> _Steady:
+    running = customers
     for _ in range(_ROUNDS):
         decode = step_seconds(work, replica, load, running, fleet)
         decode += host_seconds(work, replica, load, running)
         service = joined_seconds(work, replica, load, running, fleet)
-        per_token = _per_token(decode, service, load, running)
-        writing = load.further * per_token
+        step = _step(decode, service, load, running)
+        writing = load.further * step / _tokens(load)
         # A prompt in chunks takes as many steps.
         taken = service + (load.chunks - 1.0) * decode
-        wait = taken + _crowded(load) * (queue(taken, writing, customers) - taken)
+        # Whose prompts were computed in turn end in turn, and do not meet again.
+        regular = load.rounds is not None and load.apart is None
+        wait = taken if regular else queue(taken, writing, customers)
         running = min(customers, max(1.0, customers * writing / (writing + wait)))
+    return _Steady(customers, running, decode, step, service, taken, wait, writing)
+
+
+def _first_token(work: Work, replica: Replica, load: Load, fleet: Fleet, state: _Steady) -> float:
+    engine = constants.ENGINES[load.engine]
     own = engine.prompt * prefill_seconds(
         work, load.apart.replica if load.apart else replica,
         Prompt(load.new, cached=load.shared), fleet,
     )  # fmt: skip
     # One process of an engine receives and tokenizes requests, in turn.
     host = engine.request + load.prompt * engine.token
-    first = host + wait + max(0.0, own - taken)
-    first += constants.SERVING_HANDED if load.apart else engine.held_back * decode
+    found = host + state.wait + max(0.0, own - state.taken) + engine.launch * _launches(work)
+    if load.apart is not None:
+        found += constants.SERVING_HANDED
+    else:
+        found += engine.held_back * state.step + (replica.attention_data - 1.0) * engine.gathered
     if load.rounds is not None:
-        waiting = _burst(load, customers) * service + 0.5 * (customers - 1.0) * host
-        first += waiting / load.rounds
+        waiting = _burst(load, state.customers) * state.service + 0.5 * (state.customers - 1) * host
+        found += (1.0 if load.apart else engine.bunched) * waiting / load.rounds
     # What finds no room for its cache waits until another ends (Little, 1961).
-    first += (load.concurrency / customers - 1.0) * (writing + wait)
-    return Served(
-        first_token=first, per_token=per_token, wait=max(0.0, wait - taken), decode=decode,
-        service=service, running=running, room=room, weights_bytes=weights_of(work, replica, load),
-        cache_bytes=running * _held(work, replica, load) / replica.attention_data,
-    )  # fmt: skip
+    return found + (load.concurrency / state.customers - 1.0) * (state.writing + state.wait)
 
 
 def host_seconds(work: Work, replica: Replica, load: Load, running: float) -> float:
@@ -205,8 +236,15 @@ def queue(service: float, thinking: float, customers: float) -> float:
     return math.sqrt(half * half + rest) - half
 
 
-def _crowded(load: Load) -> float:
-    return 1.0 if load.random else constants.SERVING_CROWDED
+def _tokens(load: Load) -> float:
+    """That a step gives one request."""
+    return load.speculation.tokens if load.speculation else 1.0
+
+
+def _launches(work: Work) -> float:
+    """What a prompt's pass starts one by one, in blocks of experts."""
+    latent = constants.SERVING_LAUNCHED_LATENT if work.spec.latent is not None else 0.0
+    return work.layers_experts + work.layers * (constants.SERVING_LAUNCHED + latent)
 
 
 def _burst(load: Load, customers: float) -> float:
@@ -217,17 +255,17 @@ def _burst(load: Load, customers: float) -> float:
     return 0.5 * (customers + together) - 1.0
 
 
-def _per_token(decode: float, service: float, load: Load, running: float) -> float:
-    tokens = load.speculation.tokens if load.speculation else 1.0
+def _step(decode: float, service: float, load: Load, running: float) -> float:
+    """Seconds of a step of `decode` that prompts join."""
     if load.apart is not None:
-        return decode / tokens
+        return decode
     # A prompt joins for each answer of the others that ends; in chunks, at most one a step.
-    joining = (running - 1.0) * tokens / max(load.further, 1.0)
+    joining = (running - 1.0) * _tokens(load) / max(load.further, 1.0)
     added = joining * service
     if load.chunk is not None:
         added = min(added, service / load.chunks)
     starting = constants.SERVING_JOIN * -math.expm1(-joining)
-    return (decode + added + starting) / tokens
+    return decode + added + starting
 
 
 def _held(work: Work, replica: Replica, load: Load) -> float:

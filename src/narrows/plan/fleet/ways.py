@@ -138,7 +138,7 @@ def load_of(demand: Demand, placed: Placement, concurrency: float) -> Load:
     return Load(
         concurrency=max(1.0, concurrency / placed.replicas), prompt=float(requests.prompt),
         answer=float(requests.answer), shared=float(requests.shared), chunk=requests.chunk,
-        apart=apart, speculation=speculation, random=requests.rate is not None,
+        apart=apart, speculation=speculation,
     )  # fmt: skip
 
 
