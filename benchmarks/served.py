@@ -50,7 +50,7 @@ _LOOPS = ("llama.cpp", "gpt-fast", "litgpt")
 _DRAWN, _ROUNDS = 0.9, 10.0
 # Where a row keeps silent on how many sets of devices decode: requests of a device, beyond how many
 # of a device each attends to its own, and the share of the time that those for prompts are busy.
-_REQUESTS, _OWN, _BUSY = 32.0, 16.0, 1.0
+_REQUESTS, _OWN, _BUSY = 128.0, 16.0, 1.0
 
 
 # Nor does such a row tell whether tokens are guessed, as most do where few requests are on a

@@ -73,6 +73,19 @@ def test_what_finds_no_room_waits(small: ModelSpec, make_fleet: MakeFleet) -> No
     assert halved == pytest.approx(2.0 * room)
 
 
+def test_an_engine_that_takes_a_share_of_what_weights_leave_has_room_where_others_have_none(
+    small: ModelSpec, make_fleet: MakeFleet
+) -> None:
+    work, load = Work.of(small, 1024), Load(concurrency=1, prompt=1024, answer=128)
+    needed = weights_of(work, Replica(), load) + constants.SERVING_RUNTIME
+    tight = make_fleet(devices=1, gigabytes=1.05 * needed / 1e9)
+    room = {
+        name: roomy(work, Replica(), replace(load, engine=name), tight)
+        for name in ("vllm", "trtllm")
+    }
+    assert room["vllm"] < 0.0 < room["trtllm"]
+
+
 def test_a_shared_prefix_is_kept_once_and_computed_never(
     small: ModelSpec, make_fleet: MakeFleet
 ) -> None:

@@ -88,44 +88,44 @@ COMMUNICATOR_BYTES = 2.0e9
 
 # Serving. Shares of the memory's bandwidth that reading weights, keys and values, and experts reach
 # in whole decode steps.
-SERVING_MEMORY = 0.838
-SERVING_CACHE = 0.68
-SERVING_EXPERTS = 0.93
+SERVING_MEMORY = 0.795
+SERVING_CACHE = 0.701
+SERVING_EXPERTS = 0.916
 # Experts that tokens choose are not all alike: n tokens meet as many as n to this power that choose
 # by chance.
-SERVING_DRAWS = 0.95
+SERVING_DRAWS = 0.946
 # Products of whole prompts beside those of training; many small ones of experts beside a large one;
 # of what formats of 8 and 4 bits promise over 16, what is kept; one query's scores over a cache.
-SERVING_MATMUL = 1.1
-SERVING_GROUPED = 0.333
-SERVING_EIGHT = 0.961
-SERVING_FOUR = 0.958
-SERVING_SCORES = 0.639
+SERVING_MATMUL = 1.12
+SERVING_GROUPED = 0.351
+SERVING_EIGHT = 0.968
+SERVING_FOUR = 0.909
+SERVING_SCORES = 0.58
 # Values of the width that a block of a prefill reads and writes for a token.
-SERVING_PASSES = 6.87
+SERVING_PASSES = 8.97
 # Seconds to start a block's kernels, what choosing experts and latent attention add, and one by one
 # instead of as a graph; to bring operands into narrow formats, of all products and of experts; of
 # a step, and of each request in it.
-SERVING_BLOCK = 1.18e-05
-SERVING_ROUTING = 7.99e-06
-SERVING_LATENT = 2.6e-05
-SERVING_EAGER = 0.00168
-SERVING_NARROWED = 1.61e-05
-SERVING_NARROWED_EXPERTS = 4.1e-05
-SERVING_STEP = 0.00107
-SERVING_SEQUENCE = 3.84e-06
+SERVING_BLOCK = 1.02e-05
+SERVING_ROUTING = 7.5e-06
+SERVING_LATENT = 2.39e-05
+SERVING_EAGER = 0.00169
+SERVING_NARROWED = 1.63e-05
+SERVING_NARROWED_EXPERTS = 4.13e-05
+SERVING_STEP = 0.00102
+SERVING_SEQUENCE = 4.58e-06
 # Seconds of a reduction that reads all ranks' parts at once, what each rank adds, and what one that
 # scatters and gathers takes more before a byte moves.
-SERVING_REDUCE = 3.47e-06
-SERVING_REDUCE_RANK = 2.44e-07
-SERVING_REDUCE_TWICE = 4.89e-05
+SERVING_REDUCE = 3.18e-06
+SERVING_REDUCE_RANK = 2.91e-07
+SERVING_REDUCE_TWICE = 4.44e-05
 # Seconds that a step which a prompt joins takes more, and to hand a prompt's keys and values over.
-SERVING_JOIN = 0.000951
-SERVING_HANDED = 0.169
+SERVING_JOIN = 0.00168
+SERVING_HANDED = 0.134
 # Kernels of a block without experts, and those that latent attention adds, beside those that
 # experts add.
-SERVING_LAUNCHED = 0.162
-SERVING_LAUNCHED_LATENT = 0.753
+SERVING_LAUNCHED = 0.15
+SERVING_LAUNCHED_LATENT = 0.868
 # Of a device's memory, what engines use, and of that their libraries and kernels; tokens of the
 # prompts that they compute in one pass where nothing is decoded (vLLM, gpu_memory_utilization and
 # max_num_batched_tokens, 2025).
@@ -135,9 +135,15 @@ SERVING_BATCHED = 8192.0
 
 
 class Engine(NamedTuple):
-    """Seconds beside the model's: of receiving a request, of a `token` of its text, of a step, of a
-    block and of a request in it. A prompt's pass in multiples of the common one, steps that the
-    first token is held back for, and what is set aside of an answer's keys and values beforehand.
+    """Seconds beside the model's: of receiving a `request`, of a `token` of its text, of a `step`, of
+    a `block` and of a request in it (`sequence`), of a `launch` of one kernel of a prompt's pass, and
+    of a step's decision for each further group that attends to requests of its own (`gathered`).
+
+    A `prompt`'s pass in multiples of the common one, steps that the first token is held back for,
+    and how much longer those wait who all come at once (`bunched`). What is `reserved` of an
+    answer's keys and values beforehand; these have SERVING_HELD of the memory less the weights, or a
+    share of the `rest` that the weights leave (TensorRT-LLM's free_gpu_memory_fraction; 0.85 is where
+    published requests begin to queue).
     """
 
     request: float
@@ -151,18 +157,19 @@ class Engine(NamedTuple):
     gathered: float
     bunched: float
     reserved: float
+    rest: float | None = None
 
 
 # "bare": a loop without a server.
 ENGINES = {
     "bare": Engine(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0),
     "vllm": Engine(
-        0.00951, 1.92e-06, 0.000296, 2.39e-05, 1.8e-05, 1.19, 1.4, 0.000554, 0.00951, 1.23, 0.5
+        0.00937, 2.53e-06, 0.000298, 2.45e-05, 1.62e-05, 1.22, 1.52, 0.000482, 0.00797, 1.22, 0.5
     ),
     "trtllm": Engine(
-        0.00757, 7.28e-07, 0.000826, 3.37e-06, 5.91e-06, 1.02, 1.96, 0.000965, 0.243, 1.23, 1.0
+        0.00593, 8e-07, 0.000842, 3.36e-06, 6.82e-06, 1.0, 2.11, 0.000965, 0.264, 1.25, 1.0, 0.85
     ),
     "sglang": Engine(
-        0.0198, 3.73e-06, 0.00247, 1.33e-05, 4.16e-05, 1.31, 21.3, 0.00031, 0.00998, 3.52, 0.5
+        0.015, 5.76e-06, 0.0026, 1.4e-05, 4.13e-05, 1.27, 19.2, 0.000417, 0.01, 3.91, 0.5
     ),
 }

@@ -211,8 +211,10 @@ def joined_seconds(work: Work, replica: Replica, load: Load, running: float, fle
 
 def roomy(work: Work, replica: Replica, load: Load, fleet: Fleet) -> float:
     """Requests whose keys and values fit beside the weights; negative where these do not."""
-    free = constants.SERVING_HELD * float(fleet.memory_capacity.value) - constants.SERVING_RUNTIME
-    free -= weights_of(work, replica, load)
+    capacity = float(fleet.memory_capacity.value)
+    taken = constants.SERVING_RUNTIME + weights_of(work, replica, load)
+    rest = constants.ENGINES[load.engine].rest
+    free = constants.SERVING_HELD * capacity - taken if rest is None else rest * (capacity - taken)
     # What all prompts begin with is kept once.
     shared = load.shared * cache_bytes_per_token(work.spec, replica)
     return (free - shared) / _held(work, replica, load) * replica.attention_data
