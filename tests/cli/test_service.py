@@ -7,7 +7,7 @@ import pytest
 
 from narrows.cli.main import main
 from narrows.spec.record import from_builtins
-from narrows.spec.service import Service
+from narrows.spec.service import ENGINES, Service
 
 ASKED = ["plan", "--machine", "h100-sxm", "--model", "llama-3.1-8b"]
 
@@ -55,6 +55,21 @@ def test_a_machine_at_hand_is_not_asked_for_what_is_of_others(
     assert main(["plan", str(job), *option.split()]) == 2
     told = capsys.readouterr().err
     assert f"{option.split()[0]} is of machines of the catalogue" in told
+
+
+def test_an_engine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    load = ("--serve", "32", "--prompt", "2048", "--answer", "256")
+    known = {
+        name: answered(capsys, *load, "--engine", name) for name in ENGINES if name != "narrows"
+    }
+    assert answered(capsys, *load).engine == "vllm"
+    assert all(found.engine == name for name, found in known.items())
+    first = {found.best.first_token.mean for found in known.values()}
+    assert len(first) == len(known)
+    assert main([*ASKED, *load, "--engine", "narrows"]) == 2
+    assert "hint: --machine here" in capsys.readouterr().err
+    assert main([*ASKED, *load, "--engine", "vlm"]) == 2
+    assert ", ".join(ENGINES) in capsys.readouterr().err
 
 
 def test_one_token_is_answered_without_a_further_step(capsys: pytest.CaptureFixture[str]) -> None:

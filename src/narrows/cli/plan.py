@@ -67,8 +67,10 @@ def _for_a_fleet(chosen: argparse.Namespace) -> int:
     from narrows.spec.record import Record, save
 
     found: Record
+    after = "narrows plan --budget 5min --corpus shakespeare   (what this machine can do)"
     if service.is_asked(chosen):
-        found, told = service.answer(chosen)
+        served, told = service.answer(chosen)
+        found, after = served, service.command(served) or after
     else:
         from narrows.plan.fleet.forecast import forecast
         from narrows.plan.fleet.render import text
@@ -93,5 +95,5 @@ def _for_a_fleet(chosen: argparse.Namespace) -> int:
         speak.answer_json(found)
     else:
         speak.answer(told)
-    speak.next_step("narrows plan --budget 5min --corpus shakespeare   (what this machine can do)")
+    speak.next_step(after)
     return 0

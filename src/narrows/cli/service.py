@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from narrows.plan.fleet.ways import Demand
     from narrows.spec.fleet import Fleet
     from narrows.spec.model import ModelSpec
-    from narrows.spec.record import Record
-    from narrows.spec.service import Guesses, Limits, Requests
+    from narrows.spec.service import EngineName, Guesses, Limits, Requests, Service
 
 _PROMPT, _ANSWER = 1024, 256
 _AHEAD = 4
@@ -27,7 +26,7 @@ _TIMES_LARGER = (2, 4, 8)
 _PADDING = 1024
 """Rows that a table may have beyond the tokens, which differ within a family."""
 OWN = ("prompt", "answer", "vary", "shared_prefix", "chunk", "draft", "accept", "ahead", "weights",
-       "first_token", "per_token", "percentile")  # fmt: skip
+       "engine", "first_token", "per_token", "percentile")  # fmt: skip
 """Options that nothing but serving has."""
 _VARY = 0.5
 
@@ -52,6 +51,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accept", type=float, metavar="SHARE", help="guesses that are right")
     parser.add_argument("--ahead", type=int, metavar="N", help="tokens guessed for each step")
     parser.add_argument("--weights", type=int, choices=(16, 8, 4), help="bits of a weight")
+    parser.add_argument("--engine", choices=("narrows", "vllm", "trtllm", "sglang", "bare"),
+                        help="what serves (narrows here, else vllm; bare: no server)")  # fmt: skip
     parser.add_argument("--first-token", metavar="TIME", help='at the latest, such as "500 ms"')
     parser.add_argument("--per-token", metavar="TIME", help='at the latest, such as "50 ms"')
     parser.add_argument("--percentile", type=int, choices=(50, 90, 99),
@@ -72,7 +73,7 @@ def is_asked(chosen: argparse.Namespace) -> bool:
     return False
 
 
-def answer(chosen: argparse.Namespace) -> tuple[Record, str]:
+def answer(chosen: argparse.Namespace) -> tuple[Service, str]:
     """The best way to serve, as a record and as text; as a page where one is asked for."""
     from narrows.plan.fleet.service import service
     from narrows.plan.fleet.service_render import text
@@ -84,6 +85,18 @@ def answer(chosen: argparse.Namespace) -> tuple[Record, str]:
         served.write(found, Path(chosen.page))
         speak.talk(f"wrote {chosen.page}")
     return found, text(found)
+
+
+def command(found: Service) -> str | None:
+    """What serves as was planned, where that is this machine."""
+    if found.engine != "narrows":
+        return None
+    precision = {16.0: "bf16", 8.0: "int8", 4.5: "int4"}[found.best.placement.weight_bits]
+    slots = max(1, round(found.best.concurrency))
+    return (
+        f"narrows serve MODEL --slots {slots} --precision {precision}   "
+        f"({found.model_name}: its folder, GGUF file, or name on the hub)"
+    )
 
 
 def demand(chosen: argparse.Namespace) -> Demand:
@@ -118,9 +131,21 @@ def demand(chosen: argparse.Namespace) -> Demand:
         name=chosen.model, model=spec, fleet=known, requests=_requests(chosen),
         limits=_limits(chosen), guesses=_guesses(chosen), larger=_larger(known),
         smaller=next((f for f in ladder(known) if 2 * f.devices == known.devices), None),
-        draft=draft,
+        draft=draft, engine=_engine(chosen, known),
         weight_bits=_BITS.get(chosen.weights),
     )  # fmt: skip
+
+
+def _engine(chosen: argparse.Namespace, fleet: Fleet) -> EngineName:
+    """Raises BadInput where the engine does not run on the fleet."""
+    here = fleet.machine is not None
+    engine: EngineName = chosen.engine or ("narrows" if here else "vllm")
+    if engine == "narrows" and not here:
+        raise BadInput(
+            f"narrows serves on the machine that it runs on, not on {fleet.name}",
+            hint="--machine here, or another engine, such as --engine vllm",
+        )
+    return engine
 
 
 def _refuse_draft(draft: ModelSpec, model: ModelSpec, chosen: argparse.Namespace) -> None:

@@ -23,6 +23,8 @@ from narrows.spec.model import ModelSpec, llama
 
 _GROUP_BITS = {4: 5.0, 8: 8.5, 16: 16.0}
 """Of a weight, with its share of a group's scale and least value."""
+_GROUP = 32
+"""Weights of a group."""
 _WHOLE_BITS = 12
 """More than any group has: values in bf16."""
 _MANY = 2
@@ -42,15 +44,17 @@ _WORD_BYTES = 900.0
 
 
 class PackedQuestion(msgspec.Struct, frozen=True, kw_only=True):
-    """`sequences` prompts of `prompt` tokens, read in turn, each answered by `tokens` tokens, all
-    at once; the matrices take `weight_bytes`, keys and values are kept in `cache`, and beside the
-    matrices an adapter has `adapter_bytes` in bf16 that each of their rows is multiplied by.
+    """`sequences` prompts of `prompt` tokens, of which the first `cached` are kept already, read in
+    turn, each answered by `tokens` tokens, all at once; the matrices take `weight_bytes`, keys and
+    values are kept in `cache`, and beside the matrices an adapter has `adapter_bytes` in bf16 that
+    each of their rows is multiplied by.
     """
 
     prompt: int
     tokens: int
     weight_bytes: float
     sequences: int = 1
+    cached: int = 0
     cache: CachePrecision = "bf16"
     adapter_bytes: float = 0.0
 
@@ -59,13 +63,23 @@ def predict_packed(model: ModelSpec, asked: PackedQuestion, machine: Machine) ->
     """Rows of reading a prompt and of writing the rest, the memory peak and what the answers cost;
     None where the machine has measured no such steps.
     """
-    rates = _rates(model, asked, machine)
-    if rates is None:
+    if not machine.device.packed:
         return None
-    rows = _reading(model, asked, rates, machine)
+    rows = reading_rows(model, asked, machine)
     if asked.tokens > 1:
-        rows += _writing(model, asked, rates, machine)
+        rows += writing_rows(model, asked, machine)
     return ledger(rows, _memory(model, asked), asked, matmul_peak(machine, _PRODUCTS), machine)
+
+
+def packable(model: ModelSpec) -> bool:
+    """Whether its matrices divide into groups."""
+    widths = (model.width, model.feed_forward_width, model.head_width)
+    return not any(width % _GROUP for width in widths)
+
+
+def packed_bytes(model: ModelSpec, bits: int) -> float:
+    """Of all matrices in groups of 4 or 8 bits, or in bf16 (16)."""
+    return _weights(model) * _GROUP_BITS[bits] / 8.0
 
 
 class _Rates(NamedTuple):
@@ -99,12 +113,10 @@ class _Rates(NamedTuple):
         return rate * queries * keys * model.layers * heads * model.head_width
 
 
-def _rates(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> _Rates | None:
+def _rates(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> _Rates:
     """Between the two measured models, by the logarithm of the weights' bytes."""
     bits = 8 * asked.weight_bytes / _weights(model)
     curves = machine.device.packed
-    if not curves:
-        return None
     curve = min(curves, key=lambda each: abs(_GROUP_BITS[each.bits] - bits))
     lies = _GROUP_BITS[curve.bits] / 8
     small, large = (_measured(curve, choose, asked.cache) for choose in (min, max))
@@ -201,28 +213,29 @@ def _weights(model: ModelSpec) -> int:
     return _block_weights(model) + ends * model.vocabulary * model.width
 
 
-def _reading(
-    model: ModelSpec, asked: PackedQuestion, rates: _Rates, machine: Machine
-) -> tuple[Row, ...]:
-    """One prompt, in chunks, and the choice of what follows."""
-    products, attended, chunks = 0.0, 0.0, -(-asked.prompt // _CHUNK)
-    for first in range(0, asked.prompt, _CHUNK):
+def reading_rows(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> tuple[Row, ...]:
+    """One prompt, in chunks, and the choice of what follows; the machine has measured such
+    steps.
+    """
+    rates, new = _rates(model, asked, machine), asked.prompt - asked.cached
+    products, attended, chunks = 0.0, 0.0, -(-new // _CHUNK)
+    for first in range(asked.cached, asked.prompt, _CHUNK):
         count = min(_CHUNK, asked.prompt - first)
         products += rates.products(_block_weights(model), count)
         attended += rates.attention(model, count, first + (count + 1) / 2)
     head = model.vocabulary * model.width
     products += rates.products(head, 1)
-    flop = 2.0 * (_block_weights(model) * asked.prompt + head)
+    flop = 2.0 * (_block_weights(model) * new + head)
     moved = chunks * asked.weight_bytes
-    work = _Work(flop, moved, products, attended, _Beside.of(asked, rates, asked.prompt), 1)
+    work = _Work(flop, moved, products, attended, _Beside.of(asked, rates, new), 1)
     return _rows(model, work, "prefill", machine)
 
 
-def _writing(
-    model: ModelSpec, asked: PackedQuestion, rates: _Rates, machine: Machine
-) -> tuple[Row, ...]:
-    """The tokens behind the first of all texts, at the mean past."""
-    passes, texts = asked.tokens - 1, asked.sequences
+def writing_rows(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> tuple[Row, ...]:
+    """The tokens behind the first of all texts, at the mean past; the machine has measured such
+    steps.
+    """
+    rates, passes, texts = _rates(model, asked, machine), asked.tokens - 1, asked.sequences
     past = asked.prompt + asked.tokens / 2
     weights = _block_weights(model) + model.vocabulary * model.width
     products = passes * rates.products(weights, texts)

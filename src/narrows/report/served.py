@@ -18,7 +18,7 @@ from narrows.report.served_plots import sweep
 from narrows.report.words import MEMORY, OPERATIONS, Phrase, same, spoken
 from narrows.spec.ledger import Row
 from narrows.spec.record import write_atomically
-from narrows.spec.service import Quantiles, Requests, Service
+from narrows.spec.service import ENGINES, Quantiles, Requests, Service
 
 _PERCENTS = (50, 90, 99)
 
@@ -55,7 +55,7 @@ def _doubling(found: Service) -> Iterator[Markup]:
 
 def _hero(found: Service) -> Markup:
     fleet = found.fleet
-    asides = [tables.placement(found.best.placement), _load(found)]
+    asides = [tables.placement(found.best.placement), _load(found), _engine(found)]
     if found.guesses is not None:
         by = same(f" ({found.guesses.draft})" if found.guesses.draft else "")
         asides.append(Phrase(
@@ -75,6 +75,13 @@ def _hero(found: Service) -> Markup:
         [element("p", each, class_="aside") for each in asides],
         class_="hero",
     )  # fmt: skip
+
+
+def _engine(found: Service) -> Phrase:
+    named = ENGINES[found.engine]
+    return Phrase(
+        f"Engine: {named}.", f"推理引擎：{'无服务器' if found.engine == 'bare' else named}。"
+    )
 
 
 def _load(found: Service) -> Phrase:

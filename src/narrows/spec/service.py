@@ -11,6 +11,12 @@ from narrows.spec.model import ModelSpec
 from narrows.spec.plan import Doubling
 from narrows.spec.record import Record
 
+EngineName = Literal["narrows", "vllm", "trtllm", "sglang", "bare"]
+ENGINES: dict[EngineName, str] = {
+    "narrows": "narrows", "vllm": "vLLM", "trtllm": "TensorRT-LLM", "sglang": "SGLang",
+    "bare": "a loop without a server",
+}  # fmt: skip
+"""What serves, as it is called."""
 _ALIKE = 0.99
 """Of two throughputs, what makes no difference."""
 
@@ -167,9 +173,10 @@ class Changed(Record):
 class Service(Record):
     """A model served on a fleet: the widest weights and keys that meet the limits, at most tokens.
 
-    `prefill` are the operations of a prompt in a pass of its own, `decode` those of one step, on a
-    device. `sweep`: each width of a replica, of one request and more. `others` are the next best,
-    and behind them those that come too late. `changes` alone, each the rest as it is.
+    `engine` is what serves. `prefill` are the operations of a prompt in a pass of its own, `decode`
+    those of one step, on a device. `sweep`: each width of a replica, of one request and more.
+    `others` are the next best, and behind them those that come too late. `changes` alone, each the
+    rest as it is.
     """
 
     model_name: str
@@ -189,6 +196,7 @@ class Service(Record):
     answers: tuple[Evidence, ...]
     facts: tuple[Evidence, ...]
     guesses: Guesses | None = None
+    engine: EngineName = "vllm"
 
     def loses(self, way: Serving) -> Loss:
         """Why `way` is not the best."""

@@ -60,6 +60,18 @@ def test_a_queue_of_one_does_not_wait_and_of_many_is_served_in_turn() -> None:
     assert queue(1.0, 10_000.0, 1000.0) == pytest.approx(1.0 + busy / 2 / (1 - busy), rel=0.02)
 
 
+def test_many_prompts_that_join_a_step_share_what_it_reads(
+    small: ModelSpec, make_fleet: MakeFleet
+) -> None:
+    work, device = Work.of(small, 8), make_fleet(devices=1)
+    load = Load(concurrency=64, prompt=8, answer=2)
+    # One is lost in what a step reads anyway; all of them are computed for.
+    one = prefill_seconds(work, Replica(), Prompt(8.0, beside=64.0), device)
+    whole = prefill_seconds(work, Replica(), Prompt(63 * 8.0, beside=64.0), device)
+    each = joined_seconds(work, Replica(), load, 64.0, device) / constants.ENGINES["vllm"].prompt
+    assert one < each == pytest.approx(whole / 63, rel=0.1)
+
+
 def test_what_finds_no_room_waits(small: ModelSpec, make_fleet: MakeFleet) -> None:
     work, tight = Work.of(small, 8192), make_fleet(devices=1, gigabytes=6.0)
     load = Load(concurrency=64, prompt=8192, answer=1024)
@@ -193,5 +205,5 @@ def test_more_requests_answer_more_in_all_and_each_no_sooner(
     whole = [each.first_token + (answer - 1) * each.per_token for each in (one, more)]
     assert one.first_token > 0 and one.per_token > 0
     assert whole[1] >= 0.999 * whole[0]
-    # Prompts that come at once share passes, in which a little is lost by how they fall.
-    assert 2 * requests / whole[1] >= 0.97 * requests / whole[0]
+    # Answers of a few tokens end with the steps that others join: of 4,000 drawn, 0.93 at worst.
+    assert 2 * requests / whole[1] >= 0.9 * requests / whole[0]

@@ -11,6 +11,7 @@ from narrows.infer.generate import ServingPrecision
 from narrows.infer.ready import Model
 from narrows.model.folder import ADAPTER, PLAN
 from narrows.plan.answer import cache_bytes
+from narrows.plan.fleet.constants import SERVING_RUNTIME_HERE
 from narrows.plan.packed import packed_room
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.machine import CachePrecision
@@ -23,8 +24,6 @@ _OTHER_BYTES = 400e6
 """Python, torch, and what a step holds: SmolLM2-135M with 8 slots of 2,048 tokens, 646 MB of
 weights and cache, was resident at 989 MB after a dozen requests.
 """
-_PACKED_OTHER_BYTES = 150e6
-"""The same without torch."""
 
 _VALUE_BYTES = {"bf16": 2, "fp32": 4}
 _PACKED_BYTES = {"int8": 8.5 / 8, "int4": 5.0 / 8}
@@ -77,7 +76,7 @@ def sizes(model: Model) -> Sizes:
     if model.laid:
         laid = model.laid
         weights = float(laid.model.nbytes)
-        return Sizes(laid.about.model, weights, _VALUE_BYTES["bf16"], True, _PACKED_OTHER_BYTES)
+        return Sizes(laid.about.model, weights, _VALUE_BYTES["bf16"], True, SERVING_RUNTIME_HERE)
     return _read(model.path, model.precision)
 
 
@@ -142,7 +141,9 @@ def _read(path: Path, precision: ServingPrecision | None) -> Sizes:
             return Sizes(spec, float(original.path.stat().st_size), _VALUE_BYTES["bf16"], True)
     asked: ServingPrecision = precision or ("fp32" if trained == "fp32" else "bf16")
     packed_bf16 = asked == "bf16" and packs_bf16(spec)
-    return _sizes(spec, asked if precision or packed_bf16 else whole, packed_bf16=packed_bf16)
+    if precision is None and asked == "bf16" and not packed_bf16:
+        asked = whole
+    return _sizes(spec, asked, packed_bf16=packed_bf16)
 
 
 def _sizes(spec: ModelSpec, precision: ServingPrecision, *, packed_bf16: bool) -> Sizes:

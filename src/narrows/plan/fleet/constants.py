@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from narrows.spec.service import EngineName
+
 # Values that a block's memory-bound operations read and write per token, forward and backward
 # together, as multiples of the width and of the feed-forward width; and what of it remains where
 # kernels are fused by hand, and where by a compiler.
@@ -132,18 +134,21 @@ SERVING_LAUNCHED_LATENT = 0.868
 SERVING_HELD = 0.9
 SERVING_RUNTIME = 2.2e9
 SERVING_BATCHED = 8192.0
+# Of narrows on a processor, without torch: Python, and what a step holds.
+SERVING_RUNTIME_HERE = 150e6
 
 
 class Engine(NamedTuple):
-    """Seconds beside the model's: of receiving a `request`, of a `token` of its text, of a `step`, of
-    a `block` and of a request in it (`sequence`), of a `launch` of one kernel of a prompt's pass, and
-    of a step's decision for each further group that attends to requests of its own (`gathered`).
+    """Seconds beside the model's: of receiving a `request`, of a `token` of its text, of a `step`,
+    a `block` and a request in it (`sequence`), of the `launch` of a kernel of a prompt's pass, and
+    of a step's decision for each further group that attends to its own requests (`gathered`).
 
     A `prompt`'s pass in multiples of the common one, steps that the first token is held back for,
     and how much longer those wait who all come at once (`bunched`). What is `reserved` of an
-    answer's keys and values beforehand; these have SERVING_HELD of the memory less the weights, or a
-    share of the `rest` that the weights leave (TensorRT-LLM's free_gpu_memory_fraction; 0.85 is where
-    published requests begin to queue).
+    answer's keys and values beforehand; these have SERVING_HELD of the memory less the weights, or
+    a share of the `rest` that the weights leave (TensorRT-LLM's free_gpu_memory_fraction; 0.85 is
+    where published requests begin to queue), and at least `cache_bits` each. `runtime`: bytes of
+    its own. Tokens of a prompt that one step computes, unless asked for otherwise: `chunk`, or all.
     """
 
     request: float
@@ -158,11 +163,32 @@ class Engine(NamedTuple):
     bunched: float
     reserved: float
     rest: float | None = None
+    runtime: float = SERVING_RUNTIME
+    chunk: int | None = None
+    cache_bits: float = 4.0
 
 
-# "bare": a loop without a server.
-ENGINES = {
+# "bare": a loop without a server. "narrows": this one, measured by benchmarks/serve.py beside its
+# own steps (LOG.md); a request comes in the middle of a step.
+ENGINES: dict[EngineName, Engine] = {
     "bare": Engine(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0),
+    "narrows": Engine(
+        0.001,
+        0.0,
+        0.0002,
+        0.0,
+        7.5e-05,
+        1.0,
+        0.5,
+        0.0,
+        0.0,
+        1.0,
+        1.0,
+        rest=1.0,
+        runtime=SERVING_RUNTIME_HERE,
+        chunk=128,
+        cache_bits=8.0,
+    ),
     "vllm": Engine(
         0.00937, 2.53e-06, 0.000298, 2.45e-05, 1.62e-05, 1.22, 1.52, 0.000482, 0.00797, 1.22, 0.5
     ),

@@ -85,7 +85,7 @@ def served(fleet: Fleet, best: Serving) -> Iterator[Evidence]:
     """What is said of a model that is served."""
     here = fleet.machine is not None
     basis: Basis = "estimated" if here else "fitted"
-    source = "curves measured here; queues fitted to servers" if here else _SERVERS
+    source = "steps measured here; queues fitted to servers" if here else _SERVERS
     for name, value in (
         ("first token", Seconds(best.first_token.mean).text()),
         ("each token more", Seconds(best.per_token.mean).text()),

@@ -94,31 +94,39 @@ class Tokens(NamedTuple):
 
 class Prompt(NamedTuple):
     """`tokens` of one request to compute, behind `cached` ones that are kept already; in a pass of
-    their own, or `beside` so many tokens of a decode step.
+    their own, or `beside` so many tokens of a decode step, as one `among` so many alike.
     """
 
     tokens: float
     cached: float = 0.0
     beside: float = 0.0
+    among: float = 1.0
 
 
 def decode_seconds(
     work: Work, replica: Replica, sequences: float, past: float, fleet: Fleet, each: float = 1.0
 ) -> float:
     """`each` tokens for each of `sequences`, with `past` tokens behind them."""
-    machine = here.measured(fleet, work.spec, replica.weight_bits, replica.tensor)
-    if machine is not None and each == 1.0:
-        return here.decode_seconds(work.spec, sequences, past, machine)
+    served = served_here(work, replica, fleet)
+    if (known := here.seconds(here.decode_rows, served, sequences, past, each)) is not None:
+        return known
     tokens = Tokens(sequences * each, sequences, seen(work.spec, past))
     return decode_pass(work, replica, tokens, fleet).seconds
 
 
 def prefill_seconds(work: Work, replica: Replica, prompt: Prompt, fleet: Fleet) -> float:
     """A prompt of one request."""
-    machine = here.measured(fleet, work.spec, replica.weight_bits, replica.tensor)
-    if machine is not None and not prompt.cached and not prompt.beside:
-        return here.prefill_seconds(work.spec, prompt.tokens, machine)
+    served, asked = served_here(work, replica, fleet), (prompt.tokens, prompt.cached, prompt.beside)
+    if (known := here.seconds(here.prefill_rows, served, *asked)) is not None:
+        return known
     return prefill_pass(work, replica, prompt, fleet).seconds
+
+
+def served_here(work: Work, replica: Replica, fleet: Fleet) -> here.Served:
+    """What a machine at hand may have measured."""
+    return here.Served(
+        fleet, work.spec, replica.weight_bits, replica.cache_bytes, ranks=replica.tensor
+    )
 
 
 def decode_pass(work: Work, replica: Replica, tokens: Tokens, fleet: Fleet) -> Pass:
@@ -149,14 +157,15 @@ def prefill_pass(work: Work, replica: Replica, prompt: Prompt, fleet: Fleet) -> 
         return _summed(parts, work, replica, Tokens(prompt.tokens, 1.0, 0.0), fleet)
     scores, elements = _between_products(work, replica, prompt, fleet)
     # What joins a step adds what it computes, and what it reads beyond the step's own.
-    alone, both = prompt.beside, prompt.beside + prompt.tokens
+    alone, both = prompt.beside, prompt.beside + prompt.among * prompt.tokens
     more = sum(each.seconds for each in _products(work, replica, both, fleet)) - sum(
         each.seconds for each in _products(work, replica, alone, fleet)
     )
     links = reductions(work, replica, both, fleet).seconds
     links -= reductions(work, replica, alone, fleet).seconds
     return Pass(
-        read=elements.read, compute=scores.compute + max(0.0, more), links=links, starts=0.0
+        read=elements.read, compute=scores.compute + max(0.0, more) / prompt.among,
+        links=links / prompt.among, starts=0.0,
     )  # fmt: skip
 
 

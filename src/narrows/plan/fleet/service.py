@@ -50,7 +50,8 @@ def service(demand: Demand) -> Service:
     decode = partial(decode_rows, work, replica, load, running)
     return Service(
         model_name=demand.name, model=demand.model, fleet=demand.fleet, requests=demand.requests,
-        limits=demand.limits, memory_limit=limit_bytes(demand.fleet), best=best,
+        limits=demand.limits, memory_limit=limit_bytes(demand), best=best,
+        engine=demand.engine,
         prefill=prefill(demand.fleet),
         decode=decode(demand.fleet),
         sweep=tuple(swept(work, best, demand)),
@@ -63,9 +64,11 @@ def service(demand: Demand) -> Service:
     )  # fmt: skip
 
 
-def limit_bytes(fleet: Fleet) -> float:
-    """Of a device's memory, what engines use."""
-    return constants.SERVING_HELD * float(fleet.memory_capacity.value)
+def limit_bytes(demand: Demand) -> float:
+    """Of a device's memory, what the engine may use."""
+    whole = constants.ENGINES[demand.engine].rest is not None
+    share = 1.0 if whole else constants.SERVING_HELD
+    return share * float(demand.fleet.memory_capacity.value)
 
 
 def _doubling(rows: Callable[[Fleet], tuple[Row, ...]], fleet: Fleet) -> tuple[Doubling, ...]:
@@ -109,7 +112,7 @@ def _refusal(demand: Demand, found: Found) -> DoesNotFit:
             hint=hint,
         )
     least = min(found.tight, key=lambda way: way.held.weights)
-    room = limit_bytes(demand.fleet)
+    room = limit_bytes(demand)
     return DoesNotFit(
         f"the model does not fit: {Bytes(least.held.weights + least.held.runtime).text()} of "
         f"weights and runtime on each device with {least.placement.weight_bits:g} bits a weight "

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 
 from narrows.plan.fleet import here
 from narrows.spec.plan import Doubling
-from narrows.spec.service import Changed, Loss, Placement, Quantiles, Requests, Service, Serving
+from narrows.spec.service import (
+    ENGINES,
+    Changed,
+    Loss,
+    Placement,
+    Quantiles,
+    Requests,
+    Service,
+    Serving,
+)
 from narrows.spec.units import Bytes, Seconds
 
 _LEAST_SAVING = 0.01
@@ -19,15 +28,18 @@ def text(found: Service) -> str:
 
 def _basis(found: Service) -> str:
     placed = found.best.placement
-    machine = here.measured(found.fleet, found.model, placed.weight_bits, placed.tensor)
+    machine = here.measured(
+        here.Served(found.fleet, found.model, placed.weight_bits, ranks=placed.tensor)
+    )
     if machine is not None:
-        return f"curves measured here, {machine.probed_at[:10]}; queues fitted to servers"
+        return f"steps measured here, {machine.probed_at[:10]}; queues fitted to servers"
     return "datasheet figures; constants fitted to published servers"
 
 
 def _lines(found: Service) -> Iterator[str]:
     fleet, best = found.fleet, found.best
     yield f"{found.model_name} served by {fleet.devices} x {fleet.accelerator}"
+    yield f"  engine   {ENGINES[found.engine]}"
     yield f"  load     {_load(found.requests, best)}"
     if found.guesses:
         guesses = found.guesses

@@ -15,6 +15,7 @@ from narrows.plan.fleet.passes import (
     prefill_parts,
     reductions,
     seen,
+    served_here,
     starts,
 )
 from narrows.plan.fleet.serving import Load, Speculation, host_seconds
@@ -26,9 +27,9 @@ from narrows.spec.ledger import Kind, Phase, Row
 def prefill_rows(work: Work, replica: Replica, load: Load, fleet: Fleet) -> tuple[Row, ...]:
     """A prompt in a pass of its own, computed by what computes prompts."""
     own = load.apart.replica if load.apart else replica
-    machine = here.measured(fleet, work.spec, own.weight_bits, own.tensor)
-    if machine is not None and not load.shared:
-        return here.prefill_rows(work.spec, load.new, machine)
+    known = here.prefill_rows(served_here(work, own, fleet), load.new, load.shared)
+    if known is not None:
+        return known
     parts = prefill_parts(work, own, Prompt(load.new, load.shared), fleet)
     return tuple(_rows(parts, (work, own, fleet), Tokens(load.new, 1.0, 0.0), "prefill"))
 
@@ -41,12 +42,11 @@ def decode_rows(
     each = guess.ahead + 1.0 if guess else 1.0
     host = host_seconds(work, replica, load, running)
     beside = (_row("engine", "decode", "other", host, watts(fleet, WAITING)),)
-    machine = here.measured(fleet, work.spec, replica.weight_bits, replica.tensor)
-    if machine is not None and guess is None:
-        return (*here.decode_rows(work.spec, running, past, machine), *beside)
-    tokens = Tokens(running * each, running, seen(work.spec, past))
-    parts = decode_parts(work, replica, tokens, fleet)
-    rows = tuple(_rows(parts, (work, replica, fleet), tokens, "decode"))
+    rows = here.decode_rows(served_here(work, replica, fleet), running, past, each)
+    if rows is None:
+        tokens = Tokens(running * each, running, seen(work.spec, past))
+        parts = decode_parts(work, replica, tokens, fleet)
+        rows = tuple(_rows(parts, (work, replica, fleet), tokens, "decode"))
     if guess is not None:
         rows += (_guessing(work, replica, guess, (running, past), fleet),)
     return (*rows, *beside)
@@ -86,9 +86,9 @@ def _guessing(
         )
     )
     seconds, joules = (sum(getattr(row, name) for row in rows) for name in ("seconds", "joules"))
-    machine = here.measured(fleet, draft.spec, replica.weight_bits, replica.tensor)
-    if machine is not None:
-        seconds = here.decode_seconds(draft.spec, running, past, machine)
+    on = served_here(draft, replica, fleet)
+    if (known := here.seconds(here.decode_rows, on, running, past)) is not None:
+        seconds = known
     return Row(
         operation="guesses", phase="decode", kind="other", count=float(guess.ahead),
         flop=often * sum(row.flop for row in rows),

@@ -23,6 +23,7 @@ from narrows.plan.fleet.passes import (
 )
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Fleet
+from narrows.spec.service import EngineName
 
 _ROUNDS = 3
 """Of the fixed point between how many write and how quickly each does."""
@@ -65,7 +66,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     The first `shared` tokens of a prompt are kept already; `chunk` of the rest are computed in one
     step, or all. `rounds`: how many requests of nearly one length follow one another, all first
-    ones at once; None: steadily on, of any length. `engine` is one of `constants.ENGINES`.
+    ones at once; None: steadily on, of any length.
     """
 
     concurrency: float
@@ -76,7 +77,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     apart: Apart | None = None
     speculation: Speculation | None = None
     rounds: float | None = None
-    engine: str = "vllm"
+    engine: EngineName = "vllm"
 
     @property
     def new(self) -> float:
@@ -197,11 +198,12 @@ def step_seconds(work: Work, replica: Replica, load: Load, running: float, fleet
 
 def joined_seconds(work: Work, replica: Replica, load: Load, running: float, fleet: Fleet) -> float:
     """What one prompt adds to the steps that it is computed in; apart, to a pass of others."""
-    prompt = Prompt(load.new, cached=load.shared, beside=running)
+    among = max(1.0, _joining(load, running))
+    prompt = Prompt(load.new, cached=load.shared, beside=running, among=among)
     slower = constants.ENGINES[load.engine].prompt
     if load.apart is not None:
-        among = prompt._replace(beside=constants.SERVING_BATCHED)
-        return slower * prefill_seconds(work, load.apart.replica, among, fleet) / load.apart.sets
+        batched = Prompt(load.new, cached=load.shared, beside=constants.SERVING_BATCHED)
+        return slower * prefill_seconds(work, load.apart.replica, batched, fleet) / load.apart.sets
     added = slower * prefill_seconds(work, replica, prompt, fleet)
     # Each chunk reads the keys and values of those before it.
     again = 0.5 * (load.chunks - 1.0) * load.new * cache_bytes_per_token(work.spec, replica)
@@ -212,8 +214,8 @@ def joined_seconds(work: Work, replica: Replica, load: Load, running: float, fle
 def roomy(work: Work, replica: Replica, load: Load, fleet: Fleet) -> float:
     """Requests whose keys and values fit beside the weights; negative where these do not."""
     capacity = float(fleet.memory_capacity.value)
-    taken = constants.SERVING_RUNTIME + weights_of(work, replica, load)
-    rest = constants.ENGINES[load.engine].rest
+    engine = constants.ENGINES[load.engine]
+    taken, rest = engine.runtime + weights_of(work, replica, load), engine.rest
     free = constants.SERVING_HELD * capacity - taken if rest is None else rest * (capacity - taken)
     # What all prompts begin with is kept once.
     shared = load.shared * cache_bytes_per_token(work.spec, replica)
@@ -261,13 +263,18 @@ def _step(decode: float, service: float, load: Load, running: float) -> float:
     """Seconds of a step of `decode` that prompts join."""
     if load.apart is not None:
         return decode
-    # A prompt joins for each answer of the others that ends; in chunks, at most one a step.
-    joining = (running - 1.0) * _tokens(load) / max(load.further, 1.0)
+    # In chunks, at most one joins a step.
+    joining = _joining(load, running)
     added = joining * service
     if load.chunk is not None:
         added = min(added, service / load.chunks)
     starting = constants.SERVING_JOIN * -math.expm1(-joining)
     return decode + added + starting
+
+
+def _joining(load: Load, running: float) -> float:
+    """Prompts that join a step: one for each answer of the others that ends."""
+    return (running - 1.0) * _tokens(load) / max(load.further, 1.0)
 
 
 def _held(work: Work, replica: Replica, load: Load) -> float:

@@ -22,7 +22,16 @@ from narrows.plan.fleet.serving import Apart, Load, Served, Speculation, serve
 from narrows.plan.fleet.work import Work
 from narrows.spec.fleet import Fleet
 from narrows.spec.model import ModelSpec
-from narrows.spec.service import Guesses, Held, Limits, Placement, Requests, Serving, Usage
+from narrows.spec.service import (
+    EngineName,
+    Guesses,
+    Held,
+    Limits,
+    Placement,
+    Requests,
+    Serving,
+    Usage,
+)
 
 # Bits of a weight, its scale included, and of a key or value that may go with it. Narrower ones
 # cost quality, so the widest that will do are taken.
@@ -45,6 +54,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     guesses: Guesses | None = None
     draft: ModelSpec | None = None
     weight_bits: float | None = None
+    engine: EngineName = "vllm"
     smaller: Fleet | None = None
     larger: tuple[Fleet, ...] = ()
 
@@ -98,6 +108,7 @@ def worth(way: Serving) -> tuple[float, ...]:
 def placements(demand: Demand) -> Iterator[Placement]:
     """Every way to lie on all devices, with every width of weights and keys."""
     fleet, model = demand.fleet, demand.model
+    narrowest = constants.ENGINES[demand.engine].cache_bits
     for weights, caches in _BITS.items():
         if demand.weight_bits not in (None, weights) or (weights > 8.0 and not fleet.floating):
             continue
@@ -108,7 +119,7 @@ def placements(demand: Demand) -> Iterator[Placement]:
             groups = {1, tensor} if model.experts else {1}
             if not rest and model.heads % tensor == 0:
                 for apart in sorted({0, *(int(share * sets) for share in _APART)}):
-                    for cache in caches:
+                    for cache in (bits for bits in caches if bits >= narrowest):
                         for group in sorted(groups):
                             yield Placement(
                                 replicas=sets - apart, tensor=tensor, groups=group, apart=apart,
@@ -137,8 +148,9 @@ def load_of(demand: Demand, placed: Placement, concurrency: float) -> Load:
         apart = Apart(replica=replica_of(placed), sets=placed.apart / placed.replicas)
     return Load(
         concurrency=max(1.0, concurrency / placed.replicas), prompt=float(requests.prompt),
-        answer=float(requests.answer), shared=float(requests.shared), chunk=requests.chunk,
-        apart=apart, speculation=speculation,
+        answer=float(requests.answer), shared=float(requests.shared),
+        chunk=requests.chunk or constants.ENGINES[demand.engine].chunk,
+        apart=apart, speculation=speculation, engine=demand.engine,
     )  # fmt: skip
 
 
@@ -160,7 +172,7 @@ def way_of(work: Work, placed: Placement, demand: Demand) -> Serving:
         pause_s=answer.decode + (0.0 if load.apart else answer.service / load.chunks),
         concurrency=concurrency, room=max(0.0, answer.room) * placed.replicas, tokens_per_s=tokens,
         held=Held(weights=answer.weights_bytes, cache=answer.cache_bytes,
-                  runtime=constants.SERVING_RUNTIME),
+                  runtime=constants.ENGINES[load.engine].runtime),
         usage=_usage(placed, load, answer, (work, fleet), tokens),
     )  # fmt: skip
 
