@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from narrows.cli.main import main
+from narrows.cli.service import command
 from narrows.spec.record import from_builtins
 from narrows.spec.service import ENGINES, Service
 
@@ -70,6 +72,21 @@ def test_an_engine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "hint: --machine here" in capsys.readouterr().err
     assert main([*ASKED, *load, "--engine", "vlm"]) == 2
     assert ", ".join(ENGINES) in capsys.readouterr().err
+
+
+def test_what_is_planned_for_here_ends_with_what_serves_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answered(capsys, "--serve", "8", "--weights", "4")
+    assert command(found) is None
+    here = replace(found, engine="narrows")
+    told = command(here)
+    assert told is not None
+    assert told.startswith("narrows serve MODEL --slots 8 --precision int4   (llama-3.1-8b: its")
+    file = tmp_path / "a model.gguf"
+    file.touch()
+    served = command(replace(here, model_name=str(file)))
+    assert served == f"narrows serve '{file}' --slots 8 --precision int4"
 
 
 def test_one_token_is_answered_without_a_further_step(capsys: pytest.CaptureFixture[str]) -> None:

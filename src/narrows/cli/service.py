@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,9 +93,11 @@ def command(found: Service) -> str | None:
     if found.engine != "narrows":
         return None
     precision = {16.0: "bf16", 8.0: "int8", 4.5: "int4"}[found.best.placement.weight_bits]
-    slots = max(1, round(found.best.concurrency))
+    options = f"--slots {max(1, round(found.best.concurrency))} --precision {precision}"
+    if Path(found.model_name).exists():
+        return f"narrows serve {shlex.quote(found.model_name)} {options}"
     return (
-        f"narrows serve MODEL --slots {slots} --precision {precision}   "
+        f"narrows serve MODEL {options}   "
         f"({found.model_name}: its folder, GGUF file, or name on the hub)"
     )
 
