@@ -243,7 +243,7 @@ def _errors(found: np.ndarray) -> str:
 
 def dense(case: Case) -> bool:
     """Whether every weight is used by every token, in 16 bits."""
-    return case.row["precision"] in ("bf16", "fp16") and "moe" not in case.row["ffn_kind"]
+    return case.row["precision"] in ("bf16", "fp16") and case.question.model.experts is None
 
 
 def publication(case: Case) -> str:

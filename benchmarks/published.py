@@ -25,6 +25,7 @@ from narrows.plan.fleet.memory import memory
 from narrows.plan.fleet.spreads import Spreads
 from narrows.plan.fleet.time import step
 from narrows.spec.errors import BadInput
+from narrows.spec.model import ModelSpec
 
 _COLUMNS_TOLD = {
     "micro_batch": "a micro-batch", "seq_len": "tokens", "prompt_len": "prompt tokens",
@@ -78,7 +79,8 @@ def time_verdict(row: Row) -> Verdict | None:
     except (ArithmeticError, LookupError, ValueError) as failure:
         # One row that makes no sense must not hide what is said of all others.
         return Verdict(row, None, f"cannot be read: {failure}")
-    return Verdict(row, seconds / measured - 1.0, f"{seconds:.3f} s for {measured:.3f} s")
+    told = _told(row, question.model)
+    return Verdict(told, seconds / measured - 1.0, f"{seconds:.3f} s for {measured:.3f} s")
 
 
 def memory_verdict(row: Row) -> Verdict | None:
@@ -117,8 +119,7 @@ def serving_verdicts(row: Row) -> list[Verdict]:
         said = f"{name} {found[name]:.1f} ms for {value:.1f} ms"
         wrong = served.impossible(question, value / 1e3) if name == "tpot" else None
         said += f" (cannot be right: {wrong})" if wrong else ""
-        kind = "moe" if question.work.spec.experts else "dense"
-        told = {**row, "precision": name, "ffn_kind": kind}
+        told = {**_told(row, question.work.spec), "precision": name}
         verdicts.append(Verdict(told, found[name] / value - 1.0, said))
     return verdicts
 
@@ -147,6 +148,11 @@ def _print_groups(title: str, verdicts: list[Verdict], key: object) -> None:
         print(f"{name:44}{len(members):6}{line['median']:9.1%}{line['p90']:9.1%}"
               f"{line['bias']:+9.1%}")  # fmt: skip
     print()
+
+
+def _told(row: Row, model: ModelSpec) -> Row:
+    """With whether the model has experts, which the row need not say."""
+    return {**row, "ffn_kind": "moe" if model.experts else "dense"}
 
 
 def _source(row: Row) -> str:
