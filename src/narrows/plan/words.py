@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from narrows.spec.fleet import Fleet
 from narrows.spec.model import ModelSpec
 from narrows.spec.optimizer import Optimizer, name_of
 
@@ -22,6 +23,13 @@ def model_line(model: ModelSpec) -> str:
         f"{heads}, feed-forward {model.feed_forward_width} ({kind}), "
         f"vocabulary {model.vocabulary}, context {model.context}"
     )
+
+
+def devices(fleet: Fleet) -> str:
+    """How many of which, and in how many nodes."""
+    told = f"{fleet.devices:,} x {fleet.accelerator}"
+    nodes = fleet.devices // fleet.devices_per_node
+    return f"{told}, {nodes:,} nodes of {fleet.devices_per_node}" if nodes > 1 else told
 
 
 def optimizer_line(optimizer: Optimizer) -> str:

@@ -26,7 +26,7 @@ def asked(small: ModelSpec, fleet: Fleet) -> Demand:
 def test_it_is_told_and_kept(asked: Demand) -> None:
     found = service(asked)
     told = text(found)
-    assert "small served by 16 x made-up" in told and "16 requests at a time" in told
+    assert "small served by 16 x made-up, 4 nodes of 4" in told and "16 requests at a time" in told
     kinds = ("first token", "each token more", "p99", "tokens/s", "weights", "cache", "runtime")
     for what in (*kinds, "J for a token", "for a million", "holds it back", "other ways"):
         assert what in told

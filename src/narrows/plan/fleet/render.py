@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from narrows.plan.words import count, dollars, model_line
+from narrows.plan.words import count, devices, dollars, model_line
 from narrows.spec.fleet import Spread, counted
 from narrows.spec.forecast import Dial, Elsewhere, Evidence, Forecast, Moment, Option, Run, Sizing
 from narrows.spec.units import Bytes, FlopPerSecond, Grams, Joules, Seconds, Tokens, Watts
@@ -78,7 +78,7 @@ def _choice(name: str, value: object) -> str:
 
 def _what(forecast: Forecast) -> Iterator[str]:
     fleet = forecast.fleet
-    yield f"{forecast.model_name} on {fleet.devices} x {fleet.accelerator}"
+    yield f"{forecast.model_name} on {devices(fleet)}"
     yield f"  model    {model_line(forecast.model)}"
     tokens = forecast.batch_sequences * forecast.positions
     yield (

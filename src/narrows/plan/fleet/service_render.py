@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from narrows.plan.fleet import here
+from narrows.plan.words import devices
 from narrows.spec.plan import Doubling
 from narrows.spec.service import (
     ENGINES,
@@ -38,7 +39,7 @@ def _basis(found: Service) -> str:
 
 def _lines(found: Service) -> Iterator[str]:
     fleet, best = found.fleet, found.best
-    yield f"{found.model_name} served by {fleet.devices} x {fleet.accelerator}"
+    yield f"{found.model_name} served by {devices(fleet)}"
     yield f"  engine   {ENGINES[found.engine]}"
     yield f"  load     {_load(found.requests, best)}"
     if found.guesses:
