@@ -38,7 +38,8 @@ def shown(show: Show, make_fleet: MakeFleet) -> str:
 
 def test_the_answer_holds_all_that_was_asked(shown: str) -> None:
     for part in (
-        "small on 16 x made-up, 4 nodes of 4\n", "  model    428M parameters: 8 layers", "64 sequences of 2,048",
+        "small on 16 x made-up, 4 nodes of 4\n", "  model    428M parameters: 8 layers",
+        "64 sequences of 2,048",
         "  layout   data ", "best for time of", "tokens/s", "of the peak", "  power ", "a device",
         "  failures one in", "  total    1 T tokens in", "$", "t of CO2", "where a step goes",
         "products ", "memory of the fullest device", "optimizer ", "bottleneck: compute",
