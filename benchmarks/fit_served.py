@@ -24,6 +24,18 @@ from narrows.plan.fleet import constants
 from narrows.spec.errors import BadInput
 
 # What each constant is expected to be, and by which factor (log) it may differ.
+OF_ENGINE = {
+    "request": (0.02, 0.7),
+    "token": (2e-6, 0.7),
+    "step": (5e-4, 0.7),
+    "block": (1e-5, 0.7),
+    "sequence": (1e-5, 0.7),
+    "prompt": (1.0, 0.15),
+    "held_back": (4.0, 0.7),
+    "launch": (3e-4, 1.0),
+    "gathered": (1e-2, 1.5),
+    "bunched": (1.0, 0.5),
+}
 PRIORS: dict[str, tuple[float, float]] = {
     "MEMORY": (0.8, 0.08), "CACHE": (0.6, 0.3), "EXPERTS": (0.85, 0.05), "MATMUL": (1.0, 0.1),
     "GROUPED": (0.5, 0.3), "EIGHT": (1.0, 0.1), "FOUR": (0.6, 0.15), "SCORES": (0.6, 0.1),
@@ -32,16 +44,8 @@ PRIORS: dict[str, tuple[float, float]] = {
     "REDUCE_RANK": (3e-7, 1.0), "REDUCE_TWICE": (8e-6, 0.5), "JOIN": (1e-3, 0.5),
     "HANDED": (0.1, 0.7), "NARROWED": (1e-5, 0.5), "NARROWED_EXPERTS": (3e-5, 0.5),
     "LAUNCHED": (0.5, 0.7), "LAUNCHED_LATENT": (1.0, 0.7), "DRAWS": (0.9, 0.1),
-    **{f"{engine}.request": (0.02, 0.7) for engine in ("vllm", "trtllm", "sglang")},
-    **{f"{engine}.token": (2e-6, 0.7) for engine in ("vllm", "trtllm", "sglang")},
-    **{f"{engine}.step": (5e-4, 0.7) for engine in ("vllm", "trtllm", "sglang")},
-    **{f"{engine}.block": (1e-5, 0.7) for engine in ("vllm", "trtllm", "sglang")},
-    **{f"{engine}.sequence": (1e-5, 0.7) for engine in ("vllm", "trtllm", "sglang")},
-    **{f"{engine}.prompt": (1.0, 0.15) for engine in ("vllm", "trtllm", "sglang")},
-    **{f"{engine}.held_back": (4.0, 0.7) for engine in ("vllm", "trtllm", "sglang")},
-    **{f"{engine}.launch": (3e-4, 1.0) for engine in ("vllm", "trtllm", "sglang")},
-    **{f"{engine}.gathered": (1e-2, 1.5) for engine in ("vllm", "trtllm", "sglang")},
-    **{f"{engine}.bunched": (1.0, 0.5) for engine in ("vllm", "trtllm", "sglang")},
+    **{f"{engine}.{name}": prior for name, prior in OF_ENGINE.items()
+       for engine in ("vllm", "trtllm", "sglang")},
 }  # fmt: skip
 # Errors (in logarithms) that count half of the most, and what a prior's width counts.
 SIGMA, PRIOR = 0.15, 0.25

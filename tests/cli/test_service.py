@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from narrows.cli.main import main
 from narrows.cli.service import command
 from narrows.spec.record import from_builtins
-from narrows.spec.service import ENGINES, Service
+from narrows.spec.service import ENGINE_NAMES, Service
 
 ASKED = ["plan", "--machine", "h100-sxm", "--model", "llama-3.1-8b"]
 
@@ -62,7 +62,9 @@ def test_a_machine_at_hand_is_not_asked_for_what_is_of_others(
 def test_an_engine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     load = ("--serve", "32", "--prompt", "2048", "--answer", "256")
     known = {
-        name: answered(capsys, *load, "--engine", name) for name in ENGINES if name != "narrows"
+        name: answered(capsys, *load, "--engine", name)
+        for name in ENGINE_NAMES
+        if name != "narrows"
     }
     assert answered(capsys, *load).engine == "vllm"
     assert all(found.engine == name for name, found in known.items())
@@ -71,7 +73,7 @@ def test_an_engine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ASKED, *load, "--engine", "narrows"]) == 2
     assert "hint: --machine here" in capsys.readouterr().err
     assert main([*ASKED, *load, "--engine", "vlm"]) == 2
-    assert ", ".join(ENGINES) in capsys.readouterr().err
+    assert ", ".join(ENGINE_NAMES) in capsys.readouterr().err
 
 
 def test_what_is_planned_for_here_ends_with_what_serves_so(

@@ -19,6 +19,7 @@ from narrows.kernels.build import obstacle
 from narrows.kernels.decoder import Activation, PackedDecoder, PackedModel
 from narrows.kernels.low_rank import PackedAdapter
 from narrows.kernels.panels import GROUP, WHOLE
+from narrows.plan.packed import packable
 from narrows.plan.words import count
 from narrows.spec.machine import CachePrecision
 from narrows.spec.model import (
@@ -121,8 +122,8 @@ def unpackable(spec: ModelSpec) -> str | None:
     for holds, why in simple:
         if not holds:
             return why
-    widths = (spec.width, spec.feed_forward_width, spec.head_width)
-    if any(width % GROUP for width in widths) or spec.head_width > _HEAD_WIDTH_MOST:
+    if not packable(spec) or spec.head_width > _HEAD_WIDTH_MOST:
+        widths = (spec.width, spec.feed_forward_width, spec.head_width)
         return f"its widths {', '.join(map(str, widths))} are no multiples of {GROUP}"
     return obstacle()
 

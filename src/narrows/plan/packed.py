@@ -21,7 +21,7 @@ from narrows.spec.ledger import Kind, Ledger, MemoryPeak, Phase, Row
 from narrows.spec.machine import CachePrecision, Machine, PackedCurve, PackedPoint
 from narrows.spec.model import ModelSpec, llama
 
-_GROUP_BITS = {4: 5.0, 8: 8.5, 16: 16.0}
+GROUP_BITS = {4: 5.0, 8: 8.5, 16: 16.0}
 """Of a weight, with its share of a group's scale and least value."""
 _GROUP = 32
 """Weights of a group."""
@@ -79,7 +79,7 @@ def packable(model: ModelSpec) -> bool:
 
 def packed_bytes(model: ModelSpec, bits: int) -> float:
     """Of all matrices in groups of 4 or 8 bits, or in bf16 (16)."""
-    return _weights(model) * _GROUP_BITS[bits] / 8.0
+    return _weights(model) * GROUP_BITS[bits] / 8.0
 
 
 class _Rates(NamedTuple):
@@ -117,8 +117,8 @@ def _rates(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> _Rates:
     """Between the two measured models, by the logarithm of the weights' bytes."""
     bits = 8 * asked.weight_bytes / _weights(model)
     curves = machine.device.packed
-    curve = min(curves, key=lambda each: abs(_GROUP_BITS[each.bits] - bits))
-    lies = _GROUP_BITS[curve.bits] / 8
+    curve = min(curves, key=lambda each: abs(GROUP_BITS[each.bits] - bits))
+    lies = GROUP_BITS[curve.bits] / 8
     small, large = (_measured(curve, choose, asked.cache) for choose in (min, max))
     sizes = np.log([small.weights * lies, large.weights * lies])
     share = float(np.interp(np.log(asked.weight_bytes), sizes, [0.0, 1.0]))
@@ -128,7 +128,7 @@ def _rates(model: ModelSpec, asked: PackedQuestion, machine: Machine) -> _Rates:
     ]  # fmt: skip
     # Of one row, reading is what takes the time; bf16, where it was not measured, takes as much
     # longer to multiply, too.
-    more = bits / _GROUP_BITS[curve.bits]
+    more = bits / GROUP_BITS[curve.bits]
     for row in range(len(of_weight) if bits > _WHOLE_BITS > curve.bits else 1):
         of_weight[row] *= more
     return large.rates._replace(of_weight=tuple(of_weight), beside=_beside(curves))
@@ -138,7 +138,7 @@ def _beside(curves: tuple[PackedCurve, ...]) -> float:
     """An adapter lies in the caches, in bf16: each row reads it anew."""
     widest = max(curves, key=lambda each: each.bits)
     rates = _measured(widest, min, "bf16").rates
-    return rates.of_weight[0] * _GROUP_BITS[16] / _GROUP_BITS[widest.bits]
+    return rates.of_weight[0] * GROUP_BITS[16] / GROUP_BITS[widest.bits]
 
 
 class _Measured(NamedTuple):

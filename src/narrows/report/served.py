@@ -18,7 +18,7 @@ from narrows.report.served_plots import sweep
 from narrows.report.words import MEMORY, OPERATIONS, Phrase, same, spoken
 from narrows.spec.ledger import Row
 from narrows.spec.record import write_atomically
-from narrows.spec.service import ENGINES, Quantiles, Requests, Service
+from narrows.spec.service import ENGINE_NAMES, Quantiles, Requests, Service
 
 _PERCENTS = (50, 90, 99)
 
@@ -78,7 +78,7 @@ def _hero(found: Service) -> Markup:
 
 
 def _engine(found: Service) -> Phrase:
-    named = ENGINES[found.engine]
+    named = ENGINE_NAMES[found.engine]
     return Phrase(
         f"Engine: {named}.", f"推理引擎：{'无服务器' if found.engine == 'bare' else named}。"
     )

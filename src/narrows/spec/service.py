@@ -12,7 +12,7 @@ from narrows.spec.plan import Doubling
 from narrows.spec.record import Record
 
 EngineName = Literal["narrows", "vllm", "trtllm", "sglang", "bare"]
-ENGINES: dict[EngineName, str] = {
+ENGINE_NAMES: dict[EngineName, str] = {
     "narrows": "narrows", "vllm": "vLLM", "trtllm": "TensorRT-LLM", "sglang": "SGLang",
     "bare": "a loop without a server",
 }  # fmt: skip

@@ -12,7 +12,7 @@ from narrows.infer.ready import Model
 from narrows.model.folder import ADAPTER, PLAN
 from narrows.plan.answer import cache_bytes
 from narrows.plan.fleet.constants import SERVING_RUNTIME_HERE
-from narrows.plan.packed import packed_room
+from narrows.plan.packed import GROUP_BITS, packed_room
 from narrows.spec.errors import BadInput, DoesNotFit
 from narrows.spec.machine import CachePrecision
 from narrows.spec.model import ModelSpec
@@ -26,8 +26,7 @@ weights and cache, was resident at 989 MB after a dozen requests.
 """
 
 _VALUE_BYTES = {"bf16": 2, "fp32": 4}
-_PACKED_BYTES = {"int8": 8.5 / 8, "int4": 5.0 / 8}
-"""Of a weight, with its share of a group's scale and least value."""
+_PACKED_BITS = {"int8": 8, "int4": 4}
 
 
 class Sizes(NamedTuple):
@@ -148,7 +147,7 @@ def _read(path: Path, precision: ServingPrecision | None) -> Sizes:
 
 def _sizes(spec: ModelSpec, precision: ServingPrecision, *, packed_bf16: bool) -> Sizes:
     if precision in ("int8", "int4"):
-        weights = spec.parameters * _PACKED_BYTES[precision]
+        weights = spec.parameters * GROUP_BITS[_PACKED_BITS[precision]] / 8
         return Sizes(spec, weights, _VALUE_BYTES["bf16"], True)
     size = _VALUE_BYTES[precision]
     return Sizes(spec, float(spec.parameters * size), size, packed_bf16)

@@ -151,17 +151,17 @@ class Engine(NamedTuple):
     its own. Tokens of a prompt that one step computes, unless asked for otherwise: `chunk`, or all.
     """
 
-    request: float
-    token: float
-    step: float
-    block: float
-    sequence: float
-    prompt: float
-    held_back: float
-    launch: float
-    gathered: float
-    bunched: float
-    reserved: float
+    request: float = 0.0
+    token: float = 0.0
+    step: float = 0.0
+    block: float = 0.0
+    sequence: float = 0.0
+    prompt: float = 1.0
+    held_back: float = 1.0
+    launch: float = 0.0
+    gathered: float = 0.0
+    bunched: float = 1.0
+    reserved: float = 1.0
     rest: float | None = None
     runtime: float = SERVING_RUNTIME
     chunk: int | None = None
@@ -171,19 +171,12 @@ class Engine(NamedTuple):
 # "bare": a loop without a server. "narrows": this one, measured by benchmarks/serve.py beside its
 # own steps (LOG.md); a request comes in the middle of a step.
 ENGINES: dict[EngineName, Engine] = {
-    "bare": Engine(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0),
+    "bare": Engine(),
     "narrows": Engine(
-        0.001,
-        0.0,
-        0.0002,
-        0.0,
-        7.5e-05,
-        1.0,
-        0.5,
-        0.0,
-        0.0,
-        1.0,
-        1.0,
+        request=0.001,
+        step=0.0002,
+        sequence=7.5e-05,
+        held_back=0.5,
         rest=1.0,
         runtime=SERVING_RUNTIME_HERE,
         chunk=128,

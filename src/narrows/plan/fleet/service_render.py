@@ -8,7 +8,7 @@ from narrows.plan.fleet import here
 from narrows.plan.words import devices
 from narrows.spec.plan import Doubling
 from narrows.spec.service import (
-    ENGINES,
+    ENGINE_NAMES,
     Changed,
     Loss,
     Placement,
@@ -40,7 +40,7 @@ def _basis(found: Service) -> str:
 def _lines(found: Service) -> Iterator[str]:
     fleet, best = found.fleet, found.best
     yield f"{found.model_name} served by {devices(fleet)}"
-    yield f"  engine   {ENGINES[found.engine]}"
+    yield f"  engine   {ENGINE_NAMES[found.engine]}"
     yield f"  load     {_load(found.requests, best)}"
     if found.guesses:
         guesses = found.guesses
